@@ -1,0 +1,3 @@
+"""shearling: smaller language models out of larger pretrained ones."""
+
+__version__ = "0.1.0"
