@@ -1,0 +1,363 @@
+"""Axes, and what a checkpoint's tensors say about them: Layout, Shape, Keep.
+
+Every prunable unit is an index on a named axis, and every tensor declares on which axis each of
+its dimensions lies. A dimension is written as a small formula::
+
+    "hidden"                                      one axis
+    "heads*head_dim"                              an axis times a rigid width
+    "heads*3*head_dim"                            query, key and value interleaved per head
+    "heads*head_dim + kv_heads*head_dim + ..."    segments one after the other (fused weights)
+
+Exact counts, legal shapes and every cut follow from these formulas; nothing else in the package
+knows how a tensor is laid out. This module imports nothing of ours but the error type.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from types import MappingProxyType
+from typing import Literal
+
+from shearling.errors import ShearlingError
+
+Indices = tuple[int, ...]
+Role = Literal["linear", "bias", "norm", "embedding", "head"]
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """A named set of units.
+
+    Attributes:
+        name: as in shapes and formulas.
+        per_block: every block has units of its own on this axis (heads, neurons), so each block
+            keeps its own indices, though equally many; otherwise one choice holds for the model.
+        rigid: the size cannot be changed (rotary pairs, learned positions).
+        inside: the axis whose units each hold equally many units of this one, in order
+            (query heads inside key/value groups).
+    """
+
+    name: str
+    per_block: bool = False
+    rigid: bool = False
+    inside: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Dim:
+    """One dimension of a tensor: a sum of segments, each a product of axes and constants."""
+
+    segments: tuple[tuple[str | int, ...], ...]
+
+    @staticmethod
+    def parse(formula: str) -> Dim:
+        """Read a formula such as ``"heads*head_dim + 2"``."""
+        return Dim(
+            tuple(
+                tuple(int(f) if f.strip().isdigit() else f.strip() for f in segment.split("*"))
+                for segment in formula.split("+")
+            )
+        )
+
+    @property
+    def axes(self) -> frozenset[str]:
+        """Names of the axes this dimension lies on."""
+        return frozenset(f for segment in self.segments for f in segment if isinstance(f, str))
+
+    def size(self, shape: Shape) -> int:
+        """Number of entries under ``shape``."""
+        return sum(self._sizes(segment, shape)[1] for segment in self.segments)
+
+    def select(self, kept: Mapping[str, Indices], shape: Shape) -> Indices | None:
+        """Flat source indices that survive, or None when all do.
+
+        Args:
+            kept: surviving indices per axis; an absent axis is whole.
+            shape: sizes before the cut.
+        """
+        if not self.axes & kept.keys():
+            return None
+        flat: list[int] = []
+        offset = 0
+        for segment in self.segments:
+            sizes, total = self._sizes(segment, shape)
+            chosen = [0]
+            for factor, size in zip(segment, sizes, strict=True):
+                units = kept.get(factor) if isinstance(factor, str) else None
+                units = range(size) if units is None else units
+                chosen = [outer * size + unit for outer in chosen for unit in units]
+            flat.extend(offset + index for index in chosen)
+            offset += total
+        return tuple(flat)
+
+    @staticmethod
+    def _sizes(segment: tuple[str | int, ...], shape: Shape) -> tuple[list[int], int]:
+        sizes = [shape[f] if isinstance(f, str) else f for f in segment]
+        return sizes, math.prod(sizes)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table: a tensor, or one tensor a block.
+
+    Attributes:
+        name: name in the checkpoint; ``{}`` stands for the block's number.
+        dims: axes of each dimension, in the order of the stored tensor.
+        role: ``linear`` (a matrix product), ``bias``, ``norm``, ``embedding`` (a look-up) or
+            ``head`` (the matrix product onto the vocabulary).
+        tied_to: name of the tensor whose storage this one shares; it is then counted, read and
+            written there, once.
+    """
+
+    name: str
+    dims: tuple[Dim, ...]
+    role: Role
+    tied_to: str | None = None
+
+    @staticmethod
+    def of(name: str, role: Role, *formulas: str, tied_to: str | None = None) -> Row:
+        """A row from formulas: ``Row.of("lm_head.weight", "head", "vocab", "hidden")``."""
+        return Row(name, tuple(Dim.parse(formula) for formula in formulas), role, tied_to)
+
+    @property
+    def in_block(self) -> bool:
+        """Whether every block has such a tensor."""
+        return "{}" in self.name
+
+
+class Shape(Mapping[str, int]):
+    """Size by axis; immutable."""
+
+    __slots__ = ("_sizes",)
+
+    def __init__(self, sizes: Mapping[str, int]) -> None:
+        """Copy ``sizes``."""
+        self._sizes = MappingProxyType(dict(sizes))
+
+    def __getitem__(self, axis: str) -> int:
+        """The size of ``axis``."""
+        return self._sizes[axis]
+
+    def __iter__(self) -> Iterator[str]:
+        """Axis names."""
+        return iter(self._sizes)
+
+    def __len__(self) -> int:
+        """Number of axes."""
+        return len(self._sizes)
+
+    def __hash__(self) -> int:
+        """By value."""
+        return hash(frozenset(self._sizes.items()))
+
+    def __repr__(self) -> str:
+        """Like ``layers=24, hidden=576``."""
+        return ", ".join(f"{axis}={size}" for axis, size in self._sizes.items())
+
+    def with_(self, **sizes: int) -> Shape:
+        """A new shape with some sizes replaced."""
+        return Shape({**self._sizes, **sizes})
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Surviving indices, in the source's numbering and order; an absent axis is whole.
+
+    Attributes:
+        model: axis -> indices, for axes the whole model shares (``layers``, ``hidden``).
+        blocks: axis -> one tuple of indices for each *surviving* block, in order, for axes that
+            every block has its own units on (``mlp``, ``heads``, ``kv_heads``).
+    """
+
+    model: Mapping[str, Indices] = field(default_factory=dict)
+    blocks: Mapping[str, tuple[Indices, ...]] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, object]:
+        """Plain lists by axis, as in a manifest."""
+        return {
+            **{axis: list(indices) for axis, indices in self.model.items()},
+            **{axis: [list(each) for each in blocks] for axis, blocks in self.blocks.items()},
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """One tensor of the result: where it comes from and what of it survives.
+
+    Attributes:
+        target: name in the result.
+        source: name in the source.
+        indices: per dimension the surviving flat indices, or None where all survive.
+    """
+
+    target: str
+    source: str
+    indices: tuple[Indices | None, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The table of one architecture: its axes, and a row for every tensor."""
+
+    axes: tuple[Axis, ...]
+    rows: tuple[Row, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse axes that no row uses and names that no axis declares: both are our mistakes."""
+        used = {name for row in self.rows for dim in row.dims for name in dim.axes} | {"layers"}
+        declared = {axis.name for axis in self.axes}
+        assert used == declared, f"axes used {sorted(used)} but declared {sorted(declared)}"
+        names = {row.name for row in self.rows if row.tied_to is None}
+        assert all(row.tied_to is None or row.tied_to in names for row in self.rows)
+
+    @cached_property
+    def axis(self) -> Mapping[str, Axis]:
+        """Axes by name."""
+        return {axis.name: axis for axis in self.axes}
+
+    @cached_property
+    def stored(self) -> tuple[Row, ...]:
+        """Rows with storage of their own."""
+        return tuple(row for row in self.rows if row.tied_to is None)
+
+    def block_rows(self) -> tuple[Row, ...]:
+        """Rows that every block has."""
+        return tuple(row for row in self.stored if row.in_block)
+
+    def tensors(self, shape: Shape) -> dict[str, tuple[int, ...]]:
+        """Name -> sizes of every stored tensor of a model of ``shape``."""
+        return {
+            name: tuple(dim.size(shape) for dim in row.dims)
+            for row in self.stored
+            for name in self._names(row, shape["layers"])
+        }
+
+    def count(self, shape: Shape) -> int:
+        """Parameters of a model of ``shape``, tied ones once: an exact integer."""
+        return sum(
+            self._numel(row, shape) * (shape["layers"] if row.in_block else 1)
+            for row in self.stored
+        )
+
+    def count_block(self, shape: Shape) -> int:
+        """Parameters of one block."""
+        return sum(self._numel(row, shape) for row in self.block_rows())
+
+    def check(self, shape: Shape) -> None:
+        """Raise ShearlingError unless ``shape`` has every axis, positive sizes and whole groups."""
+        for axis in self.axes:
+            if axis.name not in shape or shape[axis.name] < 1:
+                raise ShearlingError(
+                    f"shape ({shape}) has {axis.name}={shape.get(axis.name)}, "
+                    f"but {axis.name} must be at least 1."
+                )
+            if axis.inside and shape[axis.name] % shape[axis.inside]:
+                raise ShearlingError(
+                    f"{axis.name}={shape[axis.name]} cannot be spread evenly over "
+                    f"{axis.inside}={shape[axis.inside]}; give a multiple of {shape[axis.inside]}."
+                )
+
+    def shape_after(self, keep: Keep, shape: Shape) -> Shape:
+        """The shape that ``keep`` leaves of ``shape``; validates ``keep`` (ShearlingError)."""
+        whole = self.complete(keep, shape)
+        return shape.with_(
+            **{axis: len(indices) for axis, indices in whole.model.items()},
+            **{axis: len(blocks[0]) for axis, blocks in whole.blocks.items()},
+        )
+
+    def complete(self, keep: Keep, shape: Shape) -> Keep:
+        """Validate ``keep`` and fill in what it implies for nested axes.
+
+        Surviving groups keep all their inner units unless told otherwise.
+
+        Raises:
+            ShearlingError: an index out of range or out of order, a rigid or unknown axis,
+                blocks that keep unequal numbers, groups that keep unequal numbers.
+        """
+        for name, indices in keep.model.items():
+            self._check_axis(name, per_block=False)
+            _check_indices(name, indices, shape[name])
+        layers = len(keep.model.get("layers", range(shape["layers"])))
+        for name, blocks in keep.blocks.items():
+            self._check_axis(name, per_block=True)
+            if len(blocks) != layers or len({len(indices) for indices in blocks}) != 1:
+                raise ShearlingError(
+                    f"{name} must keep equally many units in each of the {layers} surviving "
+                    f"blocks, but was given {[len(indices) for indices in blocks]}."
+                )
+            for indices in blocks:
+                _check_indices(name, indices, shape[name])
+        return Keep(keep.model, self._complete_nested(keep.blocks, shape))
+
+    def select(self, keep: Keep, shape: Shape) -> Iterator[Selection]:
+        """Every tensor of the result: those outside the blocks, then block by block."""
+        keep = self.complete(keep, shape)
+        layers = keep.model.get("layers", tuple(range(shape["layers"])))
+        per_block = [
+            {**keep.model, **{axis: blocks[i] for axis, blocks in keep.blocks.items()}}
+            for i in range(len(layers))
+        ]
+        for row in self.stored:
+            if not row.in_block:
+                yield Selection(
+                    row.name, row.name, tuple(dim.select(keep.model, shape) for dim in row.dims)
+                )
+        for target, (source, kept) in enumerate(zip(layers, per_block, strict=True)):
+            for row in self.block_rows():
+                indices = tuple(dim.select(kept, shape) for dim in row.dims)
+                yield Selection(row.name.format(target), row.name.format(source), indices)
+
+    def _complete_nested(
+        self, blocks: Mapping[str, tuple[Indices, ...]], shape: Shape
+    ) -> dict[str, tuple[Indices, ...]]:
+        whole = dict(blocks)
+        for axis in self.axes:
+            if not axis.inside or not {axis.name, axis.inside} & whole.keys():
+                continue
+            each = shape[axis.name] // shape[axis.inside]
+            count = len(whole.get(axis.name) or whole[axis.inside])
+            groups = whole.get(axis.inside) or (tuple(range(shape[axis.inside])),) * count
+            if axis.name not in whole:
+                whole[axis.name] = tuple(
+                    tuple(g * each + i for g in chosen for i in range(each)) for chosen in groups
+                )
+            for chosen, inner in zip(groups, whole[axis.name], strict=True):
+                held = {g: sum(i // each == g for i in inner) for g in chosen}
+                if sum(held.values()) != len(inner) or len(set(held.values())) != 1:
+                    raise ShearlingError(
+                        f"each kept unit of {axis.inside} {list(chosen)} must hold equally many "
+                        f"of {axis.name}, but {axis.name} {list(inner)} was given "
+                        f"({each} in each before the cut)."
+                    )
+        return whole
+
+    def _check_axis(self, name: str, *, per_block: bool) -> None:
+        axis = self.axis.get(name)
+        if axis is None:
+            raise ShearlingError(
+                f"axis {name!r} is not one of this architecture's: {', '.join(self.axis)}."
+            )
+        if axis.rigid:
+            raise ShearlingError(f"axis {name!r} is rigid: its size cannot be changed.")
+        assert axis.per_block == per_block, f"{name} is kept in the wrong half of Keep"
+
+    def _numel(self, row: Row, shape: Shape) -> int:
+        return math.prod(dim.size(shape) for dim in row.dims)
+
+    @staticmethod
+    def _names(row: Row, layers: int) -> list[str]:
+        return [row.name.format(i) for i in range(layers)] if row.in_block else [row.name]
+
+
+def _check_indices(axis: str, indices: Indices, size: int) -> None:
+    if not indices:
+        raise ShearlingError(f"nothing would be left of {axis}; keep at least one of its {size}.")
+    if any(a >= b for a, b in pairwise(indices)) or indices[0] < 0 or indices[-1] >= size:
+        raise ShearlingError(
+            f"indices to keep of {axis} must be increasing and lie in 0..{size - 1}, "
+            f"but {list(indices)} was given."
+        )

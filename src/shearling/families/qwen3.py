@@ -1,0 +1,18 @@
+"""Qwen 3 (dense): norms on each head's queries and keys, heads of explicit width."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shearling.axes import Layout
+from shearling.families.base import GROUPED_QUERY_KEYS, Family, gated_decoder, head_dim
+
+
+def _layout(config: Any) -> Layout:
+    bias = config.attention_bias
+    return gated_decoder(config, qkv_bias=bias, o_bias=bias, qk_norm=True)
+
+
+QWEN3 = Family(
+    "qwen3", "model.layers", _layout, GROUPED_QUERY_KEYS, head_dim, per_layer=("layer_types",)
+)

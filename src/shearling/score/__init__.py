@@ -1,0 +1,129 @@
+"""Criteria: each one typed function, with its paper's link, listed in one table."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+
+from shearling.checkpoint import Checkpoint
+from shearling.data.text import calibration_windows, documents
+from shearling.errors import ShearlingError
+from shearling.progress import Progress, silent
+from shearling.score.influence import influence
+from shearling.score.magnitude import magnitude
+from shearling.score.perplexity import greedy, perplexity
+from shearling.score.taylor import taylor
+from shearling.scores import Scores
+from shearling.stream import BlockStream
+
+CRITERIA = ("perplexity", "taylor+", "magnitude+", "taylor", "magnitude", "influence", "greedy")
+# Blocks that the "+" forms never remove (Shortened LLaMA, section 3.1).
+PROTECT_FIRST, PROTECT_LAST = 4, 2
+
+
+def score(
+    checkpoint: Checkpoint,
+    by: str,
+    *,
+    calibration: Path | None = None,
+    samples: int = 10,
+    length: int = 128,
+    seed: int = 0,
+    stream: bool | None = None,
+    protect: tuple[int, int] | None = None,
+    remove: int | None = None,
+    progress: Progress = silent,
+) -> Scores:
+    """Score every block of a model.
+
+    Args:
+        checkpoint: the model.
+        by: one of ``CRITERIA``; a trailing ``+`` protects the first 4 blocks and the last 2.
+        calibration: text (.jsonl, .txt or a directory of such); magnitude needs none.
+        samples: number of calibration sequences.
+        length: tokens in each.
+        seed: of the choice of sequences.
+        stream: read blocks from disk as they are needed (True), hold the model in memory (False),
+            or go by the memory that is free (None).
+        protect: how many of the first and of the last blocks are never removed; default by
+            criterion.
+        remove: for ``greedy``, how many blocks to remove; default half of those unprotected.
+        progress: told how far the work is.
+
+    Raises:
+        ShearlingError: unknown criterion, no calibration text where one is needed, a text too
+            short for the samples asked for, or every block protected.
+    """
+    started = time.perf_counter()
+    name, protected = _parse(by, protect, checkpoint.shape["layers"])
+    if name == "magnitude":
+        scores = magnitude(checkpoint, protected=protected, progress=progress)
+        return _finish(scores, checkpoint, by, started, None)
+    if calibration is None:
+        raise ShearlingError(f"criterion {by} runs the model on text; give --calibration FILE.")
+    ids_NS = calibration_windows(
+        documents(calibration), checkpoint.tokenizer(), samples=samples, length=length, seed=seed
+    )
+    blocks = BlockStream(checkpoint, resident=None if stream is None else not stream)
+    scores = score_tokens(
+        blocks, name, ids_NS, protected=protected, remove=remove, progress=progress
+    )
+    used = {"file": calibration.name, "samples": samples, "length": length, "seed": seed}
+    return _finish(scores, checkpoint, by, started, used)
+
+
+def score_tokens(
+    stream: BlockStream,
+    by: str,
+    ids_NS: torch.Tensor,
+    *,
+    protected: tuple[int, ...] = (),
+    remove: int | None = None,
+    progress: Progress = silent,
+) -> Scores:
+    """Score every block on given tokens (N, S); ``by`` without a ``+``."""
+    if by == "greedy":
+        free = stream.depth - len(protected)
+        remove = max(1, free // 2) if remove is None else remove
+        if not 1 <= remove < stream.depth or remove > free:
+            raise ShearlingError(
+                f"greedy removal was asked to remove {remove} blocks, but at most "
+                f"{min(free, stream.depth - 1)} of {stream.depth} may go."
+            )
+        return greedy(stream, ids_NS, protected=protected, remove=remove, progress=progress)
+    criterion = {"perplexity": perplexity, "taylor": taylor, "influence": influence}[by]
+    return criterion(stream, ids_NS, protected=protected, progress=progress)
+
+
+def _parse(by: str, protect: tuple[int, int] | None, depth: int) -> tuple[str, tuple[int, ...]]:
+    if by not in CRITERIA:
+        raise ShearlingError(
+            f"criterion {by!r} is not known; choose one of {', '.join(CRITERIA)}."
+        )
+    default = (PROTECT_FIRST, PROTECT_LAST) if by.endswith("+") else (0, 0)
+    first, last = default if protect is None else protect
+    if first < 0 or last < 0 or first + last >= depth:
+        raise ShearlingError(
+            f"protecting the first {first} and the last {last} of {depth} blocks leaves none to "
+            "remove; protect fewer (--protect-first, --protect-last)."
+        )
+    return by.removesuffix("+"), (*range(first), *range(depth - last, depth))
+
+
+def _finish(
+    scores: Scores, checkpoint: Checkpoint, by: str, started: float, calibration: dict | None
+) -> Scores:
+    from dataclasses import replace
+
+    from shearling.manifest import stamp
+
+    return replace(scores, criterion=by).with_details(
+        **stamp(checkpoint),
+        calibration=calibration,
+        seconds=round(time.perf_counter() - started, 2),
+    )
+
+
+__all__ = ["CRITERIA", "Scores", "score", "score_tokens"]

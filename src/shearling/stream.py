@@ -1,0 +1,210 @@
+"""A stock model run block by block, from memory or from disk.
+
+Everything outside the blocks (embeddings, rotary tables, masks, final norm, head, soft-capping)
+is transformers' own code: the model is built without blocks, and stand-ins in their places note
+what the model hands to each block and, at the end, put a given state in its hands. Blocks are
+loaded one at a time, run on as many states as there are, and freed.
+
+Shapes: B sequences of a batch, S positions, D hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from shearling.checkpoint import Checkpoint
+from shearling.errors import ShearlingError
+
+LOGITS_BYTES = 256 * 2**20
+BATCH_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class Call:
+    """What the model hands a block besides the state: masks, positions, rotary tables."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def __call__(self, block: nn.Module, h_BSD: Tensor) -> Tensor:
+        """Run ``block`` on a state of the batch shape this call was recorded with."""
+        return block(h_BSD, *self.args, **self.kwargs)
+
+
+class _StandIn(nn.Module):
+    """Takes a block's place: notes what it is handed, and returns the state it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.call: Call | None = None
+        self.seen: Tensor | None = None
+        self.state: Tensor | None = None
+
+    def forward(self, h_BSD: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        self.seen, self.call = h_BSD, Call(args, kwargs)
+        return h_BSD if self.state is None else self.state
+
+
+class BlockStream:
+    """A checkpoint taken apart at its blocks.
+
+    Args:
+        checkpoint: the model.
+        resident: hold all blocks in memory, or read each from disk whenever it is asked for.
+            None decides by the memory that is free.
+        dtype: what is computed in.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        resident: bool | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Build the outside of the model and load its weights; blocks come later."""
+        self.checkpoint = checkpoint
+        self.dtype = dtype
+        self.depth = checkpoint.shape["layers"]
+        self.resident = fits(checkpoint, dtype) if resident is None else resident
+        self._shells = _block_shells(checkpoint, dtype)
+        self._loaded: dict[int, nn.Module] = {}
+        self._model = _outside(checkpoint, dtype)
+        self._stand_ins = [_StandIn() for _ in range(self.depth)]
+        parent, _, leaf = checkpoint.family.blocks.rpartition(".")
+        setattr(self._model.get_submodule(parent), leaf, nn.ModuleList(self._stand_ins))
+        self._calls: dict[tuple[int, ...], list[Call]] = {}
+
+    def batches(self, ids_NS: Tensor) -> list[Tensor]:
+        """Split sequences into batches of about 2,048 tokens, which fill the cores' caches."""
+        rows = max(1, BATCH_TOKENS // ids_NS.shape[1])
+        return list(ids_NS.split(rows))
+
+    def begin(self, ids_BS: Tensor) -> tuple[Tensor, list[Call]]:
+        """The state that enters the first block, and the call for every block."""
+        self._check_length(ids_BS)
+        self._run(ids_BS, None, logits_to_keep=1)
+        h_BSD = self._stand_ins[0].seen
+        assert h_BSD is not None
+        # Calls depend on the batch's shape alone: there is no padding and no cache.
+        key = tuple(ids_BS.shape)
+        if key not in self._calls:
+            self._calls[key] = [s.call for s in self._stand_ins if s.call is not None]
+        return h_BSD, self._calls[key]
+
+    def logits(self, h_BSD: Tensor, ids_BS: Tensor, last: int = 0) -> Tensor:
+        """Logits (B, S, V) of the state that left the last block; ``last`` positions, 0 for all."""
+        return self._run(ids_BS, h_BSD, logits_to_keep=last)
+
+    def nll(self, h_BSD: Tensor, ids_BS: Tensor) -> Tensor:
+        """Negative log-likelihoods (B, S-1), in nats, of each token after the first.
+
+        The logits of one slice of the batch are alive at a time.
+        """
+        rows = max(1, LOGITS_BYTES // (4 * ids_BS.shape[1] * self.checkpoint.shape["vocab"]))
+        return torch.cat(
+            [
+                token_nll(self.logits(h, ids), ids)
+                for h, ids in zip(h_BSD.split(rows), ids_BS.split(rows), strict=True)
+            ]
+        )
+
+    @contextmanager
+    def block(self, index: int) -> Iterator[nn.Module]:
+        """Block ``index`` with its weights, freed on leaving unless the model is resident."""
+        block = self._loaded.get(index) or self._load(index)
+        if self.resident:
+            self._loaded[index] = block
+        try:
+            yield block
+        finally:
+            if not self.resident:
+                block.to("meta")
+
+    def _load(self, index: int) -> nn.Module:
+        names = self.checkpoint.block_names(index)
+        block = self._shells[index]
+        # Copies, so that the mapped file can be let go of: mapped pages count as memory in use.
+        weights = {
+            names[name]: tensor.to(self.dtype, copy=True)
+            for name, tensor in self.checkpoint.read(names)
+        }
+        block.load_state_dict(weights, strict=True, assign=True)
+        assert not any(t.is_meta for t in (*block.parameters(), *block.buffers()))
+        return block
+
+    def _run(self, ids_BS: Tensor, state: Tensor | None, logits_to_keep: int) -> Tensor:
+        for stand_in in self._stand_ins:
+            stand_in.state = state
+        try:
+            out = self._model(input_ids=ids_BS, use_cache=False, logits_to_keep=logits_to_keep)
+            return out.logits
+        finally:
+            for stand_in in self._stand_ins:
+                stand_in.state = None
+
+    def _check_length(self, ids_BS: Tensor) -> None:
+        limit = getattr(self.checkpoint.config, "max_position_embeddings", None)
+        if limit is not None and ids_BS.shape[1] > limit:
+            raise ShearlingError(
+                f"sequences of {ids_BS.shape[1]} tokens are longer than the {limit} positions "
+                f"of {self.checkpoint.name}; give a --length of at most {limit}."
+            )
+
+
+def token_nll(logits_BSV: Tensor, ids_BS: Tensor) -> Tensor:
+    """Negative log-likelihoods (B, S-1) of each token after the first, in float32."""
+    logits = logits_BSV[:, :-1].flatten(0, 1).float()
+    nll = nn.functional.cross_entropy(logits, ids_BS[:, 1:].flatten(), reduction="none")
+    return nll.view(ids_BS.shape[0], -1)
+
+
+def fits(checkpoint: Checkpoint, dtype: torch.dtype) -> bool:
+    """Whether the model can be held in memory with as much again left free."""
+    return 2 * checkpoint.parameters * dtype.itemsize < psutil.virtual_memory().available
+
+
+def _outside(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
+    """The stock model without blocks, its weights loaded; frozen, in evaluation mode."""
+    import copy
+
+    from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
+    depth_key = checkpoint.family.keys["layers"]
+    config = copy.deepcopy(checkpoint.config)
+    setattr(config, depth_key, 0)
+    with no_init_weights():
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    # Gemma looks block types up by number while it walks the (stand-in) blocks.
+    setattr(model.config, depth_key, checkpoint.shape["layers"])
+    renamed = checkpoint.family.renamed
+    weights = {
+        renamed.get(name, name): tensor
+        for name, tensor in checkpoint.read(checkpoint.outer_names())
+    }
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    tied = {renamed.get(row.name, row.name) for row in checkpoint.layout.rows if row.tied_to}
+    assert set(missing) <= tied and not unexpected, (missing, unexpected)
+    model.tie_weights()
+    del weights
+    gc.collect()
+    return model.requires_grad_(False).eval()
+
+
+def _block_shells(checkpoint: Checkpoint, dtype: torch.dtype) -> list[nn.Module]:
+    """Every block on the meta device: all of its code, none of its weights."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(checkpoint.config, dtype=dtype)
+    blocks = list(model.get_submodule(checkpoint.family.blocks).children())
+    return [block.requires_grad_(False).eval() for block in blocks]
