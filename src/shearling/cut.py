@@ -118,23 +118,27 @@ def cut(
         written = Checkpoint.open(staging)
         proof = prove(checkpoint, keep, written, stream=stream, progress=progress)
         _require(proof, output)
-        manifest = {"kind": "manifest", "stage": "prune"} | stamp() | {
-            "model": {"name": output.name, "fingerprint": written.fingerprint},
-            "source": describe(checkpoint),
-            "keep": keep.as_json(),
-            "shape": dict(after),
-            "source_shape": dict(shape),
-            "parameters": written.parameters,
-            "source_parameters": checkpoint.parameters,
-            "bytes": written.bytes,
-            "options": dict(options or {}),
-            "seed": seed,
-            "versions": versions(),
-            "proof": _as_json(proof),
-            "files": files,
-            "seconds": round(time.perf_counter() - started, 2),
-            "parent": read_manifest(checkpoint.path),
-        }
+        manifest = (
+            {"kind": "manifest", "stage": "prune"}
+            | stamp()
+            | {
+                "model": {"name": output.name, "fingerprint": written.fingerprint},
+                "source": describe(checkpoint),
+                "keep": keep.as_json(),
+                "shape": dict(after),
+                "source_shape": dict(shape),
+                "parameters": written.parameters,
+                "source_parameters": checkpoint.parameters,
+                "bytes": written.bytes,
+                "options": dict(options or {}),
+                "seed": seed,
+                "versions": versions(),
+                "proof": _as_json(proof),
+                "files": files,
+                "seconds": round(time.perf_counter() - started, 2),
+                "parent": read_manifest(checkpoint.path),
+            }
+        )
         write_json(staging / MANIFEST, manifest)
     return Checkpoint.open(output)
 
@@ -155,7 +159,7 @@ def prove(
     transformers, or, when it does not fit in memory or ``stream`` asks for it, block by block as
     well, its tensors having been matched with its configuration one by one.
     """
-    assert set(keep.model) <= {"layers"} and not keep.blocks, "only whole blocks are proven so far"
+    assert keep.model.keys() | keep.blocks.keys() <= {"layers"}, "only whole blocks are proven yet"
     generator = torch.Generator().manual_seed(0)
     length = min(tokens, getattr(checkpoint.config, "max_position_embeddings", tokens))
     ids_BS = torch.randint(checkpoint.shape["vocab"], (2, length), generator=generator)

@@ -13,6 +13,7 @@ import json
 import re
 import sysconfig
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 from shearling.errors import ShearlingError
@@ -78,7 +79,7 @@ def demo_documents() -> tuple[list[str], list[str]]:
     seen: set[str] = set()
     documents = []
     for raw in (*_topics(), *_docstrings()):
-        paragraphs = [text for text in _paragraphs(raw) if text not in seen]
+        paragraphs = [text for text in dict.fromkeys(_paragraphs(raw)) if text not in seen]
         seen.update(paragraphs)
         document = "\n\n".join(paragraphs)
         if len(document) >= SHORTEST_DOCUMENT:
@@ -116,7 +117,7 @@ def _write_lines(path: Path, documents: list[str]) -> Path:
 
 
 def _topics() -> Iterator[str]:
-    """Sections of the language reference, each with its heading; nothing where it is stripped."""
+    """Sections of the language reference; none where Python comes without it."""
     try:
         from pydoc_data.topics import topics
     except ImportError:
@@ -124,7 +125,7 @@ def _topics() -> Iterator[str]:
     for name in sorted(topics):
         text = topics[name]
         starts = [0, *(match.start() for match in _HEADING.finditer(text)), len(text)]
-        for start, end in zip(starts, starts[1:], strict=False):
+        for start, end in pairwise(starts):
             yield text[start:end]
 
 

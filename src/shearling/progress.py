@@ -14,7 +14,9 @@ class Progress(Protocol):
         total: units in this stage.
     """
 
-    def __call__(self, stage: str, done: float, total: float, /) -> None: ...
+    def __call__(self, stage: str, done: float, total: float, /) -> None:
+        """Take note."""
+        ...
 
 
 def silent(stage: str, done: float, total: float, /) -> None:

@@ -45,6 +45,15 @@ class Scores:
         """A copy with more facts."""
         return replace(self, details={**self.details, **details})
 
+    def require(self, *, axis: str, size: int, path: Path) -> Scores:
+        """These scores, if they are of ``axis`` and of ``size`` units (ShearlingError)."""
+        if self.axis != axis or len(self.values) != size:
+            raise ShearlingError(
+                f"{path} scores {len(self.values)} units of {self.axis}, but the model has "
+                f"{size} {axis}; score this model."
+            )
+        return self
+
     def as_json(self) -> dict[str, Any]:
         """As in docs/files.md."""
         return {

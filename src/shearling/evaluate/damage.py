@@ -1,0 +1,54 @@
+"""Damage curves: perplexity against the number of blocks removed, for several orders of removal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from shearling.progress import Progress, silent
+from shearling.stream import BlockStream
+from shearling.wavefront import removal_nll
+
+
+def damage(
+    stream: BlockStream,
+    ids_NS: Tensor,
+    orders: Mapping[str, Sequence[int]],
+    counts: Sequence[int],
+    *,
+    progress: Progress = silent,
+) -> list[dict[str, Any]]:
+    """Perplexity of the model without the first k blocks of each order, nothing written.
+
+    All points of all curves are one walk through the model: those that skip the same blocks so
+    far share their states.
+
+    Args:
+        stream: the model.
+        ids_NS: windows of held-out text.
+        orders: criterion -> blocks, first removed first.
+        counts: the values of k; those beyond an order's length are left out of its curve.
+        progress: told how far the work is.
+
+    Returns:
+        ``curves`` as in docs/files.md.
+    """
+    removed = {
+        name: [tuple(order[:k]) for k in counts if k <= len(order)]
+        for name, order in orders.items()
+    }
+    flat = [frozenset(blocks) for each in removed.values() for blocks in each]
+    nll = iter(
+        removal_nll(stream, ids_NS, flat, progress=progress, stage="measuring damage curves")
+    )
+    return [
+        {
+            "criterion": name,
+            "removed": [list(blocks) for blocks in each],
+            "perplexity": [math.exp(min(next(nll), 700.0)) for _ in each],
+        }
+        for name, each in removed.items()
+    ]
