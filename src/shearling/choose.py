@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from shearling.axes import Keep
 from shearling.errors import ShearlingError
@@ -34,6 +35,17 @@ def keep_layers(scores: Scores, layers: int) -> Keep:
             "or protect fewer."
         )
     return without(removable[: depth - layers], depth)
+
+
+def account(keep: Keep, depth: int, scores: Scores | None = None) -> dict[str, Any]:
+    """How a choice of blocks came about, for the manifest."""
+    return {
+        "layers": len(keep.model["layers"]),
+        "removed": [block for block in range(depth) if block not in keep.model["layers"]],
+        "criterion": scores.criterion if scores else None,
+        "scores": list(scores.values) if scores else None,
+        "calibration": scores.details.get("calibration") if scores else None,
+    }
 
 
 def without(removed: Iterable[int], depth: int) -> Keep:

@@ -142,7 +142,7 @@ def prune(
     as_json: Json = False,
 ) -> None:
     """Remove whole blocks and write the smaller model, proven equal to the source without them."""
-    from shearling.choose import check_layers, keep_layers, without
+    from shearling.choose import account, check_layers, keep_layers, without
     from shearling.cut import cut
     from shearling.inspection import comparison
     from shearling.scores import Scores
@@ -168,13 +168,7 @@ def prune(
                 _protect(by, protect_first, protect_last), depth - layers,
             )  # fmt: skip
         keep = keep_layers(used, layers)
-    options = {
-        "layers": layers,
-        "removed": [b for b in range(depth) if b not in keep.model["layers"]],
-        "criterion": used.criterion if used else None,
-        "scores": list(used.values) if used else None,
-        "calibration": used.details.get("calibration") if used else None,
-    }
+    options = account(keep, depth, used)
     if dry_run:
         plan = comparison(source, source.layout.shape_after(keep, source.shape))
         removed = ", ".join(map(str, options["removed"]))

@@ -194,9 +194,10 @@ def _stock_logits(path: Path, ids_BS: Tensor) -> Tensor:
     """Logits (B, S, V) as stock transformers gives them, every tensor accounted for."""
     from transformers import AutoModelForCausalLM
 
-    model, info = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         path, dtype=torch.float32, use_safetensors=True, output_loading_info=True
     )
+    model, info = loaded
     wrong = {key: sorted(info[key]) for key in ("missing_keys", "unexpected_keys") if info[key]}
     if wrong:
         raise ShearlingError(

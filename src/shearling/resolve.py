@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from shearling.errors import ShearlingError
 from shearling.writer import file_digest, new_directory
@@ -76,7 +77,7 @@ def _converted(gguf: Path) -> Path:
             quantization_config=GgufConfig(dequantize=True),
             dtype=torch.float32,
         )
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     except ImportError as error:
         raise ShearlingError(
             f"{gguf} needs the gguf package to be read; install shearling[gguf]."
