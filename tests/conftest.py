@@ -66,7 +66,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         _OPT
         | {"tie_word_embeddings": True, "word_embed_proj_dim": 20, "do_layer_norm_before": False},
     ),
-    "opt-bare": ("OPTConfig", _OPT | {"enable_bias": False, "layer_norm_elementwise_affine": False}),
+    "opt-bare": (
+        "OPTConfig",
+        _OPT | {"enable_bias": False, "layer_norm_elementwise_affine": False},
+    ),
 }
 
 

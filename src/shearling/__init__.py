@@ -1,3 +1,79 @@
-"""shearling: smaller language models out of larger pretrained ones."""
+"""shearling: smaller language models out of larger pretrained ones.
+
+The verbs of the command line as a typed API::
+
+    import shearling
+
+    source = shearling.Checkpoint.open("HuggingFaceTB/SmolLM2-135M")
+    scores = shearling.score(source, "perplexity", calibration=Path("text.jsonl"))
+    smaller = shearling.cut(source, shearling.keep_layers(scores, 24), Path("smaller"))
+
+Names are imported when they are first used, since torch and transformers take seconds.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from shearling.errors import ShearlingError
+
+if TYPE_CHECKING:
+    from shearling.axes import Keep, Layout, Shape
+    from shearling.checkpoint import Checkpoint
+    from shearling.choose import keep_layers, without
+    from shearling.cut import Proof, cut, prove
+    from shearling.inspection import inspect
+    from shearling.measure import bench_models, evaluate_model, generate_samples
+    from shearling.report import write_report
+    from shearling.score import score
+    from shearling.scores import Scores
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Checkpoint": "checkpoint",
+    "Keep": "axes",
+    "Layout": "axes",
+    "Proof": "cut",
+    "Scores": "scores",
+    "Shape": "axes",
+    "bench_models": "measure",
+    "cut": "cut",
+    "evaluate_model": "measure",
+    "generate_samples": "measure",
+    "inspect": "inspection",
+    "keep_layers": "choose",
+    "prove": "cut",
+    "score": "score",
+    "without": "choose",
+    "write_report": "report",
+}
+
+__all__ = [
+    "Checkpoint",
+    "Keep",
+    "Layout",
+    "Proof",
+    "Scores",
+    "Shape",
+    "ShearlingError",
+    "__version__",
+    "bench_models",
+    "cut",
+    "evaluate_model",
+    "generate_samples",
+    "inspect",
+    "keep_layers",
+    "prove",
+    "score",
+    "without",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its module on first use (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'shearling' has no attribute {name!r}")
+    return getattr(import_module(f"shearling.{_HOMES[name]}"), name)

@@ -67,7 +67,7 @@ class Checkpoint:
         from shearling.resolve import resolve
 
         path = resolve(model)
-        raw = _read_json(path / "config.json")
+        raw = read_json(path / "config.json")
         family = family_of(raw.get("model_type"), str(model))
         config = _resolve_config(path)
         layout = family.layout(config)
@@ -75,6 +75,7 @@ class Checkpoint:
         layout.check(shape)
         headers = _headers(path)
         files, dtypes = _match(layout.tensors(shape), headers, layout, family, path)
+        _check_tied(layout, headers, path)
         return Checkpoint(path, raw, config, family, layout, shape, files, dtypes)
 
     @property
@@ -193,7 +194,8 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, or one sentence on what is wrong with it."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -212,20 +214,20 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _shards(path: Path) -> list[Path]:
     """The weight files of a directory, all of them present."""
+    if (path / SINGLE).is_file():  # where there are both, transformers reads this one
+        return [path / SINGLE]
     if (path / INDEX).exists():
-        index = _read_json(path / INDEX).get("weight_map")
+        index = read_json(path / INDEX).get("weight_map")
         if not isinstance(index, dict):
             raise ShearlingError(f"{path / INDEX} has no weight_map; fetch the index again.")
-        shards = [path / str(file) for file in sorted(set(index.values()))]
-        for shard in shards:
-            if shard.parent != path or not shard.is_file():
+        names = sorted({str(file) for file in index.values()})
+        for name in names:
+            if (path / name).parent != path or not (path / name).is_file():
                 raise ShearlingError(
-                    f"{path / INDEX} names {shard.name}, which is not there; "
+                    f"{path / INDEX} names {name}, which is not a file beside it; "
                     "fetch the missing shard, or the whole checkpoint again."
                 )
-        return shards
-    if (path / SINGLE).is_file():
-        return [path / SINGLE]
+        return [path / name for name in names]
     pickles = sorted(file.name for pattern in PICKLES for file in path.glob(pattern))
     if pickles:
         raise ShearlingError(
@@ -289,3 +291,25 @@ def _match(
         {name: headers[name][0] for name in expected},
         {name: headers[name][1] for name in expected},
     )
+
+
+def _check_tied(
+    layout: Layout, headers: Mapping[str, tuple[Path, str, tuple[int, ...]]], path: Path
+) -> None:
+    """Prove that a tied tensor which is stored all the same is the one it is tied to.
+
+    transformers does not tie the two when their values differ, whatever the configuration says.
+    """
+    for row in layout.rows:
+        if row.tied_to is None or row.name not in headers:
+            continue
+        tensors = []
+        for name in (row.name, row.tied_to):
+            with safe_open(headers[name][0], "pt") as shard:
+                tensors.append(shard.get_tensor(name))
+        if not torch.equal(*tensors):
+            raise ShearlingError(
+                f"{path} stores {row.name} with other values than {row.tied_to}, but its "
+                "config.json ties the two; set tie_word_embeddings to false there, or remove "
+                f"{row.name}."
+            )

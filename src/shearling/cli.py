@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -40,7 +41,7 @@ Calibration = Annotated[
 ]
 Samples = Annotated[int, typer.Option(min=1, help="Calibration sequences.")]
 Length = Annotated[int, typer.Option(min=2, help="Tokens in each sequence.")]
-Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of every random choice.")]
 Stream = Annotated[
     bool | None,
     typer.Option(
@@ -104,6 +105,12 @@ def score(
     """Score every block of a model; the lowest is the first that can go."""
     from shearling.writer import write_json
 
+    if remove is not None and by != "greedy":
+        raise ShearlingError(
+            f"--remove {remove} is for --by greedy, which needs to know where to stop; "
+            f"leave it out for --by {by}."
+        )
+    _check_file(output)
     scores = _score(
         _open(model), by, calibration, samples, length, seed, stream,
         _protect(by, protect_first, protect_last), remove,
@@ -217,6 +224,8 @@ def evaluate_command(
     from shearling.terminal import progress_bars
     from shearling.writer import write_json
 
+    if output is not None and output.exists() and not output.is_dir():
+        raise ShearlingError(f"--output {output} is a file; name a directory.")
     source = _open(model)
     with progress_bars() as progress:
         result = evaluate_model(
@@ -258,6 +267,7 @@ def bench(
     from shearling.terminal import progress_bars
     from shearling.writer import write_json
 
+    _check_file(output)
     sources = [_open(model) for model in models]
     with progress_bars() as progress:
         result = bench_models(
@@ -277,6 +287,7 @@ def report(
     """Make one self-contained HTML page of everything that was measured."""
     from shearling.report import write_report
 
+    _check_file(output)
     print(f"wrote {write_report(directories, output)}")
 
 
@@ -354,6 +365,12 @@ def _one_choice(
         raise ShearlingError("nothing says how much to cut; give --layers N or --remove 14,15.")
 
 
+def _check_file(output: Path | None) -> None:
+    """Refuse a name that cannot become a file before any work is done."""
+    if output is not None and output.is_dir():
+        raise ShearlingError(f"--output {output} is a directory; name a file.")
+
+
 def _numbers(text: str, option: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
@@ -380,14 +397,22 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _stop)
     try:
         app()
-    except ShearlingError as error:
+    except (ShearlingError, OSError) as error:
         if os.environ.get("SHEARLING_TRACEBACK"):
-            raise
-        print(f"shearling: {error}", file=sys.stderr)
+            traceback.print_exc()
+        known = isinstance(error, ShearlingError)
+        print(f"shearling: {error if known else _refused(error)}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("shearling: interrupted; nothing half-written was left behind.", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as stop:  # which is what typer makes of an interrupt
+        if stop.code == 130:
+            print("shearling: interrupted; nothing half-written was left behind.", file=sys.stderr)
+        raise
+
+
+def _refused(error: OSError) -> str:
+    """What the operating system, or a library in its name, would not do."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return f"a file or directory could not be used ({reason}); --traceback shows where."
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from shearling.checkpoint import Checkpoint, torch_dtype
 from shearling.errors import ShearlingError
 from shearling.manifest import MANIFEST, describe, read_manifest, stamp, versions
 from shearling.progress import Progress, silent
+from shearling.quiet import no_progress_bars
 from shearling.stream import BlockStream
 from shearling.writer import (
     check_output,
@@ -122,7 +123,7 @@ def cut(
             {"kind": "manifest", "stage": "prune"}
             | stamp()
             | {
-                "model": {"name": output.name, "fingerprint": written.fingerprint},
+                "model": {"name": output.resolve().name, "fingerprint": written.fingerprint},
                 "source": describe(checkpoint),
                 "keep": keep.as_json(),
                 "shape": dict(after),
@@ -194,9 +195,10 @@ def _stock_logits(path: Path, ids_BS: Tensor) -> Tensor:
     """Logits (B, S, V) as stock transformers gives them, every tensor accounted for."""
     from transformers import AutoModelForCausalLM
 
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-    )
+    with no_progress_bars():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
     model, info = loaded
     wrong = {key: sorted(info[key]) for key in ("missing_keys", "unexpected_keys") if info[key]}
     if wrong:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shearling import __version__
-from shearling.checkpoint import Checkpoint
+from shearling.checkpoint import Checkpoint, read_json
 
 MANIFEST = "shearling.json"
 
@@ -47,4 +46,4 @@ def versions() -> dict[str, str]:
 def read_manifest(directory: Path) -> dict[str, Any] | None:
     """The manifest of a model directory, or None where there is none."""
     file = directory / MANIFEST
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return read_json(file) if file.is_file() else None

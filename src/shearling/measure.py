@@ -47,7 +47,7 @@ def generate_samples(
         {"kind": "generations"}
         | stamp(checkpoint)
         | {
-            "sampling": sampling if temperature else {"greedy": True},
+            "sampling": sampling if temperature else {"method": "greedy"},
             "max_new_tokens": max_new_tokens,
             "samples": samples,
         }

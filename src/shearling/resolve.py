@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shearling.errors import ShearlingError
+from shearling.quiet import no_progress_bars
 from shearling.writer import file_digest, new_directory
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -64,30 +65,29 @@ def _converted(gguf: Path) -> Path:
     transformers dequantises and maps the names back; reading a tokenizer out of a GGUF file
     takes half a minute, which is why the result is kept.
     """
-    target = cache_directory() / "gguf" / f"{gguf.stem}-{file_digest(gguf)[:12]}"
+    target = cache_directory() / "gguf" / file_digest(gguf)[:16] / gguf.stem
     if target.is_dir():
         return target
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent,
-            gguf_file=gguf.name,
-            quantization_config=GgufConfig(dequantize=True),
-            dtype=torch.float32,
-        )
-        tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    except ImportError as error:
+        with no_progress_bars():
+            model = AutoModelForCausalLM.from_pretrained(
+                gguf.parent,
+                gguf_file=gguf.name,
+                quantization_config=GgufConfig(dequantize=True),
+                dtype=torch.float32,
+            )
+            tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    except Exception as error:  # whatever the readers raise, struct.error among it
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        lacking = isinstance(error, ImportError) or "pip install" in reason
+        remedy = "install shearling[gguf]" if lacking else "give the model's safetensors instead"
         raise ShearlingError(
-            f"{gguf} needs the gguf package to be read; install shearling[gguf]."
+            f"{gguf} cannot be converted by transformers ({reason}); {remedy}."
         ) from error
-    except (OSError, ValueError, KeyError) as error:
-        raise ShearlingError(
-            f"{gguf} cannot be converted by transformers ({str(error).splitlines()[0]}); "
-            "give the model's safetensors instead."
-        ) from error
-    with new_directory(target) as staging:
+    with new_directory(target) as staging, no_progress_bars():
         model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
     return target

@@ -78,6 +78,7 @@ class Scores:
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             fields = {"criterion", "axis", "scores", "protected", "removal_order"}
+            fields |= {"baseline_perplexity", "kind", "order"}
             scores = Scores(
                 str(data["criterion"]),
                 str(data["axis"]),
@@ -85,15 +86,25 @@ class Scores:
                 tuple(int(i) for i in data.get("protected", ())),
                 tuple(int(i) for i in data.get("removal_order", ())),
                 data.get("baseline_perplexity"),
-                {k: v for k, v in data.items() if k not in {*fields, "kind", "order"}},
+                {k: v for k, v in data.items() if k not in fields},
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            reason = f"it has no {error}" if isinstance(error, KeyError) else error
             raise ShearlingError(
-                f"{path} is not a scores file ({type(error).__name__}: {error}); "
+                f"{path} is not a scores file ({reason}); "
                 "make one with: shearling score MODEL --calibration FILE --output scores.json."
             ) from error
         if not all(math.isfinite(value) for value in scores.values):
             raise ShearlingError(
                 f"{path} holds scores that are not finite numbers; score the model again."
             )
+        for name in ("protected", "removal_order"):
+            indices = getattr(scores, name)
+            distinct = set(indices) & set(range(len(scores.values)))
+            if len(distinct) != len(indices):
+                raise ShearlingError(
+                    f"{path} gives {list(indices)} as {name}, but it scores "
+                    f"{len(scores.values)} units, numbered from 0, each named at most once; "
+                    "score the model again."
+                )
         return scores

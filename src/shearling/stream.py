@@ -10,7 +10,6 @@ Shapes: B sequences of a batch, S positions, D hidden, V vocabulary.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -90,8 +89,9 @@ class BlockStream:
 
     def begin(self, ids_BS: Tensor) -> tuple[Tensor, list[Call]]:
         """The state that enters the first block, and the call for every block."""
-        self._check_length(ids_BS)
-        self._run(ids_BS, None, logits_to_keep=1)
+        self._check_tokens(ids_BS)
+        with _ordinary_tensors():
+            self._run(ids_BS, None, logits_to_keep=1)
         h_BSD = self._stand_ins[0].seen
         assert h_BSD is not None
         # Calls depend on the batch's shape alone: there is no padding and no cache.
@@ -100,9 +100,9 @@ class BlockStream:
             self._calls[key] = [s.call for s in self._stand_ins if s.call is not None]
         return h_BSD, self._calls[key]
 
-    def logits(self, h_BSD: Tensor, ids_BS: Tensor, last: int = 0) -> Tensor:
-        """Logits (B, S, V) of the state that left the last block; ``last`` positions, 0 for all."""
-        return self._run(ids_BS, h_BSD, logits_to_keep=last)
+    def logits(self, h_BSD: Tensor, ids_BS: Tensor) -> Tensor:
+        """Logits (B, S, V) of the state that left the last block."""
+        return self._run(ids_BS, h_BSD, logits_to_keep=0)
 
     def nll(self, h_BSD: Tensor, ids_BS: Tensor) -> Tensor:
         """Negative log-likelihoods (B, S-1), in nats, of each token after the first.
@@ -110,9 +110,11 @@ class BlockStream:
         The logits of one slice of the batch are alive at a time.
         """
         rows = max(1, LOGITS_BYTES // (4 * ids_BS.shape[1] * self.checkpoint.shape["vocab"]))
+        # The last position predicts nothing; leaving it to the head to drop saves copying logits.
+        predicting = torch.arange(ids_BS.shape[1] - 1)
         return torch.cat(
             [
-                token_nll(self.logits(h, ids), ids)
+                token_nll(self._run(ids, h, logits_to_keep=predicting), ids[:, 1:])
                 for h, ids in zip(h_BSD.split(rows), ids_BS.split(rows), strict=True)
             ]
         )
@@ -133,15 +135,16 @@ class BlockStream:
         names = self.checkpoint.block_names(index)
         block = self._shells[index]
         # Copies, so that the mapped file can be let go of: mapped pages count as memory in use.
-        weights = {
-            names[name]: tensor.to(self.dtype, copy=True)
-            for name, tensor in self.checkpoint.read(names)
-        }
-        block.load_state_dict(weights, strict=True, assign=True)
+        with _ordinary_tensors():
+            weights = {
+                names[name]: tensor.to(self.dtype, copy=True)
+                for name, tensor in self.checkpoint.read(names)
+            }
+            block.load_state_dict(weights, strict=True, assign=True)
         assert not any(t.is_meta for t in (*block.parameters(), *block.buffers()))
         return block
 
-    def _run(self, ids_BS: Tensor, state: Tensor | None, logits_to_keep: int) -> Tensor:
+    def _run(self, ids_BS: Tensor, state: Tensor | None, logits_to_keep: int | Tensor) -> Tensor:
         for stand_in in self._stand_ins:
             stand_in.state = state
         try:
@@ -151,20 +154,36 @@ class BlockStream:
             for stand_in in self._stand_ins:
                 stand_in.state = None
 
-    def _check_length(self, ids_BS: Tensor) -> None:
+    def _check_tokens(self, ids_BS: Tensor) -> None:
         limit = getattr(self.checkpoint.config, "max_position_embeddings", None)
         if limit is not None and ids_BS.shape[1] > limit:
             raise ShearlingError(
                 f"sequences of {ids_BS.shape[1]} tokens are longer than the {limit} positions "
                 f"of {self.checkpoint.name}; give a --length of at most {limit}."
             )
+        largest, vocab = int(ids_BS.max()), self.checkpoint.shape["vocab"]
+        if largest >= vocab:
+            raise ShearlingError(
+                f"the text gives the token {largest}, but {self.checkpoint.name} knows 0 to "
+                f"{vocab - 1}; put the tokenizer that belongs to the model beside its weights."
+            )
 
 
-def token_nll(logits_BSV: Tensor, ids_BS: Tensor) -> Tensor:
-    """Negative log-likelihoods (B, S-1) of each token after the first, in float32."""
-    logits = logits_BSV[:, :-1].flatten(0, 1).float()
-    nll = nn.functional.cross_entropy(logits, ids_BS[:, 1:].flatten(), reduction="none")
-    return nll.view(ids_BS.shape[0], -1)
+@contextmanager
+def _ordinary_tensors() -> Generator[None]:
+    """What is kept between walks serves inference and differentiation alike.
+
+    Tensors made in inference mode could never take part in a backward pass.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+def token_nll(logits_BSV: Tensor, targets_BS: Tensor) -> Tensor:
+    """Negative log-likelihoods (B, S) of the target at each position, in nats and float32."""
+    logits = logits_BSV.flatten(0, 1).float()
+    nll = nn.functional.cross_entropy(logits, targets_BS.flatten(), reduction="none")
+    return nll.view(targets_BS.shape)
 
 
 def fits(checkpoint: Checkpoint, dtype: torch.dtype) -> bool:
@@ -196,8 +215,6 @@ def _outside(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
     assert set(missing) <= tied, missing
     assert not unexpected, unexpected
     model.tie_weights()
-    del weights
-    gc.collect()
     return model.requires_grad_(False).eval()
 
 

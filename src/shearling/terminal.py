@@ -50,7 +50,7 @@ def progress_bars() -> Generator[Listener]:
         if done >= total and stage not in finished:
             finished.add(stage)
             if not stderr.is_terminal:
-                stderr.print(f"{stage}: done")
+                stderr.print(f"{stage}: done", markup=False, soft_wrap=True)
 
     with bars:
         yield listen

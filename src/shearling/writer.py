@@ -53,17 +53,21 @@ def new_directory(output: Path) -> Generator[Path]:
         ShearlingError: ``output`` exists and is not empty, or the disk ran full.
     """
     check_output(output)
+    output = output.resolve()  # a link to an empty directory, or ".", has no name to rename to
     output.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.partial-", dir=output.parent))
     try:
         with disk_errors(output):
             yield staging
+            mask = _umask()
             for file in staging.rglob("*"):
+                if file.is_file():
+                    file.chmod(0o666 & ~mask)  # safetensors makes its files private
                 _sync(file)
             _sync(staging)
-            staging.chmod(0o777 & ~_umask())  # mkdtemp makes it private
+            staging.chmod(0o777 & ~mask)  # and mkdtemp its directory
             os.replace(staging, output)
-            _sync(output.parent)
+        _sync(output.parent)  # should this fail, the output is there nevertheless, and whole
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

@@ -48,7 +48,7 @@ class Family:
     keys: Mapping[str, str]
     rigid: Callable[[Any], dict[str, int]]
     per_layer: tuple[str, ...] = ()
-    ignored: tuple[str, ...] = ("rotary_emb.inv_freq",)
+    ignored: tuple[str, ...] = (".rotary_emb.inv_freq",)
     renamed: Mapping[str, str] = field(default_factory=dict)
 
     def shape(self, config: Any) -> Shape:
@@ -103,7 +103,10 @@ def linear(name: str, rows: str, columns: str, *, bias: bool) -> tuple[Row, ...]
 
 def layer_norm(name: str, *, affine: bool = True) -> tuple[Row, ...]:
     """A LayerNorm over the residual stream: a weight and a bias, if it has them."""
-    weight, bias = Row.of(f"{name}.weight", "norm", "hidden"), Row.of(f"{name}.bias", "bias", "hidden")
+    weight, bias = (
+        Row.of(f"{name}.weight", "norm", "hidden"),
+        Row.of(f"{name}.bias", "bias", "hidden"),
+    )
     return (weight, bias) if affine else ()
 
 

@@ -18,7 +18,6 @@ from shearling.families.base import (
     linear,
 )
 
-
 _HEAD = "embed_out.weight"
 
 
@@ -52,6 +51,6 @@ GPT_NEOX = Family(
         "mlp": "intermediate_size",
     },
     head_dim,
-    ignored=("rotary_emb.inv_freq", "attention.bias", "attention.masked_bias"),
+    ignored=(".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias"),
     renamed={_HEAD: "lm_head.weight"},
 )

@@ -28,7 +28,11 @@ def _layout(config: Any) -> Layout:
     final_norm = config.do_layer_norm_before and not config._remove_final_layer_norm
     axes = (LAYERS, HIDDEN, VOCAB, Axis("heads", per_block=True), HEAD_DIM, MLP)
     return Layout(
-        (*axes, Axis("positions", rigid=True), *((Axis("embed", rigid=True),) if projected else ())),
+        (
+            *axes,
+            Axis("positions", rigid=True),
+            *((Axis("embed", rigid=True),) if projected else ()),
+        ),
         (
             *embedding_rows(
                 "model.decoder.embed_tokens.weight",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 
@@ -49,15 +50,23 @@ def score(
             or go by the memory that is free (None).
         protect: how many of the first and of the last blocks are never removed; default by
             criterion.
-        remove: for ``greedy``, how many blocks to remove; default half of those unprotected.
+        remove: how many blocks are to go: refused beforehand if too many are protected, and for
+            ``greedy`` where it stops (default half of those unprotected).
         progress: told how far the work is.
 
     Raises:
         ShearlingError: unknown criterion, no calibration text where one is needed, a text too
-            short for the samples asked for, or every block protected.
+            short for the samples asked for, too many blocks protected, or weights that give
+            no finite score.
     """
     started = time.perf_counter()
-    name, protected = _parse(by, protect, checkpoint.shape["layers"])
+    depth = checkpoint.shape["layers"]
+    name, protected = _parse(by, protect, depth)
+    if remove is not None and remove > depth - len(protected):
+        raise ShearlingError(
+            f"{remove} of {depth} blocks were to be removed, but only {depth - len(protected)} are "
+            "not protected; remove fewer, or protect fewer (--protect-first, --protect-last)."
+        )
     if name == "magnitude":
         scores = magnitude(checkpoint, protected=protected, progress=progress)
         return _finish(scores, checkpoint, by, started, None)
@@ -99,9 +108,7 @@ def score_tokens(
 
 def _parse(by: str, protect: tuple[int, int] | None, depth: int) -> tuple[str, tuple[int, ...]]:
     if by not in CRITERIA:
-        raise ShearlingError(
-            f"criterion {by!r} is not known; choose one of {', '.join(CRITERIA)}."
-        )
+        raise ShearlingError(f"criterion {by!r} is not known; choose one of {', '.join(CRITERIA)}.")
     default = (PROTECT_FIRST, PROTECT_LAST) if by.endswith("+") else (0, 0)
     first, last = default if protect is None else protect
     if first < 0 or last < 0 or first + last >= depth:
@@ -119,6 +126,13 @@ def _finish(
 
     from shearling.manifest import stamp
 
+    broken = [block for block, value in enumerate(scores.values) if not math.isfinite(value)]
+    if broken:
+        raise ShearlingError(
+            f"{by} gives no finite score for {len(broken)} of {len(scores.values)} blocks of "
+            f"{checkpoint.name}, the first being {broken[0]}; its weights hold NaN or infinity, "
+            "or overflow: fetch the checkpoint again."
+        )
     return replace(scores, criterion=by).with_details(
         **stamp(checkpoint),
         calibration=calibration,

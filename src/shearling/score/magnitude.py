@@ -22,8 +22,7 @@ def magnitude(
     for block in range(depth):
         names = weight_names(checkpoint.layout.block_rows(), block)
         total = sum(
-            float(tensor.abs().sum(dtype=torch.float64))
-            for _, tensor in checkpoint.read(names)
+            float(tensor.abs().sum(dtype=torch.float64)) for _, tensor in checkpoint.read(names)
         )
         values.append(total)
         progress("scoring by magnitude", block + 1, depth)

@@ -1,0 +1,61 @@
+"""What the benchmarks share: the machine, where results go, measuring a command's memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from shearling.demo import demo_model
+from shearling.evaluate.speed import machine
+from shearling.manifest import stamp, versions
+from shearling.resolve import resolve
+from shearling.writer import write_json
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def source_directory() -> Path:
+    """SmolLM2-135M, from the package the demo uses, or ``SHEARLING_BENCH_MODEL``."""
+    return resolve(os.environ.get("SHEARLING_BENCH_MODEL") or demo_model())
+
+
+def text_file(name: str, fallback: Path) -> Path:
+    """A text of ``SHEARLING_BENCH_DATA``, a directory of samples of public data, or a fallback."""
+    data = os.environ.get("SHEARLING_BENCH_DATA")
+    return Path(data) / name if data else fallback
+
+
+def save(name: str, result: dict[str, Any]) -> None:
+    """Write a result with the machine it was taken on, and show it."""
+    result = stamp() | {"machine": machine(), "versions": versions()} | result
+    write_json(RESULTS / f"{name}.json", result)
+    print(json.dumps(result, indent=2))
+
+
+def measured(arguments: list[str]) -> dict[str, float]:
+    """Run shearling in a process of its own: seconds and peak resident memory (MiB)."""
+    script = (
+        "import sys, resource; from shearling.cli import app\n"
+        "try: app(sys.argv[1:], standalone_mode=False)\n"
+        "finally: print('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    peak = int(done.stdout.rsplit("PEAK", 1)[1])
+    # Linux counts in KiB, macOS in bytes.
+    return {
+        "seconds": round(time.perf_counter() - started, 2),
+        "peak_mib": round(peak / (1024 if sys.platform == "linux" else 2**20), 1),
+    }
+
+
+__all__ = ["measured", "save", "source_directory", "text_file"]

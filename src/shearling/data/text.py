@@ -1,0 +1,281 @@
+"""Documents read from files, and the windows of tokens cut from them.
+
+Legend: N windows, T tokens a window.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from shearling.errors import ShearlingError
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".txt")
+
+# Characters of text taken for each token wanted, where not all of a text is tokenised: four times
+# what English needs; a denser text only means that more is tokenised.
+CHARACTERS_PER_TOKEN = 16
+# Where documents have to be joined, this much of a larger collection is tokenised at least.
+JOINED_CHARACTERS = 2_000_000
+# A document longer than this is tokenised in pieces that end at a line's end.
+PIECE_CHARACTERS = 4_000_000
+
+SEPARATOR = "\n\n"
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def documents(path: Path | str) -> list[str]:
+    """The documents of a file or of every file below a directory, in a fixed order.
+
+    A ``.jsonl`` or ``.jsonl.gz`` file holds one document a line, ``{"text": …}``; a ``.txt`` file
+    is one document. A directory is read recursively in sorted order; files of another kind and
+    hidden ones are passed over. Documents of white space alone are left out, and half a surrogate
+    pair, which no tokenizer takes, becomes U+FFFD. All of the text is held in memory.
+
+    Raises:
+        ShearlingError: nothing is there, it has another suffix, a line is not what it should be,
+            a file is not UTF-8 or broken gzip, or there is no text at all.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = [
+            file
+            for file in sorted(path.rglob("*"))
+            if file.is_file()
+            and _suffix(file)
+            and not any(part.startswith(".") for part in file.relative_to(path).parts)
+        ]
+        if not files:
+            raise ShearlingError(
+                f"The directory {path} holds no text; give one with files ending in "
+                f"{', '.join(SUFFIXES)}."
+            )
+    elif not path.exists():
+        raise ShearlingError(
+            f"There is no text at {path}; give an existing directory or a file ending in "
+            f"{', '.join(SUFFIXES)}."
+        )
+    elif not _suffix(path):
+        raise ShearlingError(
+            f"{path} is not a kind of text file that is read here; give a file ending in "
+            f"{', '.join(SUFFIXES)}, or a directory of such."
+        )
+    else:
+        files = [path]
+    found = [text for file in files for text in _read(file) if text.strip()]
+    if not found:
+        raise ShearlingError(f"{path} holds no text; give a file with at least one document.")
+    return [_LONE_SURROGATE.sub("\ufffd", text) for text in found]
+
+
+def calibration_windows(
+    documents: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    samples: int,
+    length: int,
+    seed: int,
+) -> torch.Tensor:
+    """Random windows of text for calibration, [samples, length] token ids, no special tokens.
+
+    The documents are taken in a random order, and each with at least ``length`` tokens gives one
+    window at a random place, until there are ``samples``. Where too few documents are that long,
+    all of them, in that order, are joined (with EOS between, if the tokenizer has one) and cut
+    into windows that do not overlap, of which ``samples`` distinct ones are drawn. A function of
+    ``seed`` and the documents alone.
+
+    No more is tokenised than that takes: of a very long document, and of more than
+    ``JOINED_CHARACTERS`` of documents to be joined, a part at a random place, which grows to the
+    whole if it holds too few tokens.
+
+    Raises:
+        ShearlingError: ``samples`` or ``length`` is below 1, or the text is too short.
+    """
+    _positive("samples", samples)
+    _positive("length", length)
+    rng = np.random.default_rng(seed)
+    shuffled = [documents[int(i)] for i in rng.permutation(len(documents))]
+    windows: list[np.ndarray] = []
+    for document in shuffled:
+        ids = _enough_tokens([document], tokenizer, length, length * CHARACTERS_PER_TOKEN, rng)
+        if len(ids) >= length:
+            start = int(rng.integers(len(ids) - length + 1))
+            windows.append(ids[start : start + length])
+        if len(windows) == samples:
+            return torch.from_numpy(np.stack(windows))
+
+    need = samples * length
+    budget = max(JOINED_CHARACTERS, need * CHARACTERS_PER_TOKEN)
+    ids = _enough_tokens(shuffled, tokenizer, need, budget, rng)
+    if len(ids) < need:
+        raise ShearlingError(
+            f"The text has {len(ids):,} tokens, but {samples} samples of {length} tokens need "
+            f"{need:,}; ask for fewer samples or a shorter length, or give more text."
+        )
+    rows_NT = ids[: len(ids) // length * length].reshape(-1, length)
+    return torch.from_numpy(rows_NT[rng.permutation(len(rows_NT))[:samples]])
+
+
+def evaluation_windows(
+    documents: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    window: int,
+    max_windows: int | None = None,
+    bos: bool = False,
+) -> torch.Tensor:
+    """The text from its beginning, as consecutive windows of ``window`` tokens that do not overlap.
+
+    Every document but the last is followed by a blank line, each is tokenised on its own, that
+    blank line included and without special tokens, and the tokens are put in a row and cut; the
+    incomplete tail is dropped. (A document of more than ``PIECE_CHARACTERS`` is tokenised in
+    pieces that end at a line's end.) Hence ``max_windows`` gives exactly the first windows of the
+    whole, and no more is tokenised than it takes.
+
+    Returns:
+        Token ids, [N, window]; with ``bos`` each window has the BOS token before it, so that all
+        its tokens are predicted: [N, window + 1].
+
+    Raises:
+        ShearlingError: ``window`` or ``max_windows`` is below 1, the text is shorter than one
+            window, or there is no BOS token though ``bos`` is set.
+    """
+    _positive("window", window)
+    if max_windows is not None:
+        _positive("max_windows", max_windows)
+    if bos and tokenizer.bos_token_id is None:
+        raise ShearlingError(
+            "A BOS token was asked for before each window, but this tokenizer has none; "
+            "evaluate without it."
+        )
+    need = None if max_windows is None else window * max_windows
+    found: list[np.ndarray] = []
+    tokens = 0
+    for piece in _pieces(documents):
+        found.append(_ids(tokenizer, piece))
+        tokens += len(found[-1])
+        if need is not None and tokens >= need:
+            break
+    if tokens < window:
+        raise ShearlingError(
+            f"The text has {tokens:,} tokens, but one window needs {window:,}; give more text or "
+            f"a smaller window."
+        )
+    ids = np.concatenate(found)
+    rows_NT = torch.from_numpy(ids[: tokens // window * window].reshape(-1, window)[:max_windows])
+    if not bos:
+        return rows_NT
+    first_N1 = torch.full((len(rows_NT), 1), tokenizer.bos_token_id, dtype=torch.long)
+    return torch.cat([first_N1, rows_NT], dim=1)
+
+
+def _positive(name: str, value: int) -> None:
+    if value < 1:
+        raise ShearlingError(f"{name} is {value}, but it must be at least 1.")
+
+
+def _suffix(file: Path) -> str | None:
+    """Which of SUFFIXES the file has."""
+    return next((suffix for suffix in SUFFIXES if file.name.lower().endswith(suffix)), None)
+
+
+def _read(file: Path) -> Iterator[str]:
+    """The documents of one file."""
+    opener: Callable = gzip.open if _suffix(file) == ".jsonl.gz" else open
+    number = 0
+    try:
+        with opener(file, "rb") as lines:
+            if _suffix(file) == ".txt":
+                yield lines.read().decode("utf-8-sig")
+                return
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield _text_of(line.decode("utf-8-sig"), f"Line {number} of {file}")
+    except UnicodeDecodeError as error:
+        where = f"Line {number} of {file}" if number else str(file)
+        raise ShearlingError(
+            f"{where} is not UTF-8 ({error.reason}); give text in that encoding."
+        ) from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise ShearlingError(
+            f"{file} cannot be read ({error}); give a file that is whole and readable."
+        ) from error
+
+
+def _text_of(line: str, where: str) -> str:
+    """The document on one line of a .jsonl file."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ShearlingError(
+            f'{where} is not JSON ({error}); each line must be an object like {{"text": "…"}}.'
+        ) from error
+    text = record.get("text") if isinstance(record, dict) else None
+    if not isinstance(text, str):
+        raise ShearlingError(
+            f'{where} has no string "text"; each line must be an object like {{"text": "…"}}.'
+        )
+    return text
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> np.ndarray:
+    """Token ids of a text, no special tokens added, and no complaint about its length."""
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return np.asarray(ids, dtype=np.int64)
+
+
+def _pieces(documents: Sequence[str]) -> Iterator[str]:
+    """What evaluation tokenises at a time: documents with their separator, long ones in parts."""
+    for i, document in enumerate(documents):
+        text = document if i == len(documents) - 1 else document + SEPARATOR
+        start = 0
+        while len(text) - start > PIECE_CHARACTERS:
+            limit = start + PIECE_CHARACTERS
+            end = text.rfind("\n", start, limit) + 1 or limit
+            yield text[start:end]
+            start = end
+        yield text[start:]
+
+
+def _enough_tokens(
+    documents: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    need: int,
+    budget: int,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Tokens of the joined documents, EOS between: at least ``need``, or else all there are.
+
+    Of more than ``budget`` characters only that many are tokenised, at a random place, and four
+    times as many as long as they give too few tokens.
+    """
+    total = sum(map(len, documents))
+    while True:
+        start = int(rng.integers(total - budget + 1)) if total > budget else 0
+        found: list[np.ndarray] = []
+        for part in _stretch(documents, start, start + budget):
+            if found and tokenizer.eos_token_id is not None:
+                found.append(np.asarray([tokenizer.eos_token_id], dtype=np.int64))
+            found.append(_ids(tokenizer, part))
+        ids = np.concatenate(found) if found else np.empty(0, dtype=np.int64)
+        if len(ids) >= need or budget >= total:
+            return ids
+        budget *= 4
+
+
+def _stretch(documents: Sequence[str], start: int, stop: int) -> Iterator[str]:
+    """Characters ``start`` to ``stop`` of the documents laid end to end, document by document."""
+    position = 0
+    for document in documents:
+        begin, end = max(start - position, 0), min(stop - position, len(document))
+        if begin < end:
+            yield document[begin:end]
+        position += len(document)

@@ -1,0 +1,125 @@
+"""Text a model writes, so that a person can read what a number hides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from shearling.errors import ShearlingError
+from shearling.evaluate.loading import check_positive, longest_input
+from shearling.progress import Progress, silent
+
+
+@torch.inference_mode()
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> list[dict]:
+    """Continue each prompt, until the model ends the text or ``max_new_tokens`` are written.
+
+    The prompt is tokenised as the tokenizer does by default (special tokens included, no chat
+    template). Nothing of the checkpoint's own sampling defaults is used but its end tokens. A
+    continuation is a function of the model, its prompt and ``seed``, not of the other prompts.
+
+    Args:
+        temperature: divides the logits; 0 takes the likeliest token each time.
+        top_p: sample among the likeliest tokens whose probabilities first reach this sum; 1 takes
+            all.
+
+    Returns:
+        ``{"prompt": …, "text": …}`` each, ``text`` being the continuation alone.
+
+    Raises:
+        ShearlingError: a setting out of range, a prompt without tokens, or one that with its
+            continuation is longer than the model's positions.
+    """
+    check_positive(max_new_tokens=max_new_tokens)
+    if not 0 <= temperature < float("inf"):
+        raise ShearlingError(f"temperature is {temperature}, but it must be 0 (greedy) or more.")
+    if not 0 < top_p <= 1:
+        raise ShearlingError(f"top_p is {top_p}, but it must be above 0 and at most 1.")
+    ends = _end_tokens(model, tokenizer)
+    encoded = [_encode(model, tokenizer, prompt, max_new_tokens) for prompt in prompts]
+    samples = []
+    for i, (prompt, ids) in enumerate(zip(prompts, encoded, strict=True)):
+        progress("generating", i, len(prompts))
+        generator = torch.Generator().manual_seed(seed)
+        cache, feed, written = DynamicCache(config=model.config), ids, []
+        while len(written) < max_new_tokens:
+            feed_1T = torch.tensor([feed], device=model.device)
+            output = model(feed_1T, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            token = _choose(output.logits[0, -1].float().cpu(), temperature, top_p, generator)
+            if token in ends:
+                break
+            written.append(token)
+            feed = [token]
+        samples.append({"prompt": prompt, "text": _continuation(tokenizer, ids, written)})
+    progress("generating", len(prompts), len(prompts))
+    return samples
+
+
+def _choose(
+    logits_V: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator
+) -> int:
+    """The next token: the likeliest, or one drawn from the nucleus (arXiv 1904.09751)."""
+    if not logits_V.isfinite().any() or logits_V.isnan().any():
+        raise ShearlingError(
+            "The model computes logits that are not numbers; check its weights, or use float32."
+        )
+    if temperature == 0:
+        return int(logits_V.argmax())
+    # The maximum is subtracted first: a tiny temperature must not overflow.
+    probabilities_V = ((logits_V.double() - logits_V.max()) / temperature).softmax(dim=0)
+    sorted_V, tokens_V = probabilities_V.sort(descending=True, stable=True)
+    # A token stays if those likelier than it do not yet reach top_p: the first always does.
+    sorted_V[sorted_V.cumsum(dim=0) - sorted_V >= top_p] = 0
+    return int(tokens_V[torch.multinomial(sorted_V, 1, generator=generator)])
+
+
+def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Every token that ends a text, by the checkpoint's generation settings or its tokenizer."""
+    settings = model.generation_config
+    ends = settings.eos_token_id if settings is not None else None
+    listed = ends if isinstance(ends, list) else [ends]
+    return {token for token in [*listed, tokenizer.eos_token_id] if token is not None}
+
+
+def _encode(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, new: int
+) -> list[int]:
+    ids = tokenizer(prompt, verbose=False)["input_ids"]
+    if not ids and tokenizer.bos_token_id is not None:
+        ids = [tokenizer.bos_token_id]
+    if not ids:
+        raise ShearlingError(
+            f"The prompt {prompt!r} has no tokens, and the tokenizer no BOS token to start from; "
+            f"give a prompt with text."
+        )
+    limit = longest_input(model.config)
+    if limit is not None and len(ids) + new > limit:
+        raise ShearlingError(
+            f"A prompt of {len(ids)} tokens and {new} new ones are longer than the model's {limit} "
+            f"positions; give a shorter prompt or fewer new tokens."
+        )
+    return ids
+
+
+def _continuation(tokenizer: PreTrainedTokenizerBase, ids: list[int], written: list[int]) -> str:
+    """The new text alone; decoded after its prompt, so that a leading space is not lost."""
+
+    def decode(tokens: list[int]) -> str:
+        return str(
+            tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        )
+
+    prompt, whole = decode(ids), decode(ids + written)
+    return whole[len(prompt) :] if whole.startswith(prompt) else decode(written)

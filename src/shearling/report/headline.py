@@ -1,0 +1,255 @@
+"""The top of the page: one sentence, a few large numbers, and what the cut cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shearling.report import numbers
+from shearling.report.compare import Change, by_load, by_text, change, speed_change
+from shearling.report.markup import Markup, el, join, render
+from shearling.report.numbers import THIN, exact, figure, plural
+from shearling.report.records import Evaluation, Proof, Run
+from shearling.report.results import Model, Results
+from shearling.report.sections import with_commands
+
+REPAIRS = {"refit": "refitting in closed form", "heal": "training", "lora": "training adapters"}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The primary model against the source, as far as it was measured."""
+
+    source: Model
+    model: Model
+    parameters: Change | None
+    disk: Change | None
+    speed: tuple[Run, Run, Change] | None
+    perplexity: tuple[Evaluation, Evaluation] | None
+    texts: int  # on how many texts both were measured
+
+
+def verdict_of(results: Results) -> Verdict | None:
+    """Compare the primary model with the source; None where nothing was made."""
+    source, model = results.source, results.primary
+    if source is None or model is None:
+        return None
+    pair = (source.fingerprint, model.fingerprint)
+    texts = [
+        (on[pair[0]], on[pair[1]]) for on in by_text(results).values() if set(pair) <= on.keys()
+    ]
+    # of several texts, the one that shows the most damage: a headline must not flatter
+    worst = max(texts, key=lambda two: two[1].nll - two[0].nll, default=None)
+    runs = [
+        (on[pair[0]], on[pair[1]]) for on in by_load(results).values() if set(pair) <= on.keys()
+    ]
+    speed = speed_change(runs[0][0].decode, runs[0][1].decode) if runs else None
+    return Verdict(
+        source,
+        model,
+        _changed(source.parameters, model.parameters),
+        _changed(source.bytes, model.bytes),
+        (*runs[0], speed) if speed else None,
+        worst,
+        len(texts),
+    )
+
+
+def _changed(before: int | None, after: int | None) -> Change | None:
+    return None if before is None or after is None else change(before, after, True)
+
+
+def page_title(results: Results) -> str:
+    """The page's name, in plain text."""
+    return f"{_what(results)}: a shearling report"
+
+
+def header(results: Results) -> Markup:
+    """Headline, tiles and verdict."""
+    verdict = verdict_of(results)
+    kicker = el("p", "shearling report", class_="kicker")
+    if verdict is None:
+        only = len(results.models) == 1
+        sentence = (
+            "the intact model; nothing has been made of it yet"
+            if only
+            else "measured side by side; no manifest says that one was made of another"
+        )
+        line = el("span", sentence, class_="result")
+        hint = "`shearling prune` makes a smaller model of one, and this page will compare them."
+        return el(
+            "header",
+            kicker,
+            el("h1", _what(results), " ", line),
+            el("p", with_commands(hint), class_="verdict muted"),
+        )
+    tiles = [
+        _blocks_tile(verdict),
+        _size_tile("Parameters", verdict, "parameters"),
+        _size_tile("On disk", verdict, "disk"),
+        _speed_tile(verdict),
+        _perplexity_tile(verdict),
+    ]
+    return el(
+        "header",
+        kicker,
+        el(
+            "h1",
+            _what(results),
+            el("span", ": ", class_="unseen"),  # to the eye, the line break says it
+            el("span", _result(verdict), class_="result"),
+        ),
+        el("dl", tiles, class_="tiles"),
+        el("p", _cost(verdict), class_="verdict"),
+        _others(results, verdict),
+    )
+
+
+def _what(results: Results) -> str:
+    """ "SmolLM2-135M, 30 → 24 blocks", or the names of what there is."""
+    source, model = results.source, results.primary
+    if source is None:
+        return " and ".join(one.name for one in results.models[:3])
+    if model is None:
+        blocks = source.shape.get("layers")
+        return source.name + (f", {plural(blocks, 'block')}" if blocks else "")
+    before, after = source.shape.get("layers"), model.shape.get("layers")
+    if before is None or after is None:
+        return f"{source.name}, made smaller"
+    blocks = f"{before} → {after} blocks" if before != after else f"{before} blocks"
+    return f"{source.name}, {blocks}"
+
+
+def _result(verdict: Verdict) -> Markup:
+    """ "16 % smaller, 1.2× faster decode, perplexity 36 → 94"."""
+    parts: list[Markup] = []
+    if verdict.parameters:
+        share = 100 * (1 - (verdict.model.parameters or 0) / (verdict.source.parameters or 1))
+        size = f"{abs(share):.0f}{THIN}% {'smaller' if share > 0 else 'larger'}"
+        parts.append(el("b", size if abs(share) >= 0.5 else "of the same size"))
+    if verdict.speed:
+        ratio, better = verdict.speed[2].ratio, verdict.speed[2].better
+        words = {True: f"{ratio} faster decode", False: f"decode at {ratio} the speed"}
+        same = f"decode at {ratio}, within the spread of its runs"
+        parts.append(
+            el("span", words[better], class_="worse")
+            if better is False
+            else el("b", words[better] if better else same)
+        )
+    if verdict.perplexity:
+        before, after = (_coarse(one.perplexity) for one in verdict.perplexity)
+        kind = "worse" if verdict.perplexity[1].nll > verdict.perplexity[0].nll else None
+        parts.append(el("span" if kind else "b", f"perplexity {before} → {after}", class_=kind))
+    return join(", ", parts)
+
+
+def _coarse(perplexity: float) -> str:
+    return f"{perplexity:.0f}" if 10 <= perplexity < 1000 else figure(perplexity)
+
+
+def _tile(label: str, value: object, unit: str, note: object, cost: bool = False) -> Markup:
+    number = el("dd", value, el("small", f" {unit}") if unit else None, class_="number")
+    return el(
+        "div",
+        el("dt", label),
+        number,
+        el("dd", note, class_="change"),
+        class_="tile cost" if cost else "tile",
+    )
+
+
+def _blocks_tile(verdict: Verdict) -> Markup | None:
+    before, after = verdict.source.shape.get("layers"), verdict.model.shape.get("layers")
+    if before is None or after is None:
+        return None
+    note = [f"of {before} · ", el("b", f"{exact(before - after)} removed")]
+    return _tile("Blocks", exact(after), "kept", note)
+
+
+def _size_tile(label: str, verdict: Verdict, what: str) -> Markup | None:
+    field, write = {
+        "parameters": ("parameters", numbers.count),
+        "disk": ("bytes", numbers.disk),
+    }[what]
+    before, after = getattr(verdict.source, field), getattr(verdict.model, field)
+    changed: Change | None = getattr(verdict, what)
+    if changed is None:
+        return None
+    value, _, unit = write(after).partition(THIN)
+    note = [f"from {write(before)} · ", el("b", changed.percent)]
+    return _tile(label, value, unit, note, cost=changed.better is False)
+
+
+def _speed_tile(verdict: Verdict) -> Markup | None:
+    if verdict.speed is None:
+        return None
+    before, after, changed = verdict.speed
+    note = [f"from {figure(before.decode.median)} · ", el("b", changed.ratio)]
+    if changed.better is None:
+        note.append(", within spread")
+    label = f"Decode, batch {after.batch}"
+    return _tile(label, figure(after.decode.median), "tokens/s", note, changed.better is False)
+
+
+def _perplexity_tile(verdict: Verdict) -> Markup | None:
+    if verdict.perplexity is None:
+        return None
+    before, after = verdict.perplexity
+    ratio = numbers.ratio(before.perplexity, after.perplexity)
+    note = [f"from {figure(before.perplexity)} · ", el("b", ratio)]
+    label = f"Perplexity, {after.text}"
+    return _tile(label, figure(after.perplexity), "", note, after.nll > before.nll)
+
+
+def _cost(verdict: Verdict) -> Markup:
+    """What was lost, as plainly as what was gained."""
+    sentences: list[object] = []
+    if verdict.perplexity is None:
+        hint = "What this cost is not known yet: `shearling eval` on both models would tell."
+        sentences.append(with_commands(hint))
+    else:
+        sentences.append(_damage(verdict))
+    repairs = [REPAIRS[s.stage] for s in verdict.model.chain if s.stage in REPAIRS]
+    if repairs:
+        sentences.append(f"This is after {' and '.join(dict.fromkeys(repairs))}.")
+    else:
+        sentences.append("Nothing has been done yet to repair the cut.")
+    proof = verdict.model.manifest.proof if verdict.model.manifest else None
+    sentences.append(proof_sentence(proof))
+    return join(" ", sentences)
+
+
+def _damage(verdict: Verdict) -> Markup:
+    assert verdict.perplexity is not None
+    before, after = verdict.perplexity
+    nats, ratio = after.nll - before.nll, numbers.ratio(before.perplexity, after.perplexity)
+    where = f"On “{after.text}”"
+    if verdict.texts > 1:
+        where += f", the harder hit of {verdict.texts} texts"
+    if nats <= 0:
+        return render(f"{where}, no damage is measurable: {figure(-nats)} nats a token better.")
+    lost = el("b", f"perplexity is {ratio} what it was", class_="worse")
+    return render([f"{where}, ", lost, f": {figure(nats)} nats a token more."])
+
+
+def proof_sentence(proof: Proof | None) -> Markup:
+    """Whether the written model is the one that was meant."""
+    if proof is None:
+        return render("No proof of surgery was recorded.")
+    against = f"logits differ by at most {figure(proof.max_abs_difference)}"
+    if proof.passed:
+        source = "the source run without the removed parts"
+        same = f"logits equal those of {source}"
+        found = f"{against} from {source}" if proof.max_abs_difference else same
+        return render(f"Proof of surgery passed: {found}.")
+    failed = f"Proof of surgery failed: {against}. Do not use this model."
+    return el("b", failed, class_="failed")
+
+
+def _others(results: Results, verdict: Verdict) -> Markup | None:
+    if len(results.made) < 2:
+        return None
+    line = (
+        f"These numbers speak of {verdict.model.name}, the smallest of "
+        f"{len(results.made)} models made; all of them are compared below."
+    )
+    return el("p", line, class_="small muted")

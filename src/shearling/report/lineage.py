@@ -1,0 +1,159 @@
+"""Where each model comes from, step by step, and how to use the result."""
+
+from __future__ import annotations
+
+import shlex
+
+from shearling.report import numbers
+from shearling.report.compare import AXES
+from shearling.report.markup import Markup, el, render
+from shearling.report.numbers import figure, plural, ranges
+from shearling.report.records import Manifest, Proof, Source, describe
+from shearling.report.results import Model, Results
+from shearling.report.sections import absent, section
+
+Facts = list[tuple[str, object]]
+
+
+def lineage_section(results: Results) -> Markup:
+    """The chain of manifests of every model that nothing else was made of."""
+    title = "Lineage"
+    if not results.made:
+        return absent(
+            title, "No manifest yet: `shearling prune` writes one beside the model it makes."
+        )
+    passed_through = {step.source.ref.fingerprint for model in results.made for step in model.chain}
+    last = [model for model in results.made if model.fingerprint not in passed_through]
+    shown: set[str] = set()
+    return section(title, [_chain(model, shown) for model in last])
+
+
+def use_section(results: Results) -> Markup | None:
+    """Three ways to run the primary model, which is a stock checkpoint."""
+    manifest = results.primary.manifest if results.primary else None
+    if manifest is None:
+        return None
+    if manifest.proof is not None and not manifest.proof.passed:
+        warning = "The proof of surgery of this model failed: do not use it."
+        return section("Use it", el("p", warning, class_="failed"))
+    directory = manifest.directory or manifest.model.name
+    return section(
+        "Use it",
+        el(
+            "p",
+            "The result is an ordinary checkpoint: it needs neither this toolkit nor custom code. "
+            "Run these beside the directory ",
+            el("code", directory),
+            ".",
+        ),
+        el("div", [_snippet(*one) for one in snippets(directory)], class_="use"),
+    )
+
+
+def snippets(directory: str) -> list[tuple[str, str]]:
+    """How to load a model directory in transformers, vLLM and llama.cpp."""
+    shell = shlex.quote(directory)
+    return [
+        (
+            "transformers",
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            f'model = AutoModelForCausalLM.from_pretrained({directory!r}, dtype="auto")\n'
+            f"tokenizer = AutoTokenizer.from_pretrained({directory!r})",
+        ),
+        ("vLLM", f"vllm serve ./{shell}"),
+        (
+            "llama.cpp",
+            f"python convert_hf_to_gguf.py {shell} --outfile model.gguf\n"
+            'llama-cli -m model.gguf -p "The shepherd"',
+        ),
+    ]
+
+
+def _snippet(name: str, code: str) -> Markup:
+    return el("div", el("h3", name), el("pre", el("code", code), tabindex="0"))
+
+
+def _chain(model: Model, shown: set[str]) -> Markup:
+    """The way to one model; what an earlier chain has shown is only named again."""
+    source = model.chain[0].source
+    entries = [(source.ref, "source", _source_facts(source))]
+    entries += [(step.model, step.stage, _step_facts(step)) for step in model.chain]
+    points = []
+    for ref, stage, facts in entries:
+        again: Facts = [("Fingerprint", _fingerprint(ref.fingerprint)), ("Details", "as above")]
+        points.append(_entry(ref.name, stage, again if ref.fingerprint in shown else facts))
+        shown.add(ref.fingerprint)
+    return el("ol", points, class_="lineage")
+
+
+def _source_facts(source: Source) -> Facts:
+    return [
+        ("Fingerprint", _fingerprint(source.ref.fingerprint)),
+        ("Shape", _shape(source.shape)),
+        ("Parameters", numbers.exact(source.parameters)),
+        ("On disk", numbers.disk(source.bytes) if source.bytes is not None else None),
+    ]
+
+
+def _step_facts(step: Manifest) -> Facts:
+    facts: Facts = [("Fingerprint", _fingerprint(step.model.fingerprint))]
+    for axis, kept in step.keep.items():
+        size = step.source.shape[axis]
+        gone = sorted(set(range(size)) - set(kept))
+        name = "" if axis == "layers" else f" of {axis}"
+        facts.append((f"Kept{name}", f"{len(kept)} of {size}: {ranges(kept)}"))
+        facts.append((f"Removed{name}", f"{len(gone)}: {ranges(gone)}" if gone else "none"))
+    return [
+        *facts,
+        ("Shape", _shape(step.shape)),
+        ("Parameters", numbers.exact(step.parameters)),
+        ("On disk", numbers.disk(step.bytes)),
+        ("Options", _options(step)),
+        ("Seed", step.seed),
+        ("Proof", _proof(step.proof)),
+        ("Made", _made(step)),
+        ("Versions", describe({"shearling": step.shearling or None} | step.versions)),
+    ]
+
+
+def _entry(name: str, stage: str, facts: Facts) -> Markup:
+    """One point of the line; a fact that is not known is not shown."""
+    shown = [(key, value) for key, value in facts if value is not None and value != ""]
+    pairs = [[el("dt", key), el("dd", value)] for key, value in shown]
+    heading = el("h3", name, el("span", f", {stage}", class_="muted"))
+    return el("li", heading, el("dl", pairs, class_="facts"))
+
+
+def _fingerprint(fingerprint: str) -> Markup:
+    return el("code", fingerprint[:16], title=fingerprint)
+
+
+def _shape(shape: dict[str, int]) -> str:
+    sizes = [(AXES.get(axis, axis), numbers.exact(size)) for axis, size in shape.items()]
+    return " · ".join(f"{name} {size}" for name, size in sizes)
+
+
+def _options(step: Manifest) -> str:
+    """How the step was asked for; what the facts above it say already is left out."""
+    rest = {key: one for key, one in step.options.items() if key not in ("removed", "scores")}
+    return describe(rest)
+
+
+def _made(step: Manifest) -> str:
+    when = step.created[:16].replace("T", " ") + (" UTC" if step.created else "")
+    took = f"in {numbers.seconds(step.seconds)}" if step.seconds is not None else ""
+    return ", ".join(part for part in (when if step.created else "", took) if part)
+
+
+def _proof(proof: Proof | None) -> Markup:
+    if proof is None:
+        return el("span", "none recorded", class_="muted")
+    details = [f"largest difference of a logit {figure(proof.max_abs_difference)}"]
+    if proof.max_relative_difference is not None:
+        details.append(f"relative {figure(proof.max_relative_difference)}")
+    if proof.tokens is not None:
+        details.append(f"over {plural(proof.tokens, 'token')}")
+    if proof.loaded_with:
+        details.append(f"loaded with {proof.loaded_with}")
+    outcome = el("b", "passed") if proof.passed else el("b", "failed", class_="failed")
+    return render([outcome, f": {', '.join(details)}"])

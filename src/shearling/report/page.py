@@ -1,0 +1,77 @@
+"""Puts the sections together into one self-contained page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+from shearling.report.anatomy import anatomy_section
+from shearling.report.charts import damage_section, scores_section
+from shearling.report.collect import collect
+from shearling.report.headline import header, page_title
+from shearling.report.lineage import lineage_section, use_section
+from shearling.report.markup import Markup, el
+from shearling.report.results import Results
+from shearling.report.samples import samples_section
+from shearling.report.table import comparison_section
+from shearling.writer import write_text
+
+
+def write_report(directories: Sequence[Path], output: Path) -> Path:
+    """Read the results under the directories and write one HTML file about them.
+
+    The file appears whole or not at all, loads nothing from elsewhere, and is the same, byte for
+    byte, for the same results.
+
+    Raises:
+        ShearlingError: there is nothing to report on, a result file is damaged, or the output
+            cannot be written.
+    """
+    write_text(output, page(collect(directories)))
+    return output
+
+
+def page(results: Results) -> str:
+    """The whole page."""
+    # our own file, free of markup: it must not be escaped, since style is raw text in HTML
+    style = resources.files("shearling.report").joinpath("style.css").read_text("utf-8")
+    head = el(
+        "head",
+        el("meta", charset="utf-8"),
+        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        el("meta", name="generator", content="shearling"),
+        el("title", page_title(results)),
+        el("style", Markup(f"\n{style}")),
+    )
+    sections = [
+        anatomy_section(results),
+        comparison_section(results),
+        scores_section(results),
+        damage_section(results),
+        samples_section(results),
+        lineage_section(results),
+        use_section(results),
+    ]
+    body = el("body", header(results), el("main", sections), _footer(results))
+    return f"<!doctype html>\n{el('html', head, body, lang='en')}\n"
+
+
+def _footer(results: Results) -> Markup:
+    """Said from the data alone: a time of writing would make equal reports differ."""
+    dated = [
+        one.created[:10]
+        for one in (
+            *results.scores,
+            *results.damages,
+            *results.evaluations,
+            *results.runs,
+            *results.generations,
+            *(step for model in results.made for step in model.chain),
+        )
+        if one.created
+    ]
+    days = sorted(set(dated))
+    when = f", from results of {days[0]}" if days else ""
+    until = f" to {days[-1]}" if len(days) > 1 else ""
+    return el("footer", f"Made by shearling{when}{until}.")

@@ -1,0 +1,231 @@
+"""Joins records by model fingerprint: one source, what was made of it, and what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol, TypeVar
+
+from shearling.errors import ShearlingError
+from shearling.report.records import (
+    Damage,
+    Evaluation,
+    Generations,
+    Manifest,
+    ModelRef,
+    Records,
+    Run,
+    Scores,
+    Source,
+)
+
+
+class _Dated(Protocol):
+    @property
+    def created(self) -> str: ...
+
+
+T = TypeVar("T", bound=_Dated)
+Role = Literal["source", "made", "reference"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """One column of the report. A reference is a model that no manifest ties to the source."""
+
+    name: str
+    fingerprint: str
+    role: Role
+    shape: dict[str, int]
+    parameters: int | None = None
+    bytes: int | None = None
+    chain: tuple[Manifest, ...] = ()  # from the source to this model
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """How this model was made, or None for one that was not."""
+        return self.chain[-1] if self.chain else None
+
+    def kept(self, axis: str, of: str) -> tuple[int, ...] | None:
+        """Indices of an axis of the ancestor with fingerprint ``of`` that are left in this model.
+
+        None where ``of`` is no ancestor, or does not say how long the axis is.
+        """
+        start = [step.source.ref.fingerprint for step in self.chain]
+        if of not in start or axis not in self.chain[start.index(of)].source.shape:
+            return None
+        steps = self.chain[start.index(of) :]
+        indices = tuple(range(steps[0].source.shape[axis]))
+        for step in steps:
+            if axis in step.keep:
+                indices = tuple(indices[index] for index in step.keep[axis])
+        return indices
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that one report shows. The models come source first, then ever smaller ones."""
+
+    models: tuple[Model, ...]
+    scores: tuple[Scores, ...]
+    damages: tuple[Damage, ...]
+    evaluations: tuple[Evaluation, ...]
+    runs: tuple[Run, ...]
+    generations: tuple[Generations, ...]
+
+    @property
+    def source(self) -> Model | None:
+        """The model everything else was made of; None where nothing ties the models together."""
+        first = self.models[0]
+        return first if first.role == "source" else None
+
+    @property
+    def made(self) -> tuple[Model, ...]:
+        """The models that were made of the source."""
+        return tuple(model for model in self.models if model.role == "made")
+
+    @property
+    def primary(self) -> Model | None:
+        """The model the headline is about: the last one made, that is the most cut, then newest."""
+        return self.made[-1] if self.made else None
+
+    def name_of(self, fingerprint: str) -> str:
+        """The name a model has in this report."""
+        return next(model.name for model in self.models if model.fingerprint == fingerprint)
+
+
+def join_records(records: Records) -> Results:
+    """Join records by fingerprint; of two that measure the same, the newer one counts.
+
+    Raises:
+        ShearlingError: the models descend from several sources.
+    """
+    scores = _newest(records.scores, lambda one: (one.model.fingerprint, one.axis, one.criterion))
+    evaluations = _newest(
+        records.evaluations,
+        lambda one: (one.model.fingerprint, one.text, one.window, one.tokens, one.bos),
+    )
+    runs = _newest(
+        records.runs,
+        lambda one: (one.model.fingerprint, one.machine, one.batch, one.prompt, one.new),
+    )
+    generations = _newest(
+        records.generations,
+        lambda one: (one.model.fingerprint, str(one.sampling), one.max_new_tokens, one.samples),
+    )
+    measured = [*scores, *records.damages, *evaluations, *runs, *generations]
+    models = _models(records.manifests, [one.model for one in measured], scores)
+    return Results(
+        models=_distinct_names(models),
+        scores=tuple(scores),
+        damages=tuple(_merge(records.damages)),
+        evaluations=tuple(evaluations),
+        runs=tuple(runs),
+        generations=tuple(generations),
+    )
+
+
+def _newest(records: Iterable[T], key: Callable[[T], Hashable]) -> list[T]:
+    """One record a key, the one created last, in the order of first appearance."""
+    chosen: dict[Hashable, T] = {}
+    for record in records:
+        held = chosen.get(key(record))
+        if held is None or record.created >= held.created:
+            chosen[key(record)] = record
+    return list(chosen.values())
+
+
+def _merge(damages: Iterable[Damage]) -> list[Damage]:
+    """Curves of one model on one text belong into one figure, even when measured in two runs."""
+    merged: dict[Hashable, Damage] = {}
+    for damage in sorted(damages, key=lambda one: one.created):
+        key = (damage.model.fingerprint, damage.text, damage.window, damage.windows)
+        earlier = merged[key].curves if key in merged else ()
+        curves = {curve.criterion: curve for curve in (*earlier, *damage.curves)}
+        merged[key] = replace(damage, curves=tuple(curves.values()))
+    return list(merged.values())
+
+
+def _models(
+    manifests: list[Manifest], measured: list[ModelRef], scores: list[Scores]
+) -> list[Model]:
+    """All models spoken of, source first."""
+    by_fingerprint = {
+        one.model.fingerprint: one for one in _newest(manifests, lambda one: one.model.fingerprint)
+    }
+    made = [_made(one, by_fingerprint) for one in by_fingerprint.values()]
+    made.sort(key=lambda model: (-(model.parameters or 0), len(model.chain), _created(model)))
+    known: dict[str, Model] = {}
+    if made:
+        source = _common_source(made)
+        known[source.ref.fingerprint] = Model(
+            source.ref.name,
+            source.ref.fingerprint,
+            "source",
+            source.shape,
+            source.parameters,
+            source.bytes,
+        )
+    known |= {model.fingerprint: model for model in made}
+    for ref in measured:
+        if ref.fingerprint not in known:
+            shape = {
+                one.axis: len(one.scores)
+                for one in scores
+                if one.model.fingerprint == ref.fingerprint
+            }
+            known[ref.fingerprint] = Model(ref.name, ref.fingerprint, "reference", shape)
+    models = list(known.values())
+    if len(models) == 1:  # nothing was made yet: the only model there is will be the source
+        return [replace(models[0], role="source")]
+    return models
+
+
+def _made(manifest: Manifest, by_fingerprint: dict[str, Manifest]) -> Model:
+    """A model with the manifests that lead to it, the first step first."""
+    chain, seen = [manifest], {manifest.model.fingerprint}
+    while True:
+        source = chain[0].source.ref.fingerprint
+        step = chain[0].parent or by_fingerprint.get(source)
+        if step is None or step.model.fingerprint in seen:
+            break
+        seen.add(step.model.fingerprint)
+        # the parent's own file, where it was found, also knows the name of its directory
+        chain.insert(0, by_fingerprint.get(step.model.fingerprint, step))
+    return Model(
+        manifest.model.name,
+        manifest.model.fingerprint,
+        "made",
+        manifest.shape,
+        manifest.parameters,
+        manifest.bytes,
+        tuple(chain),
+    )
+
+
+def _common_source(made: list[Model]) -> Source:
+    sources = {model.chain[0].source.ref.fingerprint: model.chain[0].source for model in made}
+    if len(sources) > 1:
+        names = " and ".join(sorted(source.ref.name for source in sources.values()))
+        raise ShearlingError(
+            f"The models given descend from {len(sources)} different sources, {names}; a report "
+            "compares one source with what was made of it: give the directories of one source."
+        )
+    return next(iter(sources.values()))
+
+
+def _created(model: Model) -> str:
+    return model.chain[-1].created
+
+
+def _distinct_names(models: list[Model]) -> tuple[Model, ...]:
+    """Two models of one name are told apart by their directory, or by their fingerprint."""
+    names = [model.name for model in models]
+    distinct = []
+    for model in models:
+        name = model.name
+        if names.count(name) > 1 and model.role != "source":
+            directory = model.manifest.directory if model.manifest else ""
+            name = f"{name} ({directory or model.fingerprint[:8]})"
+        distinct.append(replace(model, name=name))
+    return tuple(distinct)
