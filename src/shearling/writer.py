@@ -26,6 +26,8 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 def check_output(output: Path) -> None:
     """Raise ShearlingError if ``output`` is taken, before any work is done."""
     if output.is_dir():
+        if output.samefile(os.curdir):  # the rename would leave us, and the shell, in no place
+            raise ShearlingError(f"output {output} is the working directory; name a new one in it.")
         if any(output.iterdir()):
             raise ShearlingError(
                 f"output directory {output} exists and is not empty; name a new one, or remove it."
@@ -53,7 +55,7 @@ def new_directory(output: Path) -> Generator[Path]:
         ShearlingError: ``output`` exists and is not empty, or the disk ran full.
     """
     check_output(output)
-    output = output.resolve()  # a link to an empty directory, or ".", has no name to rename to
+    output = output.resolve()  # nothing can be renamed to a link
     output.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.partial-", dir=output.parent))
     try:
