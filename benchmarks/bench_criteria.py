@@ -21,9 +21,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from common import save, source_directory, text_file
 from shearling.checkpoint import Checkpoint
+from shearling.criteria import score_tokens
 from shearling.data.text import calibration_windows, documents
 from shearling.demo_text import write_demo_text
-from shearling.score import score_tokens
 from shearling.stream import BlockStream
 
 SAMPLES, LENGTH = 10, 128

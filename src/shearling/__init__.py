@@ -6,7 +6,7 @@ The verbs of the command line as a typed API::
 
     source = shearling.Checkpoint.open("HuggingFaceTB/SmolLM2-135M")
     scores = shearling.score(source, "perplexity", calibration=Path("text.jsonl"))
-    smaller = shearling.cut(source, shearling.keep_layers(scores, 24), Path("smaller"))
+    smaller = shearling.prune(source, shearling.keep_layers(scores, 24), Path("smaller"))
 
 Names are imported when they are first used, since torch and transformers take seconds.
 """
@@ -22,32 +22,34 @@ if TYPE_CHECKING:
     from shearling.axes import Keep, Layout, Shape
     from shearling.checkpoint import Checkpoint
     from shearling.choose import keep_layers, without
-    from shearling.cut import Proof, cut, prove
+    from shearling.criteria import score
+    from shearling.cut import Proof, prove
+    from shearling.cut import cut as prune
     from shearling.inspection import inspect
     from shearling.measure import bench_models, evaluate_model, generate_samples
     from shearling.report import write_report
-    from shearling.score import score
     from shearling.scores import Scores
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Checkpoint": "checkpoint",
-    "Keep": "axes",
-    "Layout": "axes",
-    "Proof": "cut",
-    "Scores": "scores",
-    "Shape": "axes",
-    "bench_models": "measure",
-    "cut": "cut",
-    "evaluate_model": "measure",
-    "generate_samples": "measure",
-    "inspect": "inspection",
-    "keep_layers": "choose",
-    "prove": "cut",
-    "score": "score",
-    "without": "choose",
-    "write_report": "report",
+    "Checkpoint": "checkpoint.Checkpoint",
+    "Keep": "axes.Keep",
+    "Layout": "axes.Layout",
+    "Proof": "cut.Proof",
+    "Scores": "scores.Scores",
+    "Shape": "axes.Shape",
+    "bench_models": "measure.bench_models",
+    "evaluate_model": "measure.evaluate_model",
+    "generate_samples": "measure.generate_samples",
+    "inspect": "inspection.inspect",
+    "keep_layers": "choose.keep_layers",
+    "prove": "cut.prove",
+    # Not `cut`: importing the module of that name would take the function's place.
+    "prune": "cut.cut",
+    "score": "criteria.score",
+    "without": "choose.without",
+    "write_report": "report.write_report",
 }
 
 __all__ = [
@@ -60,12 +62,12 @@ __all__ = [
     "ShearlingError",
     "__version__",
     "bench_models",
-    "cut",
     "evaluate_model",
     "generate_samples",
     "inspect",
     "keep_layers",
     "prove",
+    "prune",
     "score",
     "without",
     "write_report",
@@ -76,4 +78,5 @@ def __getattr__(name: str) -> Any:
     """Import a public name from its module on first use (PEP 562)."""
     if name not in _HOMES:
         raise AttributeError(f"module 'shearling' has no attribute {name!r}")
-    return getattr(import_module(f"shearling.{_HOMES[name]}"), name)
+    module, _, attribute = _HOMES[name].partition(".")
+    return getattr(import_module(f"shearling.{module}"), attribute)

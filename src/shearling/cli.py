@@ -17,6 +17,25 @@ import typer
 
 from shearling import __version__
 from shearling.errors import ShearlingError
+from shearling.options import (
+    CRITERIA_HELP,
+    Batches,
+    Calibration,
+    Json,
+    Length,
+    Model,
+    Models,
+    ProtectFirst,
+    ProtectLast,
+    Samples,
+    Seed,
+    Stream,
+    check_file,
+    numbers,
+    protection,
+    require_one_choice,
+    warn_ignored,
+)
 
 if TYPE_CHECKING:
     from shearling.checkpoint import Checkpoint
@@ -30,35 +49,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Make smaller language models out of larger pretrained ones: score, cut, prove, measure.",
 )
-
-_CRITERIA = "perplexity, taylor+, magnitude+, taylor, magnitude, influence or greedy."
-Model = Annotated[str, typer.Argument(help="A model directory, a .gguf file or a hub id.")]
-Models = Annotated[list[str], typer.Argument(help="Model directories, .gguf files or hub ids.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-Calibration = Annotated[
-    Path | None,
-    typer.Option(help="Text to score with: .jsonl with a 'text' field, .txt, or a directory."),
-]
-Samples = Annotated[int, typer.Option(min=1, help="Calibration sequences.")]
-Length = Annotated[int, typer.Option(min=2, help="Tokens in each sequence.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of every random choice.")]
-Stream = Annotated[
-    bool | None,
-    typer.Option(
-        "--stream/--no-stream",
-        help="Read blocks from disk one at a time, or hold the model in memory; "
-        "by default whichever the free memory allows.",
-    ),
-]
-ProtectFirst = Annotated[
-    int | None,
-    typer.Option(min=0, help="Never remove the first so many blocks (the + forms: 4; else 0)."),
-]
-ProtectLast = Annotated[
-    int | None,
-    typer.Option(min=0, help="Never remove the last so many blocks (the + forms: 2; else 0)."),
-]
-Batches = Annotated[str, typer.Option("--batch", help="Batch sizes, separated by commas.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -88,7 +78,7 @@ def inspect(model: Model, as_json: Json = False) -> None:
 @app.command()
 def score(
     model: Model,
-    by: Annotated[str, typer.Option(help=_CRITERIA)] = "perplexity",
+    by: Annotated[str, typer.Option(help=CRITERIA_HELP)] = "perplexity",
     calibration: Calibration = None,
     samples: Samples = 10,
     length: Length = 128,
@@ -110,10 +100,10 @@ def score(
             f"--remove {remove} is for --by greedy, which needs to know where to stop; "
             f"leave it out for --by {by}."
         )
-    _check_file(output)
+    check_file(output)
     scores = _score(
         _open(model), by, calibration, samples, length, seed, stream,
-        _protect(by, protect_first, protect_last), remove,
+        protection(by, protect_first, protect_last), remove,
     )  # fmt: skip
     if output is not None:
         write_json(output, scores.as_json())
@@ -128,7 +118,7 @@ def prune(
     model: Model,
     output: Annotated[Path, typer.Option(help="A new directory for the smaller model.")],
     layers: Annotated[int | None, typer.Option(help="Blocks to keep.")] = None,
-    by: Annotated[str | None, typer.Option(help=_CRITERIA)] = None,
+    by: Annotated[str | None, typer.Option(help=CRITERIA_HELP)] = None,
     scores: Annotated[Path | None, typer.Option(help="Scores from `shearling score`.")] = None,
     remove: Annotated[
         str | None, typer.Option(help="Blocks to remove, separated by commas, from 0.")
@@ -152,28 +142,30 @@ def prune(
     from shearling.choose import account, check_layers, keep_layers, without
     from shearling.cut import cut
     from shearling.inspection import comparison
-    from shearling.scores import Scores
     from shearling.terminal import progress_bars
     from shearling.writer import check_output
 
-    _one_choice(layers, by, scores, remove)
+    require_one_choice(layers, by, scores, remove)
+    if scores is not None or remove is not None:
+        ignored = {"--calibration": calibration, "--protect-first": protect_first}
+        warn_ignored(ignored | {"--protect-last": protect_last}, "the blocks are already chosen")
     check_output(output)
     source = _open(model)
     depth = source.shape["layers"]
     used: Scores | None = None
     if remove is not None:
-        keep = without(_numbers(remove, "--remove"), depth)
+        keep = without(numbers(remove, "--remove"), depth)
     else:
         assert layers is not None
         check_layers(layers, depth)
-        if scores is not None:
-            used = Scores.load(scores).require(axis="layers", size=depth, path=scores)
-        else:
-            by = by or "perplexity"
-            used = _score(
-                source, by, calibration, samples, length, seed, stream,
-                _protect(by, protect_first, protect_last), depth - layers,
-            )  # fmt: skip
+        used = (
+            _score(
+                source, by or "perplexity", calibration, samples, length, seed, stream,
+                protection(by or "perplexity", protect_first, protect_last), depth - layers,
+            )
+            if scores is None
+            else _load_scores(scores, source)
+        )  # fmt: skip
         keep = keep_layers(used, layers)
     options = account(keep, depth, used)
     if dry_run:
@@ -267,11 +259,11 @@ def bench(
     from shearling.terminal import progress_bars
     from shearling.writer import write_json
 
-    _check_file(output)
+    check_file(output)
     sources = [_open(model) for model in models]
     with progress_bars() as progress:
         result = bench_models(
-            sources, batches=_numbers(batch, "--batch"), prompt=prompt, new=new, repeats=repeats,
+            sources, batches=numbers(batch, "--batch"), prompt=prompt, new=new, repeats=repeats,
             dtype=dtype, device=device, threads=threads, progress=progress,
         )  # fmt: skip
     if output is not None:
@@ -287,7 +279,7 @@ def report(
     """Make one self-contained HTML page of everything that was measured."""
     from shearling.report import write_report
 
-    _check_file(output)
+    check_file(output)
     print(f"wrote {write_report(directories, output)}")
 
 
@@ -320,6 +312,21 @@ def _open(model: str) -> Checkpoint:
     return Checkpoint.open(model)
 
 
+def _load_scores(file: Path, source: Checkpoint) -> Scores:
+    """Scores from a file, with a warning if they were taken on another model."""
+    from shearling.scores import Scores
+
+    scores = Scores.load(file).require(axis="layers", size=source.shape["layers"], path=file)
+    scored = scores.details.get("model") or {}
+    if scored.get("fingerprint") not in (None, source.fingerprint):
+        print(
+            f"shearling: warning: {file} scores {scored.get('name')}, whose weights or "
+            f"configuration differ from those of {source.name}.",
+            file=sys.stderr,
+        )
+    return scores
+
+
 def _score(
     source: Checkpoint,
     by: str,
@@ -331,7 +338,7 @@ def _score(
     protect: tuple[int, int] | None,
     remove: int | None,
 ) -> Scores:
-    from shearling.score import score as run
+    from shearling.criteria import score as run
     from shearling.terminal import progress_bars
 
     with progress_bars() as progress:
@@ -339,46 +346,6 @@ def _score(
             source, by, calibration=calibration, samples=samples, length=length, seed=seed,
             stream=stream, protect=protect, remove=remove, progress=progress,
         )  # fmt: skip
-
-
-def _protect(by: str, first: int | None, last: int | None) -> tuple[int, int] | None:
-    if first is None and last is None:
-        return None
-    from shearling.score import PROTECT_FIRST, PROTECT_LAST
-
-    default = (PROTECT_FIRST, PROTECT_LAST) if by.endswith("+") else (0, 0)
-    return default[0] if first is None else first, default[1] if last is None else last
-
-
-def _one_choice(
-    layers: int | None, by: str | None, scores: Path | None, remove: str | None
-) -> None:
-    """Exactly one way to say which blocks go."""
-    given = [name for name, value in (("--by", by), ("--scores", scores)) if value is not None]
-    if remove is not None and (given or layers is not None):
-        raise ShearlingError(
-            "--remove names the blocks itself; leave out --layers, --by and --scores."
-        )
-    if len(given) > 1:
-        raise ShearlingError("--by and --scores were both given; choose one.")
-    if remove is None and layers is None:
-        raise ShearlingError("nothing says how much to cut; give --layers N or --remove 14,15.")
-
-
-def _check_file(output: Path | None) -> None:
-    """Refuse a name that cannot become a file before any work is done."""
-    if output is not None and output.is_dir():
-        raise ShearlingError(f"--output {output} is a directory; name a file.")
-
-
-def _numbers(text: str, option: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ShearlingError(
-            f"{option} {text!r} was given, but whole numbers separated by commas were expected, "
-            "such as 1,8."
-        ) from None
 
 
 def _print(result: Any, as_json: bool, text: list[str]) -> None:

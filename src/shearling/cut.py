@@ -106,6 +106,11 @@ def cut(
         for name, numel in _target_shapes(checkpoint, keep, selections).items()
     }
     check_output(output)
+    if output.resolve().is_relative_to(checkpoint.path.resolve()):
+        raise ShearlingError(
+            f"output {output} lies inside the source {checkpoint.path}, which is never written to; "
+            "name a directory elsewhere."
+        )
     check_space(output, sum(sizes.values()))
     with new_directory(output) as staging:
         _write_side_files(checkpoint, keep, staging)

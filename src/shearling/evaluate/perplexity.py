@@ -109,6 +109,12 @@ def perplexity(
             f"Windows of {length} tokens{' (BOS included)' if bos else ''} are longer than the "
             f"model's {limit} positions; give a window of at most {limit - bos}."
         )
+    largest, vocab = int(rows_NT.max()), model.config.get_text_config().vocab_size
+    if largest >= vocab:
+        raise ShearlingError(
+            f"The text gives the token {largest}, but the model knows 0 to {vocab - 1}; put the "
+            f"tokenizer that belongs to the model beside its weights."
+        )
     start = time.perf_counter()
     nll_sum, tokens = mean_nll(model, rows_NT, batch=batch, progress=progress)
     nll = nll_sum / tokens

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from shearling.criteria.magnitude import weight_names
 from shearling.progress import Progress, silent
-from shearling.score.magnitude import weight_names
 from shearling.scores import Scores
 from shearling.stream import BlockStream, Call
 from shearling.wavefront import States

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 
 from shearling.checkpoint import Checkpoint
+from shearling.criteria.influence import influence
+from shearling.criteria.magnitude import magnitude
+from shearling.criteria.perplexity import greedy, perplexity
+from shearling.criteria.taylor import taylor
 from shearling.data.text import calibration_windows, documents
 from shearling.errors import ShearlingError
 from shearling.progress import Progress, silent
-from shearling.score.influence import influence
-from shearling.score.magnitude import magnitude
-from shearling.score.perplexity import greedy, perplexity
-from shearling.score.taylor import taylor
 from shearling.scores import Scores
 from shearling.stream import BlockStream
 

@@ -1,0 +1,90 @@
+"""Options that several commands share, and the reading of their values."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from shearling.errors import ShearlingError
+
+CRITERIA_HELP = "perplexity, taylor+, magnitude+, taylor, magnitude, influence or greedy."
+Model = Annotated[str, typer.Argument(help="A model directory, a .gguf file or a hub id.")]
+Models = Annotated[list[str], typer.Argument(help="Model directories, .gguf files or hub ids.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Calibration = Annotated[
+    Path | None,
+    typer.Option(help="Text to score with: .jsonl with a 'text' field, .txt, or a directory."),
+]
+Samples = Annotated[int, typer.Option(min=1, help="Calibration sequences.")]
+Length = Annotated[int, typer.Option(min=2, help="Tokens in each sequence.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of every random choice.")]
+Stream = Annotated[
+    bool | None,
+    typer.Option(
+        "--stream/--no-stream",
+        help="Read blocks from disk one at a time, or hold the model in memory; "
+        "by default whichever the free memory allows.",
+    ),
+]
+ProtectFirst = Annotated[
+    int | None,
+    typer.Option(min=0, help="Never remove the first so many blocks (the + forms: 4; else 0)."),
+]
+ProtectLast = Annotated[
+    int | None,
+    typer.Option(min=0, help="Never remove the last so many blocks (the + forms: 2; else 0)."),
+]
+Batches = Annotated[str, typer.Option("--batch", help="Batch sizes, separated by commas.")]
+
+
+def protection(by: str, first: int | None, last: int | None) -> tuple[int, int] | None:
+    """How many of the first and last blocks stay, if the user says; else None."""
+    if first is None and last is None:
+        return None
+    from shearling.criteria import PROTECT_FIRST, PROTECT_LAST
+
+    default = (PROTECT_FIRST, PROTECT_LAST) if by.endswith("+") else (0, 0)
+    return default[0] if first is None else first, default[1] if last is None else last
+
+
+def require_one_choice(
+    layers: int | None, by: str | None, scores: Path | None, remove: str | None
+) -> None:
+    """Exactly one way to say which blocks go."""
+    given = [name for name, value in (("--by", by), ("--scores", scores)) if value is not None]
+    if remove is not None and (given or layers is not None):
+        raise ShearlingError(
+            "--remove names the blocks itself; leave out --layers, --by and --scores."
+        )
+    if len(given) > 1:
+        raise ShearlingError("--by and --scores were both given; choose one.")
+    if remove is None and layers is None:
+        raise ShearlingError("nothing says how much to cut; give --layers N or --remove 14,15.")
+
+
+def check_file(output: Path | None) -> None:
+    """Refuse a name that cannot become a file before any work is done."""
+    if output is not None and output.is_dir():
+        raise ShearlingError(f"--output {output} is a directory; name a file.")
+
+
+def numbers(text: str, option: str) -> list[int]:
+    """Whole numbers separated by commas."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ShearlingError(
+            f"{option} {text!r} was given, but whole numbers separated by commas were expected, "
+            "such as 1,8."
+        ) from None
+
+
+def warn_ignored(options: Mapping[str, Any], reason: str) -> None:
+    """Say on stderr which of the options given have no effect, and why."""
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        print(f"shearling: warning: {', '.join(given)} ignored: {reason}.", file=sys.stderr)

@@ -1,0 +1,701 @@
+"""The command line in this process: what it prints, writes and refuses."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import huggingface_hub.utils
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+import naive
+import shearling
+import shearling.checkpoint
+import shearling.cut
+import shearling.writer
+from shearling.cli import main
+from shearling.criteria import CRITERIA
+from tiny_tokenizer import VOCAB, byte_tokenizer, write_llama
+
+DEPTH = 8  # the + forms leave two blocks that may go
+SAMPLES = ("--samples", "2", "--length", "16")
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """stdout, which has to be JSON and nothing else."""
+        assert self.code == 0, self.err
+        return json.loads(self.out)
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    def command(*arguments: object) -> Result:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["shearling", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        return Result(int(stopped.value.code or 0), *capsys.readouterr())
+
+    # What main() may change of the process, put back afterwards.
+    for name in ("SHEARLING_TRACEBACK", "TRANSFORMERS_VERBOSITY", "HF_HUB_DISABLE_PROGRESS_BARS"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    huggingface_hub.utils.disable_progress_bars()  # main() does it before the first import
+    handler = signal.getsignal(signal.SIGTERM)
+    yield command
+    signal.signal(signal.SIGTERM, handler)
+    huggingface_hub.utils.enable_progress_bars()
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_llama(tmp_path_factory.mktemp("cli") / "tiny-llama", layers=DEPTH)
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "sheep.jsonl"
+    lines = [f"{n} sheep went through the gate, and {n + 1} came back." for n in range(40)]
+    path.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+def digests(directory: Path) -> dict[str, str]:
+    return {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in directory.iterdir()
+    }
+
+
+@torch.no_grad()
+def same_logits(pruned: Path, source: Path, removed: list[int]) -> bool:
+    ids = torch.randint(3, VOCAB, (2, 15), generator=torch.Generator().manual_seed(4))
+    expected = naive.stock_without(source, removed)(input_ids=ids, use_cache=False).logits
+    found = naive.stock(pruned)(input_ids=ids).logits
+    return float((found - expected).abs().max() / expected.abs().max()) <= 1e-5
+
+
+# --- what it does
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--version"], ["--help"], *([name, "--help"] for name in ("score", "prune", "demo"))],
+)
+def test_help_is_fast(arguments: list[str]) -> None:
+    """torch takes seconds to import; help must not wait for it."""
+    code = (
+        "import sys; sys.argv[0] = 'shearling'\n"
+        "from shearling.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'safetensors', 'matplotlib'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+    )
+    assert done.stderr.strip() == "[]"
+    if arguments == ["--version"]:
+        assert done.stdout == f"shearling {shearling.__version__}\n"
+    else:
+        assert "Usage: shearling" in done.stdout
+
+
+def test_inspect_counts_exactly(run: Run, model: Path) -> None:
+    found = run("inspect", model, "--json").json
+    stock = naive.stock(model)
+    count = sum(parameter.numel() for parameter in stock.parameters())
+    in_blocks = sum(parameter.numel() for parameter in naive.blocks(stock).parameters())
+    products = sum(
+        m.weight.numel() for m in stock.modules() if isinstance(m, torch.nn.Linear)
+    )  # the head included
+    attention = 2 * DEPTH * 36 * 1024
+    assert found["name"] == "tiny-llama"
+    assert found["architecture"] == "llama"
+    assert found["parameters"] == count
+    assert found["parameters_in_blocks"] == in_blocks == DEPTH * found["parameters_per_block"]
+    assert found["bytes"] == 4 * count
+    assert found["dtypes"] == ["F32"]
+    assert found["tied_embeddings"] is False
+    assert found["flops_per_token"] == 2 * (products + attention)
+    assert found["kv_cache_bytes_per_token"] == 2 * DEPTH * 3 * 4 * 2
+    assert found["shape"] == {
+        "layers": DEPTH, "hidden": 36, "vocab": VOCAB, "heads": 9, "kv_heads": 3, "mlp": 50,
+        "head_dim": 4,
+    }  # fmt: skip
+    assert found["manifest"] is None
+    shown = run("inspect", model)
+    assert shown.code == 0
+    assert f"{count:,} ({in_blocks:,} in blocks" in shown.out
+    assert shown.err == ""
+
+
+@pytest.mark.parametrize("by", CRITERIA)
+def test_score(run: Run, model: Path, text: Path, output: Path, by: str) -> None:
+    file = output / "scores.json"
+    found = run(
+        "score", model, "--by", by, "--calibration", text, *SAMPLES, "--output", file, "--json"
+    )
+    assert json.loads(file.read_text()) == found.json
+    data = found.json
+    assert (data["kind"], data["criterion"], data["axis"]) == ("scores", by, "layers")
+    assert len(data["scores"]) == DEPTH
+    assert (data["baseline_perplexity"] is not None) == (by in ("perplexity", "greedy"))
+    assert data["protected"] == ([0, 1, 2, 3, 6, 7] if by.endswith("+") else [])
+    assert sorted(data["order"] + data["protected"]) == list(range(DEPTH))
+    assert [file.name for file in output.iterdir()] == ["scores.json"]
+    stages = found.err.splitlines()
+    assert stages
+    assert all(line.endswith(": done") for line in stages)
+
+
+def test_score_for_people(run: Run, model: Path, text: Path) -> None:
+    shown = run("score", model, "--calibration", text, *SAMPLES, "--protect-first", 2)
+    data = run("score", model, "--calibration", text, *SAMPLES, "--json").json
+    lines = shown.out.splitlines()
+    assert lines[0].startswith("perplexity scores, first to go first")
+    assert [int(line.split(":")[0]) for line in lines[1:]] == [
+        block for block in data["order"] if block > 1
+    ]
+
+
+def test_streamed_scores_are_the_same(run: Run, model: Path, text: Path) -> None:
+    common = ("score", model, "--calibration", text, *SAMPLES, "--json")
+    assert run(*common, "--stream").json["scores"] == run(*common, "--no-stream").json["scores"]
+
+
+def test_prune_by_criterion(run: Run, model: Path, text: Path, output: Path) -> None:
+    before = digests(model)
+    options = ("--by", "taylor", "--calibration", text, *SAMPLES)
+    order = run("score", model, *options, "--json").json["order"]
+    common = ("prune", model, "--layers", 5, *options, "--output", output)
+
+    planned = run(*common, "--dry-run", "--json").json
+    assert not output.exists()
+    assert list(output.parent.iterdir()) == []
+    assert planned["removed"] == sorted(order[:3])
+    assert "would remove blocks" in run(*common, "--dry-run").out
+
+    manifest = run(*common, "--json").json
+    assert manifest == json.loads((output / "shearling.json").read_text())
+    assert manifest["kind"] == "manifest"
+    assert manifest["options"]["criterion"] == "taylor"
+    assert manifest["options"]["removed"] == sorted(order[:3])
+    assert manifest["options"]["calibration"]["file"] == "sheep.jsonl"
+    assert manifest["keep"] == {"layers": sorted(order[3:])}
+    assert manifest["parameters"] == planned["parameters"]
+    assert manifest["source_parameters"] == planned["source_parameters"]
+    assert manifest["parameters"] == sum(p.numel() for p in naive.stock(output).parameters())
+    assert same_logits(output, model, order[:3])
+    assert digests(model) == before
+    assert list(output.parent.iterdir()) == [output]
+
+
+def test_prune_defaults_to_perplexity(run: Run, model: Path, text: Path, output: Path) -> None:
+    options = ("--calibration", text, *SAMPLES)
+    run("prune", model, "--layers", 6, *options, "--output", output)
+    order = run("score", model, *options, "--json").json["order"]
+    assert same_logits(output, model, order[:2])
+
+
+@pytest.mark.parametrize("by", ["greedy", "magnitude+"])
+def test_prune_by_scores(run: Run, model: Path, text: Path, tmp_path: Path, by: str) -> None:
+    file, output = tmp_path / "scores.json", tmp_path / "pruned"
+    data = run(
+        "score", model, "--by", by, "--calibration", text, *SAMPLES, "--output", file, "--json"
+    ).json
+    done = run("prune", model, "--layers", 6, "--scores", file, "--output", output)
+    assert done.code == 0, done.err
+    assert same_logits(output, model, data["order"][:2])
+    manifest = json.loads((output / "shearling.json").read_text())
+    assert manifest["options"]["scores"] == data["scores"]
+    assert manifest["options"]["criterion"] == by
+    assert "proof of surgery" in done.out
+
+
+def test_prune_by_list_and_again(run: Run, model: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert run("prune", model, "--remove", "6,1", "--output", first).code == 0
+    assert same_logits(first, model, [1, 6])
+    sharded = run("prune", first, "--remove", "0", "--output", second, "--shard-size", 0.001)
+    assert sharded.code == 0, sharded.err
+    assert same_logits(second, model, [0, 1, 6])
+    shown = run("inspect", second).out
+    assert "made from    first" in shown
+    assert "blocks 1-5 kept" in shown
+    assert "made from    tiny-llama" in shown
+    assert "blocks 0, 2-5, 7 kept" in shown
+    lineage = run("inspect", second, "--json").json["manifest"]
+    assert lineage["parent"]["keep"] == {"layers": [0, 2, 3, 4, 5, 7]}
+
+
+def test_eval(run: Run, model: Path, text: Path, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    found = run(
+        "eval", model, "--text", text, "--window", 32, "--max-windows", 3, "--output", results,
+        "--prompt", "One sheep", "--prompt", "Two", "--max-new-tokens", 4, "--json",
+    )  # fmt: skip
+    documents = [json.loads(line)["text"] for line in text.read_text().splitlines()]
+    ids = torch.tensor(byte_tokenizer()("\n\n".join(documents))["input_ids"][: 3 * 32]).view(3, 32)
+    data = found.json
+    assert data["perplexity"] == pytest.approx(naive.perplexity(model, ids), rel=1e-5)
+    assert (data["kind"], data["text"], data["window"], data["windows"]) == (
+        "evaluation", "sheep.jsonl", 32, 3,
+    )  # fmt: skip
+    assert data["model"]["name"] == "tiny-llama"
+    samples = data.pop("generations")
+    assert [sample["prompt"] for sample in samples["samples"]] == ["One sheep", "Two"]
+    assert sorted(file.name for file in results.iterdir()) == [
+        "evaluation-sheep.json", "generations.json",
+    ]  # fmt: skip
+    assert json.loads((results / "evaluation-sheep.json").read_text()) == data
+    assert json.loads((results / "generations.json").read_text()) == samples
+
+
+def test_eval_for_people(run: Run, model: Path, text: Path) -> None:
+    shown = run("eval", model, "--text", text, "--window", 16, "--max-windows", 2, "--bos")
+    assert shown.code == 0, shown.err
+    assert shown.out.startswith("perplexity ")
+    assert "on sheep.jsonl (2 windows of 16 tokens)" in shown.out
+
+
+def test_bench(run: Run, model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "bench.json"
+    found = run(
+        "bench", model, "--batch", "1,2", "--prompt", 4, "--new", 2, "--repeats", 1,
+        "--output", file, "--json",
+    )  # fmt: skip
+    assert json.loads(file.read_text()) == found.json
+    assert [one["batch"] for one in found.json["runs"]] == [1, 2]
+    assert {one["model"]["name"] for one in found.json["runs"]} == {"tiny-llama"}
+
+
+def test_report_of_a_whole_run(run: Run, model: Path, text: Path, tmp_path: Path) -> None:
+    there = tmp_path / "run"
+    page = tmp_path / "page" / "report.html"
+    for command in (
+        ("score", model, "--calibration", text, *SAMPLES, "--output", there / "scores.json"),
+        ("prune", model, "--layers", 7, "--scores", there / "scores.json",
+         "--output", there / "pruned"),
+        ("eval", there / "pruned", "--text", text, "--window", 16, "--max-windows", 2,
+         "--output", there / "pruned.results"),
+        ("report", there, "--output", page),
+    ):  # fmt: skip
+        done = run(*command)
+        assert done.code == 0, done.err
+    assert str(page) in done.out
+    html = page.read_text()
+    assert html.startswith("<!doctype html>")
+    assert html.rstrip().endswith("</html>")
+    assert "pruned" in html
+
+
+def test_stdout_of_the_real_program_is_json(model: Path, text: Path, output: Path) -> None:
+    """A process of its own: libraries' bars and warnings must not reach either stream."""
+    done = subprocess.run(
+        [sys.executable, "-m", "shearling.cli", "prune", model, "--layers", "7", "--calibration",
+         text, *SAMPLES, "--output", output, "--json"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert json.loads(done.stdout)["kind"] == "manifest"
+    assert done.stderr.splitlines() == [
+        "scoring by perplexity: done", "writing weights: done", "proving the cut: done",
+    ]  # fmt: skip
+
+
+# --- what it refuses
+
+
+def copy(model: Path, to: Path) -> Path:
+    shutil.copytree(model, to)
+    return to
+
+
+def unknown_family(path: Path) -> None:
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"model_type": "mamba"}))
+
+
+def no_config(path: Path) -> None:
+    (path / "config.json").unlink()
+
+
+def broken_config(path: Path) -> None:
+    (path / "config.json").write_text("{")
+
+
+def truncated(path: Path) -> None:
+    weights = path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def empty_weights(path: Path) -> None:
+    (path / "model.safetensors").write_bytes(b"")
+
+
+def missing_tensor(path: Path) -> None:
+    tensors = load_file(path / "model.safetensors")
+    del tensors["model.layers.3.mlp.up_proj.weight"]
+    save_file(tensors, path / "model.safetensors")
+
+
+def absent_shard(path: Path) -> None:
+    (path / "model.safetensors").rename(path / "model-00001-of-00002.safetensors")
+    index = {"weight_map": {"lm_head.weight": "model-00002-of-00002.safetensors"}}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def pickled(path: Path) -> None:
+    (path / "model.safetensors").rename(path / "pytorch_model.bin")
+
+
+def no_weights(path: Path) -> None:
+    (path / "model.safetensors").unlink()
+
+
+def refused(found: Result, *expected: str) -> None:
+    """Exit code 2 and one sentence on stderr, which holds what is expected."""
+    lines = [line for line in found.err.splitlines() if not line.endswith(": done")]
+    assert found.code == 2
+    assert found.out == ""
+    assert len(lines) == 1, found.err
+    assert lines[0].startswith("shearling: ")
+    assert lines[0].endswith(".")
+    assert ". " not in lines[0]
+    for part in expected:
+        assert part in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (unknown_family, ("'mamba'", "it knows llama, mistral")),
+        (no_config, ("config.json cannot be read",)),
+        (broken_config, ("config.json is not valid JSON",)),
+        (truncated, ("model.safetensors is truncated or corrupt", "fetch it again")),
+        (empty_weights, ("model.safetensors is truncated or corrupt",)),
+        (missing_tensor, ("lacks the tensor model.layers.3.mlp.up_proj.weight",)),
+        (absent_shard, ("index.json names model-00002-of-00002.safetensors", "fetch")),
+        (pickled, ("pytorch_model.bin", "refused", "safetensors")),
+        (no_weights, ("holds no weights; expected model.safetensors",)),
+    ],
+)
+@pytest.mark.parametrize("command", ["inspect", "score", "prune", "eval"])
+def test_damaged_models(
+    run: Run, model: Path, text: Path, tmp_path: Path,
+    command: str, damage: Callable[[Path], None], expected: tuple[str, ...],
+) -> None:  # fmt: skip
+    broken = copy(model, tmp_path / "broken")
+    damage(broken)
+    arguments = {
+        "inspect": (),
+        "score": ("--calibration", text),
+        "prune": ("--remove", "1", "--output", tmp_path / "out"),
+        "eval": ("--text", text, "--window", 16),
+    }[command]
+    refused(run(command, broken, *arguments), "broken", *expected)
+    assert list(tmp_path.iterdir()) == [broken]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--layers", 0), ("--layers 0", "8 blocks", "between 1 and 7")),
+        (("--layers", -1), ("--layers -1", "between 1 and 7")),
+        (("--layers", 8), ("--layers 8", "between 1 and 7")),
+        (("--layers", 9), ("--layers 9", "between 1 and 7")),
+        (("--remove", "8"), ("--remove 8", "0 to 7")),
+        (("--remove=-1",), ("--remove -1", "0 to 7")),
+        (("--remove", "1,x"), ("--remove '1,x'", "whole numbers")),
+        (("--remove", "1,,2"), ("--remove '1,,2'", "whole numbers")),
+        (("--remove", ""), ("--remove ''", "whole numbers")),
+        (("--remove", "3,3"), ("--remove 3,3", "twice")),
+        (("--remove", "0,1,2,3,4,5,6,7"), ("8 of 8", "between 1 and 7")),
+        (("--remove", "1", "--layers", 5), ("--remove", "--layers")),
+        (("--remove", "1", "--by", "taylor"), ("--remove", "--by")),
+        (("--remove", "1", "--scores", "s.json"), ("--remove", "--scores")),
+        (("--layers", 5, "--by", "taylor", "--scores", "s.json"), ("--by", "--scores")),
+        ((), ("--layers", "--remove")),
+        (("--by", "taylor"), ("--layers", "--remove")),
+        (("--layers", 5), ("perplexity", "--calibration")),
+        (("--layers", 5, "--by", "entropy"), ("'entropy'", "perplexity, taylor+")),
+        (("--layers", 5, "--by", "magnitude+"), ("3 of 8", "only 2", "--protect-first")),
+        (("--layers", 5, "--by", "magnitude", "--protect-last", 8), ("last 8 of 8",)),
+        (("--layers", 5, "--scores", "absent.json"), ("absent.json", "No such file")),
+    ],
+)
+@pytest.mark.usefixtures("nothing_is_run")
+def test_prune_refuses(
+    run: Run, model: Path, output: Path, arguments: tuple[object, ...], expected: tuple[str, ...]
+) -> None:
+    refused(run("prune", model, *arguments, "--output", output), *expected)
+    assert not output.exists()
+    assert list(output.parent.iterdir()) == []
+
+
+@pytest.fixture
+def nothing_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refusals come before work: no block is built and no weight read."""
+
+    def never(*_: object, **__: object) -> None:
+        pytest.fail("work was begun")
+
+    monkeypatch.setattr(shearling.stream.BlockStream, "__init__", never)
+    monkeypatch.setattr(shearling.checkpoint.Checkpoint, "read", never)
+
+
+@pytest.mark.parametrize("taken", ["directory", "file"])
+def test_a_taken_output_is_refused_first(
+    run: Run, model: Path, output: Path, taken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = output / "precious.txt" if taken == "directory" else output
+    inside.parent.mkdir(exist_ok=True)
+    inside.write_text("mine")
+    monkeypatch.setattr(shearling.checkpoint.Checkpoint, "open", lambda _: pytest.fail("opened"))
+    refused(run("prune", model, "--remove", "1", "--output", output), str(output), "name a new")
+    assert inside.read_text() == "mine"
+
+
+def test_an_empty_output_directory_will_do(run: Run, model: Path, output: Path) -> None:
+    output.mkdir()
+    assert run("prune", model, "--remove", "1", "--output", output).code == 0
+
+
+def test_scores_of_another_model(run: Run, model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "scores.json"
+    other = {"criterion": "taylor", "axis": "layers", "scores": [1.0, 2.0]}
+    file.write_text(json.dumps(other))
+    prune = ("prune", model, "--layers", 5, "--scores", file, "--output", tmp_path / "out")
+    refused(run(*prune), str(file), "scores 2 units", "8 layers")
+    file.write_text("[")
+    refused(run(*prune), str(file), "not a scores file", "shearling score")
+    file.write_text(json.dumps(other | {"scores": [1.0] * 8, "protected": [0, 1, 2, 3, 4, 5]}))
+    refused(run(*prune), "--layers 5", "only 2 are not protected")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("empty.txt", "", ("empty.txt", "no text")),
+        ("blank.jsonl", '{"text": "  "}\n\n', ("blank.jsonl", "no text")),
+        ("short.txt", "a sheep", ("7 tokens", "10 samples of 128", "fewer samples")),
+        ("wrong.jsonl", '{"text": "a"}\n{"txt": "b"}', ("Line 2 of", "wrong.jsonl", '"text"')),
+        ("paper.pdf", "%PDF", ("paper.pdf", ".jsonl")),
+        ("latin.txt", "Schäfer".encode("latin-1"), ("latin.txt", "UTF-8")),
+        (None, None, ("absent.txt", "There is no text")),
+    ],
+)
+@pytest.mark.parametrize("command", ["score", "prune", "eval"])
+def test_texts_that_will_not_do(
+    run: Run, model: Path, tmp_path: Path,
+    command: str, name: str | None, content: str | bytes | None, expected: tuple[str, ...],
+) -> None:  # fmt: skip
+    path = tmp_path / (name or "absent.txt")
+    if content is not None:
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    before = list(tmp_path.iterdir())
+    arguments = {
+        "score": ("--calibration", path, "--output", tmp_path / "scores.json"),
+        "prune": ("--layers", 5, "--calibration", path, "--output", tmp_path / "out"),
+        "eval": ("--text", path, "--window", 16, "--output", tmp_path / "results"),
+    }[command]
+    if command == "eval" and name == "short.txt":
+        expected = ("7 tokens", "needs 16", "smaller window")
+    refused(run(command, model, *arguments), *expected)
+    assert list(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--by", "entropy"), ("'entropy'",)),
+        (("--by", "taylor"), ("taylor", "--calibration")),
+        (("--by", "taylor", "--remove", 2), ("--remove 2", "greedy", "taylor")),
+        (("--by", "greedy", "--remove", 9), ("9 of 8",)),
+        (("--by", "magnitude", "--output", "/"), ("--output /", "is a directory")),
+        (("--by", "magnitude", "--protect-first", 5, "--protect-last", 3), ("leaves none",)),
+    ],
+)
+@pytest.mark.usefixtures("nothing_is_run")
+def test_score_refuses(
+    run: Run, model: Path, arguments: tuple[object, ...], expected: tuple[str, ...]
+) -> None:
+    refused(run("score", model, *arguments), *expected)
+
+
+def test_sequences_longer_than_the_model_takes(run: Run, model: Path, text: Path) -> None:
+    found = run("score", model, "--calibration", text, "--samples", 1, "--length", 65)
+    refused(found, "65 tokens", "64 positions of tiny-llama", "--length")
+
+
+def test_a_tokenizer_of_another_model(run: Run, model: Path, text: Path, tmp_path: Path) -> None:
+    other = copy(model, tmp_path / "other")
+    tensors = load_file(other / "model.safetensors")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[name] = tensors[name][:70].clone()
+    save_file(tensors, other / "model.safetensors")
+    config = json.loads((other / "config.json").read_text())
+    config |= {"vocab_size": 70, "bos_token_id": 1, "eos_token_id": 2}
+    (other / "config.json").write_text(json.dumps(config))
+    refused(run("score", other, "--calibration", text, *SAMPLES), "token", "0 to 69", "tokenizer")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--dtype", "int3"), ("'int3'", "float32")),
+        (("--output", "{file}"), ("--output", "is a file")),
+    ],
+)
+def test_eval_refuses(
+    run: Run, model: Path, text: Path, tmp_path: Path,
+    arguments: tuple[str, ...], expected: tuple[str, ...],
+) -> None:  # fmt: skip
+    (tmp_path / "file").write_text("mine")
+    given = [argument.format(file=tmp_path / "file") for argument in arguments]
+    refused(run("eval", model, "--text", text, "--window", 16, *given), *expected)
+
+
+def test_models_that_are_not_there(run: Run, tmp_path: Path) -> None:
+    refused(run("inspect", tmp_path / "absent"), "absent", "neither a directory, a .gguf file")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    refused(run("inspect", tmp_path / "model.safetensors"), "is a file", "directory")
+    refused(run("bench", tmp_path / "absent", "--batch", "1"), "absent")
+
+
+def test_bench_and_report_refuse(run: Run, model: Path, tmp_path: Path) -> None:
+    refused(run("bench", model, "--batch", "one"), "--batch 'one'", "whole numbers")
+    refused(run("report", tmp_path), str(tmp_path), "no result")
+    refused(run("report", tmp_path, "--output", tmp_path), "is a directory")
+
+
+def test_an_output_that_cannot_be_made(run: Run, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    file = tmp_path / "file" / "scores.json"
+    found = run("score", model, "--by", "magnitude", "--output", file)
+    refused(found, str(tmp_path / "file"), "--traceback")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_leaves_nothing(
+    run: Run, model: Path, output: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(tensors: object, file: Path, **_: object) -> None:
+        Path(file).write_bytes(b"half of it")
+        raise error
+
+    monkeypatch.setattr(shearling.writer, "save_file", full)
+    found = run("prune", model, "--remove", "1", "--output", output)
+    refused(found, "disk ran full", str(output), "nothing was left behind")
+    assert list(output.parent.iterdir()) == []
+
+
+def test_too_little_space_is_seen_first(
+    run: Run, model: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Usage:
+        free = 10**4
+
+    monkeypatch.setattr(shearling.writer.shutil, "disk_usage", lambda _: Usage)
+    monkeypatch.setattr(shearling.writer, "save_file", lambda *_, **__: pytest.fail("written"))
+    refused(run("prune", model, "--remove", "1", "--output", output), str(output), "GB left")
+    assert list(output.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("stop", "code"),
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGTERM), 143),
+        (lambda: os.kill(os.getpid(), signal.SIGINT), 130),
+    ],
+)
+def test_a_stopped_prune_leaves_nothing(
+    run: Run, model: Path, output: Path, stop: Callable[[], None], code: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def stopped(*_: object, **__: object) -> None:
+        assert any(output.parent.iterdir())
+        stop()
+
+    monkeypatch.setattr(shearling.cut, "prove", stopped)
+    found = run("prune", model, "--remove", "1", "--output", output)
+    assert found.code == code
+    assert "Traceback" not in found.err
+    assert ("interrupted" in found.err) == (code == 130)
+    assert list(output.parent.iterdir()) == []
+
+
+def test_traceback_when_asked(run: Run, tmp_path: Path) -> None:
+    found = run("--traceback", "inspect", tmp_path / "absent")
+    assert found.code == 2
+    assert found.err.startswith("Traceback (most recent call last)")
+    assert found.err.splitlines()[-1].startswith("shearling: ")
+    assert found.out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "culprit"),
+    [
+        (("score", "{model}", "--samples", "0"), "--samples"),
+        (("score", "{model}", "--length", "1"), "--length"),
+        (("score", "{model}", "--seed", "-1"), "--seed"),
+        (("score", "{model}", "--protect-first", "-1"), "--protect-first"),
+        (("prune", "{model}", "--remove", "1"), "--output"),
+        (("prune", "{model}", "--layers", "many", "--output", "out"), "--layers"),
+        (("eval", "{model}"), "--text"),
+        (("eval", "{model}", "--text", "t", "--top-p", "2"), "--top-p"),
+        (("inspect",), "model"),
+        (("shave", "{model}"), "shave"),
+    ],
+)
+def test_usage(run: Run, model: Path, arguments: tuple[str, ...], culprit: str) -> None:
+    found = run(*(argument.format(model=model) for argument in arguments))
+    assert found.code == 2
+    assert culprit in found.err
+    assert "Traceback" not in found.err
+    assert found.out == ""
+
+
+def test_a_perplexity_is_a_number(run: Run, model: Path, text: Path, tmp_path: Path) -> None:
+    """NaN weights stop a score rather than end up in a file that is not JSON."""
+    broken = copy(model, tmp_path / "broken")
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.norm.weight"][0] = math.nan
+    save_file(tensors, broken / "model.safetensors")
+    file = tmp_path / "scores.json"
+    found = run("score", broken, "--calibration", text, *SAMPLES, "--output", file)
+    refused(found, "no finite score for 8 of 8 blocks of broken", "fetch")
+    assert not file.exists()

@@ -1,0 +1,42 @@
+"""A tokenizer made here, and a model directory that a user could have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+VOCAB = 260  # a byte each, BOS, EOS, and two rows of padding
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte, and a BOS and an EOS beside."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {symbol: i for i, symbol in enumerate([*alphabet, "<s>", "</s>"])}
+    raw = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    raw.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>")
+
+
+def write_llama(path: Path, *, layers: int, dtype: torch.dtype = torch.float32) -> Path:
+    """A random Llama with its tokenizer: 9 heads, 3 key/value heads, 64 positions."""
+    torch.manual_seed(layers)
+    config = LlamaConfig(
+        hidden_size=36,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        head_dim=4,
+        intermediate_size=50,
+        num_hidden_layers=layers,
+        vocab_size=VOCAB,
+        max_position_embeddings=64,
+        initializer_range=0.3,
+        bos_token_id=256,
+        eos_token_id=257,
+    )
+    LlamaForCausalLM(config).to(dtype).save_pretrained(path)
+    byte_tokenizer().save_pretrained(path)
+    return path
