@@ -359,7 +359,8 @@ def _stop(_signal: int, _frame: object) -> NoReturn:
 def main() -> None:
     """Entry point: errors of the user's become one line on stderr and exit code 2."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # Read when tqdm is first imported; transformers draws a bar of its own for GGUF files.
+    os.environ.setdefault("TQDM_DISABLE", "1")
     # An exit, rather than a kill, lets unfinished outputs be removed.
     signal.signal(signal.SIGTERM, _stop)
     try:

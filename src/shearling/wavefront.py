@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shearling.products import fast_products
 from shearling.progress import Progress, silent
 from shearling.stream import BlockStream
 
@@ -68,6 +69,7 @@ class States:
 
 
 @torch.inference_mode()
+@fast_products()
 def removal_nll(
     stream: BlockStream,
     ids_NS: Tensor,

@@ -8,12 +8,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from shearling.products import fast_products
 from shearling.progress import Progress, silent
 from shearling.scores import Scores
 from shearling.stream import BlockStream
 
 
 @torch.inference_mode()
+@fast_products()
 def influence(
     stream: BlockStream, ids_NS: Tensor, *, protected: tuple[int, ...], progress: Progress = silent
 ) -> Scores:

@@ -18,12 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from shearling.criteria.magnitude import weight_names
+from shearling.products import fast_products
 from shearling.progress import Progress, silent
 from shearling.scores import Scores
 from shearling.stream import BlockStream, Call
 from shearling.wavefront import States
 
 
+@fast_products()
 def taylor(
     stream: BlockStream, ids_NS: Tensor, *, protected: tuple[int, ...], progress: Progress = silent
 ) -> Scores:

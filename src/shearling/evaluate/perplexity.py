@@ -16,6 +16,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from shearling.data.text import documents, evaluation_windows
 from shearling.errors import ShearlingError
 from shearling.evaluate.loading import check_positive, load_model, load_tokenizer, longest_input
+from shearling.products import fast_products
 from shearling.progress import Progress, silent
 
 LOGITS_BYTES = 256 * 2**20
@@ -24,6 +25,7 @@ STAGE = "measuring perplexity"
 
 
 @torch.inference_mode()
+@fast_products()
 def mean_nll(
     model: PreTrainedModel,
     windows: torch.Tensor,
