@@ -43,7 +43,9 @@ def measured(arguments: list[str]) -> dict[str, float]:
     script = (
         "import sys, re; from shearling.cli import app\n"
         "try: app(sys.argv[1:], standalone_mode=False)\n"
-        "finally: print('PEAK', re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1])"
+        "finally:\n"
+        "    status = open('/proc/self/status').read()\n"
+        "    print('PEAK', re.search(r'VmHWM:\\s*(\\d+)', status)[1])"
     )
     started = time.perf_counter()
     done = subprocess.run(

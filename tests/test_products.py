@@ -55,7 +55,7 @@ def test_values_and_gradients(lead: list[int], sizes: tuple[int, int], bias: boo
 
 def test_is_really_routed(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr(products, "_product", lambda x, w, b=None: seen.append(1) or x @ w.t())
+    monkeypatch.setattr(products, "_product", lambda x, w, b=None: seen.append(w) or x)
     x, w = torch.randn(2, 3), torch.randn(4, 3)
     with fast_products():
         functional.linear(x, w)
@@ -69,6 +69,18 @@ def test_views_that_are_not_contiguous() -> None:
     with torch.inference_mode(), fast_products():
         found = functional.linear(x, w)
     assert close(found, x @ w.t())
+
+
+def test_packed_weights_are_those_of_the_tensor_as_it_is() -> None:
+    x = torch.randn(4, 6)
+    with torch.no_grad(), fast_products():
+        for _ in range(3 * products.PACKED):  # weights come and go, and addresses with them
+            w = torch.nn.Parameter(torch.randn(5, 6))
+            assert close(functional.linear(x, w), x @ w.t())
+            w.mul_(2)
+            assert close(functional.linear(x, w), x @ w.t())
+            w.data = torch.randn(5, 6)
+            assert close(functional.linear(x, w), x @ w.t())
 
 
 def test_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,8 @@ the processor alone, or from ``SHEARLING_ONEDNN=0`` or ``1``.
 from __future__ import annotations
 
 import os
+import weakref
+from collections import OrderedDict
 from collections.abc import Generator
 from contextlib import contextmanager
 from functools import cache
@@ -20,6 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+
+PACKED = 8
 
 
 @cache
@@ -48,11 +52,51 @@ def fast_products() -> Generator[None]:
 
 
 class _OneDnn(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self._packed = _PackedWeights()
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is functional.linear and _eligible(*args, **kwargs):
-            return _linear(*args, **kwargs)
+            return self._linear(*args, **kwargs)
         return func(*args, **kwargs)
+
+    def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if torch.is_grad_enabled() and any(
+            t is not None and t.requires_grad for t in (input, weight, bias)
+        ):
+            return _Differentiable.apply(input, weight, bias)
+        return _product(input, self._packed.of(weight), bias)
+
+
+class _PackedWeights:
+    """The last few weights in the order of bytes that oneDNN's kernels read.
+
+    Otherwise each product would put its weight in that order again, a fifth of its time. Blocks
+    are run one after the other on many states, so that a block's worth of weights is enough.
+    """
+
+    def __init__(self) -> None:
+        self._held: OrderedDict[int, tuple[weakref.ref[Tensor], tuple[int, int], Tensor]] = (
+            OrderedDict()
+        )
+
+    def of(self, weight: Tensor) -> Tensor:
+        """The packed weight; that very tensor's, and as it is now."""
+        if weight.is_inference():  # does not tell whether it was changed
+            return weight
+        held = self._held.get(id(weight))
+        state = (weight.data_ptr(), weight._version)
+        if held is None or held[0]() is not weight or held[1] != state:
+            with torch.inference_mode(False), torch.no_grad():
+                packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
+            held = (weakref.ref(weight), state, packed)
+            self._held[id(weight)] = held
+        self._held.move_to_end(id(weight))
+        while len(self._held) > PACKED:
+            self._held.popitem(last=False)
+        return held[2]
 
 
 def _eligible(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
@@ -61,14 +105,6 @@ def _eligible(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool
         and input.device.type == weight.device.type == "cpu"
         and input.numel() > 0
     )
-
-
-def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    if torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (input, weight, bias)
-    ):
-        return _Differentiable.apply(input, weight, bias)
-    return _product(input, weight, bias)
 
 
 def _product(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:

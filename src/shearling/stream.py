@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from shearling.checkpoint import Checkpoint
 from shearling.errors import ShearlingError
 
-LOGITS_BYTES = 256 * 2**20
+LOGITS_BYTES = 16 * 2**20  # what a processor keeps close; more is slower
 BATCH_TOKENS = 2048
 
 
