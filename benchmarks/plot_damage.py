@@ -1,6 +1,6 @@
 """The README's plot: perplexity against blocks removed, from a demo's damage.json.
 
-    python benchmarks/plot_damage.py demo/damage.json docs/damage.svg
+python benchmarks/plot_damage.py demo/damage.json docs/damage.svg
 """
 
 from __future__ import annotations
