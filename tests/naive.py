@@ -53,3 +53,83 @@ def mean_nll(path: Path, ids_BS: Tensor, removed: Iterable[int] = ()) -> float:
 
 def perplexity(path: Path, ids_BS: Tensor, removed: Iterable[int] = ()) -> float:
     return math.exp(mean_nll(path, ids_BS, removed))
+
+
+# --- masking, by hooks on a stock model ----------------------------------------------------------
+
+_MLP_OUT = ("down_proj", "dense_4h_to_h", "fc2")
+_HEADS_OUT = ("o_proj", "dense", "out_proj")
+
+
+def zeroed(x: Tensor, kept: Iterable[int]) -> Tensor:
+    """``x`` with zeros at all but ``kept`` of its last dimension."""
+    alive = torch.zeros(x.shape[-1])
+    alive[list(kept)] = 1
+    return x * alive
+
+
+def norm_over(kept: list[int]) -> Any:
+    """A hook that puts in the place of a norm's output that over some channels, in double."""
+
+    def hook(norm: Any, args: Any, _: Tensor) -> Tensor:
+        x, ones = args[0].double()[..., kept], torch.ones(args[0].shape[-1])
+        weight = ones if norm.weight is None else norm.weight.double()
+        if isinstance(norm, nn.LayerNorm):
+            x = x - x.mean(-1, keepdim=True)
+        elif "Gemma" in type(norm).__name__:
+            weight = 1 + weight
+        eps = norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
+        x = x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight[kept]
+        if getattr(norm, "bias", None) is not None:
+            x = x + norm.bias[kept]
+        out = torch.zeros_like(args[0])
+        out[..., kept] = x.float()
+        return out
+
+    return hook
+
+
+def masked(path: Path, keep: Any) -> Any:
+    """A stock model whose hooks silence what ``keep`` removes; logits are of all tokens."""
+    model = stock(path)
+    config, width = model.config, model.config.hidden_size
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or width // heads
+    each = heads // getattr(config, "num_key_value_heads", heads)
+    stream = list(keep.model.get("hidden", range(width)))
+    layers = list(keep.model.get("layers", range(len(blocks(model)))))
+
+    def alive(leaf: str, at: int, columns: int) -> list[int]:
+        if leaf in _MLP_OUT:
+            return list(keep.blocks["mlp"][at]) if "mlp" in keep.blocks else list(range(columns))
+        if "heads" in keep.blocks:
+            chosen = keep.blocks["heads"][at]
+        elif "kv_heads" in keep.blocks:
+            chosen = [h for h in range(heads) if h // each in keep.blocks["kv_heads"][at]]
+        else:
+            chosen = range(heads)
+        return [h * head_dim + i for h in chosen for i in range(head_dim)]
+
+    for number, block in enumerate(blocks(model)):
+        if number not in layers:
+            blocks(model)[number] = Skip()
+            continue
+        for name, module in block.named_modules():
+            leaf = name.split(".")[-1]
+            if leaf in _MLP_OUT + _HEADS_OUT:
+                units = alive(leaf, layers.index(number), module.in_features)
+                module.register_forward_pre_hook(lambda _, args, u=units: (zeroed(args[0], u),))
+                module.register_forward_hook(lambda _, __, out: zeroed(out, stream))
+    for name, module in model.named_modules():
+        table = isinstance(module, nn.Embedding) and module.embedding_dim == width
+        if table or name.endswith("project_in"):
+            module.register_forward_hook(lambda _, __, out: zeroed(out, stream))
+        elif "Norm" in type(module).__name__ and not name.endswith(("q_norm", "k_norm")):
+            module.register_forward_hook(norm_over(stream))
+    return model
+
+
+def masked_logits(path: Path, keep: Any, ids_BS: Tensor) -> Tensor:
+    with torch.no_grad():
+        logits_BSV = masked(path, keep)(input_ids=ids_BS, use_cache=False).logits
+    return logits_BSV[..., list(keep.model.get("vocab", range(logits_BSV.shape[-1])))]

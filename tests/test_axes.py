@@ -430,3 +430,32 @@ def test_shapes_are_values() -> None:
 def test_a_keep_as_json() -> None:
     keep = Keep({"layers": (0, 2)}, {"mlp": ((1,), (3,))})
     assert keep.as_json() == {"layers": [0, 2], "mlp": [[1], [3]]}
+
+
+def test_a_norm_without_parameters_is_neither_counted_nor_cut() -> None:
+    rows = (Row.of("x", "embedding", "a", "b"), Row.of("n.{}.weight", "norm", "b", bare=True))
+    table = Layout((Axis("layers"), Axis("a"), Axis("b")), rows)
+    shape = Shape({"layers": 3, "a": 5, "b": 7})
+    assert table.count(shape) == 35
+    assert table.count_block(shape) == 0
+    assert table.tensors(shape) == {"x": (5, 7)}
+    assert [s.target for s in table.select(Keep({"b": (0,)}), shape)] == ["x"]
+    with pytest.raises(AssertionError):  # nothing is stored that another could share
+        Layout(table.axes, (*rows, Row.of("y", "norm", "b", tied_to="n.{}.weight")))
+
+
+def test_where_the_output_of_a_row_lies() -> None:
+    for role, formulas, axis in (
+        ("linear", ("a", "b"), "a"),
+        ("head", ("a", "b"), "a"),
+        ("embedding", ("a", "b"), "b"),
+        ("bias", ("a",), "a"),
+        ("norm", ("b",), "b"),
+    ):
+        assert Row.of("x", role, *formulas).output == Dim.parse(axis)
+
+
+def test_a_selection_names_the_row_it_comes_from() -> None:
+    keep = Keep({"layers": (1,)}, {"groups": ((0, 2),)})
+    rows = {s.target: s.row.name for s in GROUPED.select(keep, NINE)}
+    assert rows == {"embed": "embed", "q.0": "q.{}", "k.0": "k.{}"}

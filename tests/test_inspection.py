@@ -31,7 +31,7 @@ def test_the_figures_are_those_of_the_files(models: Models, variant: str) -> Non
     assert found["path"] == str(models(variant))
     assert found["manifest"] is None
     assert {"layers", "hidden", "heads", "mlp"} <= set(found["prunable_axes"])
-    assert not {"head_dim", "vocab", "positions", "embed"} & set(found["prunable_axes"])
+    assert not {"head_dim", "positions", "embed"} & set(found["prunable_axes"])
 
 
 def test_costs_in_closed_form(models: Models) -> None:

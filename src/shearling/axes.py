@@ -111,17 +111,27 @@ class Row:
             ``head`` (the matrix product onto the vocabulary).
         tied_to: name of the tensor whose storage this one shares; it is then counted, read and
             written there, once.
+        bare: nothing is stored under this name, and yet something reduces over these axes: a
+            norm without parameters.
     """
 
     name: str
     dims: tuple[Dim, ...]
     role: Role
     tied_to: str | None = None
+    bare: bool = False
 
     @staticmethod
-    def of(name: str, role: Role, *formulas: str, tied_to: str | None = None) -> Row:
+    def of(
+        name: str, role: Role, *formulas: str, tied_to: str | None = None, bare: bool = False
+    ) -> Row:
         """A row from formulas: ``Row.of("lm_head.weight", "head", "vocab", "hidden")``."""
-        return Row(name, tuple(Dim.parse(formula) for formula in formulas), role, tied_to)
+        return Row(name, tuple(Dim.parse(formula) for formula in formulas), role, tied_to, bare)
+
+    @property
+    def output(self) -> Dim:
+        """Where the result lies: the columns of a look-up, the rows of everything else."""
+        return self.dims[-1] if self.role == "embedding" else self.dims[0]
 
     @property
     def in_block(self) -> bool:
@@ -192,11 +202,13 @@ class Selection:
         target: name in the result.
         source: name in the source.
         indices: per dimension the surviving flat indices, or None where all survive.
+        row: the line of the table that says so.
     """
 
     target: str
     source: str
     indices: tuple[Indices | None, ...]
+    row: Row
 
 
 @dataclass(frozen=True)
@@ -211,7 +223,7 @@ class Layout:
         used = {name for row in self.rows for dim in row.dims for name in dim.axes} | {"layers"}
         declared = {axis.name for axis in self.axes}
         assert used == declared, f"axes used {sorted(used)} but declared {sorted(declared)}"
-        names = {row.name for row in self.rows if row.tied_to is None}
+        names = {row.name for row in self.stored}
         assert all(row.tied_to is None or row.tied_to in names for row in self.rows)
 
     @cached_property
@@ -222,7 +234,7 @@ class Layout:
     @cached_property
     def stored(self) -> tuple[Row, ...]:
         """Rows with storage of their own."""
-        return tuple(row for row in self.rows if row.tied_to is None)
+        return tuple(row for row in self.rows if row.tied_to is None and not row.bare)
 
     def block_rows(self) -> tuple[Row, ...]:
         """Rows that every block has."""
@@ -303,13 +315,12 @@ class Layout:
         ]
         for row in self.stored:
             if not row.in_block:
-                yield Selection(
-                    row.name, row.name, tuple(dim.select(keep.model, shape) for dim in row.dims)
-                )
+                indices = tuple(dim.select(keep.model, shape) for dim in row.dims)
+                yield Selection(row.name, row.name, indices, row)
         for target, (source, kept) in enumerate(zip(layers, per_block, strict=True)):
             for row in self.block_rows():
                 indices = tuple(dim.select(kept, shape) for dim in row.dims)
-                yield Selection(row.name.format(target), row.name.format(source), indices)
+                yield Selection(row.name.format(target), row.name.format(source), indices, row)
 
     def _complete_nested(
         self, blocks: Mapping[str, tuple[Indices, ...]], shape: Shape

@@ -6,11 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from shearling.axes import Axis, Layout, Row, Shape
+from shearling.families import legal
 
 LAYERS = Axis("layers")
 HIDDEN = Axis("hidden")
-VOCAB = Axis("vocab", rigid=True)
+VOCAB = Axis("vocab")
 HEADS = Axis("heads", per_block=True, inside="kv_heads")
 KV_HEADS = Axis("kv_heads", per_block=True)
 HEAD_DIM = Axis("head_dim", rigid=True)
@@ -27,6 +30,25 @@ GROUPED_QUERY_KEYS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Affine:
+    """What a tensor's values become when the sizes around it change: scale * tensor + shift.
+
+    Computed in double precision and rounded to the type that the tensor is stored in.
+    """
+
+    scale: float
+    shift: float
+
+    def apply(self, tensor: Tensor) -> Tensor:
+        """The values after the cut, in the tensor's own type."""
+        return (self.scale * tensor.double() + self.shift).to(tensor.dtype)
+
+    def undo(self, tensor: Tensor) -> Tensor:
+        """The values that would have become ``tensor``, in double precision."""
+        return (tensor.double() - self.shift) / self.scale
+
+
 @dataclass(frozen=True)
 class Family:
     """One architecture of transformers.
@@ -40,6 +62,13 @@ class Family:
         per_layer: config lists with one entry a block; they follow the blocks that survive.
         ignored: endings of tensor names that old checkpoints carry and the model does not load.
         renamed: name in the checkpoint -> name in the model, where transformers renames on load.
+        rules: what a Shape must satisfy to be written, beyond what the table says; from a config.
+        adapt: completes a config.json that already carries the new sizes; from it, the source's
+            resolved config, and the new Shape.
+        remarks: what a user should know of a Shape that can be written; from the source's
+            resolved config, and the new Shape.
+        rescale: how a row's values change between two Shapes, where code that we cannot change
+            computes with a size; None where they do not.
     """
 
     model_type: str
@@ -50,12 +79,43 @@ class Family:
     per_layer: tuple[str, ...] = ()
     ignored: tuple[str, ...] = (".rotary_emb.inv_freq",)
     renamed: Mapping[str, str] = field(default_factory=dict)
+    rules: Callable[[Any], tuple[legal.Rule, ...]] = lambda config: ()
+    adapt: Callable[[dict[str, Any], Any, Shape], dict[str, Any]] = lambda raw, config, shape: raw
+    remarks: Callable[[Any, Shape], list[str]] = lambda config, shape: []
+    rescale: Callable[[Row, Shape, Shape], Affine | None] = lambda row, before, after: None
 
     def shape(self, config: Any) -> Shape:
         """Sizes by axis, from a resolved transformers config."""
         return Shape(
             {axis: getattr(config, key) for axis, key in self.keys.items()} | self.rigid(config)
         )
+
+    def legality(self, config: Any) -> tuple[legal.Rule, ...]:
+        """Every rule that a Shape must satisfy to be a cut of the model of ``config``.
+
+        That sizes lie between 1 and the source's goes without saying.
+        """
+        return (*legal.nesting(self.layout(config), self.shape(config)), *self.rules(config))
+
+    def check(self, config: Any, after: Shape) -> None:
+        """Refuse what this architecture, or transformers' code for it, cannot express.
+
+        Args:
+            config: the source's, resolved by transformers.
+            after: every axis with its size after the cut.
+
+        Raises:
+            ShearlingError: an axis the architecture has not, a size that is not between 1 and the
+                source's, a rigid axis with another size, or a rule that does not hold, with the
+                nearest shapes for which it does.
+        """
+        legal.check(
+            self.model_type, self.layout(config), self.legality(config), self.shape(config), after
+        )
+
+    def notes(self, config: Any, after: Shape) -> list[str]:
+        """Sentences on what writing ``after`` entails that a user would not expect."""
+        return self.remarks(config, after)
 
     def write(
         self, raw: Mapping[str, Any], config: Any, shape: Shape, layers: tuple[int, ...]
@@ -76,7 +136,21 @@ class Family:
             for key in self.per_layer
             if (values := getattr(config, key, None)) is not None
         }
-        return {**raw, **changed, **lists}
+        return self.adapt({**raw, **changed, **lists}, config, shape)
+
+
+def explicit_head_dim(raw: dict[str, Any], config: Any, shape: Shape) -> dict[str, Any]:
+    """Write the width of a head down once hidden size and heads no longer give it."""
+    before = (config.hidden_size, config.num_attention_heads)
+    unchanged = before == (shape["hidden"], shape["heads"])
+    if unchanged or raw.get("head_dim") is not None or not odd_heads(shape):
+        return raw
+    return {**raw, "head_dim": shape["head_dim"]}
+
+
+def odd_heads(shape: Shape) -> bool:
+    """Whether the width of a head is not what hidden size and heads give."""
+    return shape["hidden"] != shape["heads"] * shape["head_dim"]
 
 
 def head_dim(config: Any) -> dict[str, int]:
@@ -103,11 +177,9 @@ def linear(name: str, rows: str, columns: str, *, bias: bool) -> tuple[Row, ...]
 
 def layer_norm(name: str, *, affine: bool = True) -> tuple[Row, ...]:
     """A LayerNorm over the residual stream: a weight and a bias, if it has them."""
-    weight, bias = (
-        Row.of(f"{name}.weight", "norm", "hidden"),
-        Row.of(f"{name}.bias", "bias", "hidden"),
-    )
-    return (weight, bias) if affine else ()
+    weight = Row.of(f"{name}.weight", "norm", "hidden", bare=not affine)
+    bias = Row.of(f"{name}.bias", "bias", "hidden")
+    return (weight, bias) if affine else (weight,)
 
 
 def gated_decoder(

@@ -17,6 +17,7 @@ from shearling.families.base import (
     layer_norm,
     linear,
 )
+from shearling.families.legal import whole_heads
 
 _HEAD = "embed_out.weight"
 
@@ -53,4 +54,5 @@ GPT_NEOX = Family(
     head_dim,
     ignored=(".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias"),
     renamed={_HEAD: "lm_head.weight"},
+    rules=lambda config: (whole_heads("GPT-NeoX"),),
 )

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from shearling.axes import Layout
-from shearling.families.base import GROUPED_QUERY_KEYS, Family, gated_decoder, head_dim
+from shearling.axes import Layout, Shape
+from shearling.families.base import (
+    GROUPED_QUERY_KEYS,
+    Family,
+    explicit_head_dim,
+    gated_decoder,
+    head_dim,
+)
+from shearling.families.legal import Rule, divided_hidden
 
 
 def _layout(config: Any) -> Layout:
@@ -13,4 +20,48 @@ def _layout(config: Any) -> Layout:
     return gated_decoder(config, qkv_bias=bias, o_bias=bias, mlp_bias=config.mlp_bias)
 
 
-LLAMA = Family("llama", "model.layers", _layout, GROUPED_QUERY_KEYS, head_dim)
+def _rules(config: Any) -> tuple[Rule, ...]:
+    """With biases there is no writing it as Mistral."""
+    biased = config.attention_bias or config.mlp_bias
+    return (divided_hidden("Llama"),) if biased else ()
+
+
+def _is_mistral(shape: Shape) -> bool:
+    """Whether transformers refuses the shape as Llama, where it takes the same as Mistral."""
+    return shape["hidden"] % shape["heads"] != 0
+
+
+def _adapt(raw: dict[str, Any], config: Any, shape: Shape) -> dict[str, Any]:
+    raw = explicit_head_dim(raw, config, shape)
+    if not _is_mistral(shape):
+        return raw
+    # Whatever the two configs have different defaults for is written down.
+    return {
+        **raw,
+        "model_type": "mistral",
+        "architectures": ["MistralForCausalLM"],
+        "max_position_embeddings": config.max_position_embeddings,
+        "sliding_window": None,
+        **{key: shape[axis] for axis, key in GROUPED_QUERY_KEYS.items()},
+    }
+
+
+def _remarks(config: Any, shape: Shape) -> list[str]:
+    if not _is_mistral(shape):
+        return []
+    return [
+        f"Llama's config refuses hidden={shape['hidden']} with heads={shape['heads']}, so the "
+        "model is written as Mistral, which computes the same."
+    ]
+
+
+LLAMA = Family(
+    "llama",
+    "model.layers",
+    _layout,
+    GROUPED_QUERY_KEYS,
+    head_dim,
+    rules=_rules,
+    adapt=_adapt,
+    remarks=_remarks,
+)

@@ -2,6 +2,19 @@
 
 from __future__ import annotations
 
-from shearling.families.base import GROUPED_QUERY_KEYS, Family, gated_decoder, head_dim
+from shearling.families.base import (
+    GROUPED_QUERY_KEYS,
+    Family,
+    explicit_head_dim,
+    gated_decoder,
+    head_dim,
+)
 
-MISTRAL = Family("mistral", "model.layers", gated_decoder, GROUPED_QUERY_KEYS, head_dim)
+MISTRAL = Family(
+    "mistral",
+    "model.layers",
+    gated_decoder,
+    GROUPED_QUERY_KEYS,
+    head_dim,
+    adapt=explicit_head_dim,
+)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from shearling.axes import Axis, Layout, Row
+from shearling.axes import Axis, Layout, Row, Shape
 from shearling.families.base import (
     HEAD_DIM,
     HIDDEN,
@@ -17,14 +17,20 @@ from shearling.families.base import (
     layer_norm,
     linear,
 )
+from shearling.families.legal import Rule, whole_heads
 
 _BLOCK = "model.decoder.layers.{}"
+
+
+def _projected(config: Any) -> bool:
+    """Whether embeddings have a width of their own, which the code tells from the sizes alone."""
+    return config.word_embed_proj_dim != config.hidden_size
 
 
 def _layout(config: Any) -> Layout:
     bias, affine = config.enable_bias, config.layer_norm_elementwise_affine
     heads = "heads*head_dim"
-    projected = config.word_embed_proj_dim != config.hidden_size
+    projected = _projected(config)
     final_norm = config.do_layer_norm_before and not config._remove_final_layer_norm
     axes = (LAYERS, HIDDEN, VOCAB, Axis("heads", per_block=True), HEAD_DIM, MLP)
     return Layout(
@@ -51,16 +57,32 @@ def _layout(config: Any) -> Layout:
             *linear(f"{_BLOCK}.fc2", "hidden", "mlp", bias=bias),
             *layer_norm(f"{_BLOCK}.self_attn_layer_norm", affine=affine),
             *layer_norm(f"{_BLOCK}.final_layer_norm", affine=affine),
-            *layer_norm("model.decoder.final_layer_norm", affine=affine and final_norm),
+            *(layer_norm("model.decoder.final_layer_norm", affine=affine) * final_norm),
         ),
     )
 
 
 def _rigid(config: Any) -> dict[str, int]:
     sizes = head_dim(config) | {"positions": config.max_position_embeddings}
-    if config.word_embed_proj_dim != config.hidden_size:
+    if _projected(config):
         sizes["embed"] = config.word_embed_proj_dim
     return sizes
+
+
+def _rules(config: Any) -> tuple[Rule, ...]:
+    width = config.word_embed_proj_dim
+    apart = Rule(
+        ("hidden", "heads"),
+        f"OPT takes embeddings to be unprojected when hidden is their width of {width}",
+        lambda shape: shape["hidden"] != width,
+    )
+    return (whole_heads("OPT"), *((apart,) if _projected(config) else ()))
+
+
+def _adapt(raw: dict[str, Any], config: Any, shape: Shape) -> dict[str, Any]:
+    if _projected(config) or raw.get("word_embed_proj_dim") is None:
+        return raw
+    return {**raw, "word_embed_proj_dim": shape["hidden"]}
 
 
 OPT = Family(
@@ -75,4 +97,6 @@ OPT = Family(
         "mlp": "ffn_dim",
     },
     _rigid,
+    rules=_rules,
+    adapt=_adapt,
 )

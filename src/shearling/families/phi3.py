@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from shearling.axes import Layout, Row
+from shearling.axes import Layout, Row, Shape
 from shearling.families.base import (
     GROUPED_QUERY_AXES,
     GROUPED_QUERY_KEYS,
     Family,
     embedding_rows,
+    explicit_head_dim,
     head_dim,
     linear,
+    odd_heads,
 )
+from shearling.families.legal import Rule
 
 
 def _layout(config: Any) -> Layout:
@@ -35,4 +38,39 @@ def _layout(config: Any) -> Layout:
     )
 
 
-PHI3 = Family("phi3", "model.layers", _layout, GROUPED_QUERY_KEYS, head_dim)
+def _rules(config: Any) -> tuple[Rule, ...]:
+    """Phi3Config checks the long-context factors against hidden / heads, not head_dim."""
+    rope = config.rope_parameters or {}
+    factors, share = rope.get("short_factor"), rope.get("partial_rotary_factor", 1.0)
+    if factors is None:
+        return ()
+    pairs = len(factors)
+    return (
+        Rule(
+            ("hidden", "heads"),
+            f"Phi-3's config wants as many long-context factors as int(hidden // heads * {share}) "
+            f"// 2 gives, and there are {pairs}",
+            lambda shape: int(shape["hidden"] // shape["heads"] * share) // 2 == pairs,
+        ),
+    )
+
+
+def _remarks(config: Any, shape: Shape) -> list[str]:
+    if not odd_heads(shape):
+        return []
+    return [
+        f"transformers and vLLM read head_dim={shape['head_dim']} from Phi-3's config, but "
+        "llama.cpp takes it to be hidden / heads."
+    ]
+
+
+PHI3 = Family(
+    "phi3",
+    "model.layers",
+    _layout,
+    GROUPED_QUERY_KEYS,
+    head_dim,
+    rules=_rules,
+    adapt=explicit_head_dim,
+    remarks=_remarks,
+)

@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from shearling.axes import Layout
-from shearling.families.base import GROUPED_QUERY_KEYS, Family, gated_decoder, head_dim
+from shearling.families.base import (
+    GROUPED_QUERY_KEYS,
+    Family,
+    explicit_head_dim,
+    gated_decoder,
+    head_dim,
+)
 
 
 def _layout(config: Any) -> Layout:
@@ -14,5 +20,11 @@ def _layout(config: Any) -> Layout:
 
 
 QWEN3 = Family(
-    "qwen3", "model.layers", _layout, GROUPED_QUERY_KEYS, head_dim, per_layer=("layer_types",)
+    "qwen3",
+    "model.layers",
+    _layout,
+    GROUPED_QUERY_KEYS,
+    head_dim,
+    per_layer=("layer_types",),
+    adapt=explicit_head_dim,
 )
