@@ -69,7 +69,7 @@ class Checkpoint:
         path = resolve(model)
         raw = read_json(path / "config.json")
         family = family_of(raw.get("model_type"), str(model))
-        config = _resolve_config(path)
+        config = resolve_config(path)
         layout = family.layout(config)
         shape = family.shape(config)
         layout.check(shape)
@@ -178,7 +178,8 @@ def torch_dtype(name: str) -> torch.dtype:
     return getattr(torch, types[name])
 
 
-def _resolve_config(path: Path) -> Any:
+def resolve_config(path: Path) -> Any:
+    """transformers' reading of the config.json in a directory (ShearlingError if it refuses)."""
     from transformers import AutoConfig
 
     try:

@@ -18,7 +18,7 @@ import typer
 from shearling import __version__
 from shearling.errors import ShearlingError
 from shearling.options import (
-    CRITERIA_HELP,
+    BY_HELP,
     Batches,
     Calibration,
     Json,
@@ -33,13 +33,14 @@ from shearling.options import (
     check_file,
     numbers,
     protection,
-    require_one_choice,
-    warn_ignored,
+    unit_lines,
 )
+from shearling.prune_command import prune
 
 if TYPE_CHECKING:
     from shearling.checkpoint import Checkpoint
     from shearling.scores import Scores
+    from shearling.unit_scores import UnitScores
 
 app = typer.Typer(
     name="shearling",
@@ -78,7 +79,13 @@ def inspect(model: Model, as_json: Json = False) -> None:
 @app.command()
 def score(
     model: Model,
-    by: Annotated[str, typer.Option(help=CRITERIA_HELP)] = "perplexity",
+    by: Annotated[
+        str | None,
+        typer.Option(help=f"{BY_HELP} Without: perplexity for blocks, fisher-energy for units."),
+    ] = None,
+    axis: Annotated[
+        str, typer.Option(help="What to score: layers, hidden, heads, kv_heads or mlp.")
+    ] = "layers",
     calibration: Calibration = None,
     samples: Samples = 10,
     length: Length = 128,
@@ -87,22 +94,33 @@ def score(
     protect_first: ProtectFirst = None,
     protect_last: ProtectLast = None,
     remove: Annotated[
-        int | None, typer.Option(min=1, help="For greedy: how many blocks to remove.")
+        int | None, typer.Option(min=1, help="For greedy and repair: how many blocks to remove.")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Where to write the scores.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Score every block of a model; the lowest is the first that can go."""
+    """Score every block of a model, or every unit of a width; the lowest is the first that can go.
+
+    Blocks are scored by default; with --axis, the units that each block has on that axis.
+    """
     from shearling.writer import write_json
 
-    if remove is not None and by != "greedy":
+    by = by or ("perplexity" if axis == "layers" else "fisher-energy")
+    if remove is not None and by not in ("greedy", "repair"):
         raise ShearlingError(
-            f"--remove {remove} is for --by greedy, which needs to know where to stop; "
+            f"--remove {remove} is for --by greedy or repair, which need to know how many go; "
             f"leave it out for --by {by}."
         )
     check_file(output)
+    source = _open(model)
+    if axis != "layers":
+        units = _score_units(source, by, axis, calibration, samples, length, seed, stream)
+        if output is not None:
+            write_json(output, units.as_json())
+        _print(units.as_json(), as_json, unit_lines(units, output))
+        return
     scores = _score(
-        _open(model), by, calibration, samples, length, seed, stream,
+        source, by, calibration, samples, length, seed, stream,
         protection(by, protect_first, protect_last), remove,
     )  # fmt: skip
     if output is not None:
@@ -113,82 +131,7 @@ def score(
     _print(scores.as_json(), as_json, text)
 
 
-@app.command()
-def prune(
-    model: Model,
-    output: Annotated[Path, typer.Option(help="A new directory for the smaller model.")],
-    layers: Annotated[int | None, typer.Option(help="Blocks to keep.")] = None,
-    by: Annotated[str | None, typer.Option(help=CRITERIA_HELP)] = None,
-    scores: Annotated[Path | None, typer.Option(help="Scores from `shearling score`.")] = None,
-    remove: Annotated[
-        str | None, typer.Option(help="Blocks to remove, separated by commas, from 0.")
-    ] = None,
-    calibration: Calibration = None,
-    samples: Samples = 10,
-    length: Length = 128,
-    seed: Seed = 0,
-    stream: Stream = None,
-    protect_first: ProtectFirst = None,
-    protect_last: ProtectLast = None,
-    shard_size: Annotated[
-        float, typer.Option(min=0.001, help="Largest weight file, in GB (10^9 bytes).")
-    ] = 1.0,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Remove whole blocks and write the smaller model, proven equal to the source without them."""
-    from shearling.choose import account, check_layers, keep_layers, without
-    from shearling.cut import cut
-    from shearling.inspection import comparison
-    from shearling.terminal import progress_bars
-    from shearling.writer import check_output
-
-    require_one_choice(layers, by, scores, remove)
-    if scores is not None or remove is not None:
-        ignored = {"--calibration": calibration, "--protect-first": protect_first}
-        warn_ignored(ignored | {"--protect-last": protect_last}, "the blocks are already chosen")
-    check_output(output)
-    source = _open(model)
-    depth = source.shape["layers"]
-    used: Scores | None = None
-    if remove is not None:
-        keep = without(numbers(remove, "--remove"), depth)
-    else:
-        assert layers is not None
-        check_layers(layers, depth)
-        used = (
-            _score(
-                source, by or "perplexity", calibration, samples, length, seed, stream,
-                protection(by or "perplexity", protect_first, protect_last), depth - layers,
-            )
-            if scores is None
-            else _load_scores(scores, source)
-        )  # fmt: skip
-        keep = keep_layers(used, layers)
-    options = account(keep, depth, used)
-    if dry_run:
-        plan = comparison(source, source.layout.shape_after(keep, source.shape))
-        removed = ", ".join(map(str, options["removed"]))
-        plan_text = [f"would remove blocks {removed}", *plan["text"]]
-        _print(options | plan["figures"], as_json, plan_text)
-        return
-    with progress_bars() as progress:
-        result = cut(
-            source, keep, output, options=options, seed=seed, stream=stream,
-            shard_bytes=int(shard_size * 1e9), progress=progress,
-        )  # fmt: skip
-    from shearling.manifest import read_manifest
-
-    manifest = read_manifest(output) or {}
-    text = comparison(source, result.shape)["text"]
-    proof = manifest["proof"]
-    text.append(
-        f"proof of surgery: logits within {proof['max_relative_difference']:.1e} of the source "
-        f"without those blocks ({proof['loaded_with']})"
-    )
-    _print(manifest, as_json, [f"removed blocks {options['removed']}", *text, f"wrote {output}"])
+app.command()(prune)
 
 
 @app.command("eval")
@@ -312,21 +255,6 @@ def _open(model: str) -> Checkpoint:
     return Checkpoint.open(model)
 
 
-def _load_scores(file: Path, source: Checkpoint) -> Scores:
-    """Scores from a file, with a warning if they were taken on another model."""
-    from shearling.scores import Scores
-
-    scores = Scores.load(file).require(axis="layers", size=source.shape["layers"], path=file)
-    scored = scores.details.get("model") or {}
-    if scored.get("fingerprint") not in (None, source.fingerprint):
-        print(
-            f"shearling: warning: {file} scores {scored.get('name')}, whose weights or "
-            f"configuration differ from those of {source.name}.",
-            file=sys.stderr,
-        )
-    return scores
-
-
 def _score(
     source: Checkpoint,
     by: str,
@@ -346,6 +274,25 @@ def _score(
             source, by, calibration=calibration, samples=samples, length=length, seed=seed,
             stream=stream, protect=protect, remove=remove, progress=progress,
         )  # fmt: skip
+
+
+def _score_units(
+    source: Checkpoint,
+    by: str,
+    axis: str,
+    calibration: Path | None,
+    samples: int,
+    length: int,
+    seed: int,
+    stream: bool | None,
+) -> UnitScores:
+    from shearling.oneshot import Calibration as Text
+    from shearling.oneshot import score_axis
+    from shearling.terminal import progress_bars
+
+    text = None if calibration is None else Text(calibration, samples, length, seed)
+    with progress_bars() as progress:
+        return score_axis(source, by, axis, text, seed=seed, stream=stream, progress=progress)
 
 
 def _print(result: Any, as_json: bool, text: list[str]) -> None:

@@ -24,6 +24,7 @@ from shearling.masked import masked_logits
 from shearling.progress import Progress, silent
 from shearling.quiet import no_progress_bars
 from shearling.stream import fits
+from shearling.view import select
 from shearling.writer import (
     check_output,
     check_space,
@@ -276,19 +277,11 @@ def _load(
     read = dict(checkpoint.read(sources))
     shapes = checkpoint.layout.tensors(after)
     return {
-        s.target: _select(checkpoint, after, read.pop(s.source), s)
+        s.target: select(checkpoint, after, read.pop(s.source), s)
         if s.target not in replaced
         else _cast(checkpoint, replaced[s.target](), s, shapes[s.target])
         for s in selections
     }
-
-
-def _select(checkpoint: Checkpoint, after: Shape, tensor: Tensor, selection: Selection) -> Tensor:
-    for dim, indices in enumerate(selection.indices):
-        if indices is not None:
-            tensor = tensor.index_select(dim, torch.tensor(indices))
-    rescale = checkpoint.family.rescale(selection.row, checkpoint.shape, after)
-    return tensor if rescale is None else rescale.apply(tensor)
 
 
 def _cast(

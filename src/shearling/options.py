@@ -11,7 +11,12 @@ import typer
 
 from shearling.errors import ShearlingError
 
-CRITERIA_HELP = "perplexity, taylor+, magnitude+, taylor, magnitude, influence or greedy."
+BY_HELP = (
+    "For blocks repair, perplexity, taylor+, magnitude+, taylor, magnitude, influence or greedy; "
+    "for units fisher-energy, fisher, energy, obs, flap, wanda-sp, activation, taylor, "
+    "taylor-element, magnitude-l1, magnitude-l2 or random; in a cut of both, one of each, "
+    "separated by a comma."
+)
 Model = Annotated[str, typer.Argument(help="A model directory, a .gguf file or a hub id.")]
 Models = Annotated[list[str], typer.Argument(help="Model directories, .gguf files or hub ids.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
@@ -51,21 +56,6 @@ def protection(by: str, first: int | None, last: int | None) -> tuple[int, int] 
     return default[0] if first is None else first, default[1] if last is None else last
 
 
-def require_one_choice(
-    layers: int | None, by: str | None, scores: Path | None, remove: str | None
-) -> None:
-    """Exactly one way to say which blocks go."""
-    given = [name for name, value in (("--by", by), ("--scores", scores)) if value is not None]
-    if remove is not None and (given or layers is not None):
-        raise ShearlingError(
-            "--remove names the blocks itself; leave out --layers, --by and --scores."
-        )
-    if len(given) > 1:
-        raise ShearlingError("--by and --scores were both given; choose one.")
-    if remove is None and layers is None:
-        raise ShearlingError("nothing says how much to cut; give --layers N or --remove 14,15.")
-
-
 def check_file(output: Path | None) -> None:
     """Refuse a name that cannot become a file before any work is done."""
     if output is not None and output.is_dir():
@@ -83,8 +73,23 @@ def numbers(text: str, option: str) -> list[int]:
         ) from None
 
 
+def unit_lines(scores: Any, output: Path | None) -> list[str]:
+    """Unit scores for a person: the least and the median of each block."""
+    from statistics import median
+
+    lines = [f"{scores.criterion} scores of {scores.axis} by block (least, median, most):"]
+    for block, row in enumerate(scores.values):
+        lines.append(f"  {block:3d}: {min(row):.4g}  {median(row):.4g}  {max(row):.4g}")
+    return lines + ([f"written to {output}"] if output else [])
+
+
 def warn_ignored(options: Mapping[str, Any], reason: str) -> None:
     """Say on stderr which of the options given have no effect, and why."""
     given = [name for name, value in options.items() if value is not None]
     if given:
-        print(f"shearling: warning: {', '.join(given)} ignored: {reason}.", file=sys.stderr)
+        warn(f"{', '.join(given)} ignored: {reason}.")
+
+
+def warn(sentence: str) -> None:
+    """Say something on stderr that the user should know."""
+    print(f"shearling: warning: {sentence}", file=sys.stderr)

@@ -44,7 +44,7 @@ class States:
         if self._scratch is None:
             self._held[key, batch] = h_BSD
             return
-        self._drop(key, batch)
+        self.drop(key, batch)
         file = self._scratch / f"{self._count}.states"
         self._count += 1
         h_BSD.contiguous().view(torch.uint8).numpy().tofile(file)
@@ -62,7 +62,8 @@ class States:
         """Let a state go by another key."""
         self._held[new, batch] = self._held.pop((old, batch))
 
-    def _drop(self, key: Removed, batch: int) -> None:
+    def drop(self, key: Removed, batch: int) -> None:
+        """Forget a state, if there is one."""
         held = self._held.pop((key, batch), None)
         if isinstance(held, tuple):
             held[0].unlink()

@@ -12,6 +12,7 @@ from shearling.checkpoint import Checkpoint
 from shearling.criteria.influence import influence
 from shearling.criteria.magnitude import magnitude
 from shearling.criteria.perplexity import greedy, perplexity
+from shearling.criteria.repair import repair
 from shearling.criteria.taylor import taylor
 from shearling.data.text import calibration_windows, documents
 from shearling.errors import ShearlingError
@@ -41,7 +42,8 @@ def score(
 
     Args:
         checkpoint: the model.
-        by: one of ``CRITERIA``; a trailing ``+`` protects the first 4 blocks and the last 2.
+        by: one of ``CRITERIA`` or ``repair``; a trailing ``+`` protects the first 4 blocks and
+            the last 2.
         calibration: text (.jsonl, .txt or a directory of such); magnitude needs none.
         samples: number of calibration sequences.
         length: tokens in each.
@@ -51,7 +53,8 @@ def score(
         protect: how many of the first and of the last blocks are never removed; default by
             criterion.
         remove: how many blocks are to go: refused beforehand if too many are protected, and for
-            ``greedy`` where it stops (default half of those unprotected).
+            ``greedy`` where it stops (default half of those unprotected), for ``repair`` the
+            length of a run (default a fifth of the blocks).
         progress: told how far the work is.
 
     Raises:
@@ -61,12 +64,7 @@ def score(
     """
     started = time.perf_counter()
     depth = checkpoint.shape["layers"]
-    name, protected = _parse(by, protect, depth)
-    if remove is not None and remove > depth - len(protected):
-        raise ShearlingError(
-            f"{remove} of {depth} blocks were to be removed, but only {depth - len(protected)} are "
-            "not protected; remove fewer, or protect fewer (--protect-first, --protect-last)."
-        )
+    name, protected = protected_blocks(by, protect, depth, remove)
     if name == "magnitude":
         scores = magnitude(checkpoint, protected=protected, progress=progress)
         return _finish(scores, checkpoint, by, started, None)
@@ -102,12 +100,22 @@ def score_tokens(
                 f"{min(free, stream.depth - 1)} of {stream.depth} may go."
             )
         return greedy(stream, ids_NS, protected=protected, remove=remove, progress=progress)
+    if by == "repair":
+        remove = max(1, stream.depth // 5) if remove is None else remove
+        return repair(stream, ids_NS, protected=protected, remove=remove, progress=progress)
     criterion = {"perplexity": perplexity, "taylor": taylor, "influence": influence}[by]
     return criterion(stream, ids_NS, protected=protected, progress=progress)
 
 
-def _parse(by: str, protect: tuple[int, int] | None, depth: int) -> tuple[str, tuple[int, ...]]:
-    if by not in CRITERIA:
+def protected_blocks(
+    by: str, protect: tuple[int, int] | None, depth: int, remove: int | None = None
+) -> tuple[str, tuple[int, ...]]:
+    """The criterion's name without its ``+``, and the blocks that are never removed.
+
+    Raises:
+        ShearlingError: an unknown criterion, or more protected than can be.
+    """
+    if by not in (*CRITERIA, "repair"):
         raise ShearlingError(f"criterion {by!r} is not known; choose one of {', '.join(CRITERIA)}.")
     default = (PROTECT_FIRST, PROTECT_LAST) if by.endswith("+") else (0, 0)
     first, last = default if protect is None else protect
@@ -116,7 +124,13 @@ def _parse(by: str, protect: tuple[int, int] | None, depth: int) -> tuple[str, t
             f"protecting the first {first} and the last {last} of {depth} blocks leaves none to "
             "remove; protect fewer (--protect-first, --protect-last)."
         )
-    return by.removesuffix("+"), (*range(first), *range(depth - last, depth))
+    protected = (*range(first), *range(depth - last, depth))
+    if remove is not None and remove > depth - len(protected):
+        raise ShearlingError(
+            f"{remove} of {depth} blocks were to be removed, but only {depth - len(protected)} are "
+            "not protected; remove fewer, or protect fewer (--protect-first, --protect-last)."
+        )
+    return by.removesuffix("+"), protected
 
 
 def _finish(
@@ -140,4 +154,4 @@ def _finish(
     )
 
 
-__all__ = ["CRITERIA", "Scores", "score", "score_tokens"]
+__all__ = ["CRITERIA", "Scores", "protected_blocks", "score", "score_tokens"]

@@ -12,6 +12,7 @@ those of an ordinary backward pass.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from shearling.criteria.magnitude import weight_names
 from shearling.products import fast_products
 from shearling.progress import Progress, silent
 from shearling.scores import Scores
-from shearling.stream import BlockStream, Call
+from shearling.stream import LOGITS_BYTES, BlockStream, Call
 from shearling.wavefront import States
 
 
@@ -30,7 +31,39 @@ def taylor(
     stream: BlockStream, ids_NS: Tensor, *, protected: tuple[int, ...], progress: Progress = silent
 ) -> Scores:
     """Sum over each block's matrices and norm weights of |W * dL/dW|, L the mean NLL."""
-    stage, total = "scoring by Taylor expansion", 2 * stream.depth
+    values = [0.0] * stream.depth
+    stage = "scoring by Taylor expansion"
+    for index, block, passes in backward_walk(stream, ids_NS, stage, weights=True, tell=progress):
+        for _ in passes:
+            pass
+        values[index] = _product(stream, block, index)
+    return Scores("taylor", "layers", tuple(values), protected)
+
+
+def backward_walk(
+    stream: BlockStream,
+    ids_NS: Tensor,
+    stage: str,
+    *,
+    weights: bool,
+    tell: Progress = silent,
+    forward: Callable[[int, Tensor], None] = lambda index, h_BSD: None,
+) -> Iterator[tuple[int, nn.Module, Iterator[Tensor]]]:
+    """Walk forward through the blocks, then backward, handing out each block with its passes.
+
+    Args:
+        stream: the model.
+        ids_NS: calibration tokens; the loss L is the mean NLL of the predicted ones.
+        stage: what to call this in the progress.
+        weights: whether gradients at the weights are wanted, summed over the passes.
+        tell: told the block runs done.
+        forward: told each state (B, S, D) on the way forward, and the block that it leaves.
+
+    Yields:
+        A block's number, the block, last one first, and an iterator, to be exhausted, that runs
+        a batch through it and back at every step and gives the state after the block.
+    """
+    total = 2 * stream.depth
     batches = stream.batches(ids_NS)
     with tempfile.TemporaryDirectory(prefix="shearling-") as scratch:
         # Keyed by how many blocks the state has passed, the same store serves both walks.
@@ -45,27 +78,40 @@ def taylor(
                 with stream.block(index) as block:
                     for number, call in enumerate(calls):
                         h_BSD = call[index](block, states.get(_after(index), number))
+                        forward(index, h_BSD)
                         states.put(_after(index + 1), number, h_BSD)
-                progress(stage, index + 1, total)
+                tell(stage, index + 1, total)
         predicted = ids_NS.shape[0] * (ids_NS.shape[1] - 1)
         gradients = [
             _head_gradient(stream, states.get(_after(stream.depth), number), ids_BS, predicted)
             for number, ids_BS in enumerate(batches)
         ]
-        values = [0.0] * stream.depth
         for index in reversed(range(stream.depth)):
             with stream.block(index) as block:
-                block.requires_grad_(True)
-                for number, call in enumerate(calls):
-                    h_BSD = states.get(_after(index), number).detach().requires_grad_(True)
-                    call[index](block, h_BSD).backward(gradients[number])
-                    assert h_BSD.grad is not None
-                    gradients[number] = h_BSD.grad
-                values[index] = _product(stream, block, index)
-                block.requires_grad_(False)
-                block.zero_grad(set_to_none=True)
-            progress(stage, total - index, total)
-    return Scores("taylor", "layers", tuple(values), protected)
+                block.requires_grad_(weights)
+                try:
+                    yield index, block, _passes(block, index, calls, states, gradients)
+                finally:
+                    block.requires_grad_(False)
+                    block.zero_grad(set_to_none=True)
+            tell(stage, total - index, total)
+
+
+def _passes(
+    block: nn.Module,
+    index: int,
+    calls: list[list[Call]],
+    states: States,
+    gradients: list[Tensor],
+) -> Iterator[Tensor]:
+    """Run each batch forward and back; ``gradients`` moves from after the block to before it."""
+    for number, call in enumerate(calls):
+        h_BSD = states.get(_after(index), number).detach().requires_grad_(True)
+        after_BSD = call[index](block, h_BSD)
+        after_BSD.backward(gradients[number])
+        assert h_BSD.grad is not None
+        gradients[number] = h_BSD.grad
+        yield after_BSD.detach()
 
 
 def _after(blocks: int) -> frozenset[int]:
@@ -73,12 +119,19 @@ def _after(blocks: int) -> frozenset[int]:
 
 
 def _head_gradient(stream: BlockStream, h_BSD: Tensor, ids_BS: Tensor, predicted: int) -> Tensor:
-    """dL/dh of the state that leaves the last block."""
-    h_BSD = h_BSD.detach().requires_grad_(True)
-    with torch.enable_grad():
-        (stream.nll(h_BSD, ids_BS).sum() / predicted).backward()
-    assert h_BSD.grad is not None
-    return h_BSD.grad
+    """dL/dh of the state that leaves the last block.
+
+    As in ``BlockStream.nll`` the logits of one slice are alive at a time, here with their graph.
+    """
+    rows = max(1, LOGITS_BYTES // (4 * ids_BS.shape[1] * stream.checkpoint.shape["vocab"]))
+    gradients = []
+    for h, ids in zip(h_BSD.split(rows), ids_BS.split(rows), strict=True):
+        leaf = h.detach().requires_grad_(True)
+        with torch.enable_grad():
+            (stream.nll(leaf, ids).sum() / predicted).backward()
+        assert leaf.grad is not None
+        gradients.append(leaf.grad)
+    return torch.cat(gradients)
 
 
 def _product(stream: BlockStream, block: nn.Module, index: int) -> float:

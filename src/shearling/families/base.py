@@ -69,6 +69,10 @@ class Family:
             resolved config, and the new Shape.
         rescale: how a row's values change between two Shapes, where code that we cannot change
             computes with a size; None where they do not.
+        post_norms: axis -> module inside a block that norms what the axis' units write before it
+            is added to the residual stream.
+        additive: whether a block's output is its input plus what its halves write (it is not
+            where a norm follows the addition); from a resolved config.
     """
 
     model_type: str
@@ -83,6 +87,8 @@ class Family:
     adapt: Callable[[dict[str, Any], Any, Shape], dict[str, Any]] = lambda raw, config, shape: raw
     remarks: Callable[[Any, Shape], list[str]] = lambda config, shape: []
     rescale: Callable[[Row, Shape, Shape], Affine | None] = lambda row, before, after: None
+    post_norms: Mapping[str, str] = field(default_factory=dict)
+    additive: Callable[[Any], bool] = lambda config: True
 
     def shape(self, config: Any) -> Shape:
         """Sizes by axis, from a resolved transformers config."""

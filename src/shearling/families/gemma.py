@@ -70,6 +70,7 @@ def _gemma(model_type: str, name: str, layout: Callable[[Any], Layout]) -> Famil
         adapt=explicit_head_dim,
         remarks=_remarks,
         rescale=_rescale,
+        post_norms={"heads": _AFTER_ATTENTION, "mlp": _AFTER_MLP},
     )
 
 

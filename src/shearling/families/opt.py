@@ -99,4 +99,5 @@ OPT = Family(
     _rigid,
     rules=_rules,
     adapt=_adapt,
+    additive=lambda config: config.do_layer_norm_before,
 )

@@ -1,0 +1,295 @@
+"""From a target shape to a repaired checkpoint: score, choose, refit and cut, joined.
+
+What is removed follows from a criterion for blocks and one for units; each has a default that is
+the best we measured (docs/one_shot.md). The calibration windows serve the criteria as they are,
+and the repair together with copies that the source model rewrote in part.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from shearling.augment import SHARES, augment
+from shearling.axes import Keep, Shape
+from shearling.checkpoint import Checkpoint
+from shearling.choose import account, keep_layers
+from shearling.criteria import CRITERIA, protected_blocks, score_tokens
+from shearling.criteria.magnitude import magnitude
+from shearling.criteria.repair import repairable
+from shearling.criteria.units import TEXTLESS, UNIT_CRITERIA, score_units
+from shearling.cut import SHARD_BYTES, cut
+from shearling.data.text import calibration_windows, documents
+from shearling.errors import ShearlingError
+from shearling.progress import Progress, silent
+from shearling.refit import Repair, refit
+from shearling.scores import Scores
+from shearling.stream import BlockStream
+from shearling.unit_scores import UnitScores, keep_units
+
+BY_UNITS = "fisher-energy"
+# What criteria that run each removal use of the windows: the paper's ten sequences of 128 tokens.
+BLOCK_SAMPLES, BLOCK_LENGTH = 10, 128
+_WIDTHS = ("hidden", "heads", "kv_heads", "mlp")
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Text, and how it is used.
+
+    Attributes:
+        file: .jsonl, .txt or a directory of such.
+        samples, length: windows of text, and tokens in each.
+        seed: of every random choice.
+        shares: the repair also sees copies of the windows in which the source model rewrote these
+            shares of the tokens; none with an empty tuple.
+    """
+
+    file: Path
+    samples: int = 64
+    length: int = 256
+    seed: int = 0
+    shares: tuple[float, ...] = SHARES
+
+    def windows(self, checkpoint: Checkpoint) -> Tensor:
+        """Tokens (samples, length)."""
+        return calibration_windows(
+            documents(self.file), checkpoint.tokenizer(),
+            samples=self.samples, length=self.length, seed=self.seed,
+        )  # fmt: skip
+
+    def as_json(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {
+            "file": self.file.name, "samples": self.samples, "length": self.length,
+            "seed": self.seed, "rewritten_shares": list(self.shares),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What is to survive, and how that came about.
+
+    Attributes:
+        keep: the choice.
+        options: for the manifest.
+    """
+
+    keep: Keep
+    options: Mapping[str, Any]
+
+
+def criteria_for(by: str | None, checkpoint: Checkpoint, *, repaired: bool) -> tuple[str, str]:
+    """The criterion for blocks and the one for units that ``--by`` names, defaults filled in.
+
+    Raises:
+        ShearlingError: an unknown name, or two for the same kind of unit.
+    """
+    blocks = "repair" if repaired and repairable(checkpoint) else "perplexity"
+    units, given = BY_UNITS, set()
+    for name in (part.strip() for part in (by or "").split(",") if part.strip()):
+        if name not in CRITERIA and name not in UNIT_CRITERIA and name != "repair":
+            raise ShearlingError(
+                f"criterion {name!r} is not known; choose for blocks one of repair, "
+                f"{', '.join(CRITERIA)}, for units one of {', '.join(UNIT_CRITERIA)}, "
+                "or one of each, separated by a comma."
+            )
+        # taylor is a name of both kinds, and stands for both.
+        kinds = {"blocks"} if name in CRITERIA or name == "repair" else set()
+        kinds |= {"units"} if name in UNIT_CRITERIA else set()
+        if kinds & given and kinds != {"blocks", "units"}:
+            raise ShearlingError(f"--by {by} names two criteria for {kinds.pop()}; give one.")
+        given |= kinds
+        blocks = name if "blocks" in kinds else blocks
+        units = name if "units" in kinds else units
+    return blocks, units
+
+
+def score_axis(
+    checkpoint: Checkpoint,
+    by: str,
+    axis: str,
+    calibration: Calibration | None,
+    *,
+    seed: int = 0,
+    stream: bool | None = None,
+    progress: Progress = silent,
+) -> UnitScores:
+    """Score the units of one width axis.
+
+    Raises:
+        ShearlingError: an unknown criterion or axis, or no text where one is needed.
+    """
+    from shearling.manifest import stamp
+
+    started = time.perf_counter()
+    blocks = BlockStream(checkpoint, resident=None if stream is None else not stream)
+    windows = _Windows(checkpoint, calibration)
+    known = by in UNIT_CRITERIA and by not in TEXTLESS
+    ids_NS = windows.of(by) if known else _no_tokens()
+    found = score_units(blocks, by, ids_NS, [axis], seed=seed, progress=progress)[axis]
+    return found.with_details(
+        **stamp(checkpoint),
+        calibration=calibration.as_json() if calibration else None,
+        seconds=round(time.perf_counter() - started, 2),
+    )
+
+
+def choose(
+    checkpoint: Checkpoint,
+    after: Shape,
+    *,
+    by: str | None = None,
+    calibration: Calibration | None = None,
+    scores: Scores | None = None,
+    keep_blocks: Keep | None = None,
+    repaired: bool = True,
+    protect: tuple[int, int] | None = None,
+    stream: bool | None = None,
+    progress: Progress = silent,
+) -> Choice:
+    """Choose what survives a cut to ``after``.
+
+    Args:
+        checkpoint: the source.
+        after: every axis with its size after the cut.
+        by: criteria, as in :func:`criteria_for`.
+        calibration: text; criteria by magnitude and at random need none.
+        scores: of blocks, if they are known already.
+        keep_blocks: the surviving blocks, if they are chosen already.
+        repaired: whether a repair will follow.
+        protect: how many of the first and of the last blocks are never removed.
+        stream: read blocks from disk (True), hold the model in memory (False), or as memory allows.
+        progress: told how far the work is.
+
+    Raises:
+        ShearlingError: an impossible shape, an unknown criterion, no text where one is needed.
+    """
+    started = time.perf_counter()
+    before = checkpoint.shape
+    checkpoint.family.check(checkpoint.config, after)
+    by_blocks, by_units = criteria_for(by, checkpoint, repaired=repaired)
+    widths = [axis for axis in _WIDTHS if after.get(axis) != before.get(axis)]
+    blocks = BlockStream(checkpoint, resident=None if stream is None else not stream)
+    windows = _Windows(checkpoint, calibration)
+    keep = keep_blocks or Keep()
+    if keep_blocks is None and after["layers"] < before["layers"]:
+        remove = before["layers"] - after["layers"]
+        if scores is None:
+            scores = _score_blocks(blocks, by_blocks, windows, protect, remove, progress)
+        keep = keep_layers(scores, after["layers"])
+    options = account(keep, before["layers"], scores) if "layers" in keep.model else {}
+    if widths:
+        ids = None if by_units in TEXTLESS else windows.of(by_units)
+        found = score_units(
+            blocks, by_units, ids if ids is not None else _no_tokens(), widths,
+            seed=calibration.seed if calibration else 0, progress=progress,
+        )  # fmt: skip
+        layers = keep.model.get("layers", tuple(range(before["layers"])))
+        units = keep_units(found, checkpoint.layout, before, after, layers)
+        keep = Keep({**keep.model, **units.model}, units.blocks)
+        options |= {"unit_criterion": by_units}
+    if after["vocab"] < before["vocab"]:
+        from shearling.vocabulary import choose_tokens
+
+        kept = choose_tokens(checkpoint.path, documents(windows.file("vocab")), after["vocab"])
+        keep = replace(keep, model={**keep.model, "vocab": kept})
+    options |= {
+        "calibration": calibration.as_json() if calibration else None,
+        "seconds_choosing": round(time.perf_counter() - started, 2),
+    }
+    return Choice(keep, options)
+
+
+def prune_to(
+    checkpoint: Checkpoint,
+    choice: Choice,
+    output: Path,
+    *,
+    calibration: Calibration | None = None,
+    repaired: bool = True,
+    stream: bool | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Progress = silent,
+) -> Checkpoint:
+    """Cut to a choice, repaired if asked, and prove it.
+
+    Raises:
+        ShearlingError: as :func:`shearling.refit.refit` and :func:`shearling.cut.cut`.
+    """
+    options = dict(choice.options)
+    with tempfile.TemporaryDirectory(prefix="shearling-") as scratch:
+        solved: Repair | None = None
+        if repaired:
+            if calibration is None:
+                raise ShearlingError(
+                    "a repair runs the model on text; give --calibration FILE, or --no-refit."
+                )
+            ids_NS = calibration.windows(checkpoint)
+            blocks = BlockStream(checkpoint, resident=None if stream is None else not stream)
+            ids_NS = augment(
+                blocks, ids_NS, shares=calibration.shares, seed=calibration.seed, progress=progress
+            )
+            del blocks
+            solved = refit(
+                checkpoint, choice.keep, ids_NS, Path(scratch), stream=stream, progress=progress
+            )
+            options["repair"] = solved.as_json()
+        return cut(
+            checkpoint, choice.keep, output, replaced=solved.replaced if solved else None,
+            options=options, seed=calibration.seed if calibration else None, stream=stream,
+            shard_bytes=shard_bytes, progress=progress,
+        )  # fmt: skip
+
+
+class _Windows:
+    """Calibration windows, read once when they are first needed."""
+
+    def __init__(self, checkpoint: Checkpoint, calibration: Calibration | None) -> None:
+        self._checkpoint, self._calibration = checkpoint, calibration
+        self._ids: Tensor | None = None
+
+    def file(self, by: str) -> Path:
+        if self._calibration is None:
+            raise ShearlingError(f"{by} needs text; give --calibration FILE.")
+        return self._calibration.file
+
+    def of(self, by: str) -> Tensor:
+        if self._calibration is None:
+            raise ShearlingError(f"criterion {by} runs the model on text; give --calibration FILE.")
+        if self._ids is None:
+            self._ids = self._calibration.windows(self._checkpoint)
+        return self._ids
+
+
+def _score_blocks(
+    blocks: BlockStream,
+    by: str,
+    windows: _Windows,
+    protect: tuple[int, int] | None,
+    remove: int,
+    progress: Progress,
+) -> Scores:
+    name, protected = protected_blocks(by, protect, blocks.depth, remove)
+    if name == "magnitude":
+        scores = magnitude(blocks.checkpoint, protected=protected, progress=progress)
+    else:
+        ids_NS = windows.of(by)
+        if name != "repair":
+            ids_NS = ids_NS[:BLOCK_SAMPLES, :BLOCK_LENGTH]
+        scores = score_tokens(
+            blocks, name, ids_NS, protected=protected, remove=remove, progress=progress
+        )
+    return replace(scores, criterion=by)
+
+
+def _no_tokens() -> Tensor:
+    import torch
+
+    return torch.zeros(0, 0, dtype=torch.long)

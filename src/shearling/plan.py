@@ -1,0 +1,122 @@
+"""What to cut: shapes as users write them, and shapes that meet a parameter budget.
+
+Legal shapes only: sizes between 1 and the source's, and every rule of the family's.
+"""
+
+from __future__ import annotations
+
+import re
+
+from shearling.axes import Shape
+from shearling.checkpoint import Checkpoint
+from shearling.errors import ShearlingError
+from shearling.families import legal
+
+AXES = ("layers", "hidden", "heads", "kv_heads", "mlp", "vocab")
+# The MLP gives first, down to this share of its neurons, then whole blocks go. On SmolLM2 that was
+# the better split at -20 % of the blocks' parameters, and no worse than any at -40 % (LOG.md).
+MLP_FLOOR = 0.5
+MULTIPLE = 8  # of neurons: what matrix kernels like
+_UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9}
+
+
+def parse_shape(text: str, checkpoint: Checkpoint) -> Shape:
+    """Read ``layers=24,mlp=1024`` as sizes after the cut; what is not named stays.
+
+    Query heads follow when only groups of them are named, each group keeping all of its own.
+
+    Raises:
+        ShearlingError: not of that form, an axis named twice or unknown, or a shape that the
+            architecture cannot express (the nearest that it can are named).
+    """
+    before = checkpoint.shape
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        name, sign, number = (piece.strip() for piece in part.partition("="))
+        if not sign or not number.isdigit():
+            raise ShearlingError(
+                f"--shape {text!r} was given, but sizes such as layers=24,mlp=1024 were expected; "
+                f"the axes are {', '.join(a for a in AXES if a in before)}."
+            )
+        if name in sizes:
+            raise ShearlingError(f"--shape {text!r} names {name} twice; give each axis once.")
+        sizes[name] = int(number)
+    groups = sizes.get("kv_heads")
+    if groups and "heads" not in sizes and "kv_heads" in before:
+        sizes["heads"] = groups * (before["heads"] // before["kv_heads"])
+    after = Shape({**before, **sizes})
+    checkpoint.family.check(checkpoint.config, after)
+    return require_smaller(after, before)
+
+
+def parse_layers(layers: int, checkpoint: Checkpoint) -> Shape:
+    """The source's shape with fewer blocks (ShearlingError if there are not as many)."""
+    from shearling.choose import check_layers
+
+    check_layers(layers, checkpoint.shape["layers"])
+    return checkpoint.shape.with_(layers=layers)
+
+
+def require_smaller(after: Shape, before: Shape) -> Shape:
+    """``after``, unless it is all of ``before`` (ShearlingError)."""
+    if after == before:
+        raise ShearlingError(
+            f"the shape asked for is the model's own ({before}); name at least one smaller size."
+        )
+    return after
+
+
+def parse_params(text: str, total: int) -> int:
+    """Read ``0.8x`` (of ``total``), ``113M``, ``1.2B`` or ``90000000`` as parameters.
+
+    Raises:
+        ShearlingError: not of that form, or not fewer than the model has.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([xXkKmMbB]?)", text.strip())
+    if match is None:
+        raise ShearlingError(
+            f"--params {text!r} was given, but a share such as 0.8x or a number such as 113M "
+            "was expected."
+        )
+    number, unit = float(match[1]), match[2].upper()
+    wanted = int(total * number) if unit == "X" else int(number * _UNITS[unit])
+    if not 0 < wanted < total:
+        raise ShearlingError(
+            f"--params {text} asks for {wanted:,} parameters, but the model has {total:,}; "
+            "give fewer, such as 0.8x."
+        )
+    return wanted
+
+
+def shape_for(checkpoint: Checkpoint, params: int) -> Shape:
+    """The shape of at most ``params`` parameters that promises the least damage.
+
+    MLP neurons go first, down to half of them; then as few whole blocks as will do, the MLP
+    giving the rest. Every parameter of the result counts, tied ones once.
+
+    Raises:
+        ShearlingError: not even one block with half its neurons fits.
+    """
+    layout, before = checkpoint.layout, checkpoint.shape
+    legality = checkpoint.family.legality(checkpoint.config)
+    floor = max(1, int(before["mlp"] * MLP_FLOOR))
+    for layers in range(before["layers"], 0, -1):
+        mlp = _largest(checkpoint, before.with_(layers=layers), params)
+        shape = before.with_(layers=layers, mlp=mlp) if mlp >= floor else None
+        if shape is not None and all(rule.holds(shape) for rule in legality):
+            legal.check(checkpoint.family.model_type, layout, legality, before, shape)
+            return require_smaller(shape, before)
+    least = layout.count(before.with_(layers=1, mlp=floor))
+    raise ShearlingError(
+        f"{params:,} parameters were asked for, but one block and the embeddings alone have "
+        f"{least:,}; ask for more, or cut the vocabulary or the hidden size as well with --shape."
+    )
+
+
+def _largest(checkpoint: Checkpoint, shape: Shape, params: int) -> int:
+    """The most neurons with which ``shape`` has at most ``params`` parameters; 0 if none."""
+    count = checkpoint.layout.count
+    each = count(shape.with_(mlp=2)) - count(shape.with_(mlp=1))
+    room = params - count(shape.with_(mlp=1)) + each
+    most = min(shape["mlp"], room // each)
+    return most if most == shape["mlp"] else max(0, most // MULTIPLE * MULTIPLE)

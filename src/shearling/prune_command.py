@@ -1,0 +1,259 @@
+"""``shearling prune``: what the command line says, checked, and handed to :mod:`oneshot`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from shearling.errors import ShearlingError
+from shearling.options import (
+    BY_HELP,
+    Calibration,
+    Json,
+    Model,
+    ProtectFirst,
+    ProtectLast,
+    Seed,
+    Stream,
+    numbers,
+    protection,
+    warn,
+    warn_ignored,
+)
+
+if TYPE_CHECKING:
+    from shearling.axes import Keep, Shape
+    from shearling.checkpoint import Checkpoint
+    from shearling.oneshot import Choice
+    from shearling.scores import Scores
+
+
+def prune(
+    model: Model,
+    output: Annotated[Path, typer.Option(help="A new directory for the smaller model.")],
+    shape: Annotated[
+        str | None,
+        typer.Option(
+            help="Sizes after the cut, such as layers=24,mlp=1024; keys are layers, hidden, "
+            "heads, kv_heads, mlp and vocab, and what is not named stays."
+        ),
+    ] = None,
+    params: Annotated[
+        str | None,
+        typer.Option(help="Parameters of the result, such as 0.8x or 113M; we choose the shape."),
+    ] = None,
+    layers: Annotated[int | None, typer.Option(help="Blocks to keep; as --shape layers=N.")] = None,
+    remove: Annotated[
+        str | None, typer.Option(help="Blocks to remove, separated by commas, from 0.")
+    ] = None,
+    by: Annotated[str | None, typer.Option(help=f"{BY_HELP} Default repair,fisher-energy.")] = None,
+    scores: Annotated[
+        Path | None, typer.Option(help="Scores of blocks from `shearling score`.")
+    ] = None,
+    refit: Annotated[
+        bool | None,
+        typer.Option(
+            "--refit/--no-refit",
+            help="Solve the matrices that write into the residual stream anew after the cut; "
+            "by default whenever there is calibration text.",
+        ),
+    ] = None,
+    calibration: Calibration = None,
+    samples: Annotated[int, typer.Option(min=1, help="Calibration sequences.")] = 64,
+    length: Annotated[int, typer.Option(min=2, help="Tokens in each sequence.")] = 256,
+    copies: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=9,
+            help="Copies of the calibration text for the repair, in which the source model "
+            "rewrote some of the tokens.",
+        ),
+    ] = 3,
+    seed: Seed = 0,
+    stream: Stream = None,
+    protect_first: ProtectFirst = None,
+    protect_last: ProtectLast = None,
+    shard_size: Annotated[
+        float, typer.Option(min=0.001, help="Largest weight file, in GB (10^9 bytes).")
+    ] = 1.0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Cut a model to a shape or a size, repair it, and prove that it is what it claims."""
+    from shearling.checkpoint import Checkpoint
+    from shearling.oneshot import Calibration as Text
+    from shearling.oneshot import prune_to
+    from shearling.terminal import progress_bars
+    from shearling.writer import check_output
+
+    _require_one_size(shape, params, layers, remove, by, scores)
+    check_output(output)
+    text = None
+    if calibration is not None:
+        text = Text(calibration, samples, length, seed, _shares(copies))
+    repaired = _repaired(refit, text)
+    source = Checkpoint.open(model)
+    after = _shape(source, shape, params, layers, remove)
+    if dry_run and not (remove or scores or (by and text)):
+        _print_plan(source, after, {}, as_json)
+        return
+    with progress_bars() as progress:
+        choice = _choose(
+            source, after, by=by, calibration=text, scores=scores, remove=remove,
+            repaired=repaired, first=protect_first, last=protect_last, stream=stream,
+            progress=progress,
+        )  # fmt: skip
+        if not dry_run:
+            prune_to(
+                source, choice, output, calibration=text, repaired=repaired, stream=stream,
+                shard_bytes=int(shard_size * 1e9), progress=progress,
+            )  # fmt: skip
+    if dry_run:
+        _print_plan(source, after, dict(choice.options), as_json)
+    else:
+        _print_result(source, output, as_json)
+
+
+def _require_one_size(
+    shape: str | None, params: str | None, layers: int | None, remove: str | None,
+    by: str | None, scores: Path | None,
+) -> None:  # fmt: skip
+    """Exactly one way to say how much goes, and at most one to say which blocks."""
+    sizes = {"--shape": shape, "--params": params, "--layers": layers, "--remove": remove}
+    given = [name for name, value in sizes.items() if value is not None]
+    if not given:
+        raise ShearlingError(
+            "nothing says how much to cut; give --params 0.8x, --shape layers=24,mlp=1024, "
+            "--layers N or --remove 14,15."
+        )
+    if remove is not None and (by is not None or scores is not None or len(given) > 1):
+        raise ShearlingError(
+            "--remove names the blocks itself; leave out --layers, --by and --scores, "
+            "--shape and --params."
+        )
+    if len(given) > 1:
+        raise ShearlingError(f"{' and '.join(given)} were both given; choose one.")
+    if by is not None and scores is not None:
+        raise ShearlingError("--by and --scores were both given; choose one.")
+
+
+def _shares(copies: int) -> tuple[float, ...]:
+    """Shares of tokens rewritten in each copy, spread evenly: 0.3, 0.5 and 0.7 for three."""
+    if copies < 2:
+        return (0.5,) * copies
+    return tuple(round(0.3 + 0.4 * i / (copies - 1), 3) for i in range(copies))
+
+
+def _repaired(refit: bool | None, text: object) -> bool:
+    if refit and text is None:
+        raise ShearlingError(
+            "--refit runs the model on text; give --calibration FILE as well, or --no-refit."
+        )
+    return text is not None if refit is None else refit
+
+
+def _shape(
+    source: Checkpoint, shape: str | None, params: str | None, layers: int | None,
+    remove: str | None,
+) -> Shape:  # fmt: skip
+    from shearling.choose import without
+    from shearling.plan import parse_layers, parse_params, parse_shape, shape_for
+
+    if shape is not None:
+        return parse_shape(shape, source)
+    if params is not None:
+        return shape_for(source, parse_params(params, source.parameters))
+    if remove is not None:
+        keep = without(numbers(remove, "--remove"), source.shape["layers"])
+        return source.shape.with_(layers=len(keep.model["layers"]))
+    assert layers is not None
+    return parse_layers(layers, source)
+
+
+def _choose(
+    source: Checkpoint, after: Shape, *, by: str | None, calibration: Any, scores: Path | None,
+    remove: str | None, repaired: bool, first: int | None, last: int | None, stream: bool | None,
+    progress: Any,
+) -> Choice:  # fmt: skip
+    from shearling.choose import without
+    from shearling.oneshot import choose, criteria_for
+
+    keep: Keep | None = None
+    if remove is not None:
+        keep = without(numbers(remove, "--remove"), source.shape["layers"])
+    if scores is not None or remove is not None:
+        ignored = {"--protect-first": first, "--protect-last": last}
+        warn_ignored(ignored, "the blocks are already chosen")
+    criterion, _ = criteria_for(by, source, repaired=repaired)
+    return choose(
+        source, after, by=by, calibration=calibration,
+        scores=None if scores is None else load_scores(scores, source),
+        keep_blocks=keep, repaired=repaired, protect=protection(criterion, first, last),
+        stream=stream, progress=progress,
+    )  # fmt: skip
+
+
+def load_scores(file: Path, source: Checkpoint) -> Scores:
+    """Scores of blocks from a file, with a warning if they were taken on another model."""
+    from shearling.scores import Scores
+
+    scores = Scores.load(file).require(axis="layers", size=source.shape["layers"], path=file)
+    scored = scores.details.get("model") or {}
+    if scored.get("fingerprint") not in (None, source.fingerprint):
+        warn(
+            f"{file} scores {scored.get('name')}, whose weights or configuration differ from "
+            f"those of {source.name}."
+        )
+    return scores
+
+
+def _print_plan(source: Checkpoint, after: Shape, options: dict[str, Any], as_json: bool) -> None:
+    from shearling.inspection import comparison
+
+    plan = comparison(source, after)
+    removed = options.get("removed")
+    text = [f"would remove blocks {', '.join(map(str, removed))}"] if removed else []
+    notes = source.family.notes(source.config, after)
+    _print(options | plan["figures"] | {"notes": notes}, as_json, [*text, *plan["text"], *notes])
+
+
+def _print_result(source: Checkpoint, output: Path, as_json: bool) -> None:
+    from shearling.axes import Shape
+    from shearling.inspection import comparison
+    from shearling.manifest import read_manifest
+
+    manifest = read_manifest(output) or {}
+    options, proof = manifest["options"], manifest["proof"]
+    after = Shape(manifest["shape"])
+    text = [f"removed blocks {options['removed']}"] if options.get("removed") else []
+    text += comparison(source, after)["text"]
+    mended = options.get("repair")
+    if mended:
+        for line in mended["warnings"]:
+            warn(line)
+        before = sum(step["error_before"] for step in mended["steps"])
+        gone = 1 - sum(step["error_after"] for step in mended["steps"]) / max(before, 1e-300)
+        text.append(
+            f"repaired    {len(manifest.get('repaired', []))} tensors on {mended['tokens']:,} "
+            f"tokens in {mended['seconds']:.0f} s: {gone:.0%} of the held-out error gone"
+        )
+    else:
+        text.append("not repaired: --calibration FILE and --refit would solve what is left anew")
+    text.append(
+        f"proof of surgery: logits within {proof['max_relative_difference']:.1e} of the source "
+        f"with what was removed masked ({proof['loaded_with']})"
+    )
+    text += source.family.notes(source.config, after)
+    _print(manifest, as_json, [*text, f"wrote {output}"])
+
+
+def _print(result: Any, as_json: bool, text: list[str]) -> None:
+    print(json.dumps(result, indent=2, ensure_ascii=False) if as_json else "\n".join(text))
+    sys.stdout.flush()

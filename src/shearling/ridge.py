@@ -1,0 +1,143 @@
+"""Ridge regression centred on the weights there are, its strength chosen on held-out tokens.
+
+Given inputs X and what is missing from the outputs R, both with token weights w, the correction
+
+    D = argmin  sum_t w_t |x_t D - r_t|^2 + mu |D|^2,   mu = strength * mean of the Gram's diagonal
+
+is added to the weights. Centred on zero instead, the same regression made a pruned model worse
+than no repair at all (LOG.md, 2026-11-22): 16 thousand tokens cannot carry a whole matrix.
+
+Shapes: T tokens, K inputs, D outputs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+# From gentle to strong; beyond the last, no correction at all is the better choice.
+STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+
+
+class Moments:
+    """Weighted second moments of inputs and of what is missing, summed over batches."""
+
+    def __init__(self, inputs: int, outputs: int, importance_D: Tensor | None = None) -> None:
+        """Start empty; with a constant as one more input, which a bias can take up.
+
+        Errors count an output's square ``importance_D`` times; the correction does not depend
+        on it.
+        """
+        ones_D = torch.ones(outputs, dtype=torch.float64)
+        self.importance_D = ones_D if importance_D is None else importance_D.double()
+        self.gram_KK = torch.zeros(inputs + 1, inputs + 1, dtype=torch.float64)
+        self.cross_KD = torch.zeros(inputs + 1, outputs, dtype=torch.float64)
+        self.square = 0.0
+        self.tokens = 0
+
+    def add(self, x_TK: Tensor, r_TD: Tensor, w_T: Tensor) -> None:
+        """Take tokens in: inputs (T, K), missing outputs (T, D), weights (T,)."""
+        k = x_TK.shape[1]
+        xw_KT = (x_TK * w_T[:, None]).T.contiguous()
+        # As linear layers these products take the faster library (shearling.products).
+        self.gram_KK[:k, :k] += nn.functional.linear(xw_KT, x_TK.T)
+        sums_K = xw_KT.sum(1).double()
+        self.gram_KK[:k, k] += sums_K
+        self.gram_KK[k, :k] += sums_K
+        self.gram_KK[k, k] += float(w_T.sum(dtype=torch.float64))
+        self.cross_KD[:k] += nn.functional.linear(xw_KT, r_TD.T)
+        self.cross_KD[k] += (r_TD * w_T[:, None]).sum(0)
+        self.square += float((w_T @ r_TD.square()).double() @ self.importance_D)
+        self.tokens += len(x_TK)
+
+    def __add__(self, other: Moments) -> Moments:
+        """The moments of both sets of tokens."""
+        k, d = self.cross_KD.shape
+        both = Moments(k - 1, d, self.importance_D)
+        both.gram_KK = self.gram_KK + other.gram_KK
+        both.cross_KD = self.cross_KD + other.cross_KD
+        both.square = self.square + other.square
+        both.tokens = self.tokens + other.tokens
+        return both
+
+    def finite(self) -> bool:
+        """Whether no activation overflowed or was NaN."""
+        finite = self.gram_KK.isfinite().all() and self.cross_KD.isfinite().all()
+        return bool(finite) and math.isfinite(self.square)
+
+    def error(self, d_KD: Tensor) -> float:
+        """Weighted squared error, summed over tokens, that a correction leaves."""
+        fitted_D = (d_KD * (self.gram_KK @ d_KD - 2 * self.cross_KD)).sum(0)
+        return self.square + float(fitted_D @ self.importance_D)
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """What to add to a writer.
+
+    Attributes:
+        weight_KD: to the weights, transposed.
+        bias_D: to the bias; zeros where there is none.
+        strength: of the penalty, relative to the Gram's mean diagonal; None for no correction.
+        error_before, error_after: share of the held-out squared norm that was, and is, missing.
+    """
+
+    weight_KD: Tensor
+    bias_D: Tensor
+    strength: float | None
+    error_before: float
+    error_after: float
+
+
+def solve(moments: Moments, strength: float, *, bias: bool) -> Tensor:
+    """The correction (K + 1, D) at one strength; its last row is the bias, zero without one.
+
+    The penalty leaves the bias free. A Gram matrix of fewer tokens than inputs is singular, and
+    the penalty alone makes it solvable.
+    """
+    k = moments.gram_KK.shape[0] - 1
+    size = k + 1 if bias else k
+    gram = moments.gram_KK[:size, :size].clone()
+    mean = float(moments.gram_KK.diagonal()[:k].mean())
+    gram.diagonal()[:k] += strength * mean + 1e-12 * mean + 1e-300
+    factor, info = torch.linalg.cholesky_ex(gram)
+    cross = moments.cross_KD[:size]
+    found = (
+        torch.cholesky_solve(cross, factor)
+        if int(info) == 0
+        else torch.linalg.lstsq(gram, cross, driver="gelsd").solution
+    )
+    return found if bias else torch.cat([found, found.new_zeros(1, found.shape[1])])
+
+
+def correct(
+    fit: Moments, held: Moments, *, bias: bool, start: float = 1.0, refit: bool = True
+) -> Correction:
+    """Choose the strength on held-out tokens, then solve on all of them (on ``fit`` alone if not
+    ``refit``).
+
+    The held-out error has one valley in the strength; it is walked down from ``start``, so that
+    two or three systems are solved for most matrices instead of all seven.
+    """
+    errors = {None: held.square}
+
+    def error(at: int) -> float:
+        strength = STRENGTHS[at]
+        if strength not in errors:
+            errors[strength] = held.error(solve(fit, strength, bias=bias))
+        return errors[strength]
+
+    at = min(range(len(STRENGTHS)), key=lambda i: abs(STRENGTHS[i] - start))
+    for step in (-1, 1):
+        while 0 <= at + step < len(STRENGTHS) and error(at + step) < error(at):
+            at += step
+    best = min(errors, key=lambda strength: errors[strength])
+    whole = fit + held if refit else fit
+    if best is None:
+        found = whole.cross_KD.new_zeros(whole.cross_KD.shape)
+    else:
+        found = solve(whole, best, bias=bias)
+    return Correction(found[:-1], found[-1], best, held.square, errors[best])
