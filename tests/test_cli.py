@@ -20,12 +20,14 @@ import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import naive
 import shearling
 import shearling.checkpoint
 import shearling.cut
 import shearling.writer
+from shearling.axes import Keep
 from shearling.cli import main
 from shearling.criteria import CRITERIA
 from tiny_tokenizer import VOCAB, byte_tokenizer, write_llama
@@ -195,7 +197,7 @@ def test_prune_by_criterion(run: Run, model: Path, text: Path, output: Path) -> 
     before = digests(model)
     options = ("--by", "taylor", "--calibration", text, *SAMPLES)
     order = run("score", model, *options, "--json").json["order"]
-    common = ("prune", model, "--layers", 5, *options, "--output", output)
+    common = ("prune", model, "--layers", 5, *options, "--no-refit", "--output", output)
 
     planned = run(*common, "--dry-run", "--json").json
     assert not output.exists()
@@ -218,9 +220,13 @@ def test_prune_by_criterion(run: Run, model: Path, text: Path, output: Path) -> 
     assert list(output.parent.iterdir()) == [output]
 
 
-def test_prune_defaults_to_perplexity(run: Run, model: Path, text: Path, output: Path) -> None:
+def test_bare_surgery_defaults_to_perplexity(
+    run: Run, model: Path, text: Path, output: Path
+) -> None:
     options = ("--calibration", text, *SAMPLES)
-    run("prune", model, "--layers", 6, *options, "--output", output)
+    done = run("prune", model, "--layers", 6, *options, "--no-refit", "--output", output)
+    assert done.code == 0, done.err
+    assert "not repaired" in done.out
     order = run("score", model, *options, "--json").json["order"]
     assert same_logits(output, model, order[:2])
 
@@ -254,6 +260,194 @@ def test_prune_by_list_and_again(run: Run, model: Path, tmp_path: Path) -> None:
     assert "blocks 0, 2-5, 7 kept" in shown
     lineage = run("inspect", second, "--json").json["manifest"]
     assert lineage["parent"]["keep"] == {"layers": [0, 2, 3, 4, 5, 7]}
+
+
+EVERY_AXIS = "layers=6,hidden=28,heads=4,kv_heads=2,mlp=24,vocab=290"
+ENOUGH = ("--samples", "8", "--length", "16", "--copies", "1")
+
+
+@pytest.fixture(scope="session")
+def wordy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny Llama with a tokenizer that merges bytes into words, and rows of padding."""
+    from test_vocabulary import NAMES, byte_level
+
+    path = write_llama(tmp_path_factory.mktemp("cli") / "wordy-llama", layers=DEPTH)
+    (path / "tokenizer.json").unlink()
+    raw = byte_level()
+    PreTrainedTokenizerFast(tokenizer_object=raw, **NAMES).save_pretrained(path)
+    tensors = load_file(path / "model.safetensors")
+    rows = raw.get_vocab_size() + 3
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[name] = torch.randn(rows, 36, generator=torch.Generator().manual_seed(1))
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((path / "config.json").read_text())
+    config |= {"vocab_size": rows, "bos_token_id": 1, "eos_token_id": 2}
+    (path / "config.json").write_text(json.dumps(config))
+    (path / "generation_config.json").unlink()
+    return path
+
+
+def test_prune_on_every_axis(run: Run, wordy: Path, text: Path, output: Path) -> None:
+    before = digests(wordy)
+    options = ("--shape", EVERY_AXIS, "--calibration", text, *ENOUGH, "--output", output)
+    planned = run("prune", wordy, *options, "--dry-run", "--json").json
+    assert not output.exists()
+    found = run("prune", wordy, *options, "--json")
+    manifest = found.json
+    assert found.err.splitlines()[-2:] == ["writing weights: done", "proving the cut: done"]
+    assert manifest == json.loads((output / "shearling.json").read_text())
+    sizes = {"layers": 6, "hidden": 28, "heads": 4, "kv_heads": 2, "mlp": 24, "vocab": 290}
+    assert manifest["shape"] == sizes | {"head_dim": 4} == planned["shape"]
+    assert manifest["parameters"] == planned["parameters"]
+    assert (manifest["proof"]["passed"], manifest["proof"]["loaded_with"]) == (
+        True, "AutoModelForCausalLM",
+    )  # fmt: skip
+    chosen = manifest["options"]
+    assert (chosen["criterion"], chosen["unit_criterion"]) == ("repair", "fisher-energy")
+    assert chosen["calibration"] == {
+        "file": "sheep.jsonl", "samples": 8, "length": 16, "seed": 0, "rewritten_shares": [0.5],
+    }  # fmt: skip
+    assert chosen["removed"] == list(range(chosen["removed"][0], chosen["removed"][0] + 2))
+    assert chosen["repair"]["tokens"] == 2 * 8 * 16
+    assert len(chosen["repair"]["steps"]) == 2 * 6
+    assert manifest["repaired"]
+    assert all(name.split(".")[-2] in ("o_proj", "down_proj") for name in manifest["repaired"])
+
+    config = json.loads((output / "config.json").read_text())
+    for axis, key in {
+        "layers": "num_hidden_layers", "hidden": "hidden_size", "heads": "num_attention_heads",
+        "kv_heads": "num_key_value_heads", "mlp": "intermediate_size", "vocab": "vocab_size",
+    }.items():  # fmt: skip
+        assert config[key] == sizes[axis]
+    stock = naive.stock(output)
+    assert manifest["parameters"] == sum(p.numel() for p in stock.parameters())
+    assert stock.model.layers[0].mlp.down_proj.weight.shape == (28, 24)
+    assert stock.model.layers[5].self_attn.k_proj.weight.shape == (8, 28)
+    assert stock.lm_head.weight.shape == (290, 28)
+    tokenizers: list[Any] = [AutoTokenizer.from_pretrained(path) for path in (wordy, output)]
+    assert len(tokenizers[0]) > len(tokenizers[1]) == 290
+    for document in ("the shepherd's 12 sheep", "déjà vu — 毛"):
+        ids = tokenizers[1](document)["input_ids"]
+        assert max(ids) < 290
+        assert tokenizers[1].decode(ids, skip_special_tokens=True) == document
+    assert digests(wordy) == before
+    assert list(output.parent.iterdir()) == [output]
+
+
+@pytest.mark.parametrize("refit", ["--refit", "--no-refit"])
+def test_the_cut_is_what_the_manifest_says(
+    run: Run, model: Path, text: Path, output: Path, refit: str
+) -> None:
+    """Against a stock model under hooks; a repair differs from it, and only in its tensors."""
+    options = ("--shape", "layers=6,heads=6,kv_heads=2,mlp=24", "--calibration", text, *ENOUGH)
+    manifest = run("prune", model, *options, refit, "--output", output, "--json").json
+    model_axes = {axis: tuple(i) for axis, i in manifest["keep"].items() if axis == "layers"}
+    blocks = {
+        axis: tuple(map(tuple, rows)) for axis, rows in manifest["keep"].items() if axis != "layers"
+    }
+    ids = torch.randint(3, 250, (2, 15), generator=torch.Generator().manual_seed(4))
+    expected = naive.masked_logits(model, Keep(model_axes, blocks), ids)
+    with torch.no_grad():
+        found = naive.stock(output)(input_ids=ids, use_cache=False).logits
+    difference = float((found - expected).abs().max() / expected.abs().max())
+    assert set(blocks) == {"heads", "kv_heads", "mlp"}
+    assert manifest["options"]["unit_criterion"] == "fisher-energy"
+    if refit == "--refit":
+        assert difference > 1e-3
+        return
+    assert difference < 1e-5
+    assert manifest["options"]["criterion"] == "perplexity"
+    assert "repair" not in manifest["options"]
+    assert "repaired" not in manifest
+
+
+def test_prune_to_a_number_of_parameters(run: Run, model: Path, text: Path, output: Path) -> None:
+    common = ("prune", model, "--params", "0.8x", "--output", output)
+    planned = run(*common, "--dry-run")
+    assert planned.code == 0, planned.err
+    assert list(output.parent.iterdir()) == []
+    assert "blocks      8 -> 7" in planned.out
+    assert "mlp         50 -> 32" in planned.out
+    done = run(*common, "--calibration", text, *ENOUGH)
+    assert done.code == 0, done.err
+    assert "mlp         50 -> 32" in done.out
+    assert "repaired    " in done.out
+    counts = [sum(p.numel() for p in naive.stock(path).parameters()) for path in (model, output)]
+    assert counts[1] <= 0.8 * counts[0]
+    assert json.loads((output / "config.json").read_text())["intermediate_size"] == 32
+
+
+def test_criteria_named(run: Run, model: Path, text: Path, tmp_path: Path) -> None:
+    """One for blocks and one for units; whichever is not named is the default."""
+    common = ("prune", model, "--shape", "layers=7,mlp=40", "--calibration", text, *ENOUGH)
+    for number, (by, expected) in enumerate(
+        {
+            "taylor": ["taylor", "taylor"],
+            "flap": ["repair", "flap"],
+            "magnitude-l2,influence": ["influence", "magnitude-l2"],
+        }.items()
+    ):
+        output = ("--output", tmp_path / f"{number}")
+        options = run(*common, "--by", by, *output, "--json").json["options"]
+        assert [options["criterion"], options["unit_criterion"]] == expected
+    assert "repair" in options
+
+
+def test_too_few_samples_leave_the_repair_out(
+    run: Run, model: Path, text: Path, output: Path
+) -> None:
+    done = run("prune", model, "--layers", 6, "--calibration", text, *SAMPLES, "--output", output)
+    assert done.code == 0
+    assert [line for line in done.err.splitlines() if not line.endswith(": done")] == [
+        "shearling: warning: the repair is left out, as it needs at least 4 calibration sequences "
+        "and --samples is 2."
+    ]
+    options = json.loads((output / "shearling.json").read_text())["options"]
+    assert options["criterion"] == "perplexity"
+    assert "repair" not in options
+
+
+def test_options_that_do_nothing_are_told(run: Run, model: Path, output: Path) -> None:
+    common = ("prune", model, "--dry-run", "--output", output)
+    found = run(*common, "--shape", "mlp=40", "--by", "influence,flap", "--protect-first", 2)
+    assert found.code == 0
+    assert found.err.splitlines() == [
+        "shearling: warning: --by influence ignored: no blocks are to be chosen.",
+        "shearling: warning: --protect-first ignored: all blocks stay.",
+    ]
+    found = run(*common, "--layers", 6, "--by", "flap")
+    assert found.err.splitlines() == [
+        "shearling: warning: --by flap ignored: no units are to be chosen."
+    ]
+
+
+def test_score_units(run: Run, model: Path, text: Path, output: Path) -> None:
+    options = ("--calibration", text, *SAMPLES)
+    found = run("score", model, "--axis", "mlp", *options, "--output", output, "--json").json
+    assert found == json.loads(output.read_text())
+    assert (found["kind"], found["criterion"], found["axis"]) == (
+        "unit-scores", "fisher-energy", "mlp",
+    )  # fmt: skip
+    assert [len(row) for row in found["scores"]] == [50] * DEPTH
+    assert found["calibration"]["samples"] == 2
+    shown = run("score", model, "--axis", "hidden", "--by", "magnitude-l1")
+    assert shown.code == 0, shown.err
+    assert shown.out.startswith("magnitude-l1 scores of hidden by block")
+    # The highest of each row are what a cut keeps.
+    pruned = output.parent / "pruned"
+    keep = run(
+        "prune", model, "--shape", "mlp=20", *options, "--no-refit", "--output", pruned, "--json"
+    ).json["keep"]
+    for row, kept in zip(found["scores"], keep["mlp"], strict=True):
+        assert kept == sorted(sorted(range(50), key=row.__getitem__)[-20:])
+
+
+def test_score_by_repair(run: Run, model: Path, text: Path) -> None:
+    options = ("--calibration", text, *ENOUGH[:4], "--remove", 2)
+    data = run("score", model, "--by", "repair", *options, "--json").json
+    assert list(data["runs"]) == [str(start) for start in range(1, 7)]
+    best = int(min(data["runs"], key=data["runs"].get))
+    assert data["order"][:2] == [best, best + 1]
 
 
 def test_eval(run: Run, model: Path, text: Path, tmp_path: Path) -> None:
@@ -320,13 +514,17 @@ def test_report_of_a_whole_run(run: Run, model: Path, text: Path, tmp_path: Path
 def test_stdout_of_the_real_program_is_json(model: Path, text: Path, output: Path) -> None:
     """A process of its own: libraries' bars and warnings must not reach either stream."""
     done = subprocess.run(
-        [sys.executable, "-m", "shearling.cli", "prune", model, "--layers", "7", "--calibration",
-         text, *SAMPLES, "--output", output, "--json"],
+        [sys.executable, "-m", "shearling.cli", "prune", model, "--shape",
+         "layers=7,mlp=40", "--calibration", text, *SAMPLES, "--samples", "4",
+         "--output", output, "--json"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert json.loads(done.stdout)["kind"] == "manifest"
     assert done.stderr.splitlines() == [
-        "scoring by perplexity: done", "writing weights: done", "proving the cut: done",
+        "scoring runs after repair: done", "rewriting calibration text: done",
+        "scoring units by fisher: done", "scoring units by energy: done",
+        "repairing the cut: done",
+        "writing weights: done", "proving the cut: done",
     ]  # fmt: skip
 
 
@@ -445,10 +643,41 @@ def test_damaged_models(
         ((), ("--layers", "--remove")),
         (("--by", "taylor"), ("--layers", "--remove")),
         (("--layers", 5), ("perplexity", "--calibration")),
-        (("--layers", 5, "--by", "entropy"), ("'entropy'", "perplexity, taylor+")),
+        (("--layers", 5, "--by", "entropy"), ("'entropy'", "repair, perplexity, taylor+")),
         (("--layers", 5, "--by", "magnitude+"), ("3 of 8", "only 2", "--protect-first")),
         (("--layers", 5, "--by", "magnitude", "--protect-last", 8), ("last 8 of 8",)),
         (("--layers", 5, "--scores", "absent.json"), ("absent.json", "No such file")),
+        (("--shape", "heads=7"), ("heads=7, kv_heads=3", "multiple of kv_heads", "nearest")),
+        (("--shape", "kv_heads=5"), ("kv_heads=5", "between 1 and the source's 3")),
+        (("--shape", "mlp=0"), ("mlp=0", "between 1 and the source's 50")),
+        (("--shape", "mlp=51"), ("mlp=51", "between 1 and the source's 50")),
+        (("--shape", "layer=5"), ("'layer'", "nearest: layers")),
+        (("--shape", "head_dim=2"), ("head_dim=2", "cannot be cut")),
+        (("--shape", "mlp=50"), ("the model's own", "at least one smaller")),
+        (("--shape", "mlp=-1"), ("'mlp=-1'", "layers=24,mlp=1024")),
+        (("--shape", "mlp=²"), ("'mlp=²'", "layers=24,mlp=1024")),
+        (("--shape", "mlp"), ("'mlp'", "layers, hidden, heads, kv_heads, mlp, vocab")),
+        (("--shape", ""), ("''", "layers=24,mlp=1024")),
+        (("--shape", "mlp=40,mlp=30"), ("mlp twice",)),
+        (("--params", "2x"), ("--params 2x", "parameters, but the model has", "such as 0.8x")),
+        (("--params", "0"), ("--params 0", "0 parameters")),
+        (("--params", "-1x"), ("'-1x'", "0.8x")),
+        (("--params", "smaller"), ("'smaller'", "113M")),
+        (("--params", "9" * 400), ("113M",)),
+        (("--params", "0.01x"), ("one block", "ask for more")),
+        (("--params", "0.8x", "--layers", 5), ("--params and --layers", "choose one")),
+        (("--params", "0.8x", "--shape", "mlp=5"), ("--shape and --params", "choose one")),
+        (("--shape", "mlp=40", "--remove", "1"), ("--remove", "--shape")),
+        (("--shape", "mlp=40"), ("fisher-energy", "--calibration")),
+        (("--shape", "mlp=40", "--refit", "--by", "random"), ("--refit", "--calibration")),
+        (("--shape", "vocab=258"), ("vocabulary", "--calibration")),
+        (("--layers", 5, "--by", "perplexity,taylor+"), ("two criteria for blocks",)),
+        (("--shape", "mlp=40", "--by", "flap,obs"), ("two criteria for units",)),
+        (("--layers", 5, "--by", "taylor,influence,flap"), ("two criteria for",)),
+        (("--layers", 5, "--by", "taylor,"), ("criterion ''",)),
+        (("--layers", 5, "--by", "flap,obs", "--dry-run"), ("two criteria for units",)),
+        (("--layers", 5, "--by", "entropy", "--dry-run"), ("'entropy'",)),
+        (("--layers", 5, "--by", "repair"), ("repair", "--calibration")),
     ],
 )
 @pytest.mark.usefixtures("nothing_is_run")
@@ -458,6 +687,41 @@ def test_prune_refuses(
     refused(run("prune", model, *arguments, "--output", output), *expected)
     assert not output.exists()
     assert list(output.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--layers", 5, "--refit", "--samples", 3), ("--samples 3", "at least 4", "--no-refit")),
+        (("--layers", 5, "--by", "repair", "--no-refit", "--samples", 3), ("3 cal", "raise --sam")),
+        (("--layers", 2, "--by", "repair", "--protect-first", 1, "--protect-last", 2), ("only 5",)),
+        (("--layers", 5, "--protect-first", 4, "--protect-last", 3), ("only 1 are not protected",)),
+        (("--shape", "vocab=257"), ("257 tokens", "258 must stay")),
+        (("--shape", "layers=5,vocab=259", "--by", "magnitude"), ("259 tokens", "258 must stay")),
+        (("--layers", 5, "--by", "magnitude", "--samples", 9999), ("9999 samples of 16",)),
+    ],
+)
+@pytest.mark.usefixtures("nothing_is_run")
+def test_prune_with_text_refuses(
+    run: Run, model: Path, text: Path, output: Path,
+    arguments: tuple[object, ...], expected: tuple[str, ...],
+) -> None:  # fmt: skip
+    common = ("--calibration", text, "--samples", 8, "--length", 16, "--output", output)
+    refused(run("prune", model, *common, *arguments), *expected)
+    assert list(output.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("variant", ["gemma2", "opt-projected"])
+@pytest.mark.usefixtures("nothing_is_run")
+def test_what_repair_cannot_score_is_refused(
+    run: Run, models: Callable[[str], Path], text: Path, tmp_path: Path, variant: str
+) -> None:
+    source = copy(models(variant), tmp_path / "source")
+    byte_tokenizer().save_pretrained(source)
+    common = ("--calibration", text, *ENOUGH, "--output", tmp_path / "out")
+    found = run("prune", source, "--layers", 4, "--by", "repair", *common)
+    refused(found, variant.split("-")[0], "with no norm behind", "--by perplexity")
+    assert list(tmp_path.iterdir()) == [source]
 
 
 @pytest.fixture
@@ -528,6 +792,8 @@ def test_texts_that_will_not_do(
     }[command]
     if command == "eval" and name == "short.txt":
         expected = ("7 tokens", "needs 16", "smaller window")
+    if command == "prune" and name == "short.txt":
+        expected = ("7 tokens", "64 samples of 256", "fewer samples")
     refused(run(command, model, *arguments), *expected)
     assert list(tmp_path.iterdir()) == before
 
@@ -535,6 +801,12 @@ def test_texts_that_will_not_do(
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
+        (("--axis", "mlp", "--by", "entropy"), ("'entropy'", "mlp", "fisher-energy, fisher")),
+        (("--axis", "mlp", "--by", "perplexity"), ("'perplexity'", "mlp", "fisher-energy")),
+        (("--axis", "mlp"), ("fisher-energy", "--calibration")),
+        (("--axis", "neurons", "--by", "random"), ("'neurons'", "hidden, heads, kv_heads, mlp")),
+        (("--axis", "mlp", "--remove", 2), ("--remove 2", "repair")),
+        (("--by", "repair"), ("repair", "--calibration")),
         (("--by", "entropy"), ("'entropy'",)),
         (("--by", "taylor"), ("taylor", "--calibration")),
         (("--by", "taylor", "--remove", 2), ("--remove 2", "greedy", "taylor")),
@@ -699,3 +971,9 @@ def test_a_perplexity_is_a_number(run: Run, model: Path, text: Path, tmp_path: P
     found = run("score", broken, "--calibration", text, *SAMPLES, "--output", file)
     refused(found, "no finite score for 8 of 8 blocks of broken", "fetch")
     assert not file.exists()
+    common = ("--calibration", text, *ENOUGH, "--output", tmp_path / "out")
+    found = run("prune", broken, "--layers", 5, "--by", "perplexity", *common)
+    refused(found, "no finite score for 8 of 8 blocks of broken", "fetch")
+    found = run("prune", broken, "--layers", 5, *common)
+    refused(found, "no finite score for 5 of 5 runs", "fetch")
+    assert not (tmp_path / "out").exists()

@@ -97,15 +97,18 @@ def test_outputs_of_unequal_importance() -> None:
 def test_moments_add_up() -> None:
     first, second, third = (drawn(n, 6, 4, seed=n) for n in (11, 1, 30))
     whole = moments(joined(first, second, third))
-    for found in (moments(first, second, third), moments(first, third) + moments(second)):
+    parts = moments(first, third)
+    parts += moments(second)
+    for found in (moments(first, second, third), parts):
         assert found.tokens == 42
         assert found.square == pytest.approx(whole.square, rel=1e-12)
         torch.testing.assert_close(found.gram_KK, whole.gram_KK)
         torch.testing.assert_close(found.cross_KD, whole.cross_KD)
-    apart = moments(first)
-    both = apart + moments(second)
-    assert (apart.tokens, both.tokens) == (11, 12), "adding leaves its parts alone"
-    assert not torch.allclose(apart.gram_KK, both.gram_KK)
+    one, other = moments(first), moments(second)
+    one += other
+    assert (one.tokens, other.tokens) == (12, 1), "what is added is left alone"
+    torch.testing.assert_close(other.gram_KK, moments(second).gram_KK)
+    assert not torch.allclose(one.gram_KK, moments(first).gram_KK)
 
 
 def test_more_columns_than_tokens_and_dead_columns() -> None:

@@ -76,7 +76,9 @@ def augment(
             sums_TV = stream.logits(h, ids)[:, :-1].flatten(0, 1).float().softmax(-1).cumsum_(-1)
             for copy, share in zip(copies, shares, strict=True):
                 at_T1 = torch.rand(len(sums_TV), 1, generator=generator) * sums_TV[:, -1:]
-                said = torch.searchsorted(sums_TV, at_T1, right=True).view(len(ids), -1)
+                said = torch.searchsorted(sums_TV, at_T1, right=True).view(
+                    len(ids), ids.shape[1] - 1
+                )
                 said.clamp_(max=sums_TV.shape[1] - 1)
                 chosen = torch.rand(said.shape, generator=generator) < share
                 rest = torch.where(chosen, said, ids[:, 1:])

@@ -7,6 +7,7 @@ and the repair together with copies that the source model rewrote in part.
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Mapping
@@ -14,16 +15,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from shearling.augment import SHARES, augment
-from shearling.axes import Keep, Shape
+from shearling.axes import Indices, Keep, Shape
 from shearling.checkpoint import Checkpoint
 from shearling.choose import account, keep_layers
 from shearling.criteria import CRITERIA, protected_blocks, score_tokens
 from shearling.criteria.magnitude import magnitude
-from shearling.criteria.repair import repairable
-from shearling.criteria.units import TEXTLESS, UNIT_CRITERIA, score_units
+from shearling.criteria.repair import repairable, run_starts
+from shearling.criteria.units import FORWARD, TEXTLESS, UNIT_CRITERIA, score_units
+from shearling.criteria.units.places import check_axes
 from shearling.cut import SHARD_BYTES, cut
 from shearling.data.text import calibration_windows, documents
 from shearling.errors import ShearlingError
@@ -79,10 +82,13 @@ class Choice:
     Attributes:
         keep: the choice.
         options: for the manifest.
+        copies: the calibration windows with their rewritten copies, if these were needed; the
+            repair then does not make them again.
     """
 
     keep: Keep
     options: Mapping[str, Any]
+    copies: Tensor | None = None
 
 
 def criteria_for(by: str | None, checkpoint: Checkpoint, *, repaired: bool) -> tuple[str, str]:
@@ -92,23 +98,27 @@ def criteria_for(by: str | None, checkpoint: Checkpoint, *, repaired: bool) -> t
         ShearlingError: an unknown name, or two for the same kind of unit.
     """
     blocks = "repair" if repaired and repairable(checkpoint) else "perplexity"
-    units, given = BY_UNITS, set()
-    for name in (part.strip() for part in (by or "").split(",") if part.strip()):
-        if name not in CRITERIA and name not in UNIT_CRITERIA and name != "repair":
-            raise ShearlingError(
-                f"criterion {name!r} is not known; choose for blocks one of repair, "
-                f"{', '.join(CRITERIA)}, for units one of {', '.join(UNIT_CRITERIA)}, "
-                "or one of each, separated by a comma."
-            )
-        # taylor is a name of both kinds, and stands for both.
-        kinds = {"blocks"} if name in CRITERIA or name == "repair" else set()
-        kinds |= {"units"} if name in UNIT_CRITERIA else set()
-        if kinds & given and kinds != {"blocks", "units"}:
-            raise ShearlingError(f"--by {by} names two criteria for {kinds.pop()}; give one.")
-        given |= kinds
-        blocks = name if "blocks" in kinds else blocks
-        units = name if "units" in kinds else units
-    return blocks, units
+    found: dict[str, str] = {}
+    names = [] if by is None else [part.strip() for part in by.split(",")]
+    # taylor is a name of both kinds, and stands for what the other name does not.
+    for name in sorted(names, key=lambda name: len(kinds(name))):
+        free = [kind for kind in kinds(name) if kind not in found]
+        if not free:
+            raise ShearlingError(f"--by {by} names two criteria for {kinds(name)[-1]}; give one.")
+        found |= dict.fromkeys(free, name)
+    return found.get("blocks", blocks), found.get("units", BY_UNITS)
+
+
+def kinds(name: str) -> tuple[str, ...]:
+    """What a criterion scores: ``blocks``, ``units`` or both (ShearlingError if unknown)."""
+    of_blocks, of_units = name in (*CRITERIA, "repair"), name in UNIT_CRITERIA
+    if not of_blocks and not of_units:
+        raise ShearlingError(
+            f"criterion {name!r} is not known; choose for blocks one of repair, "
+            f"{', '.join(CRITERIA)}, for units one of {', '.join(UNIT_CRITERIA)}, "
+            "or one of each, separated by a comma."
+        )
+    return ("blocks",) * of_blocks + ("units",) * of_units
 
 
 def score_axis(
@@ -129,10 +139,14 @@ def score_axis(
     from shearling.manifest import stamp
 
     started = time.perf_counter()
+    if by not in UNIT_CRITERIA:
+        raise ShearlingError(
+            f"criterion {by!r} does not score units of {axis}; choose one of "
+            f"{', '.join(UNIT_CRITERIA)}."
+        )
+    check_axes(checkpoint.layout, (axis,))
+    ids_NS = _Windows(checkpoint, calibration).of_units(by)
     blocks = BlockStream(checkpoint, resident=None if stream is None else not stream)
-    windows = _Windows(checkpoint, calibration)
-    known = by in UNIT_CRITERIA and by not in TEXTLESS
-    ids_NS = windows.of(by) if known else _no_tokens()
     found = score_units(blocks, by, ids_NS, [axis], seed=seed, progress=progress)[axis]
     return found.with_details(
         **stamp(checkpoint),
@@ -176,35 +190,44 @@ def choose(
     checkpoint.family.check(checkpoint.config, after)
     by_blocks, by_units = criteria_for(by, checkpoint, repaired=repaired)
     widths = [axis for axis in _WIDTHS if after.get(axis) != before.get(axis)]
-    blocks = BlockStream(checkpoint, resident=None if stream is None else not stream)
     windows = _Windows(checkpoint, calibration)
     keep = keep_blocks or Keep()
-    if keep_blocks is None and after["layers"] < before["layers"]:
-        remove = before["layers"] - after["layers"]
-        if scores is None:
-            scores = _score_blocks(blocks, by_blocks, windows, protect, remove, progress)
+    remove = before["layers"] - after["layers"] if keep_blocks is None else 0
+    scoring = remove > 0 and scores is None
+    # What can be refused is refused here, before the model is read.
+    if remove and scores is not None:
+        keep = keep_layers(scores, after["layers"])
+    if scoring:
+        _check_blocks(checkpoint, by_blocks, windows, protect, remove)
+    ids_NS = windows.of_units(by_units) if widths else None
+    if repaired and calibration is not None:
+        windows.of("repair")
+    vocab: dict[str, Indices] = {}
+    if after["vocab"] < before["vocab"]:
+        from shearling.vocabulary import choose_tokens
+
+        text = documents(windows.file("a smaller vocabulary"))
+        vocab = {"vocab": choose_tokens(checkpoint.path, text, after["vocab"])}
+    blocks = copies = None
+    if scoring or widths:
+        blocks = BlockStream(checkpoint, resident=None if stream is None else not stream)
+    if scoring and blocks is not None:
+        scores = _score_blocks(blocks, by_blocks, windows, protect, remove, progress)
         keep = keep_layers(scores, after["layers"])
     options = account(keep, before["layers"], scores) if "layers" in keep.model else {}
-    if widths:
-        ids = None if by_units in TEXTLESS else windows.of(by_units)
-        found = score_units(
-            blocks, by_units, ids if ids is not None else _no_tokens(), widths,
-            seed=calibration.seed if calibration else 0, progress=progress,
-        )  # fmt: skip
+    if blocks is not None and ids_NS is not None:
+        if repaired and calibration is not None and by_units not in TEXTLESS:
+            copies = _copies(blocks, calibration, ids_NS, progress)
+        found = _score_units(blocks, by_units, ids_NS, copies, widths, calibration, progress)
         layers = keep.model.get("layers", tuple(range(before["layers"])))
         units = keep_units(found, checkpoint.layout, before, after, layers)
         keep = Keep({**keep.model, **units.model}, units.blocks)
         options |= {"unit_criterion": by_units}
-    if after["vocab"] < before["vocab"]:
-        from shearling.vocabulary import choose_tokens
-
-        kept = choose_tokens(checkpoint.path, documents(windows.file("vocab")), after["vocab"])
-        keep = replace(keep, model={**keep.model, "vocab": kept})
-    options |= {
-        "calibration": calibration.as_json() if calibration else None,
-        "seconds_choosing": round(time.perf_counter() - started, 2),
-    }
-    return Choice(keep, options)
+    keep = replace(keep, model={**keep.model, **vocab})
+    if calibration is not None:
+        options["calibration"] = calibration.as_json()
+    options["seconds_choosing"] = round(time.perf_counter() - started, 2)
+    return Choice(keep, options, copies)
 
 
 def prune_to(
@@ -231,12 +254,11 @@ def prune_to(
                 raise ShearlingError(
                     "a repair runs the model on text; give --calibration FILE, or --no-refit."
                 )
-            ids_NS = calibration.windows(checkpoint)
-            blocks = BlockStream(checkpoint, resident=None if stream is None else not stream)
-            ids_NS = augment(
-                blocks, ids_NS, shares=calibration.shares, seed=calibration.seed, progress=progress
-            )
-            del blocks
+            ids_NS = choice.copies
+            if ids_NS is None:
+                blocks = BlockStream(checkpoint, resident=None if stream is None else not stream)
+                ids_NS = _copies(blocks, calibration, calibration.windows(checkpoint), progress)
+                del blocks
             solved = refit(
                 checkpoint, choice.keep, ids_NS, Path(scratch), stream=stream, progress=progress
             )
@@ -255,9 +277,9 @@ class _Windows:
         self._checkpoint, self._calibration = checkpoint, calibration
         self._ids: Tensor | None = None
 
-    def file(self, by: str) -> Path:
+    def file(self, what: str) -> Path:
         if self._calibration is None:
-            raise ShearlingError(f"{by} needs text; give --calibration FILE.")
+            raise ShearlingError(f"{what} is chosen by a text; give --calibration FILE.")
         return self._calibration.file
 
     def of(self, by: str) -> Tensor:
@@ -266,6 +288,57 @@ class _Windows:
         if self._ids is None:
             self._ids = self._calibration.windows(self._checkpoint)
         return self._ids
+
+    def of_units(self, by: str) -> Tensor:
+        """The windows, or no tokens for a criterion that looks at none."""
+        return torch.zeros(0, 0, dtype=torch.long) if by in TEXTLESS else self.of(by)
+
+
+def _copies(
+    blocks: BlockStream, calibration: Calibration, ids_NS: Tensor, progress: Progress
+) -> Tensor:
+    return augment(
+        blocks, ids_NS, shares=calibration.shares, seed=calibration.seed, progress=progress
+    )
+
+
+def _score_units(
+    blocks: BlockStream,
+    by: str,
+    ids_NS: Tensor,
+    copies: Tensor | None,
+    axes: list[str],
+    calibration: Calibration | None,
+    progress: Progress,
+) -> dict[str, UnitScores]:
+    """Units scored for a cut: what needs gradients on the text, what does not on copies as well.
+
+    A walk forward costs a third of one forward and back, and units that the text alone would not
+    stir are seen at work on the copies: on SmolLM2, they are what other domains need.
+    """
+    seed = calibration.seed if calibration else 0
+    if copies is None or by not in (BY_UNITS, *FORWARD):
+        return score_units(blocks, by, ids_NS, axes, seed=seed, progress=progress)
+    if by in FORWARD:
+        return score_units(blocks, by, copies, axes, progress=progress)
+    fisher = score_units(blocks, "fisher", ids_NS, axes, progress=progress)
+    energy = score_units(blocks, "energy", copies, axes, progress=progress)
+    return {axis: fisher[axis].geometric_mean(energy[axis], by) for axis in axes}
+
+
+def _check_blocks(
+    checkpoint: Checkpoint,
+    by: str,
+    windows: _Windows,
+    protect: tuple[int, int] | None,
+    remove: int,
+) -> None:
+    """Raise ShearlingError if blocks cannot be scored so."""
+    name, protected = protected_blocks(by, protect, checkpoint.shape["layers"], remove)
+    if name != "magnitude":
+        sequences = len(windows.of(by))
+        if name == "repair":
+            run_starts(checkpoint, sequences, protected, remove)
 
 
 def _score_blocks(
@@ -286,10 +359,11 @@ def _score_blocks(
         scores = score_tokens(
             blocks, name, ids_NS, protected=protected, remove=remove, progress=progress
         )
+    broken = [block for block, value in enumerate(scores.values) if not math.isfinite(value)]
+    if broken:
+        raise ShearlingError(
+            f"{by} gives no finite score for {len(broken)} of {len(scores.values)} blocks of "
+            f"{blocks.checkpoint.name}, the first being {broken[0]}; its weights hold NaN or "
+            "infinity, or overflow: fetch the checkpoint again."
+        )
     return replace(scores, criterion=by)
-
-
-def _no_tokens() -> Tensor:
-    import torch
-
-    return torch.zeros(0, 0, dtype=torch.long)

@@ -5,7 +5,9 @@ Legal shapes only: sizes between 1 and the source's, and every rule of the famil
 
 from __future__ import annotations
 
+import math
 import re
+from fractions import Fraction
 
 from shearling.axes import Shape
 from shearling.checkpoint import Checkpoint
@@ -17,7 +19,7 @@ AXES = ("layers", "hidden", "heads", "kv_heads", "mlp", "vocab")
 # the better split at -20 % of the blocks' parameters, and no worse than any at -40 % (LOG.md).
 MLP_FLOOR = 0.5
 MULTIPLE = 8  # of neurons: what matrix kernels like
-_UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9}
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 
 
 def parse_shape(text: str, checkpoint: Checkpoint) -> Shape:
@@ -33,7 +35,7 @@ def parse_shape(text: str, checkpoint: Checkpoint) -> Shape:
     sizes: dict[str, int] = {}
     for part in text.split(","):
         name, sign, number = (piece.strip() for piece in part.partition("="))
-        if not sign or not number.isdigit():
+        if not sign or not re.fullmatch("[0-9]{1,18}", number):
             raise ShearlingError(
                 f"--shape {text!r} was given, but sizes such as layers=24,mlp=1024 were expected; "
                 f"the axes are {', '.join(a for a in AXES if a in before)}."
@@ -41,8 +43,8 @@ def parse_shape(text: str, checkpoint: Checkpoint) -> Shape:
         if name in sizes:
             raise ShearlingError(f"--shape {text!r} names {name} twice; give each axis once.")
         sizes[name] = int(number)
-    groups = sizes.get("kv_heads")
-    if groups and "heads" not in sizes and "kv_heads" in before:
+    groups = sizes.get("kv_heads", 0)
+    if "heads" not in sizes and 0 < groups <= before.get("kv_heads", 0):
         sizes["heads"] = groups * (before["heads"] // before["kv_heads"])
     after = Shape({**before, **sizes})
     checkpoint.family.check(checkpoint.config, after)
@@ -72,14 +74,14 @@ def parse_params(text: str, total: int) -> int:
     Raises:
         ShearlingError: not of that form, or not fewer than the model has.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([xXkKmMbB]?)", text.strip())
+    match = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([xXkKmMbB]?)", text.strip())
     if match is None:
         raise ShearlingError(
             f"--params {text!r} was given, but a share such as 0.8x or a number such as 113M "
             "was expected."
         )
-    number, unit = float(match[1]), match[2].upper()
-    wanted = int(total * number) if unit == "X" else int(number * _UNITS[unit])
+    unit = match[2].upper()
+    wanted = int(Fraction(match[1]) * (total if unit == "X" else _UNITS[unit]))
     if not 0 < wanted < total:
         raise ShearlingError(
             f"--params {text} asks for {wanted:,} parameters, but the model has {total:,}; "
@@ -99,7 +101,7 @@ def shape_for(checkpoint: Checkpoint, params: int) -> Shape:
     """
     layout, before = checkpoint.layout, checkpoint.shape
     legality = checkpoint.family.legality(checkpoint.config)
-    floor = max(1, int(before["mlp"] * MLP_FLOOR))
+    floor = min(math.ceil(before["mlp"] * MLP_FLOOR / MULTIPLE) * MULTIPLE, before["mlp"])
     for layers in range(before["layers"], 0, -1):
         mlp = _largest(checkpoint, before.with_(layers=layers), params)
         shape = before.with_(layers=layers, mlp=mlp) if mlp >= floor else None

@@ -28,6 +28,7 @@ from shearling.options import (
 if TYPE_CHECKING:
     from shearling.axes import Keep, Shape
     from shearling.checkpoint import Checkpoint
+    from shearling.oneshot import Calibration as Text
     from shearling.oneshot import Choice
     from shearling.scores import Scores
 
@@ -101,6 +102,7 @@ def prune(
     repaired = _repaired(refit, text)
     source = Checkpoint.open(model)
     after = _shape(source, shape, params, layers, remove)
+    _warn_unused(source, after, by, scores, protect_first, protect_last)
     if dry_run and not (remove or scores or (by and text)):
         _print_plan(source, after, {}, as_json)
         return
@@ -151,12 +153,47 @@ def _shares(copies: int) -> tuple[float, ...]:
     return tuple(round(0.3 + 0.4 * i / (copies - 1), 3) for i in range(copies))
 
 
-def _repaired(refit: bool | None, text: object) -> bool:
-    if refit and text is None:
+def _repaired(refit: bool | None, text: Text | None) -> bool:
+    """Whether to repair: as the user says, or else wherever there is text enough."""
+    from shearling.refit import HELD_OUT
+
+    if refit is False or (refit is None and text is None):
+        return False
+    if text is None:
         raise ShearlingError(
             "--refit runs the model on text; give --calibration FILE as well, or --no-refit."
         )
-    return text is not None if refit is None else refit
+    if text.samples >= HELD_OUT:
+        return True
+    if refit:
+        raise ShearlingError(
+            f"--refit was given with --samples {text.samples}, but a repair needs at least "
+            f"{HELD_OUT} to choose how strong it should be; raise --samples, or use --no-refit."
+        )
+    warn(
+        f"the repair is left out, as it needs at least {HELD_OUT} calibration sequences and "
+        f"--samples is {text.samples}."
+    )
+    return False
+
+
+def _warn_unused(
+    source: Checkpoint, after: Shape, by: str | None, scores: Path | None, first: int | None,
+    last: int | None,
+) -> None:  # fmt: skip
+    """Refuse criteria that are unknown or too many; say which options speak of what is not cut."""
+    from shearling.oneshot import criteria_for, kinds
+
+    criteria_for(by, source, repaired=False)
+    shrunk = {axis for axis in after if after[axis] < source.shape[axis]}
+    cut = {"blocks"} if "layers" in shrunk else set()
+    cut |= {"units"} if shrunk - {"layers", "vocab"} else set()
+    for name in (part.strip() for part in by.split(",")) if by is not None else ():
+        if cut.isdisjoint(kinds(name)):
+            warn_ignored({f"--by {name}": name}, f"no {kinds(name)[0]} are to be chosen")
+    if "layers" not in shrunk:
+        given = {"--scores": scores, "--protect-first": first, "--protect-last": last}
+        warn_ignored(given, "all blocks stay")
 
 
 def _shape(
@@ -188,7 +225,7 @@ def _choose(
     keep: Keep | None = None
     if remove is not None:
         keep = without(numbers(remove, "--remove"), source.shape["layers"])
-    if scores is not None or remove is not None:
+    if (scores is not None or remove is not None) and after["layers"] < source.shape["layers"]:
         ignored = {"--protect-first": first, "--protect-last": last}
         warn_ignored(ignored, "the blocks are already chosen")
     criterion, _ = criteria_for(by, source, repaired=repaired)
@@ -220,8 +257,9 @@ def _print_plan(source: Checkpoint, after: Shape, options: dict[str, Any], as_js
     plan = comparison(source, after)
     removed = options.get("removed")
     text = [f"would remove blocks {', '.join(map(str, removed))}"] if removed else []
+    text += [*_widths(source.shape, after), *plan["text"]]
     notes = source.family.notes(source.config, after)
-    _print(options | plan["figures"] | {"notes": notes}, as_json, [*text, *plan["text"], *notes])
+    _print(options | plan["figures"] | {"notes": notes}, as_json, [*text, *notes])
 
 
 def _print_result(source: Checkpoint, output: Path, as_json: bool) -> None:
@@ -233,7 +271,7 @@ def _print_result(source: Checkpoint, output: Path, as_json: bool) -> None:
     options, proof = manifest["options"], manifest["proof"]
     after = Shape(manifest["shape"])
     text = [f"removed blocks {options['removed']}"] if options.get("removed") else []
-    text += comparison(source, after)["text"]
+    text += [*_widths(source.shape, after), *comparison(source, after)["text"]]
     mended = options.get("repair")
     if mended:
         for line in mended["warnings"]:
@@ -252,6 +290,12 @@ def _print_result(source: Checkpoint, output: Path, as_json: bool) -> None:
     )
     text += source.family.notes(source.config, after)
     _print(manifest, as_json, [*text, f"wrote {output}"])
+
+
+def _widths(before: Shape, after: Shape) -> list[str]:
+    """Every axis that shrinks, but for the blocks, which are told apart."""
+    changed = [axis for axis in after if axis != "layers" and after[axis] < before[axis]]
+    return [f"{axis:<11} {before[axis]} -> {after[axis]}" for axis in changed]
 
 
 def _print(result: Any, as_json: bool, text: list[str]) -> None:

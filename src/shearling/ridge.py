@@ -19,7 +19,10 @@ import torch
 from torch import Tensor, nn
 
 # From gentle to strong; beyond the last, no correction at all is the better choice.
-STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+# Above so many inputs sums are kept in float32: four Gram matrices of 6,656 inputs would otherwise
+# take 1.4 GB, and the penalty keeps the system far from singular.
+DOUBLE_INPUTS = 4096
 
 
 class Moments:
@@ -33,8 +36,9 @@ class Moments:
         """
         ones_D = torch.ones(outputs, dtype=torch.float64)
         self.importance_D = ones_D if importance_D is None else importance_D.double()
-        self.gram_KK = torch.zeros(inputs + 1, inputs + 1, dtype=torch.float64)
-        self.cross_KD = torch.zeros(inputs + 1, outputs, dtype=torch.float64)
+        dtype = torch.float64 if inputs <= DOUBLE_INPUTS else torch.float32
+        self.gram_KK = torch.zeros(inputs + 1, inputs + 1, dtype=dtype)
+        self.cross_KD = torch.zeros(inputs + 1, outputs, dtype=dtype)
         self.square = 0.0
         self.tokens = 0
 
@@ -44,7 +48,7 @@ class Moments:
         xw_KT = (x_TK * w_T[:, None]).T.contiguous()
         # As linear layers these products take the faster library (shearling.products).
         self.gram_KK[:k, :k] += nn.functional.linear(xw_KT, x_TK.T)
-        sums_K = xw_KT.sum(1).double()
+        sums_K = xw_KT.sum(1).to(self.gram_KK.dtype)
         self.gram_KK[:k, k] += sums_K
         self.gram_KK[k, :k] += sums_K
         self.gram_KK[k, k] += float(w_T.sum(dtype=torch.float64))
@@ -53,15 +57,13 @@ class Moments:
         self.square += float((w_T @ r_TD.square()).double() @ self.importance_D)
         self.tokens += len(x_TK)
 
-    def __add__(self, other: Moments) -> Moments:
-        """The moments of both sets of tokens."""
-        k, d = self.cross_KD.shape
-        both = Moments(k - 1, d, self.importance_D)
-        both.gram_KK = self.gram_KK + other.gram_KK
-        both.cross_KD = self.cross_KD + other.cross_KD
-        both.square = self.square + other.square
-        both.tokens = self.tokens + other.tokens
-        return both
+    def __iadd__(self, other: Moments) -> Moments:
+        """Take another set of tokens in; in place, since these matrices are large."""
+        self.gram_KK += other.gram_KK
+        self.cross_KD += other.cross_KD
+        self.square += other.square
+        self.tokens += other.tokens
+        return self
 
     def finite(self) -> bool:
         """Whether no activation overflowed or was NaN."""
@@ -71,7 +73,7 @@ class Moments:
     def error(self, d_KD: Tensor) -> float:
         """Weighted squared error, summed over tokens, that a correction leaves."""
         fitted_D = (d_KD * (self.gram_KK @ d_KD - 2 * self.cross_KD)).sum(0)
-        return self.square + float(fitted_D @ self.importance_D)
+        return self.square + float(fitted_D.double() @ self.importance_D)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,7 @@ def correct(
     fit: Moments, held: Moments, *, bias: bool, start: float = 1.0, refit: bool = True
 ) -> Correction:
     """Choose the strength on held-out tokens, then solve on all of them (on ``fit`` alone if not
-    ``refit``).
+    ``refit``). ``fit`` then holds all of them.
 
     The held-out error has one valley in the strength; it is walked down from ``start``, so that
     two or three systems are solved for most matrices instead of all seven.
@@ -135,9 +137,10 @@ def correct(
         while 0 <= at + step < len(STRENGTHS) and error(at + step) < error(at):
             at += step
     best = min(errors, key=lambda strength: errors[strength])
-    whole = fit + held if refit else fit
     if best is None:
-        found = whole.cross_KD.new_zeros(whole.cross_KD.shape)
+        found = torch.zeros_like(fit.cross_KD)
     else:
-        found = solve(whole, best, bias=bias)
+        if refit:
+            fit += held
+        found = solve(fit, best, bias=bias)
     return Correction(found[:-1], found[-1], best, held.square, errors[best])

@@ -56,6 +56,22 @@ class UnitScores:
         """A copy with more facts."""
         return replace(self, details={**self.details, **details})
 
+    def geometric_mean(self, other: UnitScores, criterion: str) -> UnitScores:
+        """Scores of the same units under two criteria joined into one, called ``criterion``.
+
+        Each is divided by its mean over a row first; one that is zero for all units of a row
+        leaves the choice there to the other.
+        """
+        import torch
+
+        from shearling.criteria.units.statistics import geometric_mean
+
+        rows = tuple(
+            tuple(geometric_mean(torch.tensor(a).double(), torch.tensor(b).double()).tolist())
+            for a, b in zip(self.values, other.values, strict=True)
+        )
+        return UnitScores(criterion, self.axis, rows, self.details)
+
     def require(self, layout: Layout, shape: Shape) -> UnitScores:
         """These scores, if they are of as many blocks and units as a model has (ShearlingError)."""
         axis = layout.axis.get(self.axis)

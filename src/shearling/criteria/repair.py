@@ -59,50 +59,71 @@ def repair(
         ShearlingError: too few sequences, no run possible beside the protected blocks, or an
             architecture whose blocks do not simply add to the stream.
     """
-    starts = _starts(stream, ids_NS, protected, remove)
+    starts = run_starts(stream.checkpoint, len(ids_NS), protected, remove)
     with tempfile.TemporaryDirectory(prefix="shearling-") as scratch:
         walk = _Walk(stream, ids_NS, starts, remove, None if stream.resident else Path(scratch))
         for index in range(stream.depth):
             walk.step(index)
             progress("scoring runs after repair", index + 1, stream.depth)
         losses = walk.losses()
+    _require_finite(losses)
     best = min(losses, key=lambda start: losses[start])
     worst = max(losses.values())
     values = [
-        math.exp(min((losses[s] for s in losses if s <= block < s + remove), default=worst))
+        _exp(min((losses[s] for s in losses if s <= block < s + remove), default=worst))
         for block in range(stream.depth)
     ]
     return Scores(
         "repair", "layers", tuple(values), protected,
         removal_order=tuple(range(best, best + remove)),
-        details={"runs": {str(s): math.exp(loss) for s, loss in losses.items()}},
+        details={"runs": {str(s): _exp(loss) for s, loss in losses.items()}},
     )  # fmt: skip
 
 
-def _starts(
-    stream: BlockStream, ids_NS: Tensor, protected: Sequence[int], remove: int
+def run_starts(
+    checkpoint: Checkpoint, sequences: int, protected: Sequence[int], remove: int
 ) -> list[int]:
-    if not repairable(stream.checkpoint):
+    """First blocks of the runs of ``remove`` that may go; nothing is read.
+
+    Raises:
+        ShearlingError: as :func:`repair`.
+    """
+    depth = checkpoint.shape["layers"]
+    if not repairable(checkpoint):
         raise ShearlingError(
             f"criterion repair needs blocks that add to the residual stream with no norm behind, "
-            f"which those of {stream.checkpoint.family.model_type} are not; use --by perplexity."
+            f"which those of {checkpoint.family.model_type} are not; use --by perplexity."
         )
-    if len(ids_NS) < HELD_OUT:
+    if sequences < HELD_OUT:
         raise ShearlingError(
-            f"{len(ids_NS)} calibration sequences were given, but criterion repair holds every "
+            f"{sequences} calibration sequences were given, but criterion repair holds every "
             f"fourth out; raise --samples to {HELD_OUT} or more."
         )
     starts = [
         start
-        for start in range(1, stream.depth - remove + 1)
+        for start in range(1, depth - remove + 1)
         if not set(range(start, start + remove)) & set(protected)
     ]
     if not starts:
         raise ShearlingError(
-            f"no {remove} neighbouring blocks behind the first of {stream.depth} are free to go; "
+            f"no {remove} neighbouring blocks behind the first of {depth} are free to go; "
             "remove fewer, protect fewer, or use --by perplexity."
         )
     return starts
+
+
+def _require_finite(losses: dict[int, float]) -> None:
+    broken = [start for start, loss in losses.items() if not math.isfinite(loss)]
+    if broken:
+        raise ShearlingError(
+            f"repair gives no finite score for {len(broken)} of {len(losses)} runs, the first "
+            f"starting at block {broken[0]}; the weights hold NaN or infinity, or overflow: fetch "
+            "the checkpoint again."
+        )
+
+
+def _exp(nll: float) -> float:
+    return math.exp(min(nll, 700.0))  # or the largest float, nearly
 
 
 class _Walk:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 
 from shearling.report import numbers
 from shearling.report.compare import AXES
@@ -11,6 +12,8 @@ from shearling.report.numbers import figure, plural, ranges
 from shearling.report.records import Manifest, Proof, Source, describe
 from shearling.report.results import Model, Results
 from shearling.report.sections import absent, section
+
+MOST = 400  # characters of a list of indices
 
 Facts = list[tuple[str, object]]
 
@@ -101,13 +104,14 @@ def _step_facts(step: Manifest) -> Facts:
         size = step.source.shape[axis]
         gone = sorted(set(range(size)) - set(kept))
         name = "" if axis == "layers" else f" of {axis}"
-        facts.append((f"Kept{name}", f"{len(kept)} of {size}: {ranges(kept)}"))
-        facts.append((f"Removed{name}", f"{len(gone)}: {ranges(gone)}" if gone else "none"))
+        facts.append((f"Kept{name}", f"{len(kept)} of {size}: {_few(kept)}"))
+        facts.append((f"Removed{name}", f"{len(gone)}: {_few(gone)}" if gone else "none"))
     return [
         *facts,
         ("Shape", _shape(step.shape)),
         ("Parameters", numbers.exact(step.parameters)),
         ("On disk", numbers.disk(step.bytes)),
+        ("Repair", _repair(step)),
         ("Options", _options(step)),
         ("Seed", step.seed),
         ("Proof", _proof(step.proof)),
@@ -135,8 +139,28 @@ def _shape(shape: dict[str, int]) -> str:
 
 def _options(step: Manifest) -> str:
     """How the step was asked for; what the facts above it say already is left out."""
-    rest = {key: one for key, one in step.options.items() if key not in ("removed", "scores")}
+    apart = ("removed", "scores", "repair")
+    rest = {key: one for key, one in step.options.items() if key not in apart}
     return describe(rest)
+
+
+def _repair(step: Manifest) -> str:
+    """What was solved anew after the cut, and how much of the damage to the stream that undid."""
+    repair = step.options.get("repair")
+    steps = repair.get("steps") if isinstance(repair, dict) else None
+    if not isinstance(repair, dict) or not isinstance(steps, list) or not steps:
+        return ""
+    changed = sum(one.get("strength") is not None for one in steps)
+    before = sum(one.get("error_before") or 0.0 for one in steps)
+    after = sum(one.get("error_after") or 0.0 for one in steps)
+    gone = f", {1 - after / before:.0%} of the held-out error gone" if before > 0 else ""
+    return f"{changed} of {len(steps)} matrices on {repair.get('tokens', 0):,} tokens{gone}"
+
+
+def _few(indices: Sequence[int]) -> str:
+    """Ranges of indices; a vocabulary's would fill pages."""
+    text = ranges(indices)
+    return text if len(text) < MOST else f"{text[:MOST].rpartition(',')[0]}, …"
 
 
 def _made(step: Manifest) -> str:

@@ -35,6 +35,8 @@ UNIT_CRITERIA = (
 )
 # Criteria that need no text.
 TEXTLESS = ("magnitude-l1", "magnitude-l2", "random")
+# Criteria that need no gradients.
+FORWARD = ("energy", "obs", "flap", "wanda-sp", "activation")
 _MIXED = {"fisher-energy": ("fisher", "energy")}
 
 Rows = dict[str, list[Tensor]]
