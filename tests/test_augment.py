@@ -64,21 +64,21 @@ def test_every_token_rewritten_is_the_models_own(
 
 
 def test_draws_follow_the_distribution(models: Models, ids: Tensor) -> None:
-    """Every token drawn anew, 4,000 times over: as often as its probability says."""
+    """Every token drawn anew, 1,500 times over: as often as its probability says."""
     one = ids[:1]
     path = models("llama")
-    copies = augment(opened(path), one.repeat(4000, 1), shares=(1.0,))[4000:]
+    copies = augment(opened(path), one.repeat(1500, 1), shares=(1.0,))[1500:]
     expected = following(path, one)[0]
     found = torch.stack(
         [torch.bincount(column, minlength=101) for column in copies[:, 1:].T]
     ).double()
-    assert torch.equal(copies[:, 0], one[0, 0].expand(4000))
+    assert torch.equal(copies[:, 0], one[0, 0].expand(1500))
     # Pearson's statistic over tokens expected often enough: mean 1 a cell, if the draws are fair.
-    often = expected * 4000 > 8
-    cells = ((found - expected * 4000).square() / (expected * 4000))[often]
-    assert len(cells) > 60
+    often = expected * 1500 > 5
+    cells = ((found - expected * 1500).square() / (expected * 1500))[often]
+    assert len(cells) > 50
     assert float(cells.mean()) == pytest.approx(1, abs=4 * (2 / len(cells)) ** 0.5)
-    uniform = ((found - 4000 / 101).square() / (4000 / 101)).mean()
+    uniform = ((found - 1500 / 101).square() / (1500 / 101)).mean()
     assert float(uniform) > 10  # so that the test can tell
 
 

@@ -46,7 +46,7 @@ STEPS = [*range(LEAST, MLP, 8), MLP]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(data=st.data())
 def test_a_budget_is_met_and_used(variant: str, data: st.DataObject) -> None:
     source = headed(variant)
