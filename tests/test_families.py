@@ -16,12 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from conftest import VARIANTS
 from shearling.axes import Shape
 from shearling.checkpoint import Checkpoint
 from shearling.errors import ShearlingError
 from shearling.families import FAMILIES, Family, family_of
 from shearling.families.legal import Rule, divided_hidden, nearest, whole_heads
+from tiny_models import VARIANTS
 
 Models = Callable[[str], Path]
 

@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import naive
-from conftest import VARIANTS
 from shearling.axes import Indices, Keep
 from shearling.checkpoint import Checkpoint
 from shearling.cut import cut, prove
 from shearling.errors import ShearlingError
 from shearling.masked import masked_logits
+from tiny_models import VARIANTS
 from tiny_tokenizer import write_llama
 
 Models = Callable[[str], Path]

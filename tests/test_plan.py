@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import naive
-from conftest import VARIANTS, tiny_config
 from shearling.axes import Shape
 from shearling.checkpoint import Checkpoint
 from shearling.errors import ShearlingError
 from shearling.families import FAMILIES
 from shearling.plan import parse_layers, parse_params, parse_shape, shape_for
+from tiny_models import VARIANTS, tiny_config
 
 Models = Callable[[str], Path]
 

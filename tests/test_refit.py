@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 import naive
 import shearling.stream
-from conftest import VARIANTS, tiny_model
 from shearling.axes import Keep
 from shearling.checkpoint import Checkpoint
 from shearling.cut import cut
@@ -24,6 +23,7 @@ from shearling.errors import ShearlingError
 from shearling.refit import HELD_OUT, Repair, refit
 from shearling.ridge import STRENGTHS
 from test_masked import AXES, PRODUCT, random_keep, relative, sizes_of
+from tiny_models import VARIANTS, tiny_model
 
 Models = Callable[[str], Path]
 

@@ -1,0 +1,83 @@
+"""Tiny random models of odd geometry, one for every family and variant that changes its table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+_SHARED: dict[str, Any] = {
+    "vocab_size": 101,
+    "hidden_size": 36,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 9,
+    "intermediate_size": 50,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "tie_word_embeddings": False,
+}
+_GROUPED = {**_SHARED, "num_key_value_heads": 3}
+_OPT = {k: v for k, v in _SHARED.items() if k != "intermediate_size"} | {"ffn_dim": 50}
+
+# name -> (config class, arguments). Windows are shorter than the sequences the tests run.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", _GROUPED | {"head_dim": 6}),
+    "llama-tied": ("LlamaConfig", _GROUPED | {"tie_word_embeddings": True}),
+    "llama-biases": ("LlamaConfig", _GROUPED | {"attention_bias": True, "mlp_bias": True}),
+    "mistral": ("MistralConfig", _GROUPED | {"head_dim": 8, "sliding_window": 7}),
+    "qwen2": (
+        "Qwen2Config",
+        _GROUPED | {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 2},
+    ),
+    "qwen2-tied": ("Qwen2Config", _GROUPED | {"tie_word_embeddings": True}),
+    "qwen3": ("Qwen3Config", _GROUPED | {"head_dim": 6, "attention_bias": True}),
+    "gemma2": (
+        "Gemma2Config",
+        _GROUPED
+        | {"head_dim": 6, "sliding_window": 7, "query_pre_attn_scalar": 6}
+        | {"tie_word_embeddings": True},
+    ),
+    "gemma3": (
+        "Gemma3TextConfig",
+        _GROUPED
+        | {"head_dim": 6, "sliding_window": 7, "query_pre_attn_scalar": 6}
+        | {"tie_word_embeddings": True, "sliding_window_pattern": 3},
+    ),
+    "phi3": ("Phi3Config", _GROUPED | {"sliding_window": 7}),
+    "gpt_neox": ("GPTNeoXConfig", _SHARED | {"rotary_pct": 0.5}),
+    "gpt_neox-serial": (
+        "GPTNeoXConfig",
+        _SHARED | {"use_parallel_residual": False, "attention_bias": False},
+    ),
+    "opt": ("OPTConfig", _OPT | {"tie_word_embeddings": True}),
+    "opt-projected": (
+        "OPTConfig",
+        _OPT
+        | {"tie_word_embeddings": True, "word_embed_proj_dim": 20, "do_layer_norm_before": False},
+    ),
+    "opt-bare": (
+        "OPTConfig",
+        _OPT | {"enable_bias": False, "layer_norm_elementwise_affine": False},
+    ),
+}
+
+
+def tiny_config(variant: str) -> Any:
+    import transformers
+
+    kind, arguments = VARIANTS[variant]
+    return getattr(transformers, kind)(**arguments)
+
+
+def tiny_model(variant: str, seed: int = 0) -> Any:
+    """A model whose every parameter is random, norms and biases included."""
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(tiny_config(variant), dtype=torch.float32).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
