@@ -7,7 +7,6 @@ and the repair together with copies that the source model rewrote in part.
 
 from __future__ import annotations
 
-import math
 import tempfile
 import time
 from collections.abc import Mapping
@@ -22,7 +21,7 @@ from shearling.augment import SHARES, augment
 from shearling.axes import Indices, Keep, Shape
 from shearling.checkpoint import Checkpoint
 from shearling.choose import account, keep_layers
-from shearling.criteria import CRITERIA, protected_blocks, score_tokens
+from shearling.criteria import CRITERIA, protected_blocks, require_finite, score_tokens
 from shearling.criteria.magnitude import magnitude
 from shearling.criteria.repair import repairable, run_starts
 from shearling.criteria.units import FORWARD, TEXTLESS, UNIT_CRITERIA, score_units
@@ -359,11 +358,4 @@ def _score_blocks(
         scores = score_tokens(
             blocks, name, ids_NS, protected=protected, remove=remove, progress=progress
         )
-    broken = [block for block, value in enumerate(scores.values) if not math.isfinite(value)]
-    if broken:
-        raise ShearlingError(
-            f"{by} gives no finite score for {len(broken)} of {len(scores.values)} blocks of "
-            f"{blocks.checkpoint.name}, the first being {broken[0]}; its weights hold NaN or "
-            "infinity, or overflow: fetch the checkpoint again."
-        )
-    return replace(scores, criterion=by)
+    return replace(require_finite(scores, blocks.checkpoint, by), criterion=by)

@@ -29,12 +29,11 @@ from shearling.checkpoint import Checkpoint
 from shearling.errors import ShearlingError
 from shearling.products import fast_products
 from shearling.progress import Progress, silent
-from shearling.ridge import Correction, Moments, correct
+from shearling.ridge import HELD_OUT, Correction, Moments, correct, held_apart
 from shearling.stream import BlockStream, Call
 from shearling.view import CutView, cut_view
 from shearling.wavefront import States
 
-HELD_OUT = 4  # every fourth sequence chooses the strength
 ROUNDING = 1e-9  # share of a stream's squared norm; less is no fault of the cut
 _SOURCE, _CUT = frozenset({-1}), frozenset({-2})  # keys of the two streams among the states
 
@@ -155,7 +154,6 @@ class _Walk:
     files: dict[str, Path] = field(default_factory=dict)
     scale: float = 1.0
     held: list[bool] = field(default_factory=list)
-    tokens: int = 0
     singular: dict[int, int] = field(default_factory=dict)
     strengths: dict[str, float] = field(default_factory=dict)
 
@@ -169,12 +167,7 @@ class _Walk:
 
     def begin(self, ids_NS: Tensor) -> None:
         """Embed the tokens twice; sequences are held out in a fixed pattern."""
-        rows = torch.arange(len(ids_NS)) % HELD_OUT == HELD_OUT - 1
-        batches = [
-            (ids_BS, held)
-            for held, chosen in ((False, ~rows), (True, rows))
-            for ids_BS in self.source.batches(ids_NS[chosen])
-        ]
+        batches = held_apart(ids_NS, self.source.batches)
         for number, (ids_BS, held) in enumerate(batches):
             h_BSD, source_calls = self.source.begin(ids_BS)
             h_BSE, cut_calls = self.cut.begin(ids_BS)
@@ -186,7 +179,6 @@ class _Walk:
             self.states.put(_CUT, number, h_BSE)
             self.calls.append((source_calls, cut_calls))
             self.held.append(held)
-            self.tokens += ids_BS.numel()
 
     def repair(self, target: int, index: int) -> list[Step]:
         """Bring one surviving block's writers in line; both streams move on past it.
@@ -249,7 +241,7 @@ class _Walk:
         self.reached = index + 1
         while self.reached < following:
             self._advance(self.reached)
-        if self.additive:  # removed blocks behind are the last branch's to stand for
+        if self.additive and following > index + 1:  # the last branch stands for these as well
             for number in range(len(self.calls)):
                 h_BSD = self.states.get(_SOURCE, number)
                 self.states.put(_key(self.halves[-1], "stream"), number, self._kept(h_BSD))

@@ -13,6 +13,7 @@ Shapes: T tokens, K inputs, D outputs.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,22 @@ STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 # Above so many inputs sums are kept in float32: four Gram matrices of 6,656 inputs would otherwise
 # take 1.4 GB, and the penalty keeps the system far from singular.
 DOUBLE_INPUTS = 4096
+
+
+# Every fourth sequence chooses the strength.
+HELD_OUT = 4
+
+
+def held_apart(
+    ids_NS: Tensor, batches: Callable[[Tensor], list[Tensor]]
+) -> list[tuple[Tensor, bool]]:
+    """Batches to fit on, then those held out, each with whether it is; none holds of both."""
+    rows = torch.arange(len(ids_NS)) % HELD_OUT == HELD_OUT - 1
+    return [
+        (ids_BS, held)
+        for held, chosen in ((False, ~rows), (True, rows))
+        for ids_BS in batches(ids_NS[chosen])
+    ]
 
 
 class Moments:

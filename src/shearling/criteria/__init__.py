@@ -133,13 +133,8 @@ def protected_blocks(
     return by.removesuffix("+"), protected
 
 
-def _finish(
-    scores: Scores, checkpoint: Checkpoint, by: str, started: float, calibration: dict | None
-) -> Scores:
-    from dataclasses import replace
-
-    from shearling.manifest import stamp
-
+def require_finite(scores: Scores, checkpoint: Checkpoint, by: str) -> Scores:
+    """These scores, if all of them are numbers to compare by (ShearlingError)."""
     broken = [block for block, value in enumerate(scores.values) if not math.isfinite(value)]
     if broken:
         raise ShearlingError(
@@ -147,11 +142,21 @@ def _finish(
             f"{checkpoint.name}, the first being {broken[0]}; its weights hold NaN or infinity, "
             "or overflow: fetch the checkpoint again."
         )
-    return replace(scores, criterion=by).with_details(
+    return scores
+
+
+def _finish(
+    scores: Scores, checkpoint: Checkpoint, by: str, started: float, calibration: dict | None
+) -> Scores:
+    from dataclasses import replace
+
+    from shearling.manifest import stamp
+
+    return replace(require_finite(scores, checkpoint, by), criterion=by).with_details(
         **stamp(checkpoint),
         calibration=calibration,
         seconds=round(time.perf_counter() - started, 2),
     )
 
 
-__all__ = ["CRITERIA", "Scores", "protected_blocks", "score", "score_tokens"]
+__all__ = ["CRITERIA", "Scores", "protected_blocks", "require_finite", "score", "score_tokens"]

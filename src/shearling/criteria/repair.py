@@ -25,12 +25,11 @@ from shearling.checkpoint import Checkpoint
 from shearling.errors import ShearlingError
 from shearling.products import fast_products
 from shearling.progress import Progress, silent
-from shearling.ridge import Moments, correct
+from shearling.ridge import HELD_OUT, Moments, correct, held_apart
 from shearling.scores import Scores
 from shearling.stream import BlockStream
 from shearling.wavefront import States
 
-HELD_OUT = 4  # every fourth sequence is held out
 _MAIN = frozenset({-1})
 
 
@@ -136,13 +135,8 @@ class _Walk:
         self.stream, self.starts, self.remove = stream, starts, remove
         self.last = branches(stream.checkpoint)[-1]
         self.states = States(scratch)
-        rows = torch.arange(len(ids_NS)) % HELD_OUT == HELD_OUT - 1
         # Held-out sequences come in batches of their own: only they go on past a gap.
-        self.batches = [
-            (ids_BS, held)
-            for held, chosen in ((False, ~rows), (True, rows))
-            for ids_BS in stream.batches(ids_NS[chosen])
-        ]
+        self.batches = held_apart(ids_NS, stream.batches)
         self.calls = []
         for number, (ids_BS, _) in enumerate(self.batches):
             h_BSD, calls = stream.begin(ids_BS)

@@ -236,13 +236,18 @@ def _pieces(documents: Sequence[str]) -> Iterator[str]:
     """What evaluation tokenises at a time: documents with their separator, long ones in parts."""
     for i, document in enumerate(documents):
         text = document if i == len(documents) - 1 else document + SEPARATOR
-        start = 0
-        while len(text) - start > PIECE_CHARACTERS:
-            limit = start + PIECE_CHARACTERS
-            end = text.rfind("\n", start, limit) + 1 or limit
-            yield text[start:end]
-            start = end
-        yield text[start:]
+        yield from pieces(text, PIECE_CHARACTERS)
+
+
+def pieces(text: str, most: int) -> Iterator[str]:
+    """A text in parts of at most so many characters, which end at a line's end if they can."""
+    start = 0
+    while len(text) - start > most:
+        limit = start + most
+        end = text.rfind("\n", start, limit) + 1 or limit
+        yield text[start:end]
+        start = end
+    yield text[start:]
 
 
 def _enough_tokens(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from shearling.checkpoint import read_json
+from shearling.data.text import pieces
 from shearling.errors import ShearlingError
 from shearling.vocabulary.ids import Move, named_ids
 from shearling.vocabulary.pieces import (
@@ -174,22 +175,11 @@ def _count(tokenizer: Any, documents: Iterable[str]) -> Counter[int]:
     backend.no_truncation()
     backend.no_padding()
     counts: Counter[int] = Counter()
-    pieces = (piece for document in documents for piece in _pieces(document))
-    while batch := list(islice(pieces, BATCH)):
+    parts = (part for document in documents for part in pieces(document, PIECE_CHARACTERS))
+    while batch := list(islice(parts, BATCH)):
         for encoding in backend.encode_batch_fast(batch, add_special_tokens=False):
             counts.update(encoding.ids)
     return counts
-
-
-def _pieces(document: str) -> Iterator[str]:
-    """The document, in parts that end at a line's end if it is long."""
-    start = 0
-    while len(document) - start > PIECE_CHARACTERS:
-        limit = start + PIECE_CHARACTERS
-        end = document.rfind("\n", start, limit) + 1 or limit
-        yield document[start:end]
-        start = end
-    yield document[start:]
 
 
 def _trim(
