@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -30,6 +31,9 @@ from shearling.families import family_of
 from shearling.writer import new_directory, write_json, write_weights
 
 SAMPLES, LENGTH = 2, 64
+# A repair takes four sequences at least; the shape touches blocks and neurons, as --params does.
+REPAIR = ["--samples", "8", "--length", "64", "--copies", "1", "--stream"]
+REPAIR_SHAPE = "layers={},mlp=6000"
 
 
 def random_model(directory: Path, blocks: int) -> Path:
@@ -114,7 +118,7 @@ def main() -> None:
         scratch = Path(folder)
         text = scratch / "text.txt"
         text.write_text(" ".join(f"w{i * 7919 % 31999}" for i in range(2000)))
-        figures: dict[str, object] = {}
+        figures: dict[str, Any] = {}
         for blocks in (12, 24):
             path = random_model(scratch / f"{blocks}-blocks", blocks)
             common = ["--calibration", str(text), "--samples", str(SAMPLES), "--stream"]
@@ -128,6 +132,11 @@ def main() -> None:
                     ["prune", str(path), "--remove", "3,7,9", "--stream", "--output", str(pruned)]
                 ),
             }
+            shutil.rmtree(pruned)
+            figures[f"{blocks}_blocks"]["prune_and_repair"] = measured(
+                ["prune", str(path), "--shape", REPAIR_SHAPE.format(blocks - 2), *REPAIR,
+                 "--calibration", str(text), "--output", str(pruned)]
+            )  # fmt: skip
             shutil.rmtree(pruned)
         figures["cut"] = cut_times(scratch / "24-blocks", scratch)
         save("streaming", {"samples": SAMPLES, "length": LENGTH} | figures)

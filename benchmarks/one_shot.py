@@ -1,13 +1,14 @@
 """Depth against width, every criterion, with and without repair, at equal parameter counts.
 
-    SHEARLING_BENCH_DATA=DIR python benchmarks/one_shot.py [--only NAME,...] [--repairs KIND,...]
+    SHEARLING_BENCH_DATA=DIR python benchmarks/one_shot.py [--only NAME,...] [--speed]
 
-SmolLM2-135M loses 20 % and 40 % of the parameters in its blocks, by whole blocks (24 and 18 of 30
-stay) or by MLP neurons (1,126 and 716 of 1,536). Calibration is 64 windows of 256 tokens from the
-first nine tenths of c4.jsonl; evaluation the first 12 windows of 512 tokens of its last tenth, and
-of WikiText-2. Every cell is a process of its own (seconds and peak memory are its own) and is
-written down as it ends, so that the run can be stopped and taken up again. Needs DIR, which holds
-redpajama/c4.jsonl and wikitext2-test.txt.
+SmolLM2-135M loses 20 % and 40 % of the parameters in its blocks: by whole blocks (24 and 18 of 30
+stay), by MLP neurons (1,126 and 716 of 1,536), or by both, as `--params` would. Calibration is 64
+windows of 256 tokens from the first nine tenths of c4.jsonl; evaluation the first 12 windows of 512
+tokens of its last tenth, and of WikiText-2. Every criterion is a process of its own, scores once
+for all its rows, and writes each row down as it ends, so that the run can be stopped and taken up
+again. ``--speed`` times the shapes instead, in turns. Needs DIR, which holds redpajama/c4.jsonl and
+wikitext2-test.txt.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,100 +36,233 @@ WIDTH = (
     "taylor-element", "magnitude-l2", "random",
 )  # fmt: skip
 SHAPES = {
-    ("depth", 20): {"layers": 24}, ("depth", 40): {"layers": 18},
-    ("width", 20): {"mlp": 1126}, ("width", 40): {"mlp": 716},
+    ("depth", 20): "layers=24", ("depth", 40): "layers=18",
+    ("width", 20): "mlp=1126", ("width", 40): "mlp=716",
 }  # fmt: skip
-REPAIRS = ("none", "refit", "refit+copies")
+PARAMS = {20: "113274432", 40: "92033856"}  # what the depths above leave
+DEFAULTS = (("both", "default"), ("width", "fisher-energy"), ("depth", "repair"))
+REPAIRS = ("none", "refit", "refit+text")  # the last for the defaults alone
 
 
 def main() -> None:
     """Run what has not been run, then write the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", help="criteria to run, separated by commas")
-    parser.add_argument("--repairs", default=",".join(REPAIRS))
-    parser.add_argument("--sizes", default="20,40")
-    parser.add_argument("--cell", help=argparse.SUPPRESS)
+    parser.add_argument("--speed", action="store_true", help="time the shapes")
+    parser.add_argument("--job", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.cell:
-        print("CELL " + json.dumps(cell(**json.loads(arguments.cell))))
+    if arguments.job:
+        for row in rows(*json.loads(arguments.job)):
+            print("ROW " + json.dumps(row), flush=True)
         return
     file = RESULTS / "one_shot.json"
-    rows = json.loads(file.read_text())["rows"] if file.exists() else []
-    done = {tuple(row[k] for k in ("axis", "removed", "criterion", "repair")) for row in rows}
-    only = set(arguments.only.split(",")) if arguments.only else {*DEPTH, *WIDTH, "dense"}
-    wanted = [("dense", 0, "dense", "none")] + [
-        (axis, int(size), criterion, repair)
-        for size in arguments.sizes.split(",")
-        for repair in arguments.repairs.split(",")
-        for axis, criteria in (("width", WIDTH), ("depth", DEPTH))
-        for criterion in criteria
-        if criterion in only
-    ]
-    for key in wanted:
-        if key in done:
-            continue
-        rows.append(_in_a_process(*key))
-        save("one_shot", {"rows": rows, "windows": "64 x 256 calibration, 12 x 512 evaluation"})
+    result = json.loads(file.read_text()) if file.exists() else {"rows": []}
+    result = {k: result[k] for k in ("rows", "speed") if k in result}
+    result["windows"] = "64 x 256 calibration, 12 x 512 evaluation"
+    if arguments.speed:
+        save("one_shot", result | {"speed": speed()})
+        return
+    for axis, criterion in _jobs(arguments.only):
+        known = [r for r in result["rows"] if (r["axis"], r["criterion"]) == (axis, criterion)]
+        done = [[row["removed"], row["repair"]] for row in known]
+        for row in _in_a_process(axis, criterion, done):
+            result["rows"].append(row)
+            save("one_shot", result)
 
 
-def _in_a_process(axis: str, removed: int, criterion: str, repair: str) -> dict[str, Any]:
-    asked = {"axis": axis, "removed": removed, "criterion": criterion, "repair": repair}
-    command = [sys.executable, __file__, "--cell", json.dumps(asked)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return json.loads(done.stdout.rsplit("CELL ", 1)[1])
+def _jobs(only: str | None) -> list[tuple[str, str]]:
+    jobs = [("dense", "none"), *DEFAULTS]
+    jobs += [(axis, by) for axis, all_ in (("width", WIDTH), ("depth", DEPTH)) for by in all_]
+    jobs = list(dict.fromkeys(jobs))
+    return jobs if only is None else [job for job in jobs if job[1] in only.split(",")]
 
 
-def cell(axis: str, removed: int, criterion: str, repair: str) -> dict[str, Any]:
-    """One row: choose, repair, run; nothing but the repaired tensors is written to disk."""
-    import torch
+def _in_a_process(axis: str, criterion: str, done: list[Any]) -> Iterator[dict[str, Any]]:
+    command = [sys.executable, __file__, "--job", json.dumps([axis, criterion, done])]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("ROW "):
+                yield json.loads(line[4:])
+    if process.returncode:
+        raise SystemExit(f"{axis} by {criterion} failed")
 
-    from shearling.augment import augment
+
+def rows(axis: str, criterion: str, done: list[Any]) -> Iterator[dict[str, Any]]:
+    """All rows of one criterion that are not done yet; only repaired tensors go to disk."""
     from shearling.checkpoint import Checkpoint
-    from shearling.oneshot import Calibration, choose
-    from shearling.refit import refit
-    from shearling.stream import BlockStream
     from shearling.view import cut_view
 
     source = Checkpoint.open(source_directory())
-    row: dict[str, Any] = {
-        "axis": axis, "removed": removed, "criterion": criterion, "repair": repair,
-    }  # fmt: skip
+    repairs = REPAIRS if (axis, criterion) in DEFAULTS else REPAIRS[:2]
+    with tempfile.TemporaryDirectory() as place:
+        scratch = Path(place)
+        calibration = replace(_calibration(scratch), shares=(), written=0)
+        choose = _chooser(source, axis, criterion, calibration)
+        wanted = [(0, "none")] if axis == "dense" else [(s, r) for s in PARAMS for r in repairs]
+        for removed, repair in wanted:
+            if [removed, repair] in done:
+                continue
+            row: dict[str, Any] = {
+                "axis": axis, "removed": removed, "criterion": criterion, "repair": repair,
+            }  # fmt: skip
+            if axis == "dense":
+                row["parameters"] = source.parameters
+                model = _loaded(source, {})
+            elif repair == "refit+text" or axis == "both":
+                model = _by_default(source, axis, removed, repair, _calibration(scratch), row)
+            else:
+                keep, row["seconds_choosing"], row["peak_mib"] = choose(removed)
+                view = cut_view(source, keep)
+                replaced = {}
+                if repair == "refit":
+                    ids_NS = calibration.windows(source)
+                    replaced = _repaired(source, keep, ids_NS, len(ids_NS), scratch, row)
+                row |= {"parameters": view.parameters, "kept_layers": _blocks(keep)}
+                model = _loaded(view, replaced)
+            yield row | _evaluated(model, source.tokenizer())
+
+
+def _chooser(
+    source: Any, axis: str, criterion: str, calibration: Any
+) -> Callable[[int], tuple[Any, float, float]]:
+    """A function of the share to remove: the choice, seconds of scoring, its peak memory.
+
+    Scores that do not depend on how much goes are computed once.
+    """
+    from shearling import criteria
+    from shearling.choose import keep_layers
+    from shearling.oneshot import BLOCK_LENGTH, BLOCK_SAMPLES, score_axis
+    from shearling.unit_scores import keep_units
+
+    found: dict[str, Any] = {}
+
+    def scored(removed: int, blocks: int) -> Any:
+        key = str(removed) if criterion == "repair" else "any"
+        if key not in found:
+            _restart_peak()
+            started = time.perf_counter()
+            if axis == "width":
+                scores = score_axis(source, criterion, "mlp", calibration, stream=False)
+            else:
+                samples, length = (BLOCK_SAMPLES, BLOCK_LENGTH)
+                if criterion == "repair":
+                    samples, length = calibration.samples, calibration.length
+                scores = criteria.score(
+                    source, criterion, calibration=calibration.file, samples=samples,
+                    length=length, stream=False, remove=blocks if criterion == "repair" else 12,
+                )  # fmt: skip
+            found[key] = scores, round(time.perf_counter() - started, 1), _peak()
+        return found[key]
+
+    def choose(removed: int) -> tuple[Any, float, float]:
+        sizes = dict([SHAPES[axis, removed].split("=")])
+        after = source.shape.with_(**{name: int(size) for name, size in sizes.items()})
+        before = source.shape
+        scores, seconds, peak = scored(removed, before["layers"] - after["layers"])
+        if axis == "depth":
+            return keep_layers(scores, after["layers"]), seconds, peak
+        every = tuple(range(before["layers"]))
+        return keep_units({"mlp": scores}, source.layout, before, after, every), seconds, peak
+
+    return choose
+
+
+def _by_default(
+    source: Any, axis: str, removed: int, repair: str, calibration: Any, row: dict[str, Any]
+) -> Any:
+    """What ``shearling prune`` gives, with or without the model's own text, or unrepaired."""
+    from shearling.oneshot import choose, repair_text
+    from shearling.plan import parse_params, parse_shape, shape_for
+    from shearling.view import cut_view
+
+    if repair != "refit+text":
+        calibration = replace(calibration, shares=(), written=0)
+    if axis == "both":
+        after = shape_for(source, parse_params(PARAMS[removed], source.parameters))
+    else:
+        after = parse_shape(SHAPES[axis, removed], source)
+    _restart_peak()
+    started = time.perf_counter()
+    choice = choose(source, after, calibration=calibration, stream=False)
+    row |= {"seconds_choosing": round(time.perf_counter() - started, 1), "peak_mib": _peak()}
+    replaced = {}
     with tempfile.TemporaryDirectory() as scratch:
-        calibration = Calibration(_calibration_file(Path(scratch)))
-        if axis == "dense":
-            model = _loaded(source, {})
-            row["parameters"] = source.parameters
-        else:
-            after = source.shape.with_(**SHAPES[axis, removed])
+        if repair != "none":
             started = time.perf_counter()
-            shares = calibration.shares if repair == "refit+copies" else ()
-            calibration = replace(calibration, shares=shares)
-            choice = choose(
-                source, after, by=criterion, calibration=calibration,
-                repaired=repair != "none", stream=False,
-            )  # fmt: skip
-            keep = choice.keep
-            row["seconds_choosing"] = round(time.perf_counter() - started, 1)
-            replaced = {}
-            started = time.perf_counter()
-            if repair != "none":
-                ids_NS = choice.copies
-                if ids_NS is None:
-                    blocks = BlockStream(source, resident=True)
-                    ids_NS = augment(blocks, calibration.windows(source), shares=shares)
-                replaced = refit(source, keep, ids_NS, Path(scratch), stream=False).replaced
-            row["seconds_repairing"] = round(time.perf_counter() - started, 1)
-            row["peak_mib"] = _peak()
-            view = cut_view(source, keep)
-            row["parameters"] = view.parameters
-            row["kept_layers"] = list(keep.model.get("layers", ()))
-            model = _loaded(view, {name: load() for name, load in replaced.items()})
+            ids_NS = repair_text(source, calibration, stream=False)
+            row["seconds_writing"] = round(time.perf_counter() - started, 1)
+            windows = calibration.samples
+            replaced = _repaired(source, choice.keep, ids_NS, windows, Path(scratch), row)
+        view = cut_view(source, choice.keep)
+        row |= {"parameters": view.parameters, "kept_layers": _blocks(choice.keep)}
+        row["shape"] = str(after)
+        return _loaded(view, replaced)
+
+
+def _repaired(
+    source: Any, keep: Any, ids_NS: Any, windows: int, scratch: Path, row: dict[str, Any]
+) -> dict[str, Any]:
+    from shearling.refit import refit
+
+    _restart_peak()
+    found = refit(source, keep, ids_NS, scratch, windows=windows, stream=False)
+    row["seconds_repairing"] = round(found.seconds, 1)
+    row["peak_mib"] = max(row["peak_mib"], _peak())
+    return {name: load() for name, load in found.replaced.items()}
+
+
+def _blocks(keep: Any) -> list[int]:
+    return list(keep.model.get("layers", ()))
+
+
+def _evaluated(model: Any, tokenizer: Any) -> dict[str, float]:
+    import torch
+
     with torch.inference_mode():
-        for name, windows in _evaluation(source.tokenizer()).items():
-            row[name] = round(_perplexity(model, windows), 2)
-    return row
+        return {
+            name: round(_perplexity(model, windows), 2)
+            for name, windows in _evaluation(tokenizer).items()
+        }
+
+
+def speed() -> list[dict[str, Any]]:
+    """Tokens a second of every shape at batch 1 and 8, all in turns; any units will do."""
+    from shearling.axes import Keep
+    from shearling.checkpoint import Checkpoint
+    from shearling.cut import cut
+    from shearling.evaluate.speed import bench
+    from shearling.plan import parse_params, parse_shape, shape_for
+
+    source = Checkpoint.open(source_directory())
+    shapes = {"dense": source.shape}
+    for (axis, removed), text in SHAPES.items():
+        shapes[f"{axis} {removed}"] = parse_shape(text, source)
+    for removed, params in PARAMS.items():
+        shapes[f"both {removed}"] = shape_for(source, parse_params(params, source.parameters))
+    with tempfile.TemporaryDirectory() as scratch:
+        paths = {}
+        for name, after in shapes.items():
+            paths[name] = Path(scratch) / name.replace(" ", "-")
+            if after == source.shape:
+                paths[name].symlink_to(source.path, target_is_directory=True)
+                continue
+            layers = tuple(range(after["layers"]))
+            neurons = (tuple(range(after["mlp"])),) * after["layers"]
+            blocks = {"mlp": neurons} if after["mlp"] < source.shape["mlp"] else {}
+            model = {"layers": layers} if after["layers"] < source.shape["layers"] else {}
+            cut(source, Keep(model, blocks), paths[name])
+        runs = bench(list(paths.values()), batches=(1, 8), repeats=5)["runs"]
+    names = {path.name: name for name, path in paths.items()}
+    names |= {source.path.name: "dense"}
+    return [
+        {
+            "shape": names[run["model"]["name"]], "sizes": str(shapes[names[run["model"]["name"]]]),
+            "batch": run["batch"], "prefill_tokens_per_s": run["prefill_tokens_per_s"],
+            "decode_tokens_per_s": run["decode_tokens_per_s"],
+        }
+        for run in runs
+    ]  # fmt: skip
 
 
 def _loaded(checkpoint: Any, replaced: dict[str, Any]) -> Any:
@@ -143,11 +279,13 @@ def _loaded(checkpoint: Any, replaced: dict[str, Any]) -> Any:
     return model
 
 
-def _calibration_file(scratch: Path) -> Path:
+def _calibration(scratch: Path) -> Any:
+    from shearling.oneshot import Calibration
+
     lines = text_file("redpajama/c4.jsonl", Path()).read_text(encoding="utf-8").splitlines()
     file = scratch / "c4-first-nine-tenths.jsonl"
     file.write_text("\n".join(lines[: len(lines) * 9 // 10]), encoding="utf-8")
-    return file
+    return Calibration(file)
 
 
 def _evaluation(tokenizer: Any, windows: int = 12, length: int = 512) -> dict[str, Any]:
@@ -177,6 +315,11 @@ def _perplexity(model: Any, windows: Any) -> float:
             nll = token_nll(model(ids, use_cache=False).logits[:, :-1], ids[:, 1:])
             total, count = total + float(nll.double().sum()), count + nll.numel()
     return math.exp(total / count)
+
+
+def _restart_peak() -> None:
+    with suppress(OSError):  # elsewhere than on Linux the peak is that of the process's life
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _peak() -> float:

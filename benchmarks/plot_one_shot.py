@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
 START, END = "<!-- table -->", "<!-- end of table -->"
 STYLE = {"none": ("#9aa0a6", "cut"), "refit": ("#4c78a8", "repaired"),
-         "refit+copies": ("#d1495b", "repaired, with copies")}  # fmt: skip
+         "refit+text": ("#d1495b", "repaired, on the model's own text as well")}  # fmt: skip
 
 
 def main() -> None:

@@ -263,7 +263,7 @@ def test_prune_by_list_and_again(run: Run, model: Path, tmp_path: Path) -> None:
 
 
 EVERY_AXIS = "layers=6,hidden=28,heads=4,kv_heads=2,mlp=24,vocab=290"
-ENOUGH = ("--samples", "8", "--length", "16", "--copies", "1")
+ENOUGH = ("--samples", "8", "--length", "16", "--copies", "1", "--written", "4")
 
 
 @pytest.fixture(scope="session")
@@ -306,12 +306,14 @@ def test_prune_on_every_axis(run: Run, wordy: Path, text: Path, output: Path) ->
     assert (chosen["criterion"], chosen["unit_criterion"]) == ("repair", "fisher-energy")
     assert chosen["calibration"] == {
         "file": "sheep.jsonl", "samples": 8, "length": 16, "seed": 0, "rewritten_shares": [0.5],
+        "written": 4,
     }  # fmt: skip
     assert chosen["removed"] == list(range(chosen["removed"][0], chosen["removed"][0] + 2))
-    assert chosen["repair"]["tokens"] == 2 * 8 * 16
+    assert chosen["repair"]["tokens"] == (2 * 8 + 4) * 16
     assert len(chosen["repair"]["steps"]) == 2 * 6
     assert manifest["repaired"]
-    assert all(name.split(".")[-2] in ("o_proj", "down_proj") for name in manifest["repaired"])
+    found = {name.split(".")[-2] for name in manifest["repaired"]}
+    assert found <= {"o_proj", "down_proj", "norm"}
 
     config = json.loads((output / "config.json").read_text())
     for axis, key in {
@@ -521,9 +523,9 @@ def test_stdout_of_the_real_program_is_json(model: Path, text: Path, output: Pat
     )  # fmt: skip
     assert json.loads(done.stdout)["kind"] == "manifest"
     assert done.stderr.splitlines() == [
-        "scoring runs after repair: done", "rewriting calibration text: done",
-        "scoring units by fisher: done", "scoring units by energy: done",
-        "repairing the cut: done",
+        "scoring runs after repair: done", "scoring units by fisher-energy: done",
+        "rewriting calibration text: done", "writing calibration text: done",
+        "repairing the cut: done", "fitting the final norm: done",
         "writing weights: done", "proving the cut: done",
     ]  # fmt: skip
 

@@ -14,16 +14,14 @@ from safetensors.torch import load_file
 
 import naive
 import shearling.oneshot
-from shearling.augment import augment
 from shearling.axes import Keep, Shape
 from shearling.checkpoint import Checkpoint
 from shearling.choose import without
 from shearling.criteria import CRITERIA, score
-from shearling.criteria.units import UNIT_CRITERIA, score_units
+from shearling.criteria.units import UNIT_CRITERIA
 from shearling.errors import ShearlingError
 from shearling.oneshot import Calibration, choose, criteria_for, kinds, prune_to, score_axis
 from shearling.scores import Scores
-from shearling.stream import BlockStream
 from test_masked import AXES, sizes_of
 from tiny_tokenizer import write_llama
 
@@ -36,7 +34,7 @@ SOME = ["llama", "qwen2-tied", "gemma2", "gemma3", "phi3", "gpt_neox", "opt-proj
 def text(tmp_path_factory: pytest.TempPathFactory) -> Calibration:
     path = tmp_path_factory.mktemp("text") / "sheep.txt"
     path.write_text("".join(f"{n} sheep went through the gate. " for n in range(60)))
-    return Calibration(path, samples=8, length=17, shares=(0.5,))
+    return Calibration(path, samples=8, length=17, shares=(0.5,), written=0)
 
 
 @pytest.fixture(autouse=True)
@@ -303,43 +301,7 @@ def test_prune(
     assert {path.name for path in tmp_path.iterdir()} <= {"out", "plain"}
 
 
-@pytest.mark.parametrize(("by", "on_copies"), [(None, True), ("flap", True), ("taylor", False)])
-def test_units_are_seen_on_copies_too(
-    models: Models, text: Calibration, by: str | None, on_copies: bool
-) -> None:
-    """Where a repair follows; what takes gradients, Fisher information too, on the text alone."""
-    checkpoint = Checkpoint.open(models("llama"))
-    stream = BlockStream(checkpoint, resident=True)
-    ids_NS = text.windows(checkpoint)
-    copies = augment(stream, ids_NS, shares=text.shares, seed=text.seed)
-    if by is None:
-        parts = [
-            score_units(stream, name, tokens, ["mlp"])["mlp"].values
-            for name, tokens in (("fisher", ids_NS), ("energy", copies))
-        ]
-        rows = [[a * b for a, b in zip(*each, strict=True)] for each in zip(*parts, strict=True)]
-    else:
-        tokens = copies if on_copies else ids_NS
-        rows = score_units(stream, by, tokens, ["mlp"])["mlp"].values
-    choice = choose(checkpoint, checkpoint.shape.with_(mlp=20), by=by, calibration=text)
-    expected = tuple(tuple(sorted(sorted(range(50), key=row.__getitem__)[-20:])) for row in rows)
-    assert choice.keep.blocks["mlp"] == expected
-    assert choice.copies is not None
-    assert torch.equal(choice.copies, copies)
-
-
-def test_the_repair_takes_the_copies_there_are(
-    models: Models, text: Calibration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    checkpoint = Checkpoint.open(models("llama"))
-    choice = choose(checkpoint, checkpoint.shape.with_(mlp=20), calibration=text)
-    monkeypatch.setattr(shearling.oneshot, "augment", lambda *_, **__: pytest.fail("once more"))
-    prune_to(checkpoint, choice, tmp_path / "out", calibration=text)
-    options = json.loads((tmp_path / "out" / "shearling.json").read_text())["options"]
-    assert options["repair"]["tokens"] == 2 * 8 * 17
-
-
-def test_copies_serve_the_repair(
+def test_what_the_model_says_serves_the_repair(
     models: Models, text: Calibration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[torch.Tensor] = []
@@ -352,10 +314,12 @@ def test_copies_serve_the_repair(
     monkeypatch.setattr(shearling.oneshot, "refit", refit)
     checkpoint = Checkpoint.open(models("llama"))
     choice = choose(checkpoint, checkpoint.shape.with_(mlp=20), by="random", calibration=text)
-    for shares in ((), (0.5, 1.0)):
-        given = replace(text, shares=shares)
-        prune_to(checkpoint, choice, tmp_path / f"{len(shares)}", calibration=given)
-    assert [len(ids_NS) for ids_NS in seen] == [8, 24]
+    for shares, written, stream in (((), 0, None), ((0.5, 1.0), 5, None), ((0.5,), 5, True)):
+        given = replace(text, shares=shares, written=written)
+        place = tmp_path / f"{len(seen)}"
+        prune_to(checkpoint, choice, place, calibration=given, stream=stream)
+    # A model that is streamed writes nothing.
+    assert [len(ids_NS) for ids_NS in seen] == [8, 29, 16]
     assert torch.equal(seen[0], text.windows(checkpoint))
     assert torch.equal(seen[1][:8], seen[0])
     assert not torch.equal(seen[1][8:16], seen[0])

@@ -52,10 +52,13 @@ def test_a_budget_is_met_and_used(variant: str, data: st.DataObject) -> None:
     source = headed(variant)
     params = data.draw(st.integers(cut_to(variant, 1, LEAST), source.parameters - 1))
     found = shape_for(source, params)
-    # By trying every depth and every width that there is, deepest and widest first.
+    # By trying every depth and width from where blocks give half, deepest and widest first.
+    block = cut_to(variant, 2, MLP) - cut_to(variant, 1, MLP)
+    half = (source.parameters - params) / 2
+    few = min(range(DEPTH), key=lambda n: abs(half - n * block))
     layers, mlp = next(
         (layers, mlp)
-        for layers in range(DEPTH, 0, -1)
+        for layers in range(DEPTH - few, 0, -1)
         for mlp in reversed(STEPS)
         if cut_to(variant, layers, mlp) <= params
     )
@@ -81,11 +84,11 @@ def test_the_last_parameter_counts(models: Models, variant: str) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_half_the_neurons_stay(variant: str) -> None:
     source = headed(variant)
-    least = cut_to(variant, DEPTH, LEAST)
-    assert shape_for(source, least) == source.shape.with_(mlp=LEAST)
-    deeper = shape_for(source, least - 1)
-    assert deeper["layers"] == DEPTH - 1
-    assert deeper["mlp"] >= LEAST
+    least = cut_to(variant, 2, LEAST)
+    assert shape_for(source, least) == source.shape.with_(layers=2, mlp=LEAST)
+    fewer = shape_for(source, least - 1)
+    assert fewer["layers"] == 1
+    assert fewer["mlp"] >= LEAST
 
 
 @pytest.mark.parametrize("variant", ["llama", "gpt_neox", "opt"])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from shearling import ridge
-from shearling.ridge import STRENGTHS, Moments, correct, solve
+from shearling.ridge import STRENGTHS, Moments, correct, held_apart, solve
 
 Tokens = tuple[Tensor, Tensor, Tensor]
 
@@ -40,10 +40,11 @@ def least_squares(tokens: Tokens, strength: float, *, bias: bool) -> Tensor:
     """(K + 1, D): rows of tokens scaled by the root of their weight, and one row a penalty."""
     x_TK, r_TD, w_T = tokens
     k, root_T1 = x_TK.shape[1], w_T.sqrt()[:, None]
-    penalty = strength * (w_T[:, None] * x_TK.square()).sum(0).mean()
+    energy_K = (w_T[:, None] * x_TK.square()).sum(0)
+    penalty_K = strength * (energy_K * energy_K.mean()).sqrt()
     constant = torch.ones(len(x_TK), 1, dtype=torch.float64)
     x_T1K = torch.cat([x_TK, constant], 1) if bias else x_TK
-    rows = torch.cat([x_T1K * root_T1, penalty.sqrt() * torch.eye(k, x_T1K.shape[1]).double()])
+    rows = torch.cat([x_T1K * root_T1, penalty_K.sqrt()[:, None] * torch.eye(k, x_T1K.shape[1])])
     wanted = torch.cat([r_TD * root_T1, r_TD.new_zeros(k, r_TD.shape[1])])
     found = torch.linalg.lstsq(rows, wanted, driver="gelsd").solution
     return found if bias else torch.cat([found, found.new_zeros(1, found.shape[1])])
@@ -131,6 +132,24 @@ def test_what_is_not_finite_is_told(where: int, broken: float) -> None:
     assert moments(tokens).finite()  # ty: ignore[invalid-argument-type]
     tokens[where][3, 1] = broken
     assert not moments(tokens).finite()  # ty: ignore[invalid-argument-type]
+
+
+def test_copies_are_held_out_with_their_text() -> None:
+    """Five texts and three copies of each, in runs; the fourth is held out, and its copies."""
+    ids_NS = torch.arange(20)[:, None]
+    found = held_apart(ids_NS, lambda ids: [ids], windows=5)
+    assert [(ids.flatten().tolist(), held) for ids, held in found] == [
+        ([n for n in range(20) if n % 5 != 3], False),
+        ([3, 8, 13, 18], True),
+    ]
+
+
+def test_an_input_that_was_never_stirred_is_left_alone() -> None:
+    x_TK, r_TD, w_T = drawn(30, 4, 2)
+    x_TK[:, 2] = 0
+    found = solve(moments((x_TK, r_TD, w_T)), 0.1, bias=False)
+    assert found.isfinite().all()
+    assert not found[2].any()
 
 
 # --- the strength --------------------------------------------------------------------------------

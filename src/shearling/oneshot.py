@@ -2,7 +2,7 @@
 
 What is removed follows from a criterion for blocks and one for units; each has a default that is
 the best we measured (docs/one_shot.md). The calibration windows serve the criteria as they are,
-and the repair together with copies that the source model rewrote in part.
+and the repair together with copies that the source model rewrote in part, and more that it wrote.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from shearling.choose import account, keep_layers
 from shearling.criteria import CRITERIA, protected_blocks, require_finite, score_tokens
 from shearling.criteria.magnitude import magnitude
 from shearling.criteria.repair import repairable, run_starts
-from shearling.criteria.units import FORWARD, TEXTLESS, UNIT_CRITERIA, score_units
+from shearling.criteria.units import TEXTLESS, UNIT_CRITERIA, score_units
 from shearling.criteria.units.places import check_axes
 from shearling.cut import SHARD_BYTES, cut
 from shearling.data.text import calibration_windows, documents
@@ -34,8 +34,10 @@ from shearling.refit import Repair, refit
 from shearling.scores import Scores
 from shearling.stream import BlockStream
 from shearling.unit_scores import UnitScores, keep_units
+from shearling.written import write
 
 BY_UNITS = "fisher-energy"
+WRITTEN = 64
 # What criteria that run each removal use of the windows: the paper's ten sequences of 128 tokens.
 BLOCK_SAMPLES, BLOCK_LENGTH = 10, 128
 _WIDTHS = ("hidden", "heads", "kv_heads", "mlp")
@@ -51,6 +53,7 @@ class Calibration:
         seed: of every random choice.
         shares: the repair also sees copies of the windows in which the source model rewrote these
             shares of the tokens; none with an empty tuple.
+        written: and so many sequences that the source model writes itself.
     """
 
     file: Path
@@ -58,6 +61,7 @@ class Calibration:
     length: int = 256
     seed: int = 0
     shares: tuple[float, ...] = SHARES
+    written: int = WRITTEN
 
     def windows(self, checkpoint: Checkpoint) -> Tensor:
         """Tokens (samples, length)."""
@@ -70,7 +74,7 @@ class Calibration:
         """For the manifest."""
         return {
             "file": self.file.name, "samples": self.samples, "length": self.length,
-            "seed": self.seed, "rewritten_shares": list(self.shares),
+            "seed": self.seed, "rewritten_shares": list(self.shares), "written": self.written,
         }  # fmt: skip
 
 
@@ -81,13 +85,10 @@ class Choice:
     Attributes:
         keep: the choice.
         options: for the manifest.
-        copies: the calibration windows with their rewritten copies, if these were needed; the
-            repair then does not make them again.
     """
 
     keep: Keep
     options: Mapping[str, Any]
-    copies: Tensor | None = None
 
 
 def criteria_for(by: str | None, checkpoint: Checkpoint, *, repaired: bool) -> tuple[str, str]:
@@ -207,7 +208,7 @@ def choose(
 
         text = documents(windows.file("a smaller vocabulary"))
         vocab = {"vocab": choose_tokens(checkpoint.path, text, after["vocab"])}
-    blocks = copies = None
+    blocks = None
     if scoring or widths:
         blocks = BlockStream(checkpoint, resident=None if stream is None else not stream)
     if scoring and blocks is not None:
@@ -215,9 +216,8 @@ def choose(
         keep = keep_layers(scores, after["layers"])
     options = account(keep, before["layers"], scores) if "layers" in keep.model else {}
     if blocks is not None and ids_NS is not None:
-        if repaired and calibration is not None and by_units not in TEXTLESS:
-            copies = _copies(blocks, calibration, ids_NS, progress)
-        found = _score_units(blocks, by_units, ids_NS, copies, widths, calibration, progress)
+        seed = calibration.seed if calibration else 0
+        found = score_units(blocks, by_units, ids_NS, widths, seed=seed, progress=progress)
         layers = keep.model.get("layers", tuple(range(before["layers"])))
         units = keep_units(found, checkpoint.layout, before, after, layers)
         keep = Keep({**keep.model, **units.model}, units.blocks)
@@ -226,7 +226,7 @@ def choose(
     if calibration is not None:
         options["calibration"] = calibration.as_json()
     options["seconds_choosing"] = round(time.perf_counter() - started, 2)
-    return Choice(keep, options, copies)
+    return Choice(keep, options)
 
 
 def prune_to(
@@ -253,20 +253,42 @@ def prune_to(
                 raise ShearlingError(
                     "a repair runs the model on text; give --calibration FILE, or --no-refit."
                 )
-            ids_NS = choice.copies
-            if ids_NS is None:
-                blocks = BlockStream(checkpoint, resident=None if stream is None else not stream)
-                ids_NS = _copies(blocks, calibration, calibration.windows(checkpoint), progress)
-                del blocks
+            ids_NS = repair_text(checkpoint, calibration, stream=stream, progress=progress)
             solved = refit(
-                checkpoint, choice.keep, ids_NS, Path(scratch), stream=stream, progress=progress
-            )
+                checkpoint, choice.keep, ids_NS, Path(scratch), windows=calibration.samples,
+                stream=stream, progress=progress,
+            )  # fmt: skip
             options["repair"] = solved.as_json()
         return cut(
             checkpoint, choice.keep, output, replaced=solved.replaced if solved else None,
             options=options, seed=calibration.seed if calibration else None, stream=stream,
             shard_bytes=shard_bytes, progress=progress,
         )  # fmt: skip
+
+
+def repair_text(
+    checkpoint: Checkpoint,
+    calibration: Calibration,
+    *,
+    stream: bool | None = None,
+    progress: Progress = silent,
+) -> Tensor:
+    """What a repair is solved on: the windows, copies of them, and what the model writes itself.
+
+    A model that is streamed writes nothing: every token would be a walk through all of it.
+
+    Returns:
+        Tokens (sequences, length); the windows come first, and what is some multiple of
+        ``calibration.samples`` behind a window derives from it.
+    """
+    ids_NS = calibration.windows(checkpoint)
+    blocks = BlockStream(checkpoint, resident=None if stream is None else not stream)
+    seed = calibration.seed
+    found = [augment(blocks, ids_NS, shares=calibration.shares, seed=seed, progress=progress)]
+    if blocks.resident:
+        del blocks  # the weights are loaded once more
+        found += [write(checkpoint, ids_NS, calibration.written, seed=seed, progress=progress)]
+    return torch.cat(found)
 
 
 class _Windows:
@@ -291,38 +313,6 @@ class _Windows:
     def of_units(self, by: str) -> Tensor:
         """The windows, or no tokens for a criterion that looks at none."""
         return torch.zeros(0, 0, dtype=torch.long) if by in TEXTLESS else self.of(by)
-
-
-def _copies(
-    blocks: BlockStream, calibration: Calibration, ids_NS: Tensor, progress: Progress
-) -> Tensor:
-    return augment(
-        blocks, ids_NS, shares=calibration.shares, seed=calibration.seed, progress=progress
-    )
-
-
-def _score_units(
-    blocks: BlockStream,
-    by: str,
-    ids_NS: Tensor,
-    copies: Tensor | None,
-    axes: list[str],
-    calibration: Calibration | None,
-    progress: Progress,
-) -> dict[str, UnitScores]:
-    """Units scored for a cut: what needs gradients on the text, what does not on copies as well.
-
-    A walk forward costs a third of one forward and back, and units that the text alone would not
-    stir are seen at work on the copies: on SmolLM2, they are what other domains need.
-    """
-    seed = calibration.seed if calibration else 0
-    if copies is None or by not in (BY_UNITS, *FORWARD):
-        return score_units(blocks, by, ids_NS, axes, seed=seed, progress=progress)
-    if by in FORWARD:
-        return score_units(blocks, by, copies, axes, progress=progress)
-    fisher = score_units(blocks, "fisher", ids_NS, axes, progress=progress)
-    energy = score_units(blocks, "energy", copies, axes, progress=progress)
-    return {axis: fisher[axis].geometric_mean(energy[axis], by) for axis in axes}
 
 
 def _check_blocks(

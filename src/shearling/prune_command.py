@@ -75,6 +75,10 @@ def prune(
             "rewrote some of the tokens.",
         ),
     ] = 3,
+    written: Annotated[
+        int,
+        typer.Option(min=0, help="Sequences for the repair that the source model writes itself."),
+    ] = 64,
     seed: Seed = 0,
     stream: Stream = None,
     protect_first: ProtectFirst = None,
@@ -98,7 +102,7 @@ def prune(
     check_output(output)
     text = None
     if calibration is not None:
-        text = Text(calibration, samples, length, seed, _shares(copies))
+        text = Text(calibration, samples, length, seed, _shares(copies), written)
     repaired = _repaired(refit, text)
     source = Checkpoint.open(model)
     after = _shape(source, shape, params, layers, remove)

@@ -14,10 +14,9 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -29,6 +28,8 @@ from shearling.checkpoint import Checkpoint
 from shearling.errors import ShearlingError
 from shearling.products import fast_products
 from shearling.progress import Progress, silent
+from shearling.readout import fit_gain, gain_name, some
+from shearling.repaired import Repair, Step
 from shearling.ridge import HELD_OUT, Correction, Moments, correct, held_apart
 from shearling.stream import BlockStream, Call
 from shearling.view import CutView, cut_view
@@ -36,53 +37,6 @@ from shearling.wavefront import States
 
 ROUNDING = 1e-9  # share of a stream's squared norm; less is no fault of the cut
 _SOURCE, _CUT = frozenset({-1}), frozenset({-2})  # keys of the two streams among the states
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What one writer's repair achieved.
-
-    Attributes:
-        block: its number in the source.
-        axis: ``heads`` or ``mlp``.
-        strength: of the penalty that held-out tokens chose; None where none helped.
-        error_before, error_after: share of the stream's squared norm that was, and is, missing
-            on held-out tokens (tokens weighted by the inverse of their squared norm).
-    """
-
-    block: int
-    axis: str
-    strength: float | None
-    error_before: float
-    error_after: float
-
-
-@dataclass(frozen=True)
-class Repair:
-    """Tensors of the result that were solved anew.
-
-    Attributes:
-        replaced: name in the result -> a function that reads it.
-        steps: one a writer.
-        warnings: sentences for the user.
-        seconds: what it took.
-        tokens: how many it was solved on.
-    """
-
-    replaced: Mapping[str, Callable[[], Tensor]]
-    steps: tuple[Step, ...]
-    warnings: tuple[str, ...]
-    seconds: float
-    tokens: int
-
-    def as_json(self) -> dict[str, Any]:
-        """For the manifest."""
-        return {
-            "seconds": round(self.seconds, 2),
-            "tokens": self.tokens,
-            "warnings": list(self.warnings),
-            "steps": [asdict(step) for step in self.steps],
-        }
 
 
 @torch.inference_mode()
@@ -93,6 +47,7 @@ def refit(
     ids_NS: Tensor,
     directory: Path,
     *,
+    windows: int | None = None,
     stream: bool | None = None,
     progress: Progress = silent,
 ) -> Repair:
@@ -106,6 +61,8 @@ def refit(
         keep: what survives; a cut vocabulary changes nothing here.
         ids_NS: calibration tokens, in the source's numbering; at least 4 sequences.
         directory: where the tensors are put, one file a block.
+        windows: how many of the sequences are texts of their own, if those behind them are copies
+            of them in the same order (:func:`shearling.augment.augment`); all, if not given.
         stream: read blocks from disk as they are needed (True), hold the model in memory (False),
             or go by the memory that is free (None).
         progress: told the blocks done.
@@ -115,9 +72,10 @@ def refit(
             is named), or a ``keep`` that is not possible.
     """
     started = time.perf_counter()
-    if len(ids_NS) < HELD_OUT:
+    windows = len(ids_NS) if windows is None else windows
+    if windows < HELD_OUT:
         raise ShearlingError(
-            f"{len(ids_NS)} calibration sequences were given, but a repair needs at least "
+            f"{windows} calibration sequences were given, but a repair needs at least "
             f"{HELD_OUT} to choose how strong it should be; raise --samples, or use --no-refit."
         )
     without_vocab = Keep({a: i for a, i in keep.model.items() if a != "vocab"}, keep.blocks)
@@ -127,16 +85,17 @@ def refit(
         source = BlockStream(checkpoint, resident=resident)
         states = States(None if source.resident else Path(scratch))
         walk = _Walk(source, BlockStream(view, resident=False), view, keep, states, directory)
-        walk.begin(ids_NS)
+        walk.begin(ids_NS, windows)
         steps = []
         layers = keep.model.get("layers", tuple(range(source.depth)))
         for target, block in enumerate(layers):
             steps += walk.repair(target, block)
             progress("repairing the cut", target + 1, len(layers))
+        readout = walk.fit_readout(progress)
         warnings = walk.warnings()  # asks the states how long sequences are
     return Repair(
         walk.replaced(), tuple(steps), warnings, time.perf_counter() - started,
-        ids_NS.numel(),
+        ids_NS.numel(), readout,
     )  # fmt: skip
 
 
@@ -154,6 +113,7 @@ class _Walk:
     files: dict[str, Path] = field(default_factory=dict)
     scale: float = 1.0
     held: list[bool] = field(default_factory=list)
+    batches: list[Tensor] = field(default_factory=list)
     singular: dict[int, int] = field(default_factory=dict)
     strengths: dict[str, float] = field(default_factory=dict)
 
@@ -165,9 +125,9 @@ class _Walk:
         self.additive = self.source.checkpoint.family.additive(self.source.checkpoint.config)
         self.reached = 0
 
-    def begin(self, ids_NS: Tensor) -> None:
+    def begin(self, ids_NS: Tensor, windows: int) -> None:
         """Embed the tokens twice; sequences are held out in a fixed pattern."""
-        batches = held_apart(ids_NS, self.source.batches)
+        batches = held_apart(ids_NS, self.source.batches, windows)
         for number, (ids_BS, held) in enumerate(batches):
             h_BSD, source_calls = self.source.begin(ids_BS)
             h_BSE, cut_calls = self.cut.begin(ids_BS)
@@ -179,6 +139,7 @@ class _Walk:
             self.states.put(_CUT, number, h_BSE)
             self.calls.append((source_calls, cut_calls))
             self.held.append(held)
+            self.batches.append(ids_BS)
 
     def repair(self, target: int, index: int) -> list[Step]:
         """Bring one surviving block's writers in line; both streams move on past it.
@@ -233,9 +194,10 @@ class _Walk:
                 self.states.put(_SOURCE, number, out_BSD)
                 for half in self.halves:
                     h_BSD = h_BSD + seen.contributions[half.axis]
-                    # Only what is added to the stream is of the stream's scale.
-                    own_BSE = self._surviving(seen.outputs[half.axis])
-                    self.states.put(_key(half, "own"), number, own_BSE)
+                    if half.norm is not None or not self.additive:
+                        # Only what is added to the stream is of the stream's scale.
+                        own_BSE = self._surviving(seen.outputs[half.axis])
+                        self.states.put(_key(half, "own"), number, own_BSE)
                     if self.additive:
                         self.states.put(_key(half, "stream"), number, self._kept(h_BSD))
         self.reached = index + 1
@@ -284,7 +246,9 @@ class _Walk:
                 h_BSE = self.states.get(_CUT, number)
                 run_until(block, calls[target], h_BSE)
                 x_BSK = seen.inputs[half.axis]
-                own_BSE = self.states.get(_key(half, "own"), number)
+                own_BSE = None
+                if half.norm is not None or not self.additive:
+                    own_BSE = self.states.get(_key(half, "own"), number)
                 if self.additive:
                     wanted_BSE = self.states.get(_key(half, "stream"), number)
                     w_BS = _inverse_energy(wanted_BSE)
@@ -295,8 +259,10 @@ class _Walk:
                         self.states.put(_key(half, "x"), number, x_BSK)
                         self.states.put(_key(half, "before"), number, h_BSE)
                 else:
+                    assert own_BSE is not None
                     y_BSE, w_BS = own_BSE, _inverse_energy(own_BSE)
                 if gain is not None:
+                    assert own_BSE is not None
                     y_BSE, w_BS = _before_norm(y_BSE, own_BSE, w_BS, gain)
                 yield number, x_BSK, y_BSE - _linear(writer, x_BSK), w_BS
 
@@ -307,6 +273,28 @@ class _Walk:
         tensors = {f"{prefix}.{name}": tensor for name, tensor in writer.named_parameters()}
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
         self.files |= dict.fromkeys(tensors, file)
+
+    def fit_readout(self, progress: Progress) -> tuple[float, float] | None:
+        """Fit the final norm's gain; the divergence before and after, unless it is left alone."""
+        fit, held = (
+            [
+                (self.batches[n], self.states.get(_SOURCE, n), self.states.get(_CUT, n))
+                for n in some(
+                    [n for n, is_held in enumerate(self.held) if is_held == wanted],
+                    self.batches[0].numel(),
+                )
+            ]
+            for wanted in (False, True)
+        )
+        found = fit_gain(self.source, self.cut, fit, held, progress=progress)
+        if found is None:
+            return None
+        name = gain_name(self.cut)
+        assert name is not None
+        file = self.directory / "readout.safetensors"
+        save_file({name: found[0].contiguous()}, file)
+        self.files[name] = file
+        return found[1], found[2]
 
     def _kept(self, h_BSD: Tensor) -> Tensor:
         h_BSE = self._surviving(h_BSD)

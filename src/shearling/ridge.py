@@ -2,10 +2,13 @@
 
 Given inputs X and what is missing from the outputs R, both with token weights w, the correction
 
-    D = argmin  sum_t w_t |x_t D - r_t|^2 + mu |D|^2,   mu = strength * mean of the Gram's diagonal
+    D = argmin  sum_t w_t |x_t D - r_t|^2 + sum_k mu_k |D_k|^2
 
-is added to the weights. Centred on zero instead, the same regression made a pruned model worse
-than no repair at all (LOG.md, 2026-11-22): 16 thousand tokens cannot carry a whole matrix.
+is added to the weights. An input's penalty grows with the root of its energy g_k (the Gram's
+diagonal), mu_k = strength * sqrt(g_k * mean g): between a penalty alike for all, which leaves
+quiet inputs unused, and one that ignores their scale (LOG.md, 2026-11-22). Centred on zero instead,
+the same regression made a pruned model worse than no repair at all: 16 thousand tokens cannot
+carry a whole matrix.
 
 Shapes: T tokens, K inputs, D outputs.
 """
@@ -31,10 +34,14 @@ HELD_OUT = 4
 
 
 def held_apart(
-    ids_NS: Tensor, batches: Callable[[Tensor], list[Tensor]]
+    ids_NS: Tensor, batches: Callable[[Tensor], list[Tensor]], windows: int | None = None
 ) -> list[tuple[Tensor, bool]]:
-    """Batches to fit on, then those held out, each with whether it is; none holds of both."""
-    rows = torch.arange(len(ids_NS)) % HELD_OUT == HELD_OUT - 1
+    """Batches to fit on, then those held out, each with whether it is; none holds of both.
+
+    With ``windows``, sequences ``windows`` apart are copies of one text and go together.
+    """
+    window = torch.arange(len(ids_NS)) % (windows or max(1, len(ids_NS)))
+    rows = window % HELD_OUT == HELD_OUT - 1
     return [
         (ids_BS, held)
         for held, chosen in ((False, ~rows), (True, rows))
@@ -100,7 +107,7 @@ class Correction:
     Attributes:
         weight_KD: to the weights, transposed.
         bias_D: to the bias; zeros where there is none.
-        strength: of the penalty, relative to the Gram's mean diagonal; None for no correction.
+        strength: of the penalty, relative to the inputs' energies; None for no correction.
         error_before, error_after: share of the held-out squared norm that was, and is, missing.
     """
 
@@ -120,8 +127,11 @@ def solve(moments: Moments, strength: float, *, bias: bool) -> Tensor:
     k = moments.gram_KK.shape[0] - 1
     size = k + 1 if bias else k
     gram = moments.gram_KK[:size, :size].clone()
-    mean = float(moments.gram_KK.diagonal()[:k].mean())
-    gram.diagonal()[:k] += strength * mean + 1e-12 * mean + 1e-300
+    energy_K = moments.gram_KK.diagonal()[:k].clamp_min(0)
+    mean = float(energy_K.mean())
+    # The floor keeps an input that was never stirred from making the matrix singular.
+    penalty_K = (energy_K * mean).sqrt().clamp_min(1e-6 * mean)
+    gram.diagonal()[:k] += strength * penalty_K + 1e-12 * mean + 1e-300
     factor, info = torch.linalg.cholesky_ex(gram)
     cross = moments.cross_KD[:size]
     found = (

@@ -81,7 +81,8 @@ class BlockStream:
             _return_freed_memory()
         self._shells = _block_shells(checkpoint, dtype)
         self._loaded: dict[int, nn.Module] = {}
-        self._model = _outside(checkpoint, dtype)
+        with _ordinary_tensors():
+            self._model = _outside(checkpoint, dtype)
         self._stand_ins = [_StandIn() for _ in range(self.depth)]
         parent, _, leaf = checkpoint.family.blocks.rpartition(".")
         setattr(self._model.get_submodule(parent), leaf, nn.ModuleList(self._stand_ins))
@@ -108,6 +109,10 @@ class BlockStream:
     def logits(self, h_BSD: Tensor, ids_BS: Tensor) -> Tensor:
         """Logits (B, S, V) of the state that left the last block."""
         return self._run(ids_BS, h_BSD, logits_to_keep=0)
+
+    def outside(self, name: str) -> nn.Parameter:
+        """A parameter that lies outside the blocks, by its name in the checkpoint."""
+        return self._model.get_parameter(self.checkpoint.family.renamed.get(name, name))
 
     def nll(self, h_BSD: Tensor, ids_BS: Tensor) -> Tensor:
         """Negative log-likelihoods (B, S-1), in nats, of each token after the first.

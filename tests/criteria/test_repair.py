@@ -83,8 +83,9 @@ def reference(path: Path, ids_NS: Tensor, start: int, remove: int) -> float:
     def solved(strength: float) -> Tensor:
         x_TK, r_TD, w_T = tokens["fit"]
         k, root = x_TK.shape[1], w_T.sqrt()[:, None]
-        penalty = (strength * (w_T[:, None] * x_TK.square()).sum(0).mean()).sqrt()
-        rows = torch.cat([x_TK * root, penalty * torch.eye(k).double()])
+        energy_K = (w_T[:, None] * x_TK.square()).sum(0)
+        penalty_K1 = (strength * (energy_K * energy_K.mean()).sqrt()).sqrt()[:, None]
+        rows = torch.cat([x_TK * root, penalty_K1 * torch.eye(k).double()])
         wanted = torch.cat([r_TD * root, r_TD.new_zeros(k, r_TD.shape[1])])
         return torch.linalg.lstsq(rows, wanted, driver="gelsd").solution
 

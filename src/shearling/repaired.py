@@ -1,0 +1,60 @@
+"""What a repair gives back: tensors that were solved anew, and how well each did."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one writer's repair achieved.
+
+    Attributes:
+        block: its number in the source.
+        axis: ``heads`` or ``mlp``.
+        strength: of the penalty that held-out tokens chose; None where none helped.
+        error_before, error_after: share of the stream's squared norm that was, and is, missing
+            on held-out tokens (tokens weighted by the inverse of their squared norm).
+    """
+
+    block: int
+    axis: str
+    strength: float | None
+    error_before: float
+    error_after: float
+
+
+@dataclass(frozen=True)
+class Repair:
+    """Tensors of the result that were solved anew.
+
+    Attributes:
+        replaced: name in the result -> a function that reads it.
+        steps: one a writer.
+        warnings: sentences for the user.
+        seconds: what it took.
+        tokens: how many it was solved on.
+        divergence: of the next-token distribution from the source's on held-out tokens, in nats,
+            before and after the final norm's gain was fitted; None where it was left alone.
+    """
+
+    replaced: Mapping[str, Callable[[], Tensor]]
+    steps: tuple[Step, ...]
+    warnings: tuple[str, ...]
+    seconds: float
+    tokens: int
+    divergence: tuple[float, float] | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {
+            "seconds": round(self.seconds, 2),
+            "tokens": self.tokens,
+            "warnings": list(self.warnings),
+            "divergence": None if self.divergence is None else list(self.divergence),
+            "steps": [asdict(step) for step in self.steps],
+        }
