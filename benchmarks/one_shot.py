@@ -48,6 +48,7 @@ def main() -> None:
     """Run what has not been run, then write the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", help="criteria to run, separated by commas")
+    parser.add_argument("--sizes", default="20,40", help="percentages to remove")
     parser.add_argument("--speed", action="store_true", help="time the shapes")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -65,7 +66,8 @@ def main() -> None:
     for axis, criterion in _jobs(arguments.only):
         known = [r for r in result["rows"] if (r["axis"], r["criterion"]) == (axis, criterion)]
         done = [[row["removed"], row["repair"]] for row in known]
-        for row in _in_a_process(axis, criterion, done):
+        sizes = [int(size) for size in arguments.sizes.split(",")]
+        for row in _in_a_process(axis, criterion, sizes, done):
             result["rows"].append(row)
             save("one_shot", result)
 
@@ -77,8 +79,10 @@ def _jobs(only: str | None) -> list[tuple[str, str]]:
     return jobs if only is None else [job for job in jobs if job[1] in only.split(",")]
 
 
-def _in_a_process(axis: str, criterion: str, done: list[Any]) -> Iterator[dict[str, Any]]:
-    command = [sys.executable, __file__, "--job", json.dumps([axis, criterion, done])]
+def _in_a_process(
+    axis: str, criterion: str, sizes: list[int], done: list[Any]
+) -> Iterator[dict[str, Any]]:
+    command = [sys.executable, __file__, "--job", json.dumps([axis, criterion, sizes, done])]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
@@ -88,7 +92,7 @@ def _in_a_process(axis: str, criterion: str, done: list[Any]) -> Iterator[dict[s
         raise SystemExit(f"{axis} by {criterion} failed")
 
 
-def rows(axis: str, criterion: str, done: list[Any]) -> Iterator[dict[str, Any]]:
+def rows(axis: str, criterion: str, sizes: list[int], done: list[Any]) -> Iterator[dict[str, Any]]:
     """All rows of one criterion that are not done yet; only repaired tensors go to disk."""
     from shearling.checkpoint import Checkpoint
     from shearling.view import cut_view
@@ -99,7 +103,7 @@ def rows(axis: str, criterion: str, done: list[Any]) -> Iterator[dict[str, Any]]
         scratch = Path(place)
         calibration = replace(_calibration(scratch), shares=(), written=0)
         choose = _chooser(source, axis, criterion, calibration)
-        wanted = [(0, "none")] if axis == "dense" else [(s, r) for s in PARAMS for r in repairs]
+        wanted = [(0, "none")] if axis == "dense" else [(s, r) for s in sizes for r in repairs]
         for removed, repair in wanted:
             if [removed, repair] in done:
                 continue

@@ -84,7 +84,9 @@ def refit(
     with tempfile.TemporaryDirectory(prefix="shearling-") as scratch:
         source = BlockStream(checkpoint, resident=resident)
         states = States(None if source.resident else Path(scratch))
-        walk = _Walk(source, BlockStream(view, resident=False), view, keep, states, directory)
+        same = view.shape["hidden"] == checkpoint.shape["hidden"]
+        cut = BlockStream(view, resident=False, like=source if same else None)
+        walk = _Walk(source, cut, view, keep, states, directory)
         walk.begin(ids_NS, windows)
         steps = []
         layers = keep.model.get("layers", tuple(range(source.depth)))

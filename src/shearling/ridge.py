@@ -27,6 +27,7 @@ STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 # Above so many inputs sums are kept in float32: four Gram matrices of 6,656 inputs would otherwise
 # take 1.4 GB, and the penalty keeps the system far from singular.
 DOUBLE_INPUTS = 4096
+ROWS = 2048  # of a Gram matrix computed at a time, so that no second one is alive
 
 
 # Every fourth sequence chooses the strength.
@@ -71,7 +72,9 @@ class Moments:
         k = x_TK.shape[1]
         xw_KT = (x_TK * w_T[:, None]).T.contiguous()
         # As linear layers these products take the faster library (shearling.products).
-        self.gram_KK[:k, :k] += nn.functional.linear(xw_KT, x_TK.T)
+        for rows in torch.arange(k).split(ROWS):
+            part = slice(int(rows[0]), int(rows[-1]) + 1)
+            self.gram_KK[part, :k] += nn.functional.linear(xw_KT[part], x_TK.T)
         sums_K = xw_KT.sum(1).to(self.gram_KK.dtype)
         self.gram_KK[:k, k] += sums_K
         self.gram_KK[k, :k] += sums_K
@@ -124,22 +127,31 @@ def solve(moments: Moments, strength: float, *, bias: bool) -> Tensor:
     The penalty leaves the bias free. A Gram matrix of fewer tokens than inputs is singular, and
     the penalty alone makes it solvable.
     """
-    k = moments.gram_KK.shape[0] - 1
-    size = k + 1 if bias else k
+    cross = moments.cross_KD[: _inputs(moments, bias)]
+    factor = _penalised(moments, strength, bias=bias)
+    info = torch.empty((), dtype=torch.int32)
+    torch.linalg.cholesky_ex(factor, out=(factor, info))  # in place: these matrices are large
+    if int(info) == 0:
+        found = torch.cholesky_solve(cross, factor)
+    else:
+        gram = _penalised(moments, strength, bias=bias)
+        found = torch.linalg.lstsq(gram, cross, driver="gelsd").solution
+    return found if bias else torch.cat([found, found.new_zeros(1, found.shape[1])])
+
+
+def _inputs(moments: Moments, bias: bool) -> int:
+    return moments.gram_KK.shape[0] - (0 if bias else 1)
+
+
+def _penalised(moments: Moments, strength: float, *, bias: bool) -> Tensor:
+    k, size = moments.gram_KK.shape[0] - 1, _inputs(moments, bias)
     gram = moments.gram_KK[:size, :size].clone()
     energy_K = moments.gram_KK.diagonal()[:k].clamp_min(0)
     mean = float(energy_K.mean())
     # The floor keeps an input that was never stirred from making the matrix singular.
     penalty_K = (energy_K * mean).sqrt().clamp_min(1e-6 * mean)
     gram.diagonal()[:k] += strength * penalty_K + 1e-12 * mean + 1e-300
-    factor, info = torch.linalg.cholesky_ex(gram)
-    cross = moments.cross_KD[:size]
-    found = (
-        torch.cholesky_solve(cross, factor)
-        if int(info) == 0
-        else torch.linalg.lstsq(gram, cross, driver="gelsd").solution
-    )
-    return found if bias else torch.cat([found, found.new_zeros(1, found.shape[1])])
+    return gram
 
 
 def correct(

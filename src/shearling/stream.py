@@ -63,6 +63,8 @@ class BlockStream:
         resident: hold all blocks in memory, or read each from disk whenever it is asked for.
             None decides by the memory that is free.
         dtype: what is computed in.
+        like: a stream of a model that is the same outside its blocks; the embedding and the head,
+            which can be a third of the memory a stream takes, are then shared with it.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class BlockStream:
         *,
         resident: bool | None = None,
         dtype: torch.dtype = torch.float32,
+        like: BlockStream | None = None,
     ) -> None:
         """Build the outside of the model and load its weights; blocks come later."""
         self.checkpoint = checkpoint
@@ -82,7 +85,7 @@ class BlockStream:
         self._shells = _block_shells(checkpoint, dtype)
         self._loaded: dict[int, nn.Module] = {}
         with _ordinary_tensors():
-            self._model = _outside(checkpoint, dtype)
+            self._model = _outside(checkpoint, dtype, None if like is None else like._model)
         self._stand_ins = [_StandIn() for _ in range(self.depth)]
         parent, _, leaf = checkpoint.family.blocks.rpartition(".")
         setattr(self._model.get_submodule(parent), leaf, nn.ModuleList(self._stand_ins))
@@ -212,8 +215,11 @@ def _return_freed_memory() -> None:
         mallopt(_M_MMAP_THRESHOLD, 2**20)
 
 
-def _outside(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
-    """The stock model without blocks, its weights loaded; frozen, in evaluation mode."""
+def _outside(checkpoint: Checkpoint, dtype: torch.dtype, like: nn.Module | None) -> nn.Module:
+    """The stock model without blocks, its weights loaded; frozen, in evaluation mode.
+
+    Matrices are shared with ``like``, vectors (the final norm's) are copies.
+    """
     import copy
 
     from transformers import AutoModelForCausalLM
@@ -227,11 +233,15 @@ def _outside(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
     # Gemma looks block types up by number while it walks the (stand-in) blocks.
     setattr(model.config, depth_key, checkpoint.shape["layers"])
     renamed = checkpoint.family.renamed
-    weights = {
-        renamed.get(name, name): tensor
-        for name, tensor in checkpoint.read(checkpoint.outer_names())
-    }
-    missing, unexpected = model.load_state_dict(weights, strict=False)
+    if like is not None:
+        found = like.state_dict().items()
+        weights = {name: tensor if tensor.ndim > 1 else tensor.clone() for name, tensor in found}
+    else:
+        weights = {
+            renamed.get(name, name): tensor
+            for name, tensor in checkpoint.read(checkpoint.outer_names())
+        }
+    missing, unexpected = model.load_state_dict(weights, strict=False, assign=like is not None)
     tied = {renamed.get(row.name, row.name) for row in checkpoint.layout.rows if row.tied_to}
     assert set(missing) <= tied, missing
     assert not unexpected, unexpected

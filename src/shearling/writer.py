@@ -61,17 +61,22 @@ def new_directory(output: Path) -> Generator[Path]:
     try:
         with disk_errors(output):
             yield staging
-            mask = _umask()
-            for file in staging.rglob("*"):
-                if file.is_file():
-                    file.chmod(0o666 & ~mask)  # safetensors makes its files private
-                _sync(file)
-            _sync(staging)
-            staging.chmod(0o777 & ~mask)  # and mkdtemp its directory
+            sync_tree(staging)
+            staging.chmod(0o777 & ~_umask())  # mkdtemp makes its directory private
             os.replace(staging, output)
         _sync(output.parent)  # should this fail, the output is there nevertheless, and whole
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def sync_tree(directory: Path) -> None:
+    """Flush a directory with all in it to disk, files readable as the user's umask has them."""
+    mask = _umask()
+    for file in directory.rglob("*"):
+        if file.is_file():
+            file.chmod(0o666 & ~mask)  # safetensors makes its files private
+        _sync(file)
+    _sync(directory)
 
 
 def write_json(path: Path, value: Any) -> None:
