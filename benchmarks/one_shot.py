@@ -49,6 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", help="criteria to run, separated by commas")
     parser.add_argument("--sizes", default="20,40", help="percentages to remove")
+    parser.add_argument("--repairs", default=",".join(REPAIRS), help="which of these")
     parser.add_argument("--speed", action="store_true", help="time the shapes")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -67,22 +68,23 @@ def main() -> None:
         known = [r for r in result["rows"] if (r["axis"], r["criterion"]) == (axis, criterion)]
         done = [[row["removed"], row["repair"]] for row in known]
         sizes = [int(size) for size in arguments.sizes.split(",")]
-        for row in _in_a_process(axis, criterion, sizes, done):
+        wanted = [[size, repair] for size in sizes for repair in arguments.repairs.split(",")]
+        wanted = [[0, "none"]] if axis == "dense" else wanted
+        left = [each for each in wanted if each not in done]
+        for row in _in_a_process(axis, criterion, left) if left else ():
             result["rows"].append(row)
             save("one_shot", result)
 
 
 def _jobs(only: str | None) -> list[tuple[str, str]]:
-    jobs = [("dense", "none"), *DEFAULTS]
+    jobs = [("dense", "dense"), *DEFAULTS]
     jobs += [(axis, by) for axis, all_ in (("width", WIDTH), ("depth", DEPTH)) for by in all_]
     jobs = list(dict.fromkeys(jobs))
     return jobs if only is None else [job for job in jobs if job[1] in only.split(",")]
 
 
-def _in_a_process(
-    axis: str, criterion: str, sizes: list[int], done: list[Any]
-) -> Iterator[dict[str, Any]]:
-    command = [sys.executable, __file__, "--job", json.dumps([axis, criterion, sizes, done])]
+def _in_a_process(axis: str, criterion: str, left: list[Any]) -> Iterator[dict[str, Any]]:
+    command = [sys.executable, __file__, "--job", json.dumps([axis, criterion, left])]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
@@ -92,8 +94,8 @@ def _in_a_process(
         raise SystemExit(f"{axis} by {criterion} failed")
 
 
-def rows(axis: str, criterion: str, sizes: list[int], done: list[Any]) -> Iterator[dict[str, Any]]:
-    """All rows of one criterion that are not done yet; only repaired tensors go to disk."""
+def rows(axis: str, criterion: str, left: list[Any]) -> Iterator[dict[str, Any]]:
+    """The rows of one criterion that are left; only repaired tensors go to disk."""
     from shearling.checkpoint import Checkpoint
     from shearling.view import cut_view
 
@@ -103,9 +105,8 @@ def rows(axis: str, criterion: str, sizes: list[int], done: list[Any]) -> Iterat
         scratch = Path(place)
         calibration = replace(_calibration(scratch), shares=(), written=0)
         choose = _chooser(source, axis, criterion, calibration)
-        wanted = [(0, "none")] if axis == "dense" else [(s, r) for s in sizes for r in repairs]
-        for removed, repair in wanted:
-            if [removed, repair] in done:
+        for removed, repair in left:
+            if repair not in repairs and axis != "dense":
                 continue
             row: dict[str, Any] = {
                 "axis": axis, "removed": removed, "criterion": criterion, "repair": repair,

@@ -17,6 +17,7 @@ import typer
 
 from shearling import __version__
 from shearling.errors import ShearlingError
+from shearling.heal_command import heal
 from shearling.options import (
     BY_HELP,
     Batches,
@@ -35,7 +36,9 @@ from shearling.options import (
     protection,
     unit_lines,
 )
+from shearling.pack_command import pack
 from shearling.prune_command import prune
+from shearling.reference_command import reference
 
 if TYPE_CHECKING:
     from shearling.checkpoint import Checkpoint
@@ -132,6 +135,9 @@ def score(
 
 
 app.command()(prune)
+app.command()(pack)
+app.command()(heal)
+app.command()(reference)
 
 
 @app.command("eval")

@@ -20,6 +20,7 @@ AXES = ("layers", "hidden", "heads", "kv_heads", "mlp", "vocab")
 BLOCKS_GIVE = 0.5
 MLP_FLOOR = 0.5
 MULTIPLE = 8  # of neurons: what matrix kernels like
+_NUMBER = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([xXkKmMbB]?)")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 
 
@@ -75,7 +76,7 @@ def parse_params(text: str, total: int) -> int:
     Raises:
         ShearlingError: not of that form, or not fewer than the model has.
     """
-    match = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([xXkKmMbB]?)", text.strip())
+    match = _NUMBER.fullmatch(text.strip())
     if match is None:
         raise ShearlingError(
             f"--params {text!r} was given, but a share such as 0.8x or a number such as 113M "
@@ -89,6 +90,23 @@ def parse_params(text: str, total: int) -> int:
             "give fewer, such as 0.8x."
         )
     return wanted
+
+
+def parse_count(text: str, option: str) -> int:
+    """Read ``200k``, ``1.5M``, ``2B`` or ``90000`` as a number of ``option``.
+
+    Raises:
+        ShearlingError: not of that form, or not above 0.
+    """
+    match = _NUMBER.fullmatch(text.strip())
+    if match is None or match[2].upper() == "X":
+        raise ShearlingError(
+            f"{option} {text!r} was given, but a number such as 200k, 1.5M or 2B was expected."
+        )
+    found = int(Fraction(match[1]) * _UNITS[match[2].upper()])
+    if found < 1:
+        raise ShearlingError(f"{option} {text} is nothing; give a number such as 200k.")
+    return found
 
 
 def shape_for(checkpoint: Checkpoint, params: int) -> Shape:

@@ -1,0 +1,188 @@
+"""From the tokens of documents to the two parts of a domain: split by document, cut, written.
+
+Legend: D documents, T tokens a sequence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shearling.data.store import MASK, PARTS, TOKENS
+from shearling.errors import ShearlingError
+
+# Of every document: its digest, and how many tokens it has.
+DOCUMENT = np.dtype([("digest", "<u8"), ("tokens", "<u8")])
+# Tokens copied at a time.
+CHUNK = 8_000_000
+
+
+def choose_held_out(documents: np.ndarray, share: float, length: int) -> np.ndarray:
+    """Which documents are held out, bool [D].
+
+    A document is held out if its digest lies in the lowest ``share`` of all digests there could
+    be: whatever else there is, and in whatever order. If these have fewer tokens than a sequence,
+    those next in the order of digests are added, one after the other, as long as training keeps a
+    sequence as well. Documents that are equal have one digest, so they stay together.
+    """
+    if share == 0 or not len(documents):
+        return np.zeros(len(documents), dtype=bool)
+    digests, inverse = np.unique(documents["digest"], return_inverse=True)
+    tokens = np.zeros(len(digests), dtype=np.int64)
+    np.add.at(tokens, inverse, documents["tokens"].astype(np.int64))
+    held = digests.astype(np.float64) < share * 2.0**64
+    left = int(tokens[~held].sum())
+    found = int(tokens[held].sum())
+    for i in np.flatnonzero(~held):  # already sorted by digest
+        if found >= length:
+            break
+        if left - tokens[i] >= length:
+            held[i] = True
+            left, found = left - int(tokens[i]), found + int(tokens[i])
+    return held[inverse]
+
+
+def merge(
+    domain: str, shards: Sequence[Path], output: Path, *, length: int, share: float, dtype: np.dtype
+) -> dict[str, Any]:
+    """Write a domain's parts from what its shards hold, and describe them.
+
+    Args:
+        domain: for messages, and the directory below ``output``.
+        shards: in the order of the text; each a path to which ``.ids``, ``.mask`` (where not all
+            is learned) and ``.documents`` are appended.
+        output: the store.
+        length: tokens a sequence.
+        share: of the documents, to be held out.
+        dtype: of the tokens.
+
+    Raises:
+        ShearlingError: there is no document, or too little text for both parts.
+    """
+    tables = [np.fromfile(f"{shard}.documents", DOCUMENT) for shard in shards]
+    documents = np.concatenate([*tables, np.empty(0, DOCUMENT)])
+    if not len(documents):
+        raise ShearlingError(
+            f"the domain {domain!r} holds no text; give files with at least one document."
+        )
+    held = choose_held_out(documents, share, length)
+    masked = any(Path(f"{shard}.mask").exists() for shard in shards)
+    writers = [_Part(output / domain / part, length, masked) for part in PARTS]
+    try:
+        first = 0
+        for shard, table in zip(shards, tables, strict=True):
+            _distribute(shard, table, held[first : first + len(table)], writers, dtype)
+            first += len(table)
+        parts = {part: writer.finish() for part, writer in zip(PARTS, writers, strict=True)}
+    finally:
+        for writer in writers:
+            writer.close()
+    for part, chosen in (("train", ~held), ("held_out", held)):
+        parts[part] = {"documents": int(chosen.sum())} | parts[part]
+    _require(domain, parts, documents, length, share)
+    return parts
+
+
+def _require(
+    domain: str, parts: dict[str, Any], documents: np.ndarray, length: int, share: float
+) -> None:
+    wanted = PARTS if share else PARTS[:1]
+    if all(parts[part]["sequences"] for part in wanted):
+        return
+    total = int(documents["tokens"].sum())
+    count = len(np.unique(documents["digest"]))
+    needed = "a sequence to train on and one held out" if share else "a sequence"
+    advice = ", or --held-out 0 to hold nothing out" if share else ""
+    raise ShearlingError(
+        f"the domain {domain!r} has {total:,} tokens in {count:,} different documents, too little "
+        f"for {needed} of {length:,} tokens each; give more documents, a smaller --length{advice}."
+    )
+
+
+def _distribute(
+    shard: Path, table: np.ndarray, held: np.ndarray, writers: Sequence[_Part], dtype: np.dtype
+) -> None:
+    """Give each part the documents of a shard that are its own, in their order."""
+    if not len(table):
+        return
+    ids = np.memmap(f"{shard}.ids", dtype, mode="r")
+    file = Path(f"{shard}.mask")
+    mask = np.memmap(file, np.uint8, mode="r") if file.exists() else None
+    ends = np.cumsum(table["tokens"].astype(np.int64))
+    start, first = 0, 0
+    while first < len(table):
+        last = max(first + 1, int(np.searchsorted(ends, start + CHUNK)))
+        stop = int(ends[last - 1])
+        sizes = table["tokens"][first:last].astype(np.int64)
+        side = np.repeat(held[first:last], sizes)
+        part, learned = ids[start:stop], None if mask is None else mask[start:stop]
+        for writer, chosen in zip(writers, (~side, side), strict=True):
+            writer.add(part[chosen], None if learned is None else learned[chosen])
+        start, first = stop, last
+
+
+class _Part:
+    """A part of a domain as it is written: whole sequences, and what is left over."""
+
+    def __init__(self, folder: Path, length: int, masked: bool) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.length = length
+        self.files = {TOKENS: (folder / TOKENS).open("wb")}
+        if masked:
+            self.files[MASK] = (folder / MASK).open("wb")
+        else:
+            (folder / MASK).unlink(missing_ok=True)
+        self.digests = {name: hashlib.sha256() for name in self.files}
+        self.rest: tuple[np.ndarray, np.ndarray] | None = None
+        self.sequences = self.learned = self.unlearned = 0
+
+    def add(self, ids: np.ndarray, mask: np.ndarray | None) -> None:
+        """Take the tokens of documents; a mask is 1 where they are learned, None if all are."""
+        if mask is None:
+            mask = np.ones(len(ids), dtype=np.uint8)
+        if self.rest is not None:
+            ids = np.concatenate([self.rest[0], ids])
+            mask = np.concatenate([self.rest[1], mask])
+        whole = len(ids) // self.length * self.length
+        self.rest = ids[whole:].copy(), mask[whole:].copy()
+        rows_NT = ids[:whole].reshape(-1, self.length)
+        mask_NT = mask[:whole].reshape(-1, self.length)
+        # The first token of a sequence is predicted by none.
+        useful = mask_NT[:, 1:].any(axis=1)
+        self.unlearned += int((~useful).sum()) * self.length
+        self.sequences += int(useful.sum())
+        self.learned += int(mask_NT[useful].sum())
+        self._write(TOKENS, rows_NT[useful])
+        if MASK in self.files:
+            self._write(MASK, mask_NT[useful])
+
+    def finish(self) -> dict[str, Any]:
+        """Flush to disk and describe what was written."""
+        for file in self.files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        described: dict[str, Any] = {
+            "sequences": self.sequences,
+            "tokens": self.sequences * self.length,
+            "learned_tokens": self.learned,
+            "dropped_remainder": 0 if self.rest is None else len(self.rest[0]),
+            "dropped_without_answer": self.unlearned,
+            "tokens_sha256": self.digests[TOKENS].hexdigest(),
+        }
+        if MASK in self.files:
+            described["mask_sha256"] = self.digests[MASK].hexdigest()
+        return described
+
+    def close(self) -> None:
+        for file in self.files.values():
+            file.close()
+
+    def _write(self, name: str, rows: np.ndarray) -> None:
+        data = np.ascontiguousarray(rows).tobytes()
+        self.digests[name].update(data)
+        self.files[name].write(data)

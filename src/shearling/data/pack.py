@@ -1,0 +1,309 @@
+"""Building a token store: shards of files to tokens, in parallel, then the shards to domains.
+
+Every shard's tokens are kept below ``.unfinished`` in the store until all of it is there, with a
+small file, written last, that says the shard is whole. So an interrupted run goes on where it
+stopped, and neither that nor the number of workers shows in the result.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from shearling.checkpoint import read_json
+from shearling.data.domains import Source, find_domains
+from shearling.data.encode import Encoder, adds_bos
+from shearling.data.merge import merge
+from shearling.data.records import SHARD_BYTES, split
+from shearling.data.shards import Task, tokenise
+from shearling.data.store import KIND, MANIFEST, UNFINISHED, VERSION, tokenizer_hash
+from shearling.errors import ShearlingError
+from shearling.manifest import versions
+from shearling.progress import Progress, silent
+from shearling.writer import check_output, file_digest, write_json
+
+PLAN = "plan.json"
+# Below this, other processes would take longer to start than one to do the work.
+WORTH_WORKERS = 64_000_000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be packed, and how; a function of the options and the files alone."""
+
+    tokenizer: PreTrainedTokenizerBase = field(repr=False)
+    name: str
+    domains: Mapping[str, Sequence[Source]]
+    length: int = 2048
+    held_out: float = 0.02
+    seed: int = 0
+
+    @staticmethod
+    def of(
+        specs: Sequence[str], tokenizer: PreTrainedTokenizerBase, name: str, *,
+        length: int = 2048, held_out: float = 0.02, seed: int = 0,
+    ) -> Plan:  # fmt: skip
+        """Find the files of ``specs``; see :func:`shearling.data.domains.find_domains`.
+
+        Raises:
+            ShearlingError: the files or the numbers will not do, or there is no EOS token.
+        """
+        if length < 2:
+            raise ShearlingError(f"length is {length}, but a sequence has at least 2 tokens.")
+        if not 0 <= held_out < 1:
+            raise ShearlingError(
+                f"held-out is {held_out}, but a share of the documents was expected, such as "
+                "0.02; 0 holds nothing out."
+            )
+        Encoder(tokenizer)
+        return Plan(tokenizer, name, find_domains(specs), length, held_out, seed)
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files, as they lie on the disk."""
+        return sum(s.file.stat().st_size for group in self.domains.values() for s in group)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the stored tokens: two bytes where the vocabulary fits, else four."""
+        largest = max(self.tokenizer.get_vocab().values())
+        return np.dtype("<u2") if largest < 2**16 else np.dtype("<u4")
+
+    def describe(self, digests: Mapping[Path, str]) -> dict[str, Any]:
+        """What makes a store this one and no other."""
+        template = self.tokenizer.chat_template
+        return {
+            "kind": KIND,
+            "version": VERSION,
+            "length": self.length,
+            "held_out": self.held_out,
+            "seed": self.seed,
+            "dtype": self.dtype.name,
+            "tokenizer": {
+                "name": self.name,
+                "sha256": tokenizer_hash(self.tokenizer),
+                "chat_template_sha256": sha256(str(template).encode()).hexdigest()
+                if template
+                else None,
+                "eos": self.tokenizer.eos_token,
+                "bos": self.tokenizer.bos_token if adds_bos(self.tokenizer) else None,
+            },
+            "sources": {
+                domain: [
+                    {"file": s.name, "bytes": s.file.stat().st_size, "sha256": digests[s.file]}
+                    for s in sources
+                ]
+                for domain, sources in self.domains.items()
+            },
+        }
+
+
+def pack(
+    plan: Plan, output: Path, *, workers: int | None = None, shard_bytes: int = SHARD_BYTES,
+    progress: Progress = silent,
+) -> dict[str, Any]:  # fmt: skip
+    """Build the store, or finish one that was begun the same way; returns its manifest.
+
+    Args:
+        plan: what is packed.
+        output: a new directory, or one where this plan was begun.
+        workers: processes; by default one for each processor, or one where there is little to do.
+        shard_bytes: of text, tokenised at one go; no matter to the result.
+        progress: told the bytes read.
+
+    Raises:
+        ShearlingError: the output is taken, or was begun with other options or other files; a
+            file cannot be read or a record is none; a domain is too small; the disk ran full; or
+            a worker was killed.
+    """
+    _check(output)
+    unfinished = output / UNFINISHED
+    if workers is None:
+        workers = _processors() if plan.bytes >= WORTH_WORKERS else 1
+    with _disk_errors(output), _alone(unfinished):
+        described = plan.describe(_digests(plan, workers, progress))
+        if (output / MANIFEST).is_file():
+            manifest = read_json(output / MANIFEST)
+            _require_same(output, described, manifest)
+        else:
+            if (unfinished / PLAN).is_file():
+                _require_same(output, described, read_json(unfinished / PLAN), begun=True)
+            write_json(unfinished / PLAN, described)
+            with _nothing_for_nothing(unfinished):
+                tasks = _tasks(plan, described["sources"], unfinished, shard_bytes)
+                tokenise(tasks, plan.tokenizer, workers, progress)
+                domains = _merge(tasks, plan, output, workers, progress)
+            manifest = described | {"domains": domains, "versions": _versions()}
+            write_json(output / MANIFEST, manifest)
+        shutil.rmtree(unfinished)
+    return manifest
+
+
+def _check(output: Path) -> None:
+    """The output is new, or a store of ours, finished or not."""
+    if not (output / MANIFEST).is_file() and not (output / UNFINISHED).is_dir():
+        check_output(output)
+
+
+@contextmanager
+def _alone(unfinished: Path) -> Generator[None]:
+    """Refuse to work where another process does; a killed one does not stand in the way."""
+    unfinished.mkdir(parents=True, exist_ok=True)
+    handle = os.open(unfinished, os.O_RDONLY)
+    try:
+        _lock(handle, unfinished.parent)
+        try:
+            yield
+        finally:
+            # Of what was refused nothing is left; with shards in it, it stays.
+            with suppress(OSError):
+                unfinished.rmdir()
+                unfinished.parent.rmdir()
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, output: Path) -> None:
+    with suppress(ImportError):  # without fcntl there is nothing to lock with
+        import fcntl
+
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ShearlingError(
+                f"{output} is being written by another process; wait for it, or name another "
+                "output."
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+
+
+def _require_same(
+    output: Path, wanted: dict[str, Any], found: dict[str, Any], *, begun: bool = False
+) -> None:
+    """Raise ShearlingError if what is in the output was packed otherwise, and say how.
+
+    Where it was only begun, a file may have changed: a wrong line was mended, say. Shards know
+    which file they are of.
+    """
+    differences = [
+        f"{key} {found.get(key)} there and {wanted[key]} here"
+        for key in ("version", "length", "held_out", "seed")
+        if found.get(key) != wanted[key]
+    ]
+    # The name is left out: a directory may have moved.
+    tokenizers = [{**each.get("tokenizer", {}), "name": ""} for each in (wanted, found)]
+    sources = [
+        {
+            domain: [each["file"] if begun else (each["file"], each["sha256"]) for each in files]
+            for domain, files in described.get("sources", {}).items()
+        }
+        for described in (wanted, found)
+    ]
+    differences += ["another tokenizer"] if tokenizers[0] != tokenizers[1] else []
+    differences += ["other files"] if sources[0] != sources[1] else []
+    if differences:
+        raise ShearlingError(
+            f"output {output} exists and was packed otherwise ({', '.join(differences)}); name a "
+            "new one, give the same options and files, or remove it."
+        )
+
+
+def _processors() -> int:
+    with suppress(AttributeError):  # not on every system
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _digests(plan: Plan, workers: int, progress: Progress) -> dict[Path, str]:
+    """SHA-256 of every file. Threads do: hashing leaves the interpreter free."""
+    files = [source.file for sources in plan.domains.values() for source in sources]
+    found: dict[Path, str] = {}
+    done, total = 0, plan.bytes
+    with ThreadPoolExecutor(workers) as pool:
+        futures = {pool.submit(file_digest, file): file for file in files}
+        for future in as_completed(futures):
+            found[futures[future]] = future.result()
+            done += futures[future].stat().st_size
+            progress("hashing files", done, total)
+    return found
+
+
+def _tasks(
+    plan: Plan, described: Mapping[str, Any], unfinished: Path, shard_bytes: int
+) -> list[Task]:
+    """Every shard of every file, in the order in which the domains will hold them."""
+    tasks: list[Task] = []
+    for domain, sources in plan.domains.items():
+        (unfinished / domain).mkdir(exist_ok=True)
+        for index, source in enumerate(sources):
+            sha = described[domain][index]["sha256"]
+            for shard in split(source.file, shard_bytes):
+                path = unfinished / domain / f"{index:06}-{shard.start:014}"
+                tasks.append(Task(domain, shard, sha, path, plan.dtype, plan.seed))
+    return tasks
+
+
+@contextmanager
+def _nothing_for_nothing(unfinished: Path) -> Generator[None]:
+    """Should it fail before a shard was finished, there is nothing to keep."""
+    try:
+        yield
+    except BaseException:
+        if not any(unfinished.glob("*/*.json")):
+            shutil.rmtree(unfinished)
+            unfinished.mkdir()
+        raise
+
+
+def _merge(
+    tasks: list[Task], plan: Plan, output: Path, workers: int, progress: Progress
+) -> dict[str, Any]:
+    """The parts of every domain, in threads: copying and hashing leave the interpreter free."""
+
+    def one(domain: str) -> dict[str, Any]:
+        own = [task for task in tasks if task.domain == domain]
+        parts = merge(
+            domain, [task.path for task in own], output,
+            length=plan.length, share=plan.held_out, dtype=plan.dtype,
+        )  # fmt: skip
+        return parts | {"left_out": sum((task.finished() or {})["left_out"] for task in own)}
+
+    found: dict[str, Any] = {}
+    with ThreadPoolExecutor(workers) as pool:
+        futures = {pool.submit(one, domain): domain for domain in plan.domains}
+        for future in as_completed(futures):
+            found[futures[future]] = future.result()
+            progress("packing domains", len(found), len(futures))
+    return dict(sorted(found.items()))
+
+
+def _versions() -> dict[str, str]:
+    from shearling import __version__
+
+    found = versions()
+    return {"shearling": __version__} | {key: found[key] for key in ("tokenizers", "transformers")}
+
+
+@contextmanager
+def _disk_errors(output: Path) -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise ShearlingError(
+            f"the disk ran full while writing {output}; what is finished is kept, so free some "
+            "space and give the same command again."
+        ) from error

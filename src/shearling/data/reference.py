@@ -1,0 +1,331 @@
+"""Reference losses: what a model of the target's size should reach in each domain.
+
+Measured on the source model, predicted by a scaling law from several models, or given. Losses are
+means in nats per token, by domain.
+
+Shapes: N sequences, B of a batch, S positions, D hidden.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from shearling.checkpoint import Checkpoint
+from shearling.data.scaling import EXPONENTS, Law, fit
+from shearling.data.weights import losses_of
+from shearling.errors import ShearlingError
+from shearling.progress import Progress, silent
+
+SEQUENCES = 500  # of each domain, as in Sheared LLaMA
+SCRATCH_BYTES = 8 * 2**30  # of states on disk at a time, where the model is streamed
+IGNORED = -100  # a label without a loss
+
+
+class Held(Protocol):
+    """What is asked of :class:`shearling.data.store.Store`."""
+
+    @property
+    def domains(self) -> Iterable[str]:
+        """Names."""
+        ...
+
+    def sequences(self, domain: str, part: str, /) -> Any:
+        """``[rows]`` gives ids and labels (n, length); ``len()`` how many there are."""
+        ...
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Reference losses and where they come from.
+
+    Attributes:
+        losses: domain -> nats per token.
+        how: ``method`` (``measured``, ``law`` or ``given``) and the facts of that method; one
+            that is measured has ``parameters``, so that a law can be fitted to several.
+    """
+
+    losses: dict[str, float]
+    how: dict[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """As in docs/files.md."""
+        from shearling.manifest import stamp
+
+        return {"kind": "reference"} | stamp() | {"losses": self.losses, "how": self.how}
+
+    def save(self, path: Path) -> None:
+        """Write a file that :meth:`load` reads, whole or not at all."""
+        from shearling.writer import write_json
+
+        write_json(path, self.as_json())
+
+    @staticmethod
+    def load(path: Path) -> Reference:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ShearlingError: not such a file, or a loss that is no finite number of at least 0.
+        """
+        data = _json(path)
+        if data.get("kind") != "reference" or not isinstance(data.get("losses"), dict):
+            raise ShearlingError(
+                f"{path} is not a file of reference losses (its kind is {data.get('kind')!r}); "
+                "make one with: shearling reference MODEL --store STORE --output reference.json."
+            )
+        how = data.get("how")
+        losses = losses_of(data["losses"], data["losses"], f"reference losses of {path}")
+        return Reference(losses, dict(how) if isinstance(how, dict) else {})
+
+
+@dataclass(frozen=True)
+class Point:
+    """Losses of one model.
+
+    Attributes:
+        model: its name.
+        parameters: its size, tied ones once.
+        losses: domain -> nats per token.
+        tokenizer: hash of the tokenizer that made the tokens, if it is known.
+    """
+
+    model: str
+    parameters: int
+    losses: Mapping[str, float]
+    tokenizer: str | None = None
+
+    @staticmethod
+    def load(path: Path) -> Point:
+        """A file of losses measured on one model (ShearlingError if it names no size)."""
+        found = Reference.load(path)
+        parameters = found.how.get("parameters")
+        if isinstance(parameters, bool) or not isinstance(parameters, int) or parameters < 1:
+            raise ShearlingError(
+                f"{path} does not say of a model of which size its losses are "
+                f"(how.parameters is {parameters!r}); give the file of one measured model."
+            )
+        model, store = found.how.get("model"), found.how.get("store")
+        name = model.get("name") if isinstance(model, dict) else model
+        tokenizer = store.get("tokenizer") if isinstance(store, dict) else None
+        return Point(str(name or path.stem), parameters, found.losses, tokenizer)
+
+
+def measure(
+    model: str | Path | Checkpoint,
+    store: Held,
+    sequences: int = SEQUENCES,
+    *,
+    stream: bool | None = None,
+    progress: Progress = silent,
+) -> dict[str, float]:
+    """A model's own losses on the held-out part of each domain, computed in float32.
+
+    Memory is that of the model, or of one block where it is streamed; states then lie on disk,
+    8 GiB of them at a time, and the weights are read once for each 8 GiB.
+
+    Args:
+        model: a model, or where it is.
+        store: tokens; the first ``sequences`` held-out sequences of each domain are taken.
+        sequences: at most so many of each domain.
+        stream: read blocks from disk as they are needed (True), hold the model in memory (False),
+            or go by the memory that is free (None).
+        progress: told the block runs done.
+
+    Returns:
+        Domain -> mean over all tokens that have a label, nats per token.
+
+    Raises:
+        ShearlingError: a domain with nothing held out or nothing to predict, tokens that the model
+            does not know, or a loss that is no finite number; the domain is named.
+    """
+    import torch
+
+    from shearling.products import fast_products
+    from shearling.stream import BlockStream
+
+    checkpoint = model if isinstance(model, Checkpoint) else Checkpoint.open(model)
+    text = {domain: _held_out(store, domain, sequences) for domain in store.domains}
+    with torch.inference_mode(), fast_products():
+        walk = BlockStream(checkpoint, resident=None if stream is None else not stream)
+        batches = [
+            (domain, ids_BS, labels_BS)
+            for domain, (ids_NS, labels_NS) in text.items()
+            for ids_BS, labels_BS in zip(walk.batches(ids_NS), walk.batches(labels_NS), strict=True)
+        ]
+        sums = dict.fromkeys(text, 0.0)
+        found = _losses(
+            walk, [ids for _, ids, _ in batches], f"running {checkpoint.name}", progress
+        )
+        for (domain, _, labels_BS), nll_BT in zip(batches, found, strict=True):
+            sums[domain] += float(nll_BT[labels_BS[:, 1:] != IGNORED].double().sum())
+    means = {
+        domain: sums[domain] / int((labels_NS[:, 1:] != IGNORED).sum())
+        for domain, (_, labels_NS) in text.items()
+    }
+    return losses_of(means, means, f"losses of {checkpoint.name}")
+
+
+def check_points(points: Sequence[Point]) -> None:
+    """Raise ShearlingError unless all points are of the same domains and of one tokenizer."""
+    domains = set(points[0].losses)
+    for point in points:
+        if set(point.losses) != domains:
+            raise ShearlingError(
+                f"the losses of {point.model} are of {', '.join(sorted(point.losses))}, but those "
+                f"of {points[0].model} of {', '.join(sorted(domains))}; measure all on one store."
+            )
+    tokenizers = {point.tokenizer: point.model for point in points if point.tokenizer}
+    if len(tokenizers) > 1:
+        raise ShearlingError(
+            f"the losses of {' and '.join(tokenizers.values())} were measured with different "
+            "tokenizers, so that a token is not the same for them; measure all on one store."
+        )
+
+
+def predict(points: Sequence[Point], target: int) -> Reference:
+    """Reference losses of a model of ``target`` parameters, by a law fitted in each domain.
+
+    Args:
+        points: losses of models of at least two sizes, of one family and tokenizer.
+        target: parameters, tied ones once, as of the points.
+
+    Returns:
+        The losses; ``how`` has the laws, each point's relative error (prediction over loss, less
+        1), and warnings for a person.
+
+    Raises:
+        ShearlingError: points of different domains or tokenizers, or as :func:`fit`.
+    """
+    check_points(points)
+    laws = {
+        domain: fit([(point.parameters, point.losses[domain]) for point in points], domain)
+        for domain in points[0].losses
+    }
+    errors = {
+        domain: [law(point.parameters) / point.losses[domain] - 1 for point in points]
+        for domain, law in laws.items()
+    }
+    return Reference(
+        {domain: law(target) for domain, law in laws.items()},
+        {
+            "method": "law",
+            "target_parameters": target,
+            "points": [
+                {"model": p.model, "parameters": p.parameters, "losses": dict(p.losses)}
+                for p in points
+            ],
+            "laws": {
+                domain: {"a": law.a, "b": law.b, "c": law.c, "relative_errors": errors[domain]}
+                for domain, law in laws.items()
+            },
+            "warnings": _warnings(points, target, laws),
+        },
+    )
+
+
+def given(text: str) -> Reference:
+    """Losses as a user writes them: ``c4=2.1,code=0.9``, or a JSON file of domain -> loss.
+
+    Raises:
+        ShearlingError: neither, a domain named twice, or a loss that is no finite number.
+    """
+    losses: dict[str, Any] = {}
+    if text.endswith(".json") or Path(text).is_file():
+        data = _json(Path(text))
+        losses = Reference.load(Path(text)).losses if data.get("kind") == "reference" else data
+    else:
+        for part in text.split(","):
+            domain, sign, loss = (piece.strip() for piece in part.partition("="))
+            if not (domain and sign) or domain in losses:
+                raise ShearlingError(
+                    f"--given {text!r} was given, but a loss for each domain such as "
+                    "c4=2.1,code=0.9, each domain once, or a JSON file of such was expected."
+                )
+            losses[domain] = loss
+    if not losses:
+        raise ShearlingError(f"--given {text!r} gives no losses; name domains such as c4=2.1.")
+    return Reference(losses_of(losses, losses, "losses given"), {"method": "given"})
+
+
+def _held_out(store: Held, domain: str, sequences: int) -> tuple[Any, Any]:
+    """Ids and labels (N, S) of a domain's first held-out sequences, as tensors."""
+    import numpy as np
+    import torch
+
+    part = store.sequences(domain, "held_out")
+    rows = np.arange(min(sequences, len(part)))
+    if len(rows):
+        ids_NS, labels_NS = (torch.as_tensor(array) for array in part[rows])
+        if (labels_NS[:, 1:] != IGNORED).any():
+            return ids_NS, labels_NS
+    raise ShearlingError(
+        f"the domain {domain} has no held-out tokens to predict in {len(rows)} sequences; hold "
+        "more of it out, give it more text, or leave it out."
+    )
+
+
+def _losses(walk: Any, batches: list[Any], stage: str, progress: Progress) -> Iterable[Any]:
+    """Nats (B, S-1) of each batch of ids, in order; blocks are read once for a group of batches."""
+    from shearling.wavefront import States
+
+    none: frozenset[int] = frozenset()
+    width = 4 * walk.checkpoint.shape["hidden"]
+    most = max(1, SCRATCH_BYTES // (max(ids.numel() for ids in batches) * width))
+    each = 1 if walk.resident else most  # in memory, one batch can go all the way by itself
+    done, total = 0, len(batches) * (walk.depth + 1)
+    for first in range(0, len(batches), each):
+        group = batches[first : first + each]
+        with tempfile.TemporaryDirectory(prefix="shearling-") as scratch:
+            states = States(None if walk.resident else Path(scratch))
+            calls = []
+            for number, ids_BS in enumerate(group):
+                h_BSD, call = walk.begin(ids_BS)
+                states.put(none, number, h_BSD)
+                calls.append(call)
+            for index in range(walk.depth):
+                with walk.block(index) as block:
+                    for number, call in enumerate(calls):
+                        states.put(none, number, call[index](block, states.get(none, number)))
+                        done += 1
+                        progress(stage, done, total)
+            for number, ids_BS in enumerate(group):
+                yield walk.nll(states.get(none, number), ids_BS)
+                done += 1
+                progress(stage, done, total)
+
+
+def _warnings(points: Sequence[Point], target: int, laws: Mapping[str, Law]) -> list[str]:
+    sizes = sorted({point.parameters for point in points})
+    found = []
+    if target < sizes[0] or target > sizes[-1]:
+        near, side = (sizes[0], "smaller") if target < sizes[0] else (sizes[-1], "larger")
+        found.append(
+            f"the target of {target:,} parameters is {max(target / near, near / target):.2g} times "
+            f"{side} than any model measured; the law is extrapolated"
+        )
+    if len(sizes) == 2:
+        found.append("models of two sizes determine no constant; c is taken to be 0")
+    elif len(points) == 3:
+        found.append("three models determine the three numbers of a law; errors say little")
+    for domain, law in laws.items():
+        if len(sizes) > 2 and not EXPONENTS[0] * 1.01 < law.b < EXPONENTS[1] / 1.01:
+            found.append(f"the exponent {law.b:.3g} in {domain} is at the limit of what is tried")
+    return found
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file (ShearlingError if it is none)."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(data, dict):
+            raise TypeError("it is not an object")
+    except (OSError, ValueError, TypeError) as error:
+        raise ShearlingError(
+            f"{path} cannot be read as losses ({error}); make such a file with: "
+            "shearling reference MODEL --store STORE --output reference.json."
+        ) from error
+    return data

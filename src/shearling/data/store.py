@@ -1,0 +1,224 @@
+"""A token store: packed sequences of several domains, mapped from disk.
+
+A store is a directory. ``store.json``, written last, describes it; below it lies one directory for
+each domain, in which ``train`` and ``held_out`` hold ``tokens.bin``, rows of ``length`` token ids
+(little-endian, the manifest's dtype), and, where not every token is learned, ``mask.bin``, a byte
+for each token: 1 where its loss counts.
+
+Legend: N sequences, T tokens a sequence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from shearling.checkpoint import read_json
+from shearling.errors import ShearlingError
+
+KIND, VERSION = "token store", 1
+MANIFEST = "store.json"
+UNFINISHED = ".unfinished"
+PARTS = ("train", "held_out")
+TOKENS, MASK = "tokens.bin", "mask.bin"
+NOT_LEARNED = -100
+
+
+@dataclass(frozen=True)
+class Store:
+    """A finished store: its sequences' length, its tokenizer's hash, its domains, sorted."""
+
+    path: Path
+    length: int
+    tokenizer: str
+    domains: tuple[str, ...]
+    manifest: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @staticmethod
+    def open(path: Path) -> Store:
+        """A store that is whole.
+
+        Raises:
+            ShearlingError: nothing is there, it is no store, it is still being written, a file
+                of it is missing or was cut off, or a newer version wrote it.
+        """
+        path = Path(path)
+        if not (path / MANIFEST).is_file():
+            raise ShearlingError(_no_store(path))
+        manifest = read_json(path / MANIFEST)
+        if manifest.get("kind") != KIND:
+            raise ShearlingError(f"{path} is no token store; make one with `shearling pack`.")
+        if manifest.get("version") != VERSION:
+            raise ShearlingError(
+                f"{path} is a token store of version {manifest.get('version')}, but this program "
+                f"reads version {VERSION}; pack it again."
+            )
+        store = Store(
+            path, manifest["length"], manifest["tokenizer"]["sha256"],
+            tuple(sorted(manifest["domains"])), manifest,
+        )  # fmt: skip
+        for domain in store.domains:
+            for part in PARTS:
+                store.sequences(domain, part).check()
+        return store
+
+    def sequences(self, domain: str, part: str = "train") -> Sequences:
+        """The sequences of a domain's ``train`` or ``held_out`` part.
+
+        Raises:
+            ShearlingError: there is no such domain or part.
+        """
+        if domain not in self.domains:
+            raise ShearlingError(
+                f"{self.path} has no domain {domain!r}; it has {', '.join(self.domains)}."
+            )
+        if part not in PARTS:
+            raise ShearlingError(f"a part is called {' or '.join(PARTS)}, not {part!r}.")
+        manifest = self.manifest or read_json(self.path / MANIFEST)
+        rows = manifest["domains"][domain][part]["sequences"]
+        masked = "mask_sha256" in manifest["domains"][domain][part]
+        folder = self.path / domain / part
+        return Sequences(folder, rows, self.length, manifest["dtype"], masked)
+
+    def check_tokenizer(self, model_dir: Path) -> None:
+        """Raise ShearlingError unless this model's tokenizer is the one the store was made with."""
+        found = tokenizer_hash(model_dir)
+        if found != self.tokenizer:
+            made = (self.manifest or read_json(self.path / MANIFEST))["tokenizer"]["name"]
+            raise ShearlingError(
+                f"{self.path} was packed with the tokenizer of {made} ({self.tokenizer[:12]}), "
+                f"but that of {model_dir} differs ({found[:12]}); pack the text anew with "
+                f"--tokenizer {model_dir}."
+            )
+
+
+def _no_store(path: Path) -> str:
+    """Why there is no manifest."""
+    if not path.exists():
+        return f"There is no token store at {path}; make one with `shearling pack`."
+    if (path / UNFINISHED).is_dir():
+        return (
+            f"{path} is still being written, or its writing was interrupted; wait for it, or give "
+            "the same `shearling pack` command again to finish it."
+        )
+    return f"{path} is no token store; make one with `shearling pack`."
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Packed sequences of one part of one domain, read where they are asked for."""
+
+    folder: Path
+    rows: int
+    length: int
+    dtype: str
+    masked: bool
+
+    def __len__(self) -> int:
+        """Number of sequences."""
+        return self.rows
+
+    def __getitem__(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Ids [N, T] and labels [N, T], int64; a label is its id, or -100 where no loss counts.
+
+        Raises:
+            IndexError: there is no such sequence.
+        """
+        chosen = np.asarray(rows, dtype=np.int64).reshape(-1)
+        if len(chosen) and (chosen.min() < 0 or chosen.max() >= self.rows):
+            raise IndexError(f"rows {chosen.min()} to {chosen.max()} of {self.rows}")
+        ids_NT = torch.from_numpy(self._tokens[chosen].astype(np.int64))
+        if self._mask is None:
+            return ids_NT, ids_NT.clone()
+        counts_NT = torch.from_numpy(self._mask[chosen] != 0)
+        return ids_NT, ids_NT.masked_fill(~counts_NT, NOT_LEARNED)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Another process maps the files itself, rather than be sent them."""
+        return {name: self.__dict__[name] for name in self.__dataclass_fields__}
+
+    def check(self) -> None:
+        """Raise ShearlingError unless the files have the size the manifest says."""
+        files = {TOKENS: self._little_endian.itemsize} | ({MASK: 1} if self.masked else {})
+        for name, width in files.items():
+            file, expected = self.folder / name, self.rows * self.length * width
+            found = file.stat().st_size if file.is_file() else None
+            if found != expected:
+                state = "is missing" if found is None else f"has {found:,} bytes"
+                raise ShearlingError(
+                    f"{file} {state}, where {expected:,} bytes were expected; pack the store anew."
+                )
+
+    @property
+    def _little_endian(self) -> np.dtype:
+        return np.dtype(self.dtype).newbyteorder("<")
+
+    @cached_property
+    def _tokens(self) -> np.ndarray:
+        return self._map(TOKENS, self._little_endian)
+
+    @cached_property
+    def _mask(self) -> np.ndarray | None:
+        return self._map(MASK, np.dtype(np.uint8)) if self.masked else None
+
+    def _map(self, name: str, dtype: np.dtype) -> np.ndarray:
+        if not self.rows:  # an empty file cannot be mapped
+            return np.empty((0, self.length), dtype=dtype)
+        return np.memmap(self.folder / name, dtype, mode="r", shape=(self.rows, self.length))
+
+
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a directory, in which no model need be.
+
+    Raises:
+        ShearlingError: there is none that transformers can read.
+    """
+    try:
+        if not directory.is_dir():
+            raise OSError("there is no such directory")
+        tokenizer = AutoTokenizer.from_pretrained(
+            directory, trust_remote_code=False, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ShearlingError(
+            f"{directory} has no tokenizer that transformers can read ({reason}); give a directory "
+            "with tokenizer.json and tokenizer_config.json."
+        ) from error
+    if tokenizer is None:
+        raise ShearlingError(f"The directory {directory} holds no tokenizer; give one that does.")
+    return tokenizer
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase | Path | str) -> str:
+    """SHA-256 of what makes ids out of text: the same after a tokenizer is saved and loaded.
+
+    What only matters in the other direction (the decoder), to conversations (the chat template)
+    or to one call (padding, truncation) is left out.
+
+    Raises:
+        ShearlingError: a directory was given that holds no tokenizer.
+    """
+    if isinstance(tokenizer, Path | str):
+        tokenizer = load_tokenizer(Path(tokenizer))
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        parts: dict[str, Any] = {"class": type(tokenizer).__name__}
+    else:
+        whole = json.loads(backend.to_str())
+        parts = {key: whole.get(key) for key in ("normalizer", "pre_tokenizer", "model")}
+        parts["post_processor"] = whole.get("post_processor")
+    parts["vocabulary"] = tokenizer.get_vocab()
+    parts["special"] = [tokenizer.bos_token_id, tokenizer.eos_token_id]
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,85 @@
+"""A model ready to be trained: every weight float32, sharded over the ranks if there are several.
+
+One process loads it as any user would. Several build it without storage, shard it, and read each
+its own part straight from the checkpoint's safetensors, so that no rank ever holds the whole.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint import HuggingFaceStorageReader
+
+from shearling.checkpoint import Checkpoint
+from shearling.quiet import no_progress_bars
+from shearling.train.parallel import World
+
+
+def empty(checkpoint: Checkpoint) -> Any:
+    """The stock model without storage for its weights."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(checkpoint.config, dtype=torch.float32)
+    model.config.use_cache = False
+    return model
+
+
+def loaded(checkpoint: Checkpoint, world: World) -> Any:
+    """The stock model in float32, whole, on this process's device."""
+    from transformers import AutoModelForCausalLM
+
+    with no_progress_bars():
+        model = AutoModelForCausalLM.from_pretrained(
+            checkpoint.path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
+            local_files_only=True,
+        )  # fmt: skip
+    model.config.use_cache = False
+    return model.to(world.device)
+
+
+def blocks(checkpoint: Checkpoint, model: nn.Module) -> list[nn.Module]:
+    """The model's blocks, in order; peft's wrapping looked through."""
+    plain: Any = getattr(model, "get_base_model", lambda: model)()
+    return list(plain.get_submodule(checkpoint.family.blocks).children())
+
+
+def fill(checkpoint: Checkpoint, model: Any, world: World) -> None:
+    """Give an empty, sharded model storage, and read its weights, each rank its own part."""
+    model.to_empty(device=world.device)
+    model.tie_weights()
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    renamed = checkpoint.family.renamed
+    wanted = {row.name: row for row in checkpoint.layout.stored if not row.in_block}
+    names = [
+        *wanted,
+        *(n for i in range(checkpoint.shape["layers"]) for n in checkpoint.block_names(i)),
+    ]
+    state = {name: parameters[renamed.get(name, name)].detach() for name in names}
+    dcp.load(state, storage_reader=HuggingFaceStorageReader(str(checkpoint.path)))
+    _fill_buffers(checkpoint, model)
+
+
+def _fill_buffers(checkpoint: Checkpoint, model: Any) -> None:
+    """Rotary tables and the like, which no file holds, from a real model without blocks."""
+    from transformers import AutoModelForCausalLM
+
+    config = copy.deepcopy(checkpoint.config)
+    setattr(config, checkpoint.family.keys["layers"], 0)
+    config.vocab_size = 8
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        setattr(config, name, None)
+    real = dict(AutoModelForCausalLM.from_config(config, dtype=torch.float32).named_buffers())
+    for name, buffer in model.named_buffers():
+        assert name in real, f"{name} is not known outside the blocks"
+        buffer.copy_(real[name])
+
+
+def checkpoint_names(checkpoint: Checkpoint) -> dict[str, str]:
+    """Tensor name in the checkpoint -> parameter name in the model."""
+    renamed = checkpoint.family.renamed
+    return {name: renamed.get(name, name) for name in checkpoint.layout.tensors(checkpoint.shape)}

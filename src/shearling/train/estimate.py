@@ -1,0 +1,91 @@
+"""What a run will take, before it takes it: memory of a rank, and time at an assumed speed.
+
+Weights, gradients and AdamW's two moments are float32, four bytes each, divided over the ranks of a
+node's mesh. Activations follow Korthikanti et al. (2205.05198, equation 2 without the attention
+scores, which scaled-dot-product attention does not keep): about 34 bytes a token, channel and block
+at two bytes a value, twice that in float32; with checkpointing a block's input alone is kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from shearling.checkpoint import Checkpoint
+from shearling.train.loop import MICRO_TOKENS
+from shearling.train.options import Options
+
+# FLOPs a second that training reaches, from two CPU cores measured here to an H100 at 40 % of its
+# dense bfloat16 peak; the last two were never measured by us.
+SPEEDS = {"two CPU cores": 1.2e11, "A100": 1.25e14, "H100": 4.0e14}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes of one rank, and seconds of the whole run on each kind of machine."""
+
+    parameters: int
+    ranks: int
+    steps: int
+    tokens: int
+    weights: int
+    gradients: int
+    moments: int
+    activations: int
+    teacher: int
+    flops: float
+
+    @property
+    def total(self) -> int:
+        """Bytes of one rank."""
+        return self.weights + self.gradients + self.moments + self.activations + self.teacher
+
+    def tokens_per_s(self) -> dict[str, float]:
+        """Assumed, of all ranks together."""
+        each = self.flops / self.tokens
+        return {name: speed * self.ranks / each for name, speed in SPEEDS.items()}
+
+    def as_json(self) -> dict[str, Any]:
+        """Every figure."""
+        return asdict(self) | {
+            "bytes_of_a_rank": self.total, "assumed_tokens_per_s": self.tokens_per_s(),
+        }  # fmt: skip
+
+    def as_text(self) -> str:
+        """A few lines for a person."""
+        parts = ("weights", "gradients", "moments", "activations", "teacher")
+        lines = [f"{self.parameters:,} parameters on {self.ranks} rank(s), {self.steps:,} steps"]
+        lines += [f"{part:<12} {getattr(self, part) / 1e9:8.2f} GB a rank" for part in parts]
+        lines.append(f"{'in all':<12} {self.total / 1e9:8.2f} GB a rank")
+        for name, speed in self.tokens_per_s().items():
+            hours = self.tokens / speed / 3600
+            lines.append(f"at {speed:,.0f} tokens/s ({name}, assumed): {hours:,.1f} h")
+        return "\n".join(lines)
+
+
+def estimate(
+    source: Checkpoint, options: Options, length: int, *, ranks: int = 1,
+    teacher: Checkpoint | None = None,
+) -> Estimate:  # fmt: skip
+    """What healing ``source`` takes on ``ranks`` ranks, for sequences of ``length`` tokens."""
+    shape, parameters = source.shape, source.parameters
+    steps = options.steps(length)
+    tokens = steps * options.batch * length
+    trained = parameters
+    if options.recipe == "lora":
+        block_rows = [row for row in source.layout.block_rows() if row.role == "linear"]
+        trained = shape["layers"] * sum(
+            options.rank * sum(dim.size(shape) for dim in row.dims) for row in block_rows
+        )
+    rows = min(options.micro or max(1, MICRO_TOKENS // length), max(1, options.batch // ranks))
+    kept = 4 if options.checkpointing else 68
+    activations = rows * length * shape["hidden"] * shape["layers"] * kept
+    if options.checkpointing:  # one block's, while it is computed anew
+        activations += rows * length * shape["hidden"] * 68
+    wise = 0 if teacher is None or options.recipe != "distill" else teacher.parameters
+    # Two for a product forward, four back; without weights' gradients, two of these four.
+    flops = (6 if trained == parameters else 4) * parameters + 2 * wise
+    return Estimate(
+        parameters, ranks, steps, tokens, 4 * parameters // ranks, 4 * trained // ranks,
+        8 * trained // ranks, activations, 4 * wise // ranks, float(flops) * tokens,
+    )  # fmt: skip

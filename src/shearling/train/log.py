@@ -1,0 +1,99 @@
+"""The run's history: one JSON object a line, always; other trackers if the user has them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from shearling.errors import ShearlingError
+
+FILE = "log.jsonl"
+
+
+class Log:
+    """Appends records; a resumed run first drops what was logged after its checkpoint."""
+
+    def __init__(self, folder: Path, *, after: int, trackers: Sequence[str] = ()) -> None:
+        """Open the log of a run that goes on behind step ``after``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.file = folder / FILE
+        # Held-out losses of the step it goes on from are measured again.
+        kept = [
+            line
+            for line in _lines(self.file)
+            if line["step"] < after or (line["step"] == after and line["kind"] == "train")
+        ]
+        staging = self.file.with_suffix(".partial")
+        staging.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        os.replace(staging, self.file)
+        self._stream = self.file.open("a", encoding="utf-8")
+        self._trackers = [_tracker(name, folder) for name in trackers]
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """One line; it has a ``step`` and a ``kind``."""
+        self._stream.write(json.dumps(record) + "\n")
+        self._stream.flush()
+        for tracker in self._trackers:
+            tracker(record)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """All records of a run, oldest first."""
+    return _lines(folder / FILE)
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    if not file.exists():
+        return []
+    found = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:  # the last line of a run that was killed
+            break
+    return found
+
+
+def _flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Numbers of a record by dotted name."""
+    found: dict[str, float] = {}
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float):
+            found[f"{prefix}{key}"] = float(value)
+    return found
+
+
+def _tracker(name: str, folder: Path) -> Any:
+    """A function that takes records; libraries are imported only when they are asked for."""
+    try:
+        if name == "tensorboard":
+            from torch.utils.tensorboard import SummaryWriter
+
+            writer = SummaryWriter(str(folder / "tensorboard"))
+
+            def to_tensorboard(record: Mapping[str, Any]) -> None:
+                for key, value in _flat(record).items():
+                    writer.add_scalar(key, value, record["step"])
+
+            return to_tensorboard
+        library: Any = __import__(name)
+    except ImportError as error:
+        raise ShearlingError(
+            f"the tracker {name} was asked for, but it is not installed; pip install {name}, or "
+            "leave it out: log.jsonl is always written."
+        ) from error
+    run = library.init(project="shearling", name=folder.parent.name)
+
+    def to_run(record: Mapping[str, Any]) -> None:
+        (run if hasattr(run, "log") else library).log(_flat(record), step=record["step"])
+
+    return to_run

@@ -1,0 +1,185 @@
+"""What is minimised: the text's negative log-likelihood, or the distance from a teacher.
+
+An objective holds the model and is itself the module that is sharded, so that one forward call
+reaches every parameter. It gives sums over tokens, which add up over micro-batches and ranks.
+
+Shapes: B sequences, S positions, T predicted tokens, D hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+IGNORED = -100
+CHUNK = 512  # tokens whose logits are alive at a time where both models' are needed
+
+
+class Objective(nn.Module):
+    """The text's negative log-likelihood, or the forward KL divergence from a teacher.
+
+    Distillation is Hinton et al.'s (1503.02531): KL(teacher || model) of next-token distributions.
+
+    Args:
+        model: a stock causal language model.
+        plain_head: whether logits are the head's product of the last state and no more; then they
+            are never all in memory.
+        teacher: of the same vocabulary, never trained; None for the text's own loss.
+        temperature: divides both models' logits; the sum is multiplied by its square, as is usual,
+            so that gradients keep their size.
+        text_share: weight of the text's own loss beside a teacher; the divergence has the rest.
+        hidden_share: weight of the squared error between last states, a teacher's state's norm
+            squared being 1.
+    """
+
+    def __init__(
+        self, model: Any, *, plain_head: bool, teacher: nn.Module | None = None,
+        temperature: float = 1.0, text_share: float = 0.0, hidden_share: float = 0.0,
+    ) -> None:  # fmt: skip
+        """Hold the models."""
+        super().__init__()
+        self.model, self.teacher = model, teacher
+        self.plain_head = plain_head
+        self.temperature, self.text_share = temperature, text_share
+        self.hidden_share = hidden_share
+
+    def forward(self, ids_BS: Tensor, labels_BS: Tensor, *, held_out: bool = False) -> Tensor:
+        """Sum over the labels that count (0-dim, float32), in nats.
+
+        Held-out text is judged by its own loss, whatever is minimised.
+        """
+        if self.teacher is not None and not held_out:
+            return self._divergence(self.teacher, ids_BS, labels_BS)
+        if not self.plain_head:
+            logits_BSV = self.model(input_ids=ids_BS, use_cache=False).logits[:, :-1]
+            return _summed_nll(logits_BSV.flatten(0, 1).float(), labels_BS[:, 1:].flatten())
+        h_TD, labels_T = predicting(last_state(self.model, ids_BS), labels_BS)
+        return head_loss(self.model, h_TD, labels_T)
+
+    def _divergence(self, teacher: nn.Module, ids_BS: Tensor, labels_BS: Tensor) -> Tensor:
+        with torch.no_grad():
+            wanted_TD, _ = predicting(last_state(teacher, ids_BS), labels_BS, drop=True)
+        h_TD, labels_T = predicting(last_state(self.model, ids_BS), labels_BS, drop=True)
+        model: Any = self.model
+        head = model.get_output_embeddings()
+        total = _InChunks.apply(self._chunk, h_TD, head.weight, head.bias, wanted_TD, labels_T)
+        if self.hidden_share:
+            error_T = (h_TD - wanted_TD).float().square().sum(-1)
+            norm_T = wanted_TD.float().square().sum(-1).clamp_min(1e-12)
+            total = total + self.hidden_share * (error_T / norm_T).sum()
+        return total
+
+    def _chunk(
+        self, h_TD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, wanted_TD: Tensor,
+        labels_T: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """The summed loss of a few tokens, whose logits fit in memory."""
+        assert self.teacher is not None
+        with torch.no_grad():
+            wanted_TV = logits(self.teacher, wanted_TD).float() / self.temperature
+            wanted_TV = wanted_TV.log_softmax(-1)
+        found_TV = capped(self.model, functional.linear(h_TD, weight_VD, bias_V)).float()
+        divergence = functional.kl_div(
+            (found_TV / self.temperature).log_softmax(-1), wanted_TV,
+            reduction="sum", log_target=True,
+        )  # fmt: skip
+        divergence = divergence * self.temperature**2
+        if not self.text_share:
+            return divergence
+        own = _summed_nll(found_TV, labels_T)
+        return (1 - self.text_share) * divergence + self.text_share * own
+
+
+class _InChunks(torch.autograd.Function):
+    """A sum over tokens behind the head, its gradients taken chunk by chunk in the forward pass.
+
+    No more than one chunk's logits are ever alive, and none are computed twice; recomputing them
+    in the backward pass (torch.utils.checkpoint) fails under FSDP2 with torch 2.13.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, loss: Callable[..., Tensor], h_TD: Tensor, weight_VD: Tensor,
+        bias_V: Tensor | None, wanted_TD: Tensor, labels_T: Tensor,
+    ) -> Tensor:  # fmt: skip
+        leaves: list[Any] = [None if t is None else t.detach() for t in (h_TD, weight_VD, bias_V)]
+        needed = [i for i in range(3) if ctx.needs_input_grad[i + 1]]
+        sums = {i: torch.zeros_like(leaves[i]) for i in needed if i > 0}
+        of_h = []
+        total = h_TD.new_zeros((), dtype=torch.float32)
+        for h, wanted, labels in zip(
+            leaves[0].split(CHUNK), wanted_TD.split(CHUNK), labels_T.split(CHUNK), strict=True
+        ):
+            with torch.enable_grad():
+                inputs: list[Any] = [
+                    h.detach(),
+                    *(None if t is None else t.detach() for t in leaves[1:]),
+                ]
+                for i in needed:
+                    inputs[i].requires_grad_(True)
+                found = loss(*inputs, wanted, labels)
+            total += found.detach()
+            if needed:
+                gradients = torch.autograd.grad(found, [inputs[i] for i in needed])
+                for i, gradient in zip(needed, gradients, strict=True):
+                    of_h.append(gradient) if i == 0 else sums[i].add_(gradient)
+        ctx.gradients = {**sums, **({0: torch.cat(of_h)} if of_h else {})}
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        found = [ctx.gradients.get(i) for i in range(3)]
+        return (None, *(None if g is None else g * outer[0] for g in found), None, None)
+
+
+def last_state(model: Any, ids_BS: Tensor) -> Tensor:
+    """What the head reads (B, S, D): the state behind the final norm."""
+    return decoder(model)(input_ids=ids_BS, use_cache=False).last_hidden_state
+
+
+def decoder(model: Any) -> nn.Module:
+    """The model without its head; peft's wrapping looked through."""
+    plain = getattr(model, "get_base_model", lambda: model)()
+    return getattr(plain, plain.base_model_prefix)
+
+
+def predicting(h_BSD: Tensor, labels_BS: Tensor, *, drop: bool = False) -> tuple[Tensor, Tensor]:
+    """States (T, D) and the labels (T,) they are to predict; with ``drop``, only what counts."""
+    h_TD, labels_T = h_BSD[:, :-1].flatten(0, 1), labels_BS[:, 1:].flatten()
+    if drop:
+        counting = labels_T != IGNORED
+        return h_TD[counting], labels_T[counting]
+    return h_TD, labels_T
+
+
+def head_loss(model: Any, h_TD: Tensor, labels_T: Tensor) -> Tensor:
+    """Summed negative log-likelihood (nats), without the logits of all tokens in memory."""
+    head = model.get_output_embeddings()
+    return functional.linear_cross_entropy(
+        h_TD, head.weight, labels_T, linear_bias=head.bias, reduction="sum",
+        options=nn.LinearCrossEntropyOptions() if torch.is_grad_enabled() else None,
+    )  # fmt: skip
+
+
+def logits(model: Any, h_TD: Tensor) -> Tensor:
+    """Logits (T, V) of last states."""
+    return capped(model, model.get_output_embeddings()(h_TD))
+
+
+def capped(model: Any, logits_TV: Tensor) -> Tensor:
+    """Logits soft-capped where the model does so."""
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return logits_TV if cap is None else torch.tanh(logits_TV / cap) * cap
+
+
+def _summed_nll(logits_TV: Tensor, labels_T: Tensor) -> Tensor:
+    return functional.cross_entropy(logits_TV, labels_T, ignore_index=IGNORED, reduction="sum")
+
+
+def counted(labels_BS: Tensor) -> int:
+    """How many tokens are predicted and count."""
+    return int((labels_BS[:, 1:] != IGNORED).sum())

@@ -1,0 +1,129 @@
+"""What a healing run can be told, with defaults; every key is an option of ``shearling heal``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from shearling.errors import ShearlingError
+
+Recipe = Literal["cpt", "lora", "cpt-then-lora", "distill"]
+RECIPES: tuple[Recipe, ...] = ("cpt", "lora", "cpt-then-lora", "distill")
+
+
+class Options(BaseModel):
+    """Options of one run.
+
+    Attributes:
+        recipe: ``cpt`` trains every weight on text; ``lora`` adapters alone, merged at the end;
+            ``distill`` every weight towards the source model's next-token distribution.
+        tokens: how many to train on, over all ranks; rounded up to whole steps.
+        batch: sequences a step, over all ranks; ``micro``: sequences in memory at a time on a rank.
+        lr, betas, eps, weight_decay, clip: of AdamW (Shortened LLaMA, section 4.1, for cpt and
+            lora); weight decay falls on matrices alone.
+        warmup: share of the steps over which the learning rate rises; ``final``: share of it that
+            the cosine ends at.
+        mix: how domains are mixed: ``constant`` (as ``weights`` say, or alike), ``proportional`` to
+            their sizes, or ``dynamic`` (Sheared LLaMA, algorithm 1), which needs a reference.
+        weights: domain -> share at the start; given for all domains, or none.
+        floor, cap: least and largest share of a domain under ``dynamic``.
+        update_every: steps between updates of a dynamic mix.
+        eval_every: steps between held-out losses; ``eval_sequences``: of each domain, at most.
+        save_every: steps between checkpoints; ``keep``: how many are kept.
+        temperature: of both distributions in distillation; ``text_share``: how much of the loss is
+            that of the text itself; ``hidden_share``: weight of the squared error between the last
+            hidden states, where teacher and student have the same width.
+        rank, alpha: of LoRA.
+        dtype: what is computed in: ``auto`` is bfloat16 on a GPU and float32 on a CPU; weights and
+            the optimiser's state stay float32.
+        checkpointing: compute blocks' activations anew in the backward pass.
+        compile: compile the blocks (off on CPUs, where it gained nothing).
+        seed: of the order of data and every draw.
+        trackers: besides log.jsonl: tensorboard, trackio or wandb.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    recipe: Recipe = "cpt"
+    tokens: int = Field(gt=0)
+    batch: int = Field(default=8, gt=0)
+    micro: int | None = Field(default=None, gt=0)
+    lr: float = Field(default=1e-4, gt=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.1, ge=0)
+    clip: float = Field(default=1.0, gt=0)
+    warmup: float = Field(default=0.03, ge=0, le=1)
+    final: float = Field(default=0.1, ge=0, le=1)
+    mix: Literal["constant", "proportional", "dynamic"] = "proportional"
+    weights: dict[str, float] | None = None
+    floor: float = Field(default=0.0, ge=0, le=1)
+    cap: float = Field(default=1.0, gt=0, le=1)
+    update_every: int = Field(default=50, gt=0)
+    eval_every: int = Field(default=50, gt=0)
+    eval_sequences: int = Field(default=16, gt=0)
+    save_every: int = Field(default=100, gt=0)
+    keep: int = Field(default=2, gt=0)
+    temperature: float = Field(default=1.0, gt=0)
+    text_share: float = Field(default=0.0, ge=0, le=1)
+    hidden_share: float = Field(default=0.0, ge=0)
+    rank: int = Field(default=8, gt=0)
+    alpha: int = Field(default=16, gt=0)
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    checkpointing: bool = False
+    compile: bool = False
+    seed: int = Field(default=0, ge=0)
+    trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> Options:
+        if self.weights is not None and abs(sum(self.weights.values()) - 1) > 1e-6:
+            raise ValueError(
+                f"weights sum to {sum(self.weights.values()):.6g}, but they must sum to 1"
+            )
+        return self
+
+    def steps(self, length: int) -> int:
+        """Optimiser steps, for sequences of ``length`` tokens."""
+        return -(-self.tokens // (self.batch * length))
+
+
+def parse(recipe: str, tokens: int, pairs: Sequence[str]) -> Options:
+    """Options from the command line's ``key=value`` pairs; ``weights.c4=0.2`` reaches inside.
+
+    Raises:
+        ShearlingError: not a pair, an unknown key (the keys are named), or a value that does not
+            fit it.
+    """
+    values: dict[str, Any] = {"recipe": recipe, "tokens": tokens}
+    for pair in pairs:
+        key, sign, text = pair.partition("=")
+        if not sign or not key:
+            raise ShearlingError(f"{pair!r} was given, but options are written as key=value.")
+        path, target = key.split("."), values
+        for part in path[:-1]:
+            target = target.setdefault(part, {})
+            if not isinstance(target, dict):
+                raise ShearlingError(f"{key} reaches inside {part}, which is one value.")
+        target[path[-1]] = yaml.safe_load(text)
+    return validated(values)
+
+
+def validated(values: dict[str, Any]) -> Options:
+    """Options from a mapping (ShearlingError for the first value that does not fit)."""
+    try:
+        return Options.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise ShearlingError(
+                f"{key} is not an option of healing; the options are "
+                f"{', '.join(Options.model_fields)}."
+            ) from error
+        given = f" ({first['input']!r} was given)" if key else ""
+        reason = first["msg"].removeprefix("Value error, ")
+        raise ShearlingError(f"{key + ': ' if key else ''}{reason}{given}.") from error

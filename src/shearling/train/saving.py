@@ -1,0 +1,140 @@
+"""Checkpoints of a run, by torch.distributed.checkpoint, in safetensors: no pickle, any ranks.
+
+A checkpoint is a directory ``step-00000100`` with the weights and the optimiser's moments (each
+rank writes its own part; another number of ranks reads it) and ``state.json`` with all the rest:
+step, data position, mixture, history. It gets its name when it is whole; a run that is killed
+while writing leaves the one before.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+
+from shearling.errors import ShearlingError
+from shearling.train.parallel import World
+from shearling.writer import disk_errors, sync_tree, write_json
+
+STATE = "state.json"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+_NAME = re.compile(r"step-(\d{8})")
+
+
+def tensors(module: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Trained parameters and their moments by name; moments are made if there are none yet."""
+    found: dict[str, Tensor] = {}
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        found[f"weight.{name}"] = parameter.detach()
+        state = optimiser.state[parameter]
+        for moment in MOMENTS:
+            if moment not in state:
+                state[moment] = torch.zeros_like(parameter)
+            found[f"{moment}.{name}"] = state[moment]
+    return found
+
+
+def save(
+    folder: Path, step: int, held: Mapping[str, Tensor], state: Mapping[str, Any], world: World,
+    *, keep: int,
+) -> Path:  # fmt: skip
+    """Write a checkpoint, then remove all but the last ``keep``.
+
+    Raises:
+        ShearlingError: the disk ran full; the checkpoints before are still there.
+    """
+    final, staging = folder / f"step-{step:08}", folder / f".step-{step:08}.partial"
+    if world.first:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+    world.barrier()
+    try:
+        with disk_errors(final):
+            _write(dict(held), staging, world)
+            world.barrier()
+            if world.first:
+                write_json(staging / STATE, dict(state) | {"step": step})
+                sync_tree(staging)
+                shutil.rmtree(final, ignore_errors=True)
+                os.replace(staging, final)
+    except ShearlingError:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    if world.first:
+        for old in _all(folder)[:-keep]:
+            shutil.rmtree(old)
+    world.barrier()
+    return final
+
+
+def _write(held: dict[str, Tensor], staging: Path, world: World) -> None:
+    try:
+        with warnings.catch_warnings():  # that one process is one process
+            warnings.simplefilter("ignore", UserWarning)
+            dcp.save(
+                held,
+                storage_writer=HuggingFaceStorageWriter(str(staging), save_distributed=True),
+                no_dist=world.size == 1,
+            )
+    except dcp.api.CheckpointException as error:  # holds each rank's own error
+        first = next(iter(error.failures.values()))[0]
+        raise first if isinstance(first, Exception) else error from error
+
+
+def last(folder: Path) -> Path | None:
+    """The newest whole checkpoint, or None."""
+    found = _all(folder)
+    return found[-1] if found else None
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """What ``save`` was given as state, and the step.
+
+    Raises:
+        ShearlingError: the file is damaged.
+    """
+    try:
+        return json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ShearlingError(
+            f"{checkpoint} is not a whole checkpoint ({error}); remove it, and the run goes on "
+            "from the one before."
+        ) from error
+
+
+def load(checkpoint: Path, held: Mapping[str, Tensor], world: World) -> None:
+    """Read tensors into what ``tensors`` gave, in place, each rank its own part.
+
+    Raises:
+        ShearlingError: the checkpoint holds other tensors, or is damaged.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            dcp.load(
+                dict(held), storage_reader=HuggingFaceStorageReader(str(checkpoint)),
+                no_dist=world.size == 1,
+            )  # fmt: skip
+    except (dcp.api.CheckpointException, RuntimeError, ValueError, KeyError) as error:
+        raise ShearlingError(
+            f"{checkpoint} cannot be read into this model ({' '.join(str(error).split())[:200]}); "
+            "name a new output directory, or remove that checkpoint."
+        ) from error
+
+
+def _all(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))

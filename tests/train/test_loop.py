@@ -1,0 +1,301 @@
+"""The loop: against a bare PyTorch loop, killed and taken up again, on one process and on two."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+import naive
+from shearling.checkpoint import Checkpoint
+from shearling.data.mixture import Mixture
+from shearling.data.store import Store
+from shearling.errors import ShearlingError
+from shearling.train.heal import heal
+from shearling.train.log import read
+from shearling.train.options import Options
+from shearling.train.schedule import factor
+
+STEPS, BATCH = 12, 6
+
+
+def options(**changed: Any) -> Options:
+    values = {
+        "tokens": STEPS * BATCH * 24, "batch": BATCH, "micro": 2, "lr": 1e-2, "save_every": 4,
+        "eval_every": 5, "eval_sequences": 3, "seed": 3,
+    }  # fmt: skip
+    return Options.model_validate(values | changed)
+
+
+def trained(folder: Path) -> list[tuple[int, float, float]]:
+    return [(r["step"], r["loss"], r["gradient_norm"]) for r in records(folder, "train")]
+
+
+def records(folder: Path, kind: str) -> list[dict[str, Any]]:
+    return [r for r in read(folder) if r["kind"] == kind]
+
+
+def test_against_a_bare_loop(model: Checkpoint, store: Store, tmp_path: Path) -> None:
+    """Whole batches, stock cross-entropy, torch's AdamW; weights after it as well."""
+    healed = heal(model, store, options(clip=0.5), tmp_path / "out")
+    bare = naive.stock(model.path).requires_grad_(True)
+    decayed = [p for p in bare.parameters() if p.ndim > 1]
+    optimiser = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.1},
+         {"params": [p for p in bare.parameters() if p.ndim < 2], "weight_decay": 0.0}],
+        lr=1e-2, betas=(0.9, 0.95), eps=1e-8,
+    )  # fmt: skip
+    sizes = {domain: len(store.sequences(domain)) for domain in store.domains}
+    mixture = Mixture(sizes, seed=3, batch=BATCH)
+    shares = {domain: size / sum(sizes.values()) for domain, size in sizes.items()}
+    found = trained(tmp_path / "out" / "healing" / "cpt")
+    assert len(found) == STEPS
+    for step in range(STEPS):
+        rows = mixture.next(shares)
+        ids = torch.cat([store.sequences(domain)[[row]][0] for domain, row in rows])
+        logits = bare(input_ids=ids, use_cache=False).logits
+        loss = functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(bare.parameters(), 0.5)
+        for group in optimiser.param_groups:
+            group["lr"] = 1e-2 * factor(step, STEPS, warmup=0.03, final=0.1)
+        optimiser.step()
+        optimiser.zero_grad()
+        assert found[step][0] == step + 1
+        assert found[step][1] == pytest.approx(loss.item(), rel=1e-4)
+        assert found[step][2] == pytest.approx(norm.item(), rel=1e-3)
+    assert healed.model is not None
+    after = naive.stock(healed.model.path).state_dict()
+    for name, tensor in bare.state_dict().items():
+        torch.testing.assert_close(after[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_held_out_losses(model: Checkpoint, store: Store, tmp_path: Path) -> None:
+    heal(model, store, options(), tmp_path / "out")
+    looks = records(tmp_path / "out" / "healing" / "cpt", "eval")
+    assert [look["step"] for look in looks] == [0, 5, 10, 12]
+    stock = naive.stock(model.path)
+    for domain in store.domains:
+        ids, _ = store.sequences(domain, "held_out")[[0, 1, 2]]
+        with torch.no_grad():
+            nll = naive.token_nll(stock, ids)
+        assert looks[0]["losses"][domain] == pytest.approx(float(nll.mean()), rel=1e-5)
+    assert sum(looks[-1]["losses"].values()) < sum(looks[0]["losses"].values())
+
+
+@pytest.mark.parametrize("stop", [1, 4, 7])
+def test_stopped_and_taken_up_again(
+    model: Checkpoint, store: Store, tmp_path: Path, stop: int
+) -> None:
+    """By SIGTERM at a step's end: the same losses and the same weights, bit for bit."""
+    given = options(mix="dynamic", update_every=3)
+    reference = dict.fromkeys(store.domains, 2.0)
+    heal(model, store, given, tmp_path / "whole", reference=reference)
+
+    def terminate(stage: str, done: float, total: float, /) -> None:
+        if done == stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    halted = heal(model, store, given, tmp_path / "parts", reference=reference, progress=terminate)
+    assert halted.model is None
+    assert halted.step == stop
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == ["healing"]
+    told: list[str] = []
+    resumed = heal(model, store, given, tmp_path / "parts", reference=reference, notify=told.append)
+    assert any(f"going on from step {stop} of {STEPS}" in line for line in told)
+    folders = [tmp_path / name / "healing" / "cpt" for name in ("whole", "parts")]
+    assert trained(folders[0]) == trained(folders[1])
+    assert len(trained(folders[0])) == STEPS
+    one, other = (
+        [(look["step"], look["losses"], look["weights"]) for look in records(folder, "eval")]
+        for folder in folders
+    )
+    assert one == other
+    assert one[-1][2] != one[0][2], "weights are to move"
+    assert resumed.model is not None
+    weights = [(tmp_path / n / "model.safetensors").read_bytes() for n in ("whole", "parts")]
+    assert weights[0] == weights[1]
+
+
+def test_killed_in_the_middle_of_a_checkpoint(
+    model: Checkpoint, store: Store, tmp_path: Path
+) -> None:
+    """What a kill -9 leaves: half a checkpoint under another name, half a line in the log."""
+    given = options()
+    heal(model, store, given, tmp_path / "whole")
+    with pytest.raises(_Killed):
+        heal(model, store, given, tmp_path / "parts", progress=_kill_at(7))
+    folder = tmp_path / "parts" / "healing" / "cpt"
+    assert sorted(p.name for p in folder.iterdir()) == ["log.jsonl", "step-00000004"]
+    (folder / ".step-00000008.partial").mkdir()
+    (folder / ".step-00000008.partial" / "shard.safetensors").write_text("half")
+    with (folder / "log.jsonl").open("a") as log:
+        log.write('{"kind": "train", "st')
+    heal(model, store, given, tmp_path / "parts")
+    assert trained(folder) == trained(tmp_path / "whole" / "healing" / "cpt")
+
+
+class _Killed(Exception):
+    pass
+
+
+def _kill_at(step: int) -> Any:
+    def progress(stage: str, done: float, total: float, /) -> None:
+        if done == step:
+            raise _Killed
+
+    return progress
+
+
+def test_a_loss_that_is_not_finite(model: Checkpoint, store: Store, tmp_path: Path) -> None:
+    with pytest.raises(ShearlingError, match=r"not a finite number at step \d+ .*lower lr"):
+        heal(model, store, options(lr=1e30, clip=1e9), tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == [tmp_path / "out" / "healing"]
+
+
+@pytest.mark.parametrize("changed", [{"lr": 1e-3}, {"seed": 4}, {"batch": 3}])
+def test_a_checkpoint_of_another_run(
+    model: Checkpoint, store: Store, tmp_path: Path, changed: dict[str, Any]
+) -> None:
+    with pytest.raises(_Killed):
+        heal(model, store, options(), tmp_path / "out", progress=_kill_at(6))
+    with pytest.raises(ShearlingError, match="a run with another options; name a new output"):
+        heal(model, store, options(**changed), tmp_path / "out")
+
+
+def test_a_checkpoint_of_another_model(
+    model: Checkpoint, teacher: Checkpoint, store: Store, tmp_path: Path
+) -> None:
+    with pytest.raises(_Killed):
+        heal(model, store, options(), tmp_path / "out", progress=_kill_at(6))
+    with pytest.raises(ShearlingError, match="a run with another model"):
+        heal(teacher, store, options(), tmp_path / "out")
+
+
+def test_only_so_many_checkpoints_are_kept(model: Checkpoint, store: Store, tmp_path: Path) -> None:
+    heal(model, store, options(save_every=2, keep=3), tmp_path / "out")
+    found = sorted((tmp_path / "out" / "healing" / "cpt").glob("step-*"))
+    assert [path.name for path in found] == [f"step-{step:08}" for step in (8, 10, 12)]
+
+
+# --- several processes ---------------------------------------------------------------------------
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from shearling.checkpoint import Checkpoint
+from shearling.data.store import Store
+from shearling.train.heal import heal
+from shearling.train.options import Options
+from shearling.train.parallel import join, leave
+import torch, os, signal
+torch.set_num_threads(1)
+model, teacher, store, output, options, kill = sys.argv[1:]
+def progress(stage, done, total):
+    if done == int(kill):
+        os.kill(os.getpid(), signal.SIGKILL)
+given = Options.model_validate_json(options)
+world = join()
+heal(Checkpoint.open(model), Store.open(Path(store)), given, Path(output),
+     teacher=Checkpoint.open(teacher) if given.recipe == "distill" else None,
+     world=world, progress=progress)
+leave()
+"""
+
+
+def launch(
+    script: Path, processes: int, model: Checkpoint, teacher: Checkpoint, store: Store,
+    output: Path, given: Options, *, kill: int = -1,
+) -> int:  # fmt: skip
+    port = 20000 + (os.getpid() * 7 + int(time.time() * 1000)) % 30000
+    arguments = [
+        script, model.path, teacher.path, store.path, output, given.model_dump_json(), kill,
+    ]  # fmt: skip
+    running = [
+        subprocess.Popen(
+            [sys.executable, *map(str, arguments)],
+            env=os.environ | {
+                "RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": f"{processes}",
+                "LOCAL_WORLD_SIZE": f"{processes}", "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": f"{port}", "OMP_NUM_THREADS": "1",
+            },
+            stderr=subprocess.PIPE,
+        )
+        for rank in range(processes)
+    ]  # fmt: skip
+    codes = [process.wait(timeout=120) for process in running]
+    if kill < 0 and any(codes):
+        raise AssertionError(running[0].communicate()[1].decode()[-3000:])
+    return max(map(abs, codes))
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    file = tmp_path / "run.py"
+    file.write_text(SCRIPT)
+    return file
+
+
+@pytest.mark.parametrize("recipe", ["cpt", "lora", "distill"])
+def test_two_processes_are_one(
+    model: Checkpoint, teacher: Checkpoint, store: Store, tmp_path: Path, script: Path, recipe: str
+) -> None:
+    given = options(recipe=recipe)
+    wise = teacher if recipe == "distill" else None
+    heal(model, store, given, tmp_path / "one", teacher=wise)
+    launch(script, 2, model, teacher, store, tmp_path / "two", given)
+    folders = [tmp_path / name / "healing" / recipe for name in ("one", "two")]
+    alone, together = trained(folders[0]), trained(folders[1])
+    assert len(alone) == len(together) == STEPS
+    for (step, loss, _), (other_step, other, _) in zip(alone, together, strict=True):
+        assert step == other_step
+        assert other == pytest.approx(loss, rel=1e-5)
+    losses = [records(folder, "eval")[-1]["losses"] for folder in folders]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    after = [naive.stock(tmp_path / name).state_dict() for name in ("one", "two")]
+    for name, tensor in after[0].items():
+        torch.testing.assert_close(after[1][name], tensor, rtol=2e-3, atol=2e-3)
+
+
+def test_two_are_killed_and_go_on_as_two_or_one(
+    model: Checkpoint, teacher: Checkpoint, store: Store, tmp_path: Path, script: Path
+) -> None:
+    """kill -9 of both after step 6: bit for bit as two, and within rounding as one."""
+    given = options()
+    launch(script, 2, model, teacher, store, tmp_path / "whole", given)
+    for name in ("two", "one"):
+        assert launch(script, 2, model, teacher, store, tmp_path / name, given, kill=6)
+        assert not (tmp_path / name / "config.json").exists()
+        launch(script, 2 if name == "two" else 1, model, teacher, store, tmp_path / name, given)
+    whole, two, one = (
+        trained(tmp_path / name / "healing" / "cpt") for name in ("whole", "two", "one")
+    )
+    assert two == whole
+    assert [step for step, *_ in one] == [step for step, *_ in whole]
+    assert [loss for _, loss, _ in one] == pytest.approx([x for _, x, _ in whole], rel=1e-5)
+
+
+def test_batches_that_ranks_cannot_share(model: Checkpoint, store: Store, tmp_path: Path) -> None:
+    from shearling.train.parallel import World
+
+    with pytest.raises(ShearlingError, match="batch of 6 .* 4 ranks; give batch=8"):
+        heal(model, store, options(), tmp_path / "out", world=World(size=4))
+
+
+def test_the_log_is_json(model: Checkpoint, store: Store, tmp_path: Path) -> None:
+    heal(model, store, options(), tmp_path / "out")
+    lines = (tmp_path / "out" / "healing" / "cpt" / "log.jsonl").read_text().splitlines()
+    first = json.loads(lines[1])
+    assert set(first) == {
+        "kind", "step", "tokens", "loss", "gradient_norm", "lr", "seconds", "tokens_per_s",
+    }  # fmt: skip
+    assert first["tokens"] == BATCH * 24

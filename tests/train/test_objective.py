@@ -1,0 +1,128 @@
+"""Losses and their gradients against whole logits and stock cross-entropy, on every family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import naive
+import shearling.train.objective
+from shearling.checkpoint import Checkpoint
+from shearling.train.heal import plain_head
+from shearling.train.objective import IGNORED, Objective, counted
+
+Models = Callable[[str], Path]
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty tokens at a time; the last chunk is a part of one."""
+    monkeypatch.setattr(shearling.train.objective, "CHUNK", 20)
+
+
+def batch(sequences: int = 3) -> tuple[Tensor, Tensor]:
+    """Tokens, and labels of which the first sequence's first half and some more do not count."""
+    ids_BS = torch.randint(3, 101, (sequences, 17), generator=torch.Generator().manual_seed(2))
+    labels_BS = ids_BS.clone()
+    labels_BS[0, :9] = IGNORED
+    labels_BS[-1, 13] = IGNORED
+    return ids_BS, labels_BS
+
+
+def logits(model: Any, ids_BS: Tensor) -> Tensor:
+    return model(input_ids=ids_BS, use_cache=False).logits[:, :-1].flatten(0, 1)
+
+
+def gradients(loss: Tensor, model: nn.Module) -> dict[str, Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def require_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    largest = max(float(gradient.abs().max()) for gradient in expected.values())
+    for name, gradient in expected.items():
+        # OPT's keys have a bias that moves nothing: its gradient is rounding alone.
+        scale = float(gradient.abs().max()) + 1e-3 * largest
+        assert float((found[name] - gradient).abs().max()) < 2e-4 * scale, name
+
+
+def trainable(path: Path) -> Any:
+    return naive.stock(path).requires_grad_(True)
+
+
+def test_text(models: Models, variant: str) -> None:
+    model, (ids_BS, labels_BS) = trainable(models(variant)), batch()
+    plain = plain_head(Checkpoint.open(models(variant)))
+    assert plain == (variant != "gemma2")
+    objective = Objective(model, plain_head=plain)
+    found = objective(ids_BS, labels_BS)
+    expected = functional.cross_entropy(
+        logits(model, ids_BS), labels_BS[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    require_same(gradients(found, model), gradients(expected, model))
+    with torch.no_grad():
+        assert objective(ids_BS, labels_BS, held_out=True).item() == pytest.approx(
+            expected.item(), rel=1e-5
+        )
+
+
+@pytest.mark.parametrize(
+    ("temperature", "text_share", "hidden_share"),
+    [(1.0, 0.0, 0.0), (2.5, 0.3, 0.0), (1.0, 0.0, 0.7)],
+)
+@pytest.mark.parametrize("variant", ["llama", "llama-tied", "gemma2", "gpt_neox", "opt"])
+def test_distillation(
+    models: Models, variant: str, temperature: float, text_share: float, hidden_share: float
+) -> None:
+    model, teacher = trainable(models(variant)), naive.stock(models(variant))
+    with torch.no_grad():
+        draw = torch.Generator().manual_seed(4)
+        for parameter in teacher.parameters():
+            parameter.mul_(1 + 0.2 * torch.randn(parameter.shape, generator=draw))
+    ids_BS, labels_BS = batch()
+    objective = Objective(
+        model, plain_head=plain_head(Checkpoint.open(models(variant))), teacher=teacher,
+        temperature=temperature, text_share=text_share, hidden_share=hidden_share,
+    )  # fmt: skip
+    found = objective(ids_BS, labels_BS)
+    counting = labels_BS[:, 1:].flatten() != IGNORED
+    assert int(counting.sum()) == counted(labels_BS)
+    with torch.no_grad():
+        wanted = logits(teacher, ids_BS)[counting]
+    mine = logits(model, ids_BS)[counting]
+    p = (wanted / temperature).softmax(-1)
+    expected = (p * (p.log() - (mine / temperature).log_softmax(-1))).sum() * temperature**2
+    text = functional.cross_entropy(mine, labels_BS[:, 1:].flatten()[counting], reduction="sum")
+    expected = (1 - text_share) * expected + text_share * text
+    if hidden_share:
+        h, w = (
+            getattr(m, m.base_model_prefix)(input_ids=ids_BS).last_hidden_state[:, :-1]
+            .flatten(0, 1)[counting]
+            for m in (model, teacher)
+        )  # fmt: skip
+        w = w.detach()
+        expected = expected + hidden_share * ((h - w).square().sum(-1) / w.square().sum(-1)).sum()
+    assert found.item() == pytest.approx(expected.item(), rel=1e-4)
+    require_same(gradients(found, model), gradients(expected, model))
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_held_out_text_is_not_judged_by_a_teacher(models: Models) -> None:
+    model = naive.stock(models("llama"))
+    ids_BS, labels_BS = batch()
+    alone = Objective(model, plain_head=True)
+    taught = Objective(model, plain_head=True, teacher=naive.stock(models("llama")))
+    with torch.no_grad():
+        assert torch.equal(
+            taught(ids_BS, labels_BS, held_out=True), alone(ids_BS, labels_BS, held_out=True)
+        )
+        assert taught(ids_BS, labels_BS).abs() < 1e-4  # it is its own teacher
