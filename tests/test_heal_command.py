@@ -48,7 +48,8 @@ def test_from_text_to_a_model(place: Path, capsys: pytest.CaptureFixture[str]) -
     assert "nats a token, held out" in out
     assert "fell" in out
     assert AutoModelForCausalLM.from_pretrained(place / "healed").config.num_hidden_layers == 2
-    assert AutoTokenizer.from_pretrained(place / "healed")("sheep")["input_ids"]
+    tokenizer: Any = AutoTokenizer.from_pretrained(place / "healed")
+    assert tokenizer("sheep")["input_ids"]
 
 
 def test_json(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -538,7 +538,7 @@ def test_the_manifest(tmp_path: Path) -> None:
     assert manifest["sources"] == {
         "web": [{"file": "web.jsonl", "bytes": file.stat().st_size, "sha256": sha}]
     }
-    assert (manifest["kind"], manifest["length"], manifest["held_out"]) == ("token store", 8, 0.02)
+    assert (manifest["kind"], manifest["length"], manifest["held_out"]) == ("token-store", 8, 0.02)
     assert (manifest["seed"], manifest["dtype"]) == (3, "uint16")
     assert manifest["tokenizer"]["name"] == "tiny"
     assert (manifest["tokenizer"]["bos"], manifest["tokenizer"]["eos"]) == ("<s>", "</s>")

@@ -36,7 +36,7 @@ def write_store(path: Path, *, dtype: str = "uint16", masked: bool = True) -> Pa
                 LEARNED[:rows].astype(np.uint8).tofile(folder / "mask.bin")
                 domains[domain][part]["mask_sha256"] = "0"
     manifest = {
-        "kind": "token store", "version": 1, "length": LENGTH, "dtype": dtype, "domains": domains,
+        "kind": "token-store", "version": 1, "length": LENGTH, "dtype": dtype, "domains": domains,
         "tokenizer": {"name": "tiny", "sha256": tokenizer_hash(byte_tokenizer())},
     }  # fmt: skip
     (path / "store.json").write_text(json.dumps(manifest))
@@ -125,7 +125,7 @@ def test_stores_that_cannot_be_opened(tmp_path: Path) -> None:
     assert "JSON" in refusal(tmp_path)
     (tmp_path / "store.json").write_text('{"kind": "scores"}')
     assert "is no token store" in refusal(tmp_path)
-    (tmp_path / "store.json").write_text('{"kind": "token store", "version": 2}')
+    (tmp_path / "store.json").write_text('{"kind": "token-store", "version": 2}')
     assert "version 2" in refusal(tmp_path)
 
 

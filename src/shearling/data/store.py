@@ -26,7 +26,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from shearling.checkpoint import read_json
 from shearling.errors import ShearlingError
 
-KIND, VERSION = "token store", 1
+KIND, VERSION = "token-store", 1
 MANIFEST = "store.json"
 UNFINISHED = ".unfinished"
 PARTS = ("train", "held_out")
