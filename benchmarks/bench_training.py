@@ -108,7 +108,7 @@ def _timed(model: Any, optimiser: torch.optim.Optimizer, ids_NS: Any, steps: int
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad()
-        float(loss)
+        loss.item()
     return time.perf_counter() - started
 
 

@@ -58,7 +58,9 @@ def trainable(path: Path) -> Any:
     return naive.stock(path).requires_grad_(True)
 
 
-def test_text(models: Models, variant: str) -> None:
+@pytest.mark.parametrize("ours", [False, True])
+def test_text(models: Models, variant: str, ours: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shearling.train.objective, "preferred", lambda: ours)
     model, (ids_BS, labels_BS) = trainable(models(variant)), batch()
     plain = plain_head(Checkpoint.open(models(variant)))
     assert plain == (variant != "gemma2")

@@ -72,6 +72,11 @@ class Store:
                 store.sequences(domain, part).check()
         return store
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the manifest, which holds the hashes of all else."""
+        return hashlib.sha256((self.path / MANIFEST).read_bytes()).hexdigest()
+
     def sequences(self, domain: str, part: str = "train") -> Sequences:
         """The sequences of a domain's ``train`` or ``held_out`` part.
 

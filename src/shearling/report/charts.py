@@ -195,15 +195,21 @@ def _damage_caption(results: Results, damage: Damage, log: bool) -> list[Markup]
 
 
 def _damage_key(curves: Sequence[Curve], marked: int | None) -> Markup:
+    line = '<path d="M6 0V12" stroke-width="1.500" stroke-dasharray="2 2.500"/>'
+    mark = el("li", _glyph(line, "muted", 12), f"this model, {marked} removed") if marked else ()
+    return series_key([curve.criterion for curve in curves], mark)
+
+
+def series_key(names: Sequence[str], *more: object) -> Markup:
+    """What the lines of a drawing stand for; from the seventh on, colours come again with other
+    markers.
+    """
     items = []
-    for place, curve in enumerate(curves):
-        shape = SHAPES[MARKERS[place % len(MARKERS)]]
+    for place, name in enumerate(names):
+        shape = SHAPES[MARKERS[(place + place // len(MARKERS)) % len(MARKERS)]]
         line = f'<path d="M0 6H30" stroke-width="2"/>{shape}'
-        items.append(el("li", _glyph(line, f"series-{place % 6}"), curve.criterion))
-    if marked:
-        line = '<path d="M6 0V12" stroke-width="1.500" stroke-dasharray="2 2.500"/>'
-        items.append(el("li", _glyph(line, "muted", 12), f"this model, {marked} removed"))
-    return el("ul", items, class_="key")
+        items.append(el("li", _glyph(line, f"series-{place % 6}"), name))
+    return el("ul", items, *more, class_="key")
 
 
 def _damage_numbers(curves: Sequence[Curve]) -> Markup:

@@ -10,6 +10,7 @@ from shearling.report.anatomy import anatomy_section
 from shearling.report.charts import damage_section, scores_section
 from shearling.report.collect import collect
 from shearling.report.headline import header, page_title
+from shearling.report.healing import healing_section
 from shearling.report.lineage import lineage_section, use_section
 from shearling.report.markup import Markup, el
 from shearling.report.results import Results
@@ -49,6 +50,7 @@ def page(results: Results) -> str:
         comparison_section(results),
         scores_section(results),
         damage_section(results),
+        healing_section(results),
         samples_section(results),
         lineage_section(results),
         use_section(results),
@@ -67,6 +69,7 @@ def _footer(results: Results) -> Markup:
             *results.evaluations,
             *results.runs,
             *results.generations,
+            *results.healings,
             *(step for model in results.made for step in model.chain),
         )
         if one.created

@@ -154,6 +154,18 @@ class Generations:
 
 
 @dataclass(frozen=True)
+class Healing:
+    """Held-out losses (nats a token) and weights by domain over the tokens trained on."""
+
+    model: ModelRef
+    recipe: str
+    tokens: tuple[int, ...]
+    losses: dict[str, tuple[float, ...]]
+    weights: dict[str, tuple[float, ...]]
+    created: str
+
+
+@dataclass(frozen=True)
 class Records:
     """Everything read, in the order of the files' paths."""
 
@@ -163,6 +175,7 @@ class Records:
     evaluations: list[Evaluation] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
     generations: list[Generations] = field(default_factory=list)
+    healings: list[Healing] = field(default_factory=list)
 
 
 def read_manifest(fields: Fields, directory: str | None = None) -> Manifest:
@@ -274,6 +287,24 @@ def read_generations(fields: Fields) -> Generations:
     )
 
 
+def read_healing(fields: Fields) -> Healing:
+    """Read the history that ``shearling heal`` left."""
+    looks = fields.children("looks")
+    domains = [public(name) for name in looks[0].mapping("losses")] if looks else []
+
+    def over(key: str) -> dict[str, tuple[float, ...]]:
+        return {name: tuple(look.child(key).number(name) for look in looks) for name in domains}
+
+    return Healing(
+        model=_model(fields.child("model")),
+        recipe=fields.text("recipe"),
+        tokens=tuple(look.integer("tokens") for look in looks),
+        losses=over("losses"),
+        weights=over("weights"),
+        created=_created(fields),
+    )
+
+
 def describe(value: Any) -> str:
     """A free-form field (machine, calibration, sampling, an option) as one line of text."""
     if isinstance(value, dict):
@@ -353,6 +384,7 @@ READERS: dict[str, Callable[[Fields, Records], None]] = {
     "evaluation": lambda fields, records: records.evaluations.append(read_evaluation(fields)),
     "bench": lambda fields, records: records.runs.extend(read_runs(fields)),
     "generations": lambda fields, records: records.generations.append(read_generations(fields)),
+    "healing": lambda fields, records: records.healings.append(read_healing(fields)),
 }
 
 

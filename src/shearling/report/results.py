@@ -11,6 +11,7 @@ from shearling.report.records import (
     Damage,
     Evaluation,
     Generations,
+    Healing,
     Manifest,
     ModelRef,
     Records,
@@ -72,6 +73,7 @@ class Results:
     evaluations: tuple[Evaluation, ...]
     runs: tuple[Run, ...]
     generations: tuple[Generations, ...]
+    healings: tuple[Healing, ...] = ()
 
     @property
     def source(self) -> Model | None:
@@ -113,7 +115,8 @@ def join_records(records: Records) -> Results:
         records.generations,
         lambda one: (one.model.fingerprint, str(one.sampling), one.max_new_tokens, one.samples),
     )
-    measured = [*scores, *records.damages, *evaluations, *runs, *generations]
+    healings = _newest(records.healings, lambda one: one.model.fingerprint)
+    measured = [*scores, *records.damages, *evaluations, *runs, *generations, *healings]
     models = _models(records.manifests, [one.model for one in measured], scores)
     return Results(
         models=_distinct_names(models),
@@ -122,6 +125,7 @@ def join_records(records: Records) -> Results:
         evaluations=tuple(evaluations),
         runs=tuple(runs),
         generations=tuple(generations),
+        healings=tuple(healings),
     )
 
 

@@ -6,7 +6,6 @@ alone, with the checkpoints and the log, from which a run that was stopped goes 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,25 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shearling.checkpoint import Checkpoint, torch_dtype
+from shearling.checkpoint import Checkpoint
 from shearling.data import weights as mixes
-from shearling.data.store import MANIFEST as STORE
 from shearling.data.store import Store
 from shearling.errors import ShearlingError
-from shearling.manifest import MANIFEST, describe, read_manifest, stamp, versions
 from shearling.products import fast_products
 from shearling.progress import Progress, silent
 from shearling.train import adapters
-from shearling.train.build import blocks, checkpoint_names, empty, fill, loaded
-from shearling.train.log import read as read_log
+from shearling.train.build import blocks, empty, fill, loaded
+from shearling.train.finish import RUN, write
 from shearling.train.loop import Trainer
 from shearling.train.objective import Objective
 from shearling.train.options import Options
 from shearling.train.parallel import World, shard
-from shearling.writer import file_digest, plan_shards, sync_tree, write_json, write_weights
-
-RUN = "healing"
-SHARD_BYTES = 10**9
 
 
 @dataclass(frozen=True)
@@ -245,84 +238,7 @@ def _identity(
     free = ("save_every", "keep", "eval_every", "eval_sequences", "micro", "trackers")
     return {
         "model": source.fingerprint,
-        "store": _fingerprint(store),
+        "store": store.fingerprint,
         "teacher": None if teacher is None else teacher.fingerprint,
         "options": phase.model_dump(mode="json", exclude=set(free)),
     }
-
-
-def _fingerprint(store: Store) -> str:
-    return file_digest(store.path / STORE)
-
-
-def write(
-    source: Checkpoint, model: nn.Module, output: Path, options: Options, store: Store,
-    teacher: Checkpoint | None, world: World,
-) -> None:  # fmt: skip
-    """Write the stock checkpoint into ``output``: the source's files with new weights.
-
-    Its config.json comes last, so that a directory with one holds a whole model.
-    """
-    read = adapters.reader(model)
-    names = checkpoint_names(source)
-    dtypes = {name: torch_dtype(dtype) for name, dtype in source.dtypes.items()}
-
-    def load(wanted: list[str]) -> dict[str, Tensor]:
-        return {name: read(names[name]).to("cpu", dtypes[name]).contiguous() for name in wanted}
-
-    if not world.first:
-        for shard_names in plan_shards(source.sizes, SHARD_BYTES):
-            load(shard_names)
-        return
-    staging = output / RUN / ".model.partial"
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    files = write_weights(staging, source.sizes, load, shard_bytes=SHARD_BYTES)
-    for file in sorted(source.path.iterdir()):
-        side = file.is_file() and file.suffix != ".safetensors" and file.name != MANIFEST
-        if side and not file.name.endswith(".index.json"):
-            shutil.copyfile(file, staging / file.name)
-    written = Checkpoint.open(staging)
-    write_json(
-        staging / MANIFEST,
-        _manifest(source, written, output, options, store, teacher) | {"files": files},
-    )
-    sync_tree(staging)
-    last = ("config.json",)
-    for file in sorted(staging.iterdir(), key=lambda file: (file.name in last, file.name)):
-        file.replace(output / file.name)
-    staging.rmdir()
-
-
-def _manifest(
-    source: Checkpoint, written: Checkpoint, output: Path, options: Options, store: Store,
-    teacher: Checkpoint | None,
-) -> dict[str, Any]:  # fmt: skip
-    records = [
-        r
-        for folder in sorted((output / RUN).iterdir())
-        if folder.is_dir()
-        for r in read_log(folder)
-    ]
-    looks = [record for record in records if record["kind"] == "eval"]
-    return {"kind": "manifest", "stage": "heal"} | stamp() | {
-        "model": {"name": output.resolve().name, "fingerprint": written.fingerprint},
-        "source": describe(source),
-        "teacher": None if teacher is None else describe(teacher),
-        "shape": dict(written.shape),
-        "source_shape": dict(source.shape),
-        "parameters": written.parameters,
-        "source_parameters": source.parameters,
-        "bytes": written.bytes,
-        "versions": versions(),
-        "options": options.model_dump(mode="json"),
-        "store": {"fingerprint": _fingerprint(store), "domains": list(store.domains)},
-        "seed": options.seed,
-        "losses": {"before": looks[0]["losses"], "after": looks[-1]["losses"]} if looks else None,
-        "final_weights": looks[-1]["weights"] if looks else None,
-        "seconds": round(sum(
-            max((r.get("seconds", 0.0) for r in read_log(folder)), default=0.0)
-            for folder in (output / RUN).iterdir() if folder.is_dir()
-        ), 2),
-        "parent": read_manifest(source.path),
-    }  # fmt: skip
