@@ -213,8 +213,10 @@ def _cost(verdict: Verdict) -> Markup:
         sentences.append(f"This is after {' and '.join(dict.fromkeys(repairs))}.")
     else:
         sentences.append("Nothing has been done yet to repair the cut.")
-    proof = verdict.model.manifest.proof if verdict.model.manifest else None
-    sentences.append(proof_sentence(proof))
+    steps = verdict.model.chain
+    trained = bool(steps) and steps[-1].stage == "heal"
+    cuts = [step for step in steps if step.stage != "heal"]
+    sentences.append(proof_sentence(cuts[-1].proof if cuts else None, trained=trained))
     return join(" ", sentences)
 
 
@@ -231,16 +233,20 @@ def _damage(verdict: Verdict) -> Markup:
     return render([f"{where}, ", lost, f": {figure(nats)} nats a token more."])
 
 
-def proof_sentence(proof: Proof | None) -> Markup:
-    """Whether the written model is the one that was meant."""
+def proof_sentence(proof: Proof | None, *, trained: bool = False) -> Markup:
+    """Whether the written model is the one that was meant; the cut, if it was trained since."""
     if proof is None:
-        return render("No proof of surgery was recorded.")
+        missing = (
+            "Its weights were trained, and nothing was cut, so that there is nothing to prove."
+        )
+        return render(missing if trained else "No proof of surgery was recorded.")
     against = f"logits differ by at most {figure(proof.max_abs_difference)}"
     if proof.passed:
         source = "the source run without the removed parts"
         same = f"logits equal those of {source}"
         found = f"{against} from {source}" if proof.max_abs_difference else same
-        return render(f"Proof of surgery passed: {found}.")
+        since = " Its weights were trained since." if trained else ""
+        return render(f"Proof of surgery passed: {found}.{since}")
     failed = f"Proof of surgery failed: {against}. Do not use this model."
     return el("b", failed, class_="failed")
 
