@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as checkpointed
 
 from shearling.checkpoint import Checkpoint
 from shearling.data import weights as mixes
@@ -200,7 +201,7 @@ def _prepare_blocks(inner: list[nn.Module], phase: Options) -> None:
     """Compute activations anew, or compile, block by block, in place and before sharding."""
     for block in inner:
         if phase.checkpointing:
-            block.forward = _computed_anew(block.forward)  # ty: ignore[invalid-assignment]
+            block.forward = _computed_anew(block.forward)
         if phase.compile:
             block.compile()
 
@@ -213,7 +214,7 @@ def _computed_anew(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
             return forward(*args, **kwargs)
 
     def again(*args: Any, **kwargs: Any) -> Tensor:
-        return torch.utils.checkpoint.checkpoint(products, *args, use_reentrant=False, **kwargs)
+        return checkpointed(products, *args, use_reentrant=False, **kwargs)
 
     return again
 
