@@ -16,6 +16,7 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader
 
 from shearling.checkpoint import Checkpoint
 from shearling.quiet import no_progress_bars
+from shearling.train.objective import stock
 from shearling.train.parallel import World
 
 
@@ -44,8 +45,7 @@ def loaded(checkpoint: Checkpoint, world: World) -> Any:
 
 def blocks(checkpoint: Checkpoint, model: nn.Module) -> list[nn.Module]:
     """The model's blocks, in order; peft's wrapping looked through."""
-    plain: Any = getattr(model, "get_base_model", lambda: model)()
-    return list(plain.get_submodule(checkpoint.family.blocks).children())
+    return list(stock(model).get_submodule(checkpoint.family.blocks).children())
 
 
 def fill(checkpoint: Checkpoint, model: Any, world: World) -> None:
@@ -53,13 +53,8 @@ def fill(checkpoint: Checkpoint, model: Any, world: World) -> None:
     model.to_empty(device=world.device)
     model.tie_weights()
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    renamed = checkpoint.family.renamed
-    wanted = {row.name: row for row in checkpoint.layout.stored if not row.in_block}
-    names = [
-        *wanted,
-        *(n for i in range(checkpoint.shape["layers"]) for n in checkpoint.block_names(i)),
-    ]
-    state = {name: parameters[renamed.get(name, name)].detach() for name in names}
+    names = checkpoint_names(checkpoint)
+    state = {name: parameters[target].detach() for name, target in names.items()}
     dcp.load(state, storage_reader=HuggingFaceStorageReader(str(checkpoint.path)))
     _fill_buffers(checkpoint, model)
 

@@ -108,6 +108,7 @@ class _InChunks(torch.autograd.Function):
         ctx: Any, loss: Callable[..., Tensor], h_TD: Tensor, weight_VD: Tensor,
         bias_V: Tensor | None, *others: Tensor,
     ) -> Tensor:  # fmt: skip
+        """The sum of ``loss(h, weight, bias, *others)`` over chunks; ``others`` go with tokens."""
         leaves: list[Any] = [None if t is None else t.detach() for t in (h_TD, weight_VD, bias_V)]
         needed = [i for i in range(3) if ctx.needs_input_grad[i + 1]]
         sums = {i: torch.zeros_like(leaves[i]) for i in needed if i > 0}
@@ -134,6 +135,7 @@ class _InChunks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients taken in the forward pass, scaled."""
         found = [ctx.gradients.get(i) for i in range(3)]
         return (None, *(None if g is None else g * outer[0] for g in found), *[None] * ctx.others)
 
@@ -143,9 +145,14 @@ def last_state(model: Any, ids_BS: Tensor) -> Tensor:
     return decoder(model)(input_ids=ids_BS, use_cache=False).last_hidden_state
 
 
+def stock(model: Any) -> Any:
+    """The stock model inside peft's wrapping, or the model itself."""
+    return getattr(model, "get_base_model", lambda: model)()
+
+
 def decoder(model: Any) -> nn.Module:
-    """The model without its head; peft's wrapping looked through."""
-    plain = getattr(model, "get_base_model", lambda: model)()
+    """The stock model without its head."""
+    plain = stock(model)
     return getattr(plain, plain.base_model_prefix)
 
 
