@@ -31,6 +31,7 @@ from shearling.data.text import calibration_windows, documents
 from shearling.errors import ShearlingError
 from shearling.progress import Progress, silent
 from shearling.refit import Repair, refit
+from shearling.rotate import require_rotatable, rotate
 from shearling.scores import Scores
 from shearling.stream import BlockStream
 from shearling.unit_scores import UnitScores, keep_units
@@ -85,10 +86,12 @@ class Choice:
     Attributes:
         keep: the choice.
         options: for the manifest.
+        rotated: whether ``keep`` has the first channels of a rotated stream, not the source's own.
     """
 
     keep: Keep
     options: Mapping[str, Any]
+    rotated: bool = False
 
 
 def criteria_for(by: str | None, checkpoint: Checkpoint, *, repaired: bool) -> tuple[str, str]:
@@ -164,6 +167,7 @@ def choose(
     scores: Scores | None = None,
     keep_blocks: Keep | None = None,
     repaired: bool = True,
+    rotated: bool = False,
     protect: tuple[int, int] | None = None,
     stream: bool | None = None,
     progress: Progress = silent,
@@ -178,6 +182,8 @@ def choose(
         scores: of blocks, if they are known already.
         keep_blocks: the surviving blocks, if they are chosen already.
         repaired: whether a repair will follow.
+        rotated: cut ``hidden``, if it shrinks, in the stream's principal basis
+            (:mod:`shearling.rotate`); no criterion then chooses channels.
         protect: how many of the first and of the last blocks are never removed.
         stream: read blocks from disk (True), hold the model in memory (False), or as memory allows.
         progress: told how far the work is.
@@ -191,6 +197,11 @@ def choose(
     by_blocks, by_units = criteria_for(by, checkpoint, repaired=repaired)
     widths = [axis for axis in _WIDTHS if after.get(axis) != before.get(axis)]
     windows = _Windows(checkpoint, calibration)
+    rotated = rotated and "hidden" in widths
+    if rotated:
+        require_rotatable(checkpoint)
+        windows.file("the stream's basis")
+        widths.remove("hidden")
     keep = keep_blocks or Keep()
     remove = before["layers"] - after["layers"] if keep_blocks is None else 0
     scoring = remove > 0 and scores is None
@@ -219,14 +230,16 @@ def choose(
         seed = calibration.seed if calibration else 0
         found = score_units(blocks, by_units, ids_NS, widths, seed=seed, progress=progress)
         layers = keep.model.get("layers", tuple(range(before["layers"])))
-        units = keep_units(found, checkpoint.layout, before, after, layers)
+        scored = after.with_(hidden=before["hidden"]) if rotated else after
+        units = keep_units(found, checkpoint.layout, before, scored, layers)
         keep = Keep({**keep.model, **units.model}, units.blocks)
         options |= {"unit_criterion": by_units}
-    keep = replace(keep, model={**keep.model, **vocab})
+    hidden = {"hidden": tuple(range(after["hidden"]))} if rotated else {}
+    keep = replace(keep, model={**keep.model, **hidden, **vocab})
     if calibration is not None:
         options["calibration"] = calibration.as_json()
     options["seconds_choosing"] = round(time.perf_counter() - started, 2)
-    return Choice(keep, options)
+    return Choice(keep, options, rotated)
 
 
 def prune_to(
@@ -248,6 +261,16 @@ def prune_to(
     options = dict(choice.options)
     with tempfile.TemporaryDirectory(prefix="shearling-") as scratch:
         solved: Repair | None = None
+        cuttable, reference = checkpoint, None
+        if choice.rotated:
+            assert calibration is not None, "a choice in a rotated stream is made with text"
+            turned = rotate(
+                checkpoint, calibration.windows(checkpoint), len(choice.keep.model["hidden"]),
+                Path(scratch) / "rotated", stream=stream, shard_bytes=shard_bytes,
+                progress=progress,
+            )  # fmt: skip
+            cuttable, reference = turned.cuttable, turned.exact
+            options["rotation"] = dict(turned.figures)
         if repaired:
             if calibration is None:
                 raise ShearlingError(
@@ -255,12 +278,12 @@ def prune_to(
                 )
             ids_NS = repair_text(checkpoint, calibration, stream=stream, progress=progress)
             solved = refit(
-                checkpoint, choice.keep, ids_NS, Path(scratch), windows=calibration.samples,
-                stream=stream, progress=progress,
+                cuttable, choice.keep, ids_NS, Path(scratch), reference=reference,
+                windows=calibration.samples, stream=stream, progress=progress,
             )  # fmt: skip
             options["repair"] = solved.as_json()
         return cut(
-            checkpoint, choice.keep, output, replaced=solved.replaced if solved else None,
+            cuttable, choice.keep, output, replaced=solved.replaced if solved else None,
             options=options, seed=calibration.seed if calibration else None, stream=stream,
             shard_bytes=shard_bytes, progress=progress,
         )  # fmt: skip

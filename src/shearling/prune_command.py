@@ -63,6 +63,14 @@ def prune(
             "by default whenever there is calibration text.",
         ),
     ] = None,
+    rotate: Annotated[
+        bool | None,
+        typer.Option(
+            "--rotate/--no-rotate",
+            help="Turn the residual stream into its principal axes before hidden is cut; by "
+            "default where the architecture allows it and there is calibration text.",
+        ),
+    ] = None,
     calibration: Calibration = None,
     samples: Annotated[int, typer.Option(min=1, help="Calibration sequences.")] = 64,
     length: Annotated[int, typer.Option(min=2, help="Tokens in each sequence.")] = 256,
@@ -106,15 +114,16 @@ def prune(
     repaired = _repaired(refit, text)
     source = Checkpoint.open(model)
     after = _shape(source, shape, params, layers, remove)
-    _warn_unused(source, after, by, scores, protect_first, protect_last)
+    rotated = _rotated(rotate, source, after, text)
+    _warn_unused(source, after, by, scores, protect_first, protect_last, rotated=rotated)
     if dry_run and not (remove or scores or (by and text)):
         _print_plan(source, after, {}, as_json)
         return
     with progress_bars() as progress:
         choice = _choose(
             source, after, by=by, calibration=text, scores=scores, remove=remove,
-            repaired=repaired, first=protect_first, last=protect_last, stream=stream,
-            progress=progress,
+            repaired=repaired, rotated=rotated, first=protect_first, last=protect_last,
+            stream=stream, progress=progress,
         )  # fmt: skip
         if not dry_run:
             prune_to(
@@ -181,9 +190,32 @@ def _repaired(refit: bool | None, text: Text | None) -> bool:
     return False
 
 
+def _rotated(rotate: bool | None, source: Checkpoint, after: Shape, text: Text | None) -> bool:
+    """Whether to rotate the stream: as the user says, or else wherever it is possible."""
+    from shearling.rotate import refusal, require_rotatable
+
+    if after["hidden"] == source.shape["hidden"]:
+        warn_ignored({"--rotate" if rotate else "--no-rotate": rotate}, "hidden stays")
+        return False
+    if rotate:
+        require_rotatable(source)
+        if text is None:
+            raise ShearlingError(
+                "--rotate takes the stream's axes from text; give --calibration FILE as well, or "
+                "--no-rotate."
+            )
+        return True
+    if rotate is None and text is not None:
+        reason = refusal(source)
+        if reason is None:
+            return True
+        warn(f"channels are cut as they are, without a rotation, because {reason}.")
+    return False
+
+
 def _warn_unused(
     source: Checkpoint, after: Shape, by: str | None, scores: Path | None, first: int | None,
-    last: int | None,
+    last: int | None, *, rotated: bool,
 ) -> None:  # fmt: skip
     """Refuse criteria that are unknown or too many; say which options speak of what is not cut."""
     from shearling.oneshot import criteria_for, kinds
@@ -191,7 +223,8 @@ def _warn_unused(
     criteria_for(by, source, repaired=False)
     shrunk = {axis for axis in after if after[axis] < source.shape[axis]}
     cut = {"blocks"} if "layers" in shrunk else set()
-    cut |= {"units"} if shrunk - {"layers", "vocab"} else set()
+    chosen_by_none = {"layers", "vocab", *(["hidden"] if rotated else [])}
+    cut |= {"units"} if shrunk - chosen_by_none else set()
     for name in (part.strip() for part in by.split(",")) if by is not None else ():
         if cut.isdisjoint(kinds(name)):
             warn_ignored({f"--by {name}": name}, f"no {kinds(name)[0]} are to be chosen")
@@ -220,8 +253,8 @@ def _shape(
 
 def _choose(
     source: Checkpoint, after: Shape, *, by: str | None, calibration: Any, scores: Path | None,
-    remove: str | None, repaired: bool, first: int | None, last: int | None, stream: bool | None,
-    progress: Any,
+    remove: str | None, repaired: bool, rotated: bool, first: int | None, last: int | None,
+    stream: bool | None, progress: Any,
 ) -> Choice:  # fmt: skip
     from shearling.choose import without
     from shearling.oneshot import choose, criteria_for
@@ -236,8 +269,8 @@ def _choose(
     return choose(
         source, after, by=by, calibration=calibration,
         scores=None if scores is None else load_scores(scores, source),
-        keep_blocks=keep, repaired=repaired, protect=protection(criterion, first, last),
-        stream=stream, progress=progress,
+        keep_blocks=keep, repaired=repaired, rotated=rotated,
+        protect=protection(criterion, first, last), stream=stream, progress=progress,
     )  # fmt: skip
 
 
@@ -276,6 +309,13 @@ def _print_result(source: Checkpoint, output: Path, as_json: bool) -> None:
     after = Shape(manifest["shape"])
     text = [f"removed blocks {options['removed']}"] if options.get("removed") else []
     text += [*_widths(source.shape, after), *comparison(source, after)["text"]]
+    turned = options.get("rotation")
+    if turned:
+        text.append(
+            f"rotated     into the principal axes: {turned['kept_energy']:.1%} of the stream's "
+            f"energy stays; logits within {turned['proof']['max_relative_difference']:.1e} of the "
+            "source before the cut"
+        )
     mended = options.get("repair")
     if mended:
         for line in mended["warnings"]:

@@ -47,6 +47,7 @@ def refit(
     ids_NS: Tensor,
     directory: Path,
     *,
+    reference: Checkpoint | None = None,
     windows: int | None = None,
     stream: bool | None = None,
     progress: Progress = silent,
@@ -61,6 +62,8 @@ def refit(
         keep: what survives; a cut vocabulary changes nothing here.
         ids_NS: calibration tokens, in the source's numbering; at least 4 sequences.
         directory: where the tensors are put, one file a block.
+        reference: the model to come near to, if that is not ``checkpoint``: of the same blocks,
+            but with another head (:mod:`shearling.rotate`).
         windows: how many of the sequences are texts of their own, if those behind them are copies
             of them in the same order (:func:`shearling.augment.augment`); all, if not given.
         stream: read blocks from disk as they are needed (True), hold the model in memory (False),
@@ -82,9 +85,9 @@ def refit(
     view = cut_view(checkpoint, without_vocab)
     resident = None if stream is None else not stream
     with tempfile.TemporaryDirectory(prefix="shearling-") as scratch:
-        source = BlockStream(checkpoint, resident=resident)
+        source = BlockStream(reference or checkpoint, resident=resident)
         states = States(None if source.resident else Path(scratch))
-        same = view.shape["hidden"] == checkpoint.shape["hidden"]
+        same = reference is None and view.shape["hidden"] == checkpoint.shape["hidden"]
         cut = BlockStream(view, resident=False, like=source if same else None)
         walk = _Walk(source, cut, view, keep, states, directory)
         walk.begin(ids_NS, windows)

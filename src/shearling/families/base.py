@@ -35,18 +35,27 @@ class Affine:
     """What a tensor's values become when the sizes around it change: scale * tensor + shift.
 
     Computed in double precision and rounded to the type that the tensor is stored in.
+
+    Attributes:
+        scale, shift: the change.
+        lasting: it makes up for norms over fewer channels. The source with removed channels
+            masked, whose norms pass them over as well, then needs it too, and nothing undoes it.
     """
 
     scale: float
     shift: float
+    lasting: bool = False
 
     def apply(self, tensor: Tensor) -> Tensor:
         """The values after the cut, in the tensor's own type."""
         return (self.scale * tensor.double() + self.shift).to(tensor.dtype)
 
     def undo(self, tensor: Tensor) -> Tensor:
-        """The values that would have become ``tensor``, in double precision."""
-        return (tensor.double() - self.shift) / self.scale
+        """What the masked source has where the result has ``tensor``, in double precision.
+
+        The values that would have become it, or, where the change is lasting, these themselves.
+        """
+        return tensor.double() if self.lasting else (tensor.double() - self.shift) / self.scale
 
 
 @dataclass(frozen=True)
@@ -73,6 +82,7 @@ class Family:
             is added to the residual stream.
         additive: whether a block's output is its input plus what its halves write (it is not
             where a norm follows the addition); from a resolved config.
+        gain_offset: what is added to a norm's weight before it multiplies.
     """
 
     model_type: str
@@ -89,6 +99,7 @@ class Family:
     rescale: Callable[[Row, Shape, Shape], Affine | None] = lambda row, before, after: None
     post_norms: Mapping[str, str] = field(default_factory=dict)
     additive: Callable[[Any], bool] = lambda config: True
+    gain_offset: float = 0.0
 
     def shape(self, config: Any) -> Shape:
         """Sizes by axis, from a resolved transformers config."""

@@ -71,6 +71,7 @@ def _gemma(model_type: str, name: str, layout: Callable[[Any], Layout]) -> Famil
         remarks=_remarks,
         rescale=_rescale,
         post_norms={"heads": _AFTER_ATTENTION, "mlp": _AFTER_MLP},
+        gain_offset=1.0,
     )
 
 

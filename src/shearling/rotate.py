@@ -1,0 +1,403 @@
+"""The residual stream turned into its principal axes, so that cutting channels costs least.
+
+An RMSNorm without gain commutes with every orthogonal matrix, so that a model whose norms' gains
+are folded into what reads them computes the same in any basis of its stream (SliceGPT, Ashkboos et
+al., arXiv 2401.15024, theorem 1). That paper turns every block by a matrix of its own, which a
+stock architecture has no place for; here one matrix Q serves the whole model: with g the gain
+before a reader,
+
+    reader W -> W diag(g) Q     writer W, bias b -> Q^T W, Q^T b     embedding E -> E Q     g -> 1
+
+Q holds the principal axes of the states at every norm, tokens weighted by the inverse of their
+energy, most energy first. A cut then keeps the first K channels, and norms over K channels instead
+of D are scaled by sqrt(D / K) to divide by what they would have divided by (epsilon aside).
+
+A head tied to the embedding has no matrix of its own to fold the final gain into. Within the span
+of the K axes that stay, any basis is as good; the one in which that gain, as an operator on the
+span, is diagonal lets it stay a gain. What such a head loses is what it read through directions
+that are cut.
+
+Shapes: B sequences of a batch, S positions, T = B S tokens; D hidden, K of them to be kept, R rows
+and C columns of a matrix.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from shearling.axes import Dim, Layout, Row, Shape
+from shearling.checkpoint import Checkpoint, torch_dtype
+from shearling.criteria.units.forward import check_state, forward_walk
+from shearling.errors import ShearlingError
+from shearling.families.base import Affine
+from shearling.products import fast_products
+from shearling.progress import Progress, silent
+from shearling.stream import BlockStream
+from shearling.writer import check_space, new_directory, write_json, write_weights
+
+STREAM = Dim.parse("hidden")
+TIED = "tie_word_embeddings"
+TOLERANCE = 1e-4
+_ROWS = 4096  # of a matrix that are turned together, in double precision
+
+
+@dataclass(frozen=True)
+class RotatedCheckpoint(Checkpoint):
+    """A model in another basis of its stream; but for its tensors it is the source.
+
+    Attributes:
+        source: whose name, fingerprint, tokenizer and side files it has.
+    """
+
+    source: Checkpoint
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The source's: this is no model that anybody has."""
+        return self.source.fingerprint
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """What a rotation gives.
+
+    Attributes:
+        cuttable: the rotated model in the source's architecture; the first channels are to stay.
+        exact: the rotated model, the source's equal; the same as ``cuttable``, but for a tied
+            source, of which this one's head is a matrix of its own.
+        figures: for the manifest.
+    """
+
+    cuttable: Checkpoint
+    exact: Checkpoint
+    figures: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Norms:
+    """Names of the norms before attention, before the MLP and before the head."""
+
+    heads: str
+    mlp: str
+    head: str
+
+    def before(self, row: Row) -> str:
+        """The norm whose output a reader reads."""
+        if not row.in_block:
+            return self.head
+        return self.mlp if "mlp" in row.output.axes else self.heads
+
+    def names(self, layers: int) -> list[str]:
+        """All of them, in every block."""
+        return [n.format(i) for n in (self.heads, self.mlp) for i in range(layers)] + [self.head]
+
+
+def refusal(checkpoint: Checkpoint) -> str | None:
+    """Why this model's stream cannot be rotated, as it follows on "because"; None if it can."""
+    name, rows = checkpoint.family.model_type, checkpoint.layout.rows
+    if checkpoint.family.post_norms:
+        return (
+            f"{name} norms what a block writes before it joins the stream, with a gain that is "
+            "bound to the channels as they are"
+        )
+    for row in rows:
+        stem = row.name.rpartition(".")[0]
+        biased = any(other.name == f"{stem}.bias" for other in rows)
+        if row.role == "norm" and row.dims == (STREAM,) and (row.bare or biased):
+            return (
+                f"{name} has LayerNorms, which subtract the mean over the channels as they are; "
+                "only a model with RMSNorms computes the same in another basis"
+            )
+    if _norms(checkpoint.layout) is None:
+        return f"{name} does not have one norm before attention, one before the MLP and a last one"
+    return None
+
+
+def require_rotatable(checkpoint: Checkpoint) -> None:
+    """Raise ShearlingError, with the reason, unless the stream can be rotated."""
+    reason = refusal(checkpoint)
+    if reason is not None:
+        raise ShearlingError(
+            f"{checkpoint.name} cannot be rotated, because {reason}; use --no-rotate."
+        )
+
+
+@torch.no_grad()
+@fast_products()
+def rotate(
+    checkpoint: Checkpoint,
+    ids_NS: Tensor,
+    keep: int,
+    directory: Path,
+    *,
+    stream: bool | None = None,
+    shard_bytes: int = 10**9,
+    progress: Progress = silent,
+) -> Rotation:
+    """Turn a model's residual stream into its principal axes, and prove that it still is the same.
+
+    Memory is that of one block or shard, and of a few matrices of D x D.
+
+    Args:
+        checkpoint: the source; never written to.
+        ids_NS: calibration tokens (N, S).
+        keep: how many channels are to stay, K; the basis of a tied model depends on it.
+        directory: where the rotated weights are put, of the source's types; a new one.
+        stream: read blocks from disk (True), hold the model in memory (False), or as memory allows.
+        shard_bytes: largest size of a weight file.
+        progress: told how far the work is.
+
+    Raises:
+        ShearlingError: the architecture cannot be rotated, states are not finite, no room on the
+            disk, or the proof fails.
+    """
+    started = time.perf_counter()
+    require_rotatable(checkpoint)
+    norms = _norms(checkpoint.layout)
+    assert norms is not None
+    blocks = BlockStream(checkpoint, resident=None if stream is None else not stream)
+    covariance_DD = _covariance(blocks, ids_NS, norms, progress)
+    del blocks
+    names = norms.names(checkpoint.shape["layers"])
+    gains = {name: tensor.double() for name, tensor in checkpoint.read(names)}
+    tied = bool(_tied(checkpoint.layout))
+    basis_DD, share = _basis(covariance_DD, keep, gains[norms.head] if tied else None)
+    turned = _turned(checkpoint, norms, basis_DD, gains)
+    proof = _prove(checkpoint, turned, progress)
+    exact = _write(turned, directory, shard_bytes, progress)
+    cuttable = exact
+    if tied:
+        gain_D = torch.einsum("dk,d,dk->k", basis_DD, gains[norms.head], basis_DD)
+        cuttable = _retied(exact, norms.head, gain_D, directory)
+    figures = {
+        "kept_energy": share,
+        "tied_head": tied,
+        "tokens": ids_NS.numel(),
+        "proof": proof,
+        "seconds": round(time.perf_counter() - started, 2),
+    }
+    return Rotation(cuttable, exact, figures)
+
+
+def _norms(layout: Layout) -> _Norms | None:
+    """The norms over the stream; a table names those of a block in the order in which they run."""
+    rows = [row for row in layout.stored if row.role == "norm" and row.dims == (STREAM,)]
+    inside = [row.name for row in rows if row.in_block]
+    outside = [row.name for row in rows if not row.in_block]
+    return _Norms(*inside, *outside) if (len(inside), len(outside)) == (2, 1) else None
+
+
+def _tied(layout: Layout) -> dict[str, str]:
+    """Head -> the embedding whose storage it shares."""
+    return {row.name: row.tied_to for row in layout.rows if row.tied_to is not None}
+
+
+def _covariance(stream: BlockStream, ids_NS: Tensor, norms: _Norms, tell: Progress) -> Tensor:
+    """Second moments (D, D) of the states at all norms, each token's of trace 1 at each."""
+    width = stream.checkpoint.shape["hidden"]
+    sum_DD = torch.zeros(width, width, dtype=torch.float64)
+
+    def add(h_BSD: Tensor) -> None:
+        h_TD = h_BSD.flatten(0, 1)
+        h_TD = h_TD / h_TD.norm(dim=-1, keepdim=True).clamp_min(1e-30)
+        sum_DD.add_(h_TD.T @ h_TD)
+
+    prefix = f"{stream.checkpoint.family.blocks}.{{}}."
+    inside = [n.removeprefix(prefix).removesuffix(".weight") for n in (norms.heads, norms.mlp)]
+    for index, block, passes in forward_walk(stream, ids_NS, "finding the stream's axes", tell):
+        hooks = [
+            block.get_submodule(path).register_forward_pre_hook(lambda _, args: add(args[0]))
+            for path in inside
+        ]
+        for h_BSD in passes:
+            check_state(index, h_BSD)
+            if index == stream.depth - 1:
+                add(h_BSD)
+        for hook in hooks:
+            hook.remove()
+    return sum_DD
+
+
+def _basis(covariance_DD: Tensor, keep: int, gain_D: Tensor | None) -> tuple[Tensor, float]:
+    """Q (D, D), most energy first, and the first K's share of it; with a tied head's gain, the
+    first K are turned within their span so that it is diagonal there.
+    """
+    energy_D, basis_DD = torch.linalg.eigh(covariance_DD)
+    energy_D, basis_DD = energy_D.flip(0), basis_DD.flip(1)
+    share = float(energy_D[:keep].sum() / energy_D.sum())
+    if gain_D is not None:
+        first_DK = basis_DD[:, :keep]
+        _, turn_KK = torch.linalg.eigh(first_DK.T @ (gain_D[:, None] * first_DK))
+        basis_DD = torch.cat([first_DK @ turn_KK, basis_DD[:, keep:]], 1)
+    return basis_DD, share
+
+
+@dataclass(frozen=True)
+class _Turned(RotatedCheckpoint):
+    """The rotated model, turned as it is read; its head is a matrix of its own.
+
+    Attributes:
+        norms: which norm is read by what.
+        basis_DD: Q, in double precision.
+        gains: every norm's gain, in double precision.
+        stored: give tensors in the type that they are stored in, or in double precision.
+    """
+
+    norms: _Norms
+    basis_DD: Tensor
+    gains: Mapping[str, Tensor]
+    stored: bool = False
+
+    def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        """Yield ``(name, tensor)`` in the new basis."""
+        tied = _tied(self.source.layout)
+        for name in names:
+            row, block = self._rows[name]
+            for _, tensor in self.source.read([tied.get(name, name)]):
+                dtype = torch_dtype(self.dtypes[name]) if self.stored else torch.float64
+                yield name, self._turn(row, block, tensor, dtype)
+
+    @cached_property
+    def _rows(self) -> Mapping[str, tuple[Row, int]]:
+        """Tensor name -> its row, and the number of its block, 0 outside."""
+        return {
+            row.name.format(block): (row, block)
+            for row in self.layout.stored
+            for block in range(self.shape["layers"] if row.in_block else 1)
+        }
+
+    def _turn(self, row: Row, block: int, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        if STREAM not in row.dims:
+            return tensor.to(dtype, copy=True)
+        if row.role == "norm":
+            return torch.ones_like(tensor, dtype=dtype)
+        if row.role == "bias":
+            return (tensor.double() @ self.basis_DD).to(dtype)
+        if row.output == STREAM and row.role != "embedding":  # a writer
+            return self._product(tensor.T, None, dtype).T.contiguous()
+        reads = row.role != "embedding"
+        gain_D = self.gains[self.norms.before(row).format(block)] if reads else None
+        return self._product(tensor, gain_D, dtype)
+
+    def _product(self, x_RD: Tensor, gain_D: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """x diag(g) Q, some rows at a time."""
+        basis_DD = self.basis_DD if gain_D is None else gain_D[:, None] * self.basis_DD
+        return torch.cat([(part.double() @ basis_DD).to(dtype) for part in x_RD.split(_ROWS)])
+
+
+def _turned(
+    checkpoint: Checkpoint, norms: _Norms, basis_DD: Tensor, gains: Mapping[str, Tensor]
+) -> _Turned:
+    own = _fields(checkpoint, Checkpoint)
+    tied = _tied(checkpoint.layout)
+    if tied:
+        config = copy.deepcopy(checkpoint.config)
+        setattr(config, TIED, False)
+        layout = checkpoint.family.layout(config)
+        own |= {"raw": {**checkpoint.raw, TIED: False}, "config": config, "layout": layout}
+        for what in ("files", "dtypes"):
+            own[what] = {**own[what], **{head: own[what][name] for head, name in tied.items()}}
+    own["family"] = dataclasses.replace(checkpoint.family, rescale=_widen)
+    return _Turned(**own, source=checkpoint, norms=norms, basis_DD=basis_DD, gains=gains)
+
+
+def _fields(checkpoint: Checkpoint, kind: type[Checkpoint]) -> dict[str, Any]:
+    """The attributes that a ``kind`` of checkpoint has."""
+    return {field.name: getattr(checkpoint, field.name) for field in dataclasses.fields(kind)}
+
+
+def _widen(row: Row, before: Shape, after: Shape) -> Affine | None:
+    """Norms that take their mean square over fewer channels: what is cut is all but nothing."""
+    if row.role != "norm" or row.dims != (STREAM,) or before["hidden"] == after["hidden"]:
+        return None
+    return Affine(math.sqrt(before["hidden"] / after["hidden"]), 0.0, lasting=True)
+
+
+def _prove(source: Checkpoint, turned: Checkpoint, progress: Progress) -> dict[str, Any]:
+    """How far the rotated model's logits are from the source's, before rounding.
+
+    In single precision, or, where rounding adds up over many blocks, in double.
+
+    Raises:
+        ShearlingError: farther than ``TOLERANCE`` of the largest.
+    """
+    generator = torch.Generator().manual_seed(0)
+    length = min(32, getattr(source.config, "max_position_embeddings", 32))
+    ids_BS = torch.randint(source.shape["vocab"], (2, length), generator=generator)
+    relative, dtype = math.inf, torch.float32
+    for dtype in (torch.float32, torch.float64):
+        progress("proving the rotation", 0, 2)
+        expected_BSV = _logits(source, ids_BS, dtype)
+        progress("proving the rotation", 1, 2)
+        found_BSV = _logits(turned, ids_BS, dtype)
+        progress("proving the rotation", 2, 2)
+        largest = max(float(expected_BSV.abs().max()), 1e-30)
+        relative = float((found_BSV - expected_BSV).abs().max()) / largest
+        if relative <= TOLERANCE:
+            break
+    if not relative <= TOLERANCE:
+        raise ShearlingError(
+            f"the rotated {source.name} gives logits that differ from its own by {relative:.1e} of "
+            f"the largest, {TOLERANCE:.0e} is allowed; use --no-rotate, and please report this."
+        )
+    computed_in = str(dtype).removeprefix("torch.")
+    return {
+        "max_relative_difference": relative, "tokens": ids_BS.numel(), "computed_in": computed_in,
+    }  # fmt: skip
+
+
+def _logits(checkpoint: Checkpoint, ids_BS: Tensor, dtype: torch.dtype) -> Tensor:
+    stream = BlockStream(checkpoint, resident=False, dtype=dtype)
+    h_BSD, calls = stream.begin(ids_BS)
+    for index, call in enumerate(calls):
+        with stream.block(index) as block:
+            h_BSD = call(block, h_BSD)
+    return stream.logits(h_BSD, ids_BS)
+
+
+def _write(
+    turned: _Turned, directory: Path, shard_bytes: int, progress: Progress
+) -> RotatedCheckpoint:
+    """The rotated weights on disk, read back as they are stored."""
+    stored = dataclasses.replace(turned, stored=True)
+    check_space(directory, stored.bytes)
+    with new_directory(directory) as staging:
+        write_json(staging / "config.json", turned.raw)
+        write_weights(
+            staging,
+            stored.sizes,
+            lambda names: dict(stored.read(names)),
+            shard_bytes=shard_bytes,
+            progress=lambda _, done, total: progress("writing the rotated weights", done, total),
+        )
+    own = _fields(turned, RotatedCheckpoint)
+    own["files"] = Checkpoint.open(directory).files
+    return RotatedCheckpoint(**own)
+
+
+def _retied(
+    exact: RotatedCheckpoint, norm: str, gain_D: Tensor, directory: Path
+) -> RotatedCheckpoint:
+    """The rotated model with the source's tied head, the final norm's gain before it."""
+    source, file = exact.source, directory / "readout.safetensors"
+    save_file({norm: gain_D.to(torch_dtype(source.dtypes[norm]))}, file)
+    return dataclasses.replace(
+        exact,
+        raw=source.raw,
+        config=source.config,
+        layout=source.layout,
+        files={name: exact.files[name] for name in source.files} | {norm: file},
+        dtypes=source.dtypes,
+    )
