@@ -42,6 +42,22 @@ SHAPES = {
 PARAMS = {20: "113274432", 40: "92033856"}  # what the depths above leave
 DEFAULTS = (("both", "default"), ("width", "fisher-energy"), ("depth", "repair"))
 REPAIRS = ("none", "refit", "refit+text")  # the last for the defaults alone
+COMPARISON: dict[str, Any] = {  # what the rows are, for `shearling report` (docs/files.md)
+    "kind": "comparison",
+    "title": "Depth, width and repair, without training",
+    "note": "64 windows of 256 tokens of calibration, 12 of 512 of evaluation.",
+    "panel": ["removed", "axis"],
+    "panel_name": "{axis}, −{removed} % of the blocks’ parameters",
+    "label": "criterion",
+    "series": "repair",
+    "order": list(REPAIRS),
+    "baseline": "dense",
+    "measures": {"c4": "perplexity on c4", "wikitext2": "perplexity on WikiText-2"},
+    "columns": {
+        "parameters": "parameters", "seconds_choosing": "choosing, s",
+        "seconds_repairing": "repairing, s", "peak_mib": "peak, MiB",
+    },
+}  # fmt: skip
 
 
 def main() -> None:
@@ -60,7 +76,7 @@ def main() -> None:
     file = RESULTS / "one_shot.json"
     result = json.loads(file.read_text()) if file.exists() else {"rows": []}
     result = {k: result[k] for k in ("rows", "speed") if k in result}
-    result["windows"] = "64 x 256 calibration, 12 x 512 evaluation"
+    result = COMPARISON | result
     if arguments.speed:
         save("one_shot", result | {"speed": speed()})
         return
@@ -262,12 +278,19 @@ def speed() -> list[dict[str, Any]]:
     names |= {source.path.name: "dense"}
     return [
         {
-            "shape": names[run["model"]["name"]], "sizes": str(shapes[names[run["model"]["name"]]]),
-            "batch": run["batch"], "prefill_tokens_per_s": run["prefill_tokens_per_s"],
+            **_place(names[run["model"]["name"]]),
+            "sizes": str(shapes[names[run["model"]["name"]]]), "batch": run["batch"],
+            "prefill_tokens_per_s": run["prefill_tokens_per_s"],
             "decode_tokens_per_s": run["decode_tokens_per_s"],
         }
         for run in runs
     ]  # fmt: skip
+
+
+def _place(name: str) -> dict[str, Any]:
+    """The panel that a shape belongs to, or the baseline."""
+    axis, _, removed = name.partition(" ")
+    return {"axis": axis, "removed": int(removed)} if removed else {"criterion": name}
 
 
 def _loaded(checkpoint: Any, replaced: dict[str, Any]) -> Any:

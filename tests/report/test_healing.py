@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from shearling.errors import ShearlingError
 from shearling.report.collect import collect
-from shearling.report.healing import lines
+from shearling.report.healing import Line, lines, mean_loss
 from shearling.report.page import page
 
 DOMAINS = ("arxiv", "book", "c4", "cc", "github", "stackexchange", "wiki")
@@ -52,11 +52,65 @@ def test_section(tmp_path: Path, moving: bool) -> None:
 def test_lines() -> None:
     values = {name: (3.0, 2.0 + n) for n, name in enumerate(DOMAINS)}
     axes = Figure().add_subplot()
-    lines((0, 500), values, "nats")(axes, False)
+    lines([Line((0, 500), series) for series in values.values()], "nats")(axes, False)
     drawn = axes.get_lines()
     assert [tuple(line.get_ydata()) for line in drawn] == [tuple(v) for v in values.values()]
     looks = {(line.get_color(), line.get_marker()) for line in drawn}
     assert len(looks) == len(DOMAINS), "no two domains look alike"
+    assert axes.get_ylim()[0] > 1.5
+    again = Figure().add_subplot()
+    lines([Line((0, 500), (3.0, 2.0))], "nats", zero=True)(again, False)
+    assert again.get_ylim()[0] == 0
+
+
+def write_run(folder: Path, name: str, **changes: Any) -> None:
+    model = {"name": name, "fingerprint": (name[0] * 2) * 32}
+    (folder / f"{name}.json").write_text(json.dumps(history(False) | {"model": model} | changes))
+
+
+def test_several_runs_share_a_drawing(tmp_path: Path) -> None:
+    write_run(tmp_path, "lamb", recipe="lora")
+    better = history(False)["looks"]
+    for look in better:
+        look["losses"] = {name: loss - 0.5 for name, loss in look["losses"].items()}
+    write_run(tmp_path, "ewe", recipe="cpt", looks=better)
+    results = collect([tmp_path])
+    means = {results.name_of(one.model.fingerprint): mean_loss(one) for one in results.healings}
+    assert means["lamb"] == pytest.approx((3.3, 3.25, 3.2, 3.15, 3.1))
+    assert means["ewe"][-1] == pytest.approx(2.6)
+    html = page(results)
+    assert "2 runs, mean of the domains" in html
+    assert html.index("</svg>ewe, cpt</li>") < html.index("</svg>lamb, lora</li>")  # best first
+    assert html.count('class="plot wide"') == 3
+    assert "by domain</summary>" not in html
+    write_run(tmp_path, "ram", recipe="distill")
+    assert page(collect([tmp_path])).count("by domain</summary>") == 2
+
+
+def test_runs_on_other_domains_do_not_share_a_drawing(tmp_path: Path) -> None:
+    write_run(tmp_path, "lamb")
+    look = {"tokens": 0, "losses": {"hay": 2.0}, "weights": {"hay": 1.0}}
+    write_run(tmp_path, "ewe", looks=[look, look | {"tokens": 9}])
+    assert "mean of the domains" not in page(collect([tmp_path]))
+
+
+def test_excess_over_a_reference(tmp_path: Path) -> None:
+    write_run(tmp_path, "lamb")
+    losses = dict.fromkeys(DOMAINS, 2.5)
+    given = {"kind": "reference", "created": "2026", "losses": losses, "how": {"method": "given"}}
+    (tmp_path / "reference.json").write_text(json.dumps(given))
+    html = page(collect([tmp_path]))
+    assert "Excess over the reference loss of each domain (given)." in html
+    assert html.count('class="plot wide"') == 2
+    losses.pop("c4")  # a reference for other domains is none
+    (tmp_path / "reference.json").write_text(json.dumps(given))
+    assert "Excess" not in page(collect([tmp_path]))
+
+
+def test_a_reference_alone_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_text(json.dumps({"kind": "reference", "losses": {"c4": 2.0}}))
+    with pytest.raises(ShearlingError, match="reference losses alone"):
+        collect([tmp_path])
 
 
 def test_no_run_no_section(tmp_path: Path) -> None:

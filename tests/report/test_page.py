@@ -223,7 +223,10 @@ def test_several_models_are_columns(run: SampleRun) -> None:
     first = json.loads((run.root / "pruned/shearling.json").read_text())
     healed = {"name": "healed", "fingerprint": "ab" * 32}
     source = {**run.pruned, "shape": run.shape(24), "parameters": first["parameters"]}
-    run.write_manifest("healed", healed, [], keep={}, stage="heal", source=source, parent=first)
+    run.write_manifest(
+        "healed", healed, [], keep={}, stage="heal", source=source, parent=first,
+        shape=run.shape(24),
+    )  # fmt: skip
     run.write_evaluation("healed", healed, "encyclopedia", 48.2, 16_368)
     run.write_generations("healed", healed, 2)
     text = page(collect([run.root]))

@@ -1,8 +1,12 @@
 import math
 
 import pytest
+from matplotlib.figure import Figure
 
-from shearling.report.plots import scale_of
+from shearling.report.charts import SHAPES, series_key
+from shearling.report.plots import Scale, damage_plot, marker_of, scale_of
+from shearling.report.records import Curve
+from shearling.report.vector import SERIES, VARIABLES
 
 
 def test_a_first_block_far_above_all_others_runs_off_the_axis() -> None:
@@ -26,3 +30,20 @@ def test_an_axis_always_has_an_extent(values: list[float]) -> None:
     scale = scale_of(values)
     assert math.isfinite(scale.low)
     assert scale.high > scale.low
+
+
+def test_a_key_shows_what_is_drawn_however_many_there_are() -> None:
+    curves = [Curve(f"c{n}", ((), (1,)), (2.0, 3.0 + n)) for n in range(10)]
+    axes = Figure().add_subplot()
+    damage_plot(curves, None, Scale(1.0, 20.0, True))(axes, False)
+    drawn = {float(line.get_ydata()[-1]): line for line in axes.get_lines()}  # ty: ignore[not-subscriptable]
+    items = series_key([curve.criterion for curve in curves]).split("</li>")
+    looks = set()
+    for place, item in zip(range(10), items, strict=False):
+        line = drawn[3.0 + place]
+        assert f"var(--{VARIABLES[str(line.get_color())]})" in item
+        assert SHAPES[str(line.get_marker())] in item
+        assert line.get_marker() == marker_of(place)
+        looks.add((line.get_color(), line.get_marker()))
+    assert len(looks) == 10
+    assert len(SERIES) == 8

@@ -1,11 +1,15 @@
-"""A picture of the model: a cell a block, shaded by its score, the removed ones struck out."""
+"""A picture of the model: a cell a block, shaded by its score, the removed ones struck out; and a
+bar for every width that was cut.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable, Mapping, Sequence
 
-from shearling.report.markup import Markup, el
-from shearling.report.numbers import figure, plural, ranges
+from shearling.report.compare import AXES, sizes_changed
+from shearling.report.markup import Markup, el, render
+from shearling.report.numbers import exact, figure, percent, plural, ranges
 from shearling.report.records import Scores
 from shearling.report.results import Model, Results
 from shearling.report.sections import absent, section
@@ -21,24 +25,24 @@ def anatomy_section(results: Results) -> Markup:
     if source is None or size is None:
         return absent(title, "How many blocks it has is not known: `shearling score MODEL` tells.")
     scores = shading(results, source)
-    names: dict[tuple[int, ...], list[str]] = {}  # a healed model has the blocks of the cut one
+    alike: dict[Hashable, list[Model]] = {}  # a healed model is drawn with the cut one
     for model in results.made:
         if (kept := model.kept("layers", source.fingerprint)) is not None:
-            names.setdefault(kept, []).append(model.name)
-    names = names or {tuple(range(size)): [source.name]}
-    strips = [_strip(" and ".join(of), size, kept, scores) for kept, of in names.items()]
-    key = [el("li", el("i", class_="swatch hollow"), "removed")] if results.made else []
+            alike.setdefault((kept, *sizes_changed(source, model).items()), []).append(model)
+    groups = list(alike.values()) or [[source]]
+    strips = [_drawn(source, of, scores) for of in groups]
+    cut = any(sizes_changed(source, of[0]) for of in groups)
+    key = [el("li", el("i", class_="swatch hollow"), "removed")] if cut else []
     lines = []
     if scores:
         key.insert(0, el("li", "hurts less", el("i", class_="ramp"), "hurts more to remove"))
         lines.append(f"Shaded by rank under the criterion “{scores.criterion}”.")
     lines.append("Text enters at block 0 and leaves at the last.")
-    others = _other_axes(results)
     return section(
         title,
         strips,
         el("ul", key, class_="key") if key else None,
-        el("p", " ".join(lines + others), class_="small muted"),
+        el("p", " ".join(lines), class_="small muted"),
     )
 
 
@@ -61,7 +65,58 @@ def criterion_used(results: Results) -> str:
     return next((one for one in used if isinstance(one, str)), "perplexity")
 
 
-def _strip(name: str, size: int, kept: tuple[int, ...], scores: Scores | None) -> Markup:
+def _drawn(source: Model, models: Sequence[Model], scores: Scores | None) -> Markup:
+    """The blocks and widths of models that have them all alike."""
+    size, name = source.shape["layers"], _names([model.name for model in models])
+    kept = models[0].kept("layers", source.fingerprint)
+    changed = sizes_changed(source, models[0])
+    changed.pop("layers", None)
+    strip = _strip(size, tuple(range(size)) if kept is None else kept, scores)
+    if kept is None or (len(kept) == size and not changed):
+        summary = plural(size, "block") + ("" if kept is None else ", none removed")
+    elif len(kept) == size:
+        summary = f"keeps all {plural(size, 'block')}, {_less(changed)}"
+    else:
+        less = f", {_less(changed)}" if changed else ""
+        summary = f"keeps {len(kept)} of {plural(size, 'block')}{less}"
+    heading = el("h3", name, el("span", f", {summary}", class_="muted"))
+    return el("div", heading, strip, _widths(changed) if changed else None, class_="model")
+
+
+def _less(changed: Mapping[str, tuple[int, int]]) -> str:
+    words = ["narrower"] if changed.keys() - {"vocab"} else []
+    return " with ".join([*words, "fewer tokens"] if "vocab" in changed else words)
+
+
+def _names(names: Sequence[str]) -> str:
+    """ "a", "a and b", "a, b and c"."""
+    return " and ".join((", ".join(names[:-1]), names[-1])) if len(names) > 1 else names[0]
+
+
+def _widths(changed: Mapping[str, tuple[int, int]]) -> Markup:
+    """A bar an axis: what is left of its length, and what is gone."""
+    rows = []
+    for axis, (before, after) in changed.items():
+        label = AXES.get(axis, axis)
+        where = "" if axis in ("hidden", "vocab") else " in each block"
+        left = min(1.0, after / before) if before else 1.0
+        track = el(
+            "span",
+            el("i", style=f"width:{100 * left:.2f}%"),
+            class_="track",
+            role="img",
+            aria_label=f"{label}: {exact(after)} of {exact(before)}{where}",
+        )
+        share = percent(before, after)
+        sizes = [
+            el("b", f"{exact(after)} of {exact(before)}"),
+            el("span", f"{where}, {share}", class_="muted"),
+        ]
+        rows.append(el("li", el("span", label), track, el("span", sizes, class_="sizes")))
+    return el("ul", rows, class_="widths")
+
+
+def _strip(size: int, kept: tuple[int, ...], scores: Scores | None) -> Markup:
     gone = sorted(set(range(size)) - set(kept))
     shades = _shades(scores, size)
     rows = math.ceil(size / CELLS_IN_A_ROW)
@@ -76,20 +131,13 @@ def _strip(name: str, size: int, kept: tuple[int, ...], scores: Scores | None) -
         for index in range(size)
     ]
     label = f"{plural(size, 'block')}; removed: {ranges(gone)}"
-    summary = f"keeps {len(kept)} of {size}" if gone else plural(size, "block")
-    return el(
-        "div",
-        el("h3", name, el("span", f", {summary}", class_="muted")),
-        el(
-            "div",
-            cells,
-            class_="strip",
-            style=f"--columns:{math.ceil(size / rows)}",
-            role="img",
-            aria_label=label,
-        ),
-        el("p", f"Removed: {ranges(gone)}.", class_="small") if gone else None,
-        class_="model",
+    columns = f"--columns:{math.ceil(size / rows)}"
+    line = f"Removed: {'block' if len(gone) == 1 else 'blocks'} {ranges(gone)}."
+    return render(
+        [
+            el("div", cells, class_="strip", style=columns, role="img", aria_label=label),
+            el("p", line, class_="small") if gone else None,
+        ]
     )
 
 
@@ -112,15 +160,3 @@ def _shades(scores: Scores | None, size: int) -> list[float]:
 
 def _sortable(score: float) -> float:
     return math.inf if math.isnan(score) else score
-
-
-def _other_axes(results: Results) -> list[str]:
-    """Widths are not drawn; where one was cut, a sentence says so."""
-    source, model = results.source, results.primary
-    if source is None or model is None:
-        return []
-    return [
-        f"Its axis {axis} went from {before} to {model.shape[axis]}."
-        for axis, before in source.shape.items()
-        if axis != "layers" and model.shape.get(axis, before) != before
-    ]

@@ -6,13 +6,14 @@ import math
 from collections.abc import Sequence
 
 from shearling.report.anatomy import criterion_used
+from shearling.report.fields import describe
 from shearling.report.markup import Markup, el
 from shearling.report.numbers import exact, figure, plural, ranges
-from shearling.report.plots import MARKERS, Scale, damage_plot, is_shown, scale_of, scores_plot
-from shearling.report.records import Curve, Damage, Scores, describe
+from shearling.report.plots import Scale, damage_plot, is_shown, marker_of, scale_of, scores_plot
+from shearling.report.records import Curve, Damage, Scores
 from shearling.report.results import Results
 from shearling.report.sections import absent, scroll, section
-from shearling.report.vector import drawing
+from shearling.report.vector import SERIES, drawing
 
 MEANINGS = {
     "perplexity": "Perplexity with the block left out",
@@ -86,18 +87,18 @@ def _scores_key(gone: Sequence[int], protected: frozenset[int], baseline: float 
     if gone:
         items.append(el("li", _swatch("accent"), "removed"))
     if protected:
-        items.append(el("li", _glyph('<path d="M6 1l5 9H1z"/>', "ink", 12), "protected"))
+        items.append(el("li", glyph('<path d="M6 1l5 9H1z"/>', "ink", 12), "protected"))
     if baseline is not None:
         line = '<path d="M0 6H30" stroke-width="1.500" stroke-dasharray="6 3.500"/>'
-        items.append(el("li", _glyph(line, "ink"), f"intact model, {figure(baseline)}"))
+        items.append(el("li", glyph(line, "ink"), f"intact model, {figure(baseline)}"))
     return el("ul", items, class_="key")
 
 
 def _swatch(variable: str) -> Markup:
-    return _glyph('<path d="M0 0h12v12H0z"/>', variable, 12)
+    return glyph('<path d="M0 0h12v12H0z"/>', variable, 12)
 
 
-def _glyph(shape: str, variable: str, width: int = 30) -> Markup:
+def glyph(shape: str, variable: str, width: int = 30) -> Markup:
     """A small drawing of ours beside a word of a key."""
     style = f"fill:var(--{variable});stroke:var(--{variable});stroke-width:0"
     box = f"0 0 {width} 12"
@@ -196,19 +197,17 @@ def _damage_caption(results: Results, damage: Damage, log: bool) -> list[Markup]
 
 def _damage_key(curves: Sequence[Curve], marked: int | None) -> Markup:
     line = '<path d="M6 0V12" stroke-width="1.500" stroke-dasharray="2 2.500"/>'
-    mark = el("li", _glyph(line, "muted", 12), f"this model, {marked} removed") if marked else ()
+    mark = el("li", glyph(line, "muted", 12), f"this model, {marked} removed") if marked else ()
     return series_key([curve.criterion for curve in curves], mark)
 
 
 def series_key(names: Sequence[str], *more: object) -> Markup:
-    """What the lines of a drawing stand for; from the seventh on, colours come again with other
-    markers.
-    """
+    """What the lines of a drawing stand for; where colours come again, it is with other markers."""
     items = []
     for place, name in enumerate(names):
-        shape = SHAPES[MARKERS[(place + place // len(MARKERS)) % len(MARKERS)]]
+        shape = SHAPES[marker_of(place)]
         line = f'<path d="M0 6H30" stroke-width="2"/>{shape}'
-        items.append(el("li", _glyph(line, f"series-{place % 6}"), name))
+        items.append(el("li", glyph(line, f"series-{place % len(SERIES)}"), name))
     return el("ul", items, *more, class_="key")
 
 

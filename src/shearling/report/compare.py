@@ -56,6 +56,22 @@ class Row:
     cells: tuple[Cell | None, ...]
 
 
+def sizes_changed(source: Model, model: Model) -> dict[str, tuple[int, int]]:
+    """Axis -> size in the source and in the model, for every axis of which they differ."""
+    axes = dict.fromkeys((*AXES, *source.shape))
+    return {
+        axis: (source.shape[axis], model.shape[axis])
+        for axis in axes
+        if axis in source.shape and axis in model.shape and source.shape[axis] != model.shape[axis]
+    }
+
+
+def same_tokens(source: Model, model: Model) -> bool:
+    """Whether two models may be compared token by token: a cut vocabulary spells texts anew."""
+    sizes = (source.shape.get("vocab"), model.shape.get("vocab"))
+    return None in sizes or sizes[0] == sizes[1]
+
+
 def change(before: float, after: float, lower_is_better: bool | None) -> Change | None:
     """How a value changed, and whether that is for the better."""
     percent, ratio = numbers.percent(before, after), numbers.ratio(before, after)
@@ -111,7 +127,7 @@ def groups(results: Results) -> list[tuple[str, list[Row]]]:
         row = _row(results, f"Peak memory, batch {batch}", note, runs, _memory_cell)
         peaks += [row] if any(row.cells) else []
     perplexity = [
-        _row(results, text, note, evaluations, _perplexity_cell)
+        _row(results, text, note, evaluations, _perplexity_cell, same_tokens)
         for (text, note), evaluations in texts.items()
     ]
     found = [
@@ -142,16 +158,16 @@ def _plain(
     write: Callable[[int], str],
     lower_is_better: bool | None,
 ) -> Row:
-    """A row of exact numbers, the first of which is the source's."""
+    """A row of exact numbers, the first of which is the source's; one that stayed says no more."""
     first = values[0]
     cells = [
         None
         if value is None
         else Cell(
             write(value),
-            change=change(first, value, lower_is_better) if place and first is not None else None,
+            change=change(first, value, lower_is_better) if first not in (None, value) else None,
         )
-        for place, value in enumerate(values)
+        for value in values
     ]
     return Row(label, note, tuple(cells))
 
@@ -162,6 +178,7 @@ def _row(
     note: str,
     measured: dict[str, T],
     cell: Callable[[T, T | None], Cell | None],
+    comparable: Callable[[Model, Model], bool] = lambda source, model: True,
 ) -> Row:
     """A row of measurements, each compared with the source's where there is one."""
     source = results.source
@@ -169,7 +186,10 @@ def _row(
 
     def of(model: Model) -> Cell | None:
         one = measured.get(model.fingerprint)
-        return None if one is None else cell(one, None if one is first else first)
+        if one is None:
+            return None
+        alike = source is not None and comparable(source, model)
+        return cell(one, first if alike and one is not first else None)
 
     return Row(label, note, tuple(of(model) for model in results.models))
 

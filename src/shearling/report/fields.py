@@ -9,6 +9,9 @@ from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any, NoReturn
 
 from shearling.errors import ShearlingError
+from shearling.report.numbers import figure, memory
+
+LISTED = 6  # of a longer list in a free-form field, only the first are written out
 
 
 @dataclass(frozen=True)
@@ -127,3 +130,27 @@ def _as_number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value)
+
+
+def describe(value: Any) -> str:
+    """A free-form field (machine, calibration, sampling, an option) as one line of text."""
+    if isinstance(value, dict):
+        return ", ".join(_pair(str(key), one) for key, one in value.items() if one is not None)
+    if isinstance(value, list):
+        shown = ", ".join(describe(one) for one in value[:LISTED])
+        return shown if len(value) <= LISTED else f"{shown}, … ({len(value)} in all)"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return figure(value)
+    return "none" if value is None else public(str(value))
+
+
+def _pair(key: str, value: Any) -> str:
+    """``{"memory_bytes": 2**30}`` as "memory 1.0 GiB", ``{"greedy": true}`` as "greedy"."""
+    words = key.removesuffix("_bytes").replace("_", " ")
+    if value is True:
+        return words
+    if key.endswith("_bytes") and isinstance(value, int):
+        return f"{words} {memory(value)}"
+    return f"{words} {describe(value)}"

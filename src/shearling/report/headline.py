@@ -5,13 +5,36 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shearling.report import numbers
-from shearling.report.compare import Change, by_load, by_text, change, speed_change
+from shearling.report.compare import (
+    AXES,
+    Change,
+    by_load,
+    by_text,
+    change,
+    same_tokens,
+    sizes_changed,
+    speed_change,
+)
 from shearling.report.markup import Markup, el, join, render
 from shearling.report.numbers import THIN, exact, figure, plural
-from shearling.report.records import Evaluation, Proof, Run
+from shearling.report.records import Evaluation, Manifest, Proof, Run
 from shearling.report.results import Model, Results
 from shearling.report.sections import with_commands
 
+SHORT = {  # an axis's sizes before and after, in the title
+    "layers": "{} → {} blocks",
+    "hidden": "hidden {} → {}",
+    "heads": "{} → {} heads",
+    "kv_heads": "{} → {} key/value heads",
+    "mlp": "MLP {} → {}",
+    "vocab": "vocabulary {} → {}",
+}
+UNITS = {"hidden": "channels", "heads": "a block", "kv_heads": "a block", "mlp": "a block"} | {
+    "layers": "kept",
+    "vocab": "tokens",
+}
+NO_BREAK = "\u00a0"
+IN_THE_TITLE = 3  # axes; the tiles name them all
 REPAIRS = {"refit": "refitting in closed form", "heal": "training", "lora": "training adapters"}
 
 
@@ -26,6 +49,7 @@ class Verdict:
     speed: tuple[Run, Run, Change] | None
     perplexity: tuple[Evaluation, Evaluation] | None
     texts: int  # on how many texts both were measured
+    tokens_differ: bool  # other vocabularies: perplexities do not compare
 
 
 def verdict_of(results: Results) -> Verdict | None:
@@ -34,8 +58,11 @@ def verdict_of(results: Results) -> Verdict | None:
     if source is None or model is None:
         return None
     pair = (source.fingerprint, model.fingerprint)
+    alike = same_tokens(source, model)
     texts = [
-        (on[pair[0]], on[pair[1]]) for on in by_text(results).values() if set(pair) <= on.keys()
+        (on[pair[0]], on[pair[1]])
+        for on in by_text(results).values()
+        if alike and set(pair) <= on.keys()
     ]
     # of several texts, the one that shows the most damage: a headline must not flatter
     worst = max(texts, key=lambda two: two[1].nll - two[0].nll, default=None)
@@ -51,6 +78,7 @@ def verdict_of(results: Results) -> Verdict | None:
         (*runs[0], speed) if speed else None,
         worst,
         len(texts),
+        not alike,
     )
 
 
@@ -67,6 +95,10 @@ def header(results: Results) -> Markup:
     """Headline, tiles and verdict."""
     verdict = verdict_of(results)
     kicker = el("p", "shearling report", class_="kicker")
+    if not results.models:
+        rows = sum(len(panel.entries) for one in results.comparisons for panel in one.panels)
+        line = el("span", f"{plural(rows, 'result')} side by side", class_="result")
+        return el("header", kicker, el("h1", _what(results), " ", line))
     if verdict is None:
         only = len(results.models) == 1
         sentence = (
@@ -83,7 +115,7 @@ def header(results: Results) -> Markup:
             el("p", with_commands(hint), class_="verdict muted"),
         )
     tiles = [
-        _blocks_tile(verdict),
+        *_axis_tiles(verdict),
         _size_tile("Parameters", verdict, "parameters"),
         _size_tile("On disk", verdict, "disk"),
         _speed_tile(verdict),
@@ -105,18 +137,26 @@ def header(results: Results) -> Markup:
 
 
 def _what(results: Results) -> str:
-    """ "SmolLM2-135M, 30 → 24 blocks", or the names of what there is."""
+    """ "SmolLM2-135M, 30 → 24 blocks, MLP 1536 → 1308", or the names of what there is."""
     source, model = results.source, results.primary
     if source is None:
-        return " and ".join(one.name for one in results.models[:3])
+        named = [one.name for one in results.models] or [one.title for one in results.comparisons]
+        return " and ".join(named[:3])
     if model is None:
         blocks = source.shape.get("layers")
         return source.name + (f", {plural(blocks, 'block')}" if blocks else "")
-    before, after = source.shape.get("layers"), model.shape.get("layers")
-    if before is None or after is None:
-        return f"{source.name}, made smaller"
-    blocks = f"{before} → {after} blocks" if before != after else f"{before} blocks"
-    return f"{source.name}, {blocks}"
+    changed = sizes_changed(source, model)
+    if "heads" in changed:  # groups of heads go together: the tile tells both
+        changed.pop("kv_heads", None)
+    parts = [SHORT.get(axis, f"{axis} {{}} → {{}}").format(*map(exact, sizes))
+             for axis, sizes in changed.items()]  # fmt: skip
+    if len(parts) > IN_THE_TITLE:
+        left = len(parts) - IN_THE_TITLE + 1
+        parts = [*parts[: IN_THE_TITLE - 1], f"{left} more widths"]
+    if not parts:
+        blocks = source.shape.get("layers")
+        parts = [plural(blocks, "block") if blocks else "made anew"]
+    return ", ".join((source.name, *(part.replace(" ", NO_BREAK) for part in parts)))
 
 
 def _result(verdict: Verdict) -> Markup:
@@ -124,8 +164,12 @@ def _result(verdict: Verdict) -> Markup:
     parts: list[Markup] = []
     if verdict.parameters:
         share = 100 * (1 - (verdict.model.parameters or 0) / (verdict.source.parameters or 1))
-        size = f"{abs(share):.0f}{THIN}% {'smaller' if share > 0 else 'larger'}"
-        parts.append(el("b", size if abs(share) >= 0.5 else "of the same size"))
+        digits = 0 if abs(share) >= 0.5 else 1
+        size = f"{abs(share):.{digits}f}{THIN}% {'smaller' if share > 0 else 'larger'}"
+        same = (
+            "nothing removed" if not sizes_changed(verdict.source, verdict.model) else "no smaller"
+        )
+        parts.append(el("b", size if abs(share) >= 0.05 else same))
     if verdict.speed:
         ratio, better = verdict.speed[2].ratio, verdict.speed[2].better
         words = {True: f"{ratio} faster decode", False: f"decode at {ratio} the speed"}
@@ -157,12 +201,20 @@ def _tile(label: str, value: object, unit: str, note: object, cost: bool = False
     )
 
 
-def _blocks_tile(verdict: Verdict) -> Markup | None:
-    before, after = verdict.source.shape.get("layers"), verdict.model.shape.get("layers")
-    if before is None or after is None:
-        return None
-    note = [f"of {before} · ", el("b", f"{exact(before - after)} removed")]
-    return _tile("Blocks", exact(after), "kept", note)
+def _axis_tiles(verdict: Verdict) -> list[Markup]:
+    """One for every size that changed since the original source, whichever step changed it."""
+    changed = sizes_changed(verdict.source, verdict.model)
+    grouped = changed.pop("kv_heads", None) if "heads" in changed else None
+    tiles = []
+    for axis, (before, after) in changed.items():
+        note = [f"of {exact(before)} · ", el("b", f"{exact(before - after)} removed")]
+        if axis == "heads" and grouped:
+            note.append(f", key/value {grouped[0]} → {grouped[1]}")
+        tiles.append(_tile(AXES.get(axis, axis), exact(after), UNITS.get(axis, ""), note))
+    blocks = verdict.source.shape.get("layers")
+    if not tiles and blocks is not None:
+        tiles = [_tile("Blocks", exact(blocks), "", "none removed")]
+    return tiles
 
 
 def _size_tile(label: str, verdict: Verdict, what: str) -> Markup | None:
@@ -203,12 +255,17 @@ def _perplexity_tile(verdict: Verdict) -> Markup | None:
 def _cost(verdict: Verdict) -> Markup:
     """What was lost, as plainly as what was gained."""
     sentences: list[object] = []
-    if verdict.perplexity is None:
+    if verdict.tokens_differ:
+        sentences.append(
+            "Its vocabulary is not the source’s: it writes the same text in other tokens, and "
+            "perplexities of the two do not compare."
+        )
+    elif verdict.perplexity is None:
         hint = "What this cost is not known yet: `shearling eval` on both models would tell."
         sentences.append(with_commands(hint))
     else:
         sentences.append(_damage(verdict))
-    repairs = [REPAIRS[s.stage] for s in verdict.model.chain if s.stage in REPAIRS]
+    repairs = [name for step in verdict.model.chain for name in _repairs(step)]
     if repairs:
         sentences.append(f"This is after {' and '.join(dict.fromkeys(repairs))}.")
     else:
@@ -218,6 +275,18 @@ def _cost(verdict: Verdict) -> Markup:
     cuts = [step for step in steps if step.stage != "heal"]
     sentences.append(proof_sentence(cuts[-1].proof if cuts else None, trained=trained))
     return join(" ", sentences)
+
+
+def _repairs(step: Manifest) -> list[str]:
+    """What a step did for a model besides cutting it."""
+    repair = step.options.get("repair")
+    repair = repair if isinstance(repair, dict) else {}
+    steps = [one for one in repair.get("steps") or () if isinstance(one, dict)]
+    changed = any(one.get("strength") is not None for one in steps) or repair.get("divergence")
+    solved = ["refit"] if changed else []
+    recipe = step.options.get("recipe")
+    trained = ["lora"] if step.stage == "heal" and recipe == "lora" else [step.stage]
+    return [REPAIRS[name] for name in (*solved, *trained) if name in REPAIRS]
 
 
 def _damage(verdict: Verdict) -> Markup:

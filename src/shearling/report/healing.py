@@ -1,89 +1,187 @@
-"""The section on healing: held-out losses and the mix of domains over the tokens trained on."""
+"""The section on healing: losses, excess over a reference, and the mix, over tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from shearling.report.charts import series_key
 from shearling.report.markup import Markup, el
-from shearling.report.numbers import count, figure, plural
-from shearling.report.plots import MARKERS, Draw
-from shearling.report.records import Healing
+from shearling.report.numbers import amount, count, figure, plural, tick
+from shearling.report.plots import Draw, marker_of
+from shearling.report.records import Healing, Reference
 from shearling.report.results import Results
 from shearling.report.sections import scroll, section
-from shearling.report.vector import MUTED, PAPER, SERIES, drawing
+from shearling.report.vector import INK, MUTED, PAPER, SERIES, drawing
 
 MOVED = 0.005  # a mix in which no weight moves further is not worth a picture
+OPEN = 2  # runs up to which each is shown by domain at once; of more, the others are folded
+DENSE = 25  # looks on one line from which on markers would only thicken it
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a drawing."""
+
+    tokens: Sequence[int]
+    values: Sequence[float]
 
 
 def healing_section(results: Results) -> Markup | None:
-    """A drawing of losses for each run, and of weights where they moved; nothing without a run."""
+    """All runs in one drawing, then each by domain; nothing without a run."""
     found = [one for one in results.healings if one.tokens]
     if not found:
         return None
     intro = el(
         "p",
-        "Loss on held-out text of each domain while the model was trained, in nats a token; lower "
-        "is better.",
+        "Loss on held-out text while the model was trained, in nats a token; lower is better.",
     )
-    return section("Healing", intro, [_run(results, *pair) for pair in enumerate(found)])
+    together = [_together(results, *pair) for pair in enumerate(_comparable(found))]
+    found.sort(key=lambda one: mean_loss(one)[-1])
+    runs = [_run(results, place, one) for place, one in enumerate(found)]
+    if len(runs) > OPEN:
+        runs = [
+            runs[0],
+            *(_folded(results, *pair) for pair in zip(found[1:], runs[1:], strict=True)),
+        ]
+    return section("Healing", intro, together, runs)
+
+
+def _folded(results: Results, one: Healing, run: Markup) -> Markup:
+    return el("details", el("summary", f"{_title(results, one)}, by domain"), run)
+
+
+def _comparable(found: Sequence[Healing]) -> list[list[Healing]]:
+    """Runs held out on the same domains, where there are several."""
+    groups: dict[frozenset[str], list[Healing]] = {}
+    for one in found:
+        groups.setdefault(frozenset(one.losses), []).append(one)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def mean_loss(one: Healing) -> tuple[float, ...]:
+    """The mean over domains, each counted alike, at every look."""
+    return tuple(map(fmean, zip(*one.losses.values(), strict=True)))
+
+
+def _together(results: Results, place: int, group: list[Healing]) -> Markup:
+    """One line a run: which recipe gets how far on how many tokens."""
+    group = sorted(group, key=lambda one: mean_loss(one)[-1])
+    names = [_title(results, one) for one in group]
+    drawn = [Line(one.tokens, mean_loss(one)) for one in group]
+    domains = sorted(group[0].losses)
+    rows = [
+        el(
+            "tr",
+            el("th", name, scope="row"),
+            el("td", count(one.tokens[-1])),
+            el("td", figure(mean_loss(one)[0])),
+            el("td", el("b", figure(mean_loss(one)[-1]))),
+            [el("td", figure(one.losses[domain][-1])) for domain in domains],
+        )
+        for name, one in zip(names, group, strict=True)
+    ]
+    heads = ("run", "tokens", "mean before", "after", *domains)
+    return el(
+        "figure",
+        el("figcaption", el("h3", f"{plural(len(group), 'run')}, mean of the domains")),
+        series_key(names),
+        drawing(lines(drawn, "nats a token"), f"healings-{place}", "Mean loss of every run"),
+        _numbers(heads, rows, "Losses by run; those of the domains after the run"),
+    )
+
+
+def _title(results: Results, one: Healing) -> str:
+    return f"{results.name_of(one.model.fingerprint)}, {one.recipe}"
 
 
 def _run(results: Results, place: int, one: Healing) -> Markup:
-    what = f"{results.name_of(one.model.fingerprint)}, {one.recipe}, {count(one.tokens[-1])} tokens"
-    label = f"Held-out loss of {plural(len(one.losses), 'domain')} against tokens"
+    """Losses by domain, how far they are from a reference, and the mix if it moved."""
+    domains = list(one.losses)
     parts = [
-        el("figcaption", el("h3", what)),
-        series_key(list(one.losses)),
-        drawing(lines(one.tokens, one.losses, "nats a token"), f"healing-{place}", label),
+        el("figcaption", el("h3", f"{_title(results, one)}, {count(one.tokens[-1])} tokens")),
+        series_key(domains),
+        _drawn(one, one.losses, "nats a token", f"healing-{place}", "Held-out loss by domain"),
     ]
+    reference = next((r for r in results.references if r.losses.keys() >= set(domains)), None)
+    if reference:
+        excess = {
+            name: tuple(value - reference.losses[name] for value in losses)
+            for name, losses in one.losses.items()
+        }
+        how = f" ({reference.method})" if reference.method else ""
+        parts += [
+            el("p", f"Excess over the reference loss of each domain{how}.", class_="small muted"),
+            _drawn(
+                one,
+                excess,
+                "nats a token",
+                f"excess-{place}",
+                "Excess over the reference",
+                zero=True,
+            ),
+        ]
     if any(max(shares) - min(shares) > MOVED for shares in one.weights.values()):
         parts += [
             el("p", "Share of each domain in what it was trained on.", class_="small muted"),
-            drawing(
-                lines(one.tokens, one.weights, "share"), f"mix-{place}", "Shares of the domains"
-            ),
+            _drawn(one, one.weights, "share", f"mix-{place}", "Shares of the domains", zero=True),
         ]
-    return el("figure", *parts, _numbers(one))
+    return el("figure", *parts, _by_domain(one, reference))
 
 
-def lines(tokens: Sequence[int], values: dict[str, tuple[float, ...]], unit: str) -> Draw:
-    """One line a domain; colours and markers are those of the key."""
+def _drawn(
+    one: Healing, values: Mapping[str, Sequence[float]], unit: str, prefix: str, label: str,
+    *, zero: bool = False,
+) -> Markup:  # fmt: skip
+    drawn = [Line(one.tokens, series) for series in values.values()]
+    return drawing(lines(drawn, unit, zero=zero), prefix, f"{label}, {plural(len(drawn), 'line')}")
+
+
+def lines(drawn: Sequence[Line], unit: str, *, zero: bool = False) -> Draw:
+    """Values over tokens, with zero or where they lie; colours and markers are the key's."""
 
     def draw(axes: Axes, narrow: bool) -> None:
-        for place, series in enumerate(values.values()):
+        for place, one in enumerate(drawn):
             axes.plot(
-                tokens, series, color=SERIES[place % len(SERIES)], linewidth=1.8,
-                marker=MARKERS[(place + place // len(MARKERS)) % len(MARKERS)], markersize=4.5,
-                markeredgecolor=PAPER, markeredgewidth=0.8,
+                one.tokens, one.values, color=SERIES[place % len(SERIES)], linewidth=1.8,
+                marker=marker_of(place), markersize=6.5, markeredgecolor=PAPER, markeredgewidth=0.8,
+                markevery=max(1, len(one.tokens) // DENSE),
             )  # fmt: skip
+        if zero:
+            low, high = axes.get_ylim()
+            axes.set_ylim(min(low, 0.0), max(high, 0.0))
+            axes.axhline(0.0, color=INK, linewidth=1.0, dashes=(5, 3), zorder=1)
         axes.xaxis.set_major_locator(MaxNLocator(4 if narrow else 8))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(round(value))))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: amount(value)))
         axes.yaxis.set_major_locator(MaxNLocator(5))
-        axes.set_xlabel("tokens", color=MUTED, labelpad=5)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(float(value))))
+        axes.set_xlabel("tokens trained on", color=MUTED, labelpad=5)
         axes.set_ylabel(unit, color=MUTED)
 
     return draw
 
 
-def _numbers(one: Healing) -> Markup:
+def _by_domain(one: Healing, reference: Reference | None) -> Markup:
     """First and last of every line, folded away."""
-    rows = [
-        el(
-            "tr",
-            el("th", domain, scope="row"),
-            [el("td", figure(value)) for value in (losses[0], losses[-1])],
-            [
-                el("td", figure(value))
-                for value in (one.weights[domain][0], one.weights[domain][-1])
-            ],
+    rows = []
+    for domain, losses in one.losses.items():
+        shares = one.weights[domain]
+        values = [losses[0], losses[-1]]
+        values += [reference.losses[domain]] if reference else []
+        values += [shares[0], shares[-1]]
+        rows.append(
+            el("tr", el("th", domain, scope="row"), [el("td", figure(value)) for value in values])
         )
-        for domain, losses in one.losses.items()
-    ]
-    names = ("domain", "loss before", "after", "share before", "after")
-    head = el("tr", [el("th", name, scope="col") for name in names])
+    reference_head = ("reference",) if reference else ()
+    heads = ("domain", "loss before", "after", *reference_head, "share before", "after")
+    return _numbers(heads, rows, "Losses and shares by domain")
+
+
+def _numbers(heads: Sequence[str], rows: Sequence[Markup], label: str) -> Markup:
+    head = el("tr", [el("th", name, scope="col") for name in heads])
     table = el("table", el("thead", head), el("tbody", rows), class_="plain")
-    return el("details", el("summary", "The numbers"), scroll(table, "Losses and shares by domain"))
+    return el("details", el("summary", "The numbers"), scroll(table, label))

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 from shearling.report import numbers
 from shearling.report.compare import AXES
+from shearling.report.fields import describe
 from shearling.report.markup import Markup, el, render
 from shearling.report.numbers import figure, plural, ranges
-from shearling.report.records import Manifest, Proof, Source, describe
+from shearling.report.records import Manifest, Proof, Source
 from shearling.report.results import Model, Results
 from shearling.report.sections import absent, section
 
@@ -103,9 +104,17 @@ def _step_facts(step: Manifest) -> Facts:
     for axis, kept in step.keep.items():
         size = step.source.shape[axis]
         gone = sorted(set(range(size)) - set(kept))
-        name = "" if axis == "layers" else f" of {axis}"
-        facts.append((f"Kept{name}", f"{len(kept)} of {size}: {_few(kept)}"))
-        facts.append((f"Removed{name}", f"{len(gone)}: {_few(gone)}" if gone else "none"))
+        if axis == "layers":
+            facts.append(("Kept", f"{len(kept)} of {size}: {_few(kept)}"))
+            facts.append(("Removed", f"{len(gone)}: {_few(gone)}" if gone else "none"))
+        else:
+            sizes = f"{numbers.exact(len(kept))} of {numbers.exact(size)} kept"
+            facts.append((AXES.get(axis, axis), f"{sizes}, without {_few(gone)}"))
+    for axis, size in step.source.shape.items():  # chosen for each block apart: too many to list
+        after = step.shape.get(axis, size)
+        if axis not in step.keep and after != size:
+            sizes = f"{numbers.exact(after)} of {numbers.exact(size)} kept in each block"
+            facts.append((AXES.get(axis, axis), sizes))
     return [
         *facts,
         ("Shape", _shape(step.shape)),

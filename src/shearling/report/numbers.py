@@ -50,6 +50,14 @@ def count(number: int) -> str:
     return _scaled(number, 1000, ("", "K", "M", "B", "T"))
 
 
+def amount(number: float) -> str:
+    """As on an axis: 2000 -> "2 K", 2500 -> "2.5 K", 0 -> "0"."""
+    step, units = 0, ("", "K", "M", "B", "T")
+    while abs(number) >= 1000 and step + 1 < len(units):
+        number, step = number / 1000, step + 1
+    return f"{number:g}{THIN}{units[step]}".strip(THIN)
+
+
 def disk(size: int) -> str:
     """Bytes on disk in decimal units: 269060381 -> "269.1 MB"."""
     return _scaled(size, 1000, ("B", "kB", "MB", "GB", "TB"))
@@ -86,7 +94,7 @@ def ratio(before: float, after: float) -> str | None:
     if not (math.isfinite(before) and math.isfinite(after)) or before <= 0:
         return None
     value = after / before
-    return f"{value:.2f}×" if value < 9.995 else f"{figure(value)}×"
+    return f"{value:.2f}×" if 0.0995 <= value < 9.995 else f"{figure(value)}×"
 
 
 def ranges(indices: Iterable[int]) -> str:

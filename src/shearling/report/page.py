@@ -9,6 +9,7 @@ from pathlib import Path
 from shearling.report.anatomy import anatomy_section
 from shearling.report.charts import damage_section, scores_section
 from shearling.report.collect import collect
+from shearling.report.comparison_view import comparisons_section
 from shearling.report.headline import header, page_title
 from shearling.report.healing import healing_section
 from shearling.report.lineage import lineage_section, use_section
@@ -45,16 +46,21 @@ def page(results: Results) -> str:
         el("title", page_title(results)),
         el("style", Markup(f"\n{style}")),
     )
-    sections = [
-        anatomy_section(results),
-        comparison_section(results),
-        scores_section(results),
-        damage_section(results),
-        healing_section(results),
-        samples_section(results),
-        lineage_section(results),
-        use_section(results),
-    ]
+    sections = (
+        [comparisons_section(results)]
+        if not results.models
+        else [
+            anatomy_section(results),
+            comparison_section(results),
+            scores_section(results),
+            damage_section(results),
+            comparisons_section(results),
+            healing_section(results),
+            samples_section(results),
+            lineage_section(results),
+            use_section(results),
+        ]
+    )
     body = el("body", header(results), el("main", sections), _footer(results))
     return f"<!doctype html>\n{el('html', head, body, lang='en')}\n"
 
@@ -70,6 +76,7 @@ def _footer(results: Results) -> Markup:
             *results.runs,
             *results.generations,
             *results.healings,
+            *results.comparisons,
             *(step for model in results.made for step in model.chain),
         )
         if one.created

@@ -1,4 +1,4 @@
-"""The two drawings of the report: scores per block, and damage against blocks removed."""
+"""Drawings of the report: scores per block, damage as blocks go, and many ways side by side."""
 
 from __future__ import annotations
 
@@ -14,12 +14,18 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from shearling.report.numbers import tick
 from shearling.report.records import Curve
-from shearling.report.vector import ACCENT, BAR, INK, MUTED, PAPER, SERIES
+from shearling.report.vector import ACCENT, BAR, INK, LINE, MUTED, PAPER, SERIES
 
 Draw = Callable[[Axes, bool], None]
 BOUNDLESS = 1e12  # a perplexity from here on only says that nothing is left of the model
 OFF_SCALE = 5.0  # so many times above all others, a bar is cut off and its value written instead
+TICKS = ((1.0, 1.5, 2.0, 3.0, 5.0, 7.0), (1.0, 2.0, 5.0), (1.0, 3.0), (1.0,))  # in a decade
 MARKERS = ("o", "s", "^", "D", "v", "P")
+
+
+def marker_of(place: int) -> str:
+    """Of the series at a place: after six, another than that of the series six before."""
+    return MARKERS[(place + place // len(MARKERS)) % len(MARKERS)]
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,33 @@ class Scale:
     high: float
     log: bool
     off: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Span:
+    """The ends of a value axis that several drawings share."""
+
+    low: float
+    high: float
+    log: bool
+
+
+def log_ticks(low: float, high: float, most: int, also: float | None = None) -> list[float]:
+    """Round numbers between two ends of a logarithmic axis, at most so many.
+
+    ``also`` gets a tick of its own, and round numbers that would touch it give way.
+    """
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    found: list[float] = []
+    for steps in TICKS:
+        found = [s * 10.0**d for d in decades for s in steps if low <= s * 10.0**d <= high]
+        if len(found) <= most:
+            break
+    if also is not None and low <= also <= high:
+        room = 0.6 * math.log(high / low) / most
+        found = [one for one in found if abs(math.log(one / also)) > room]
+        found = sorted([also, *found])
+    return found[:: math.ceil(len(found) / most)] if len(found) > most + 1 else found
 
 
 def is_shown(value: float) -> bool:
@@ -116,7 +149,7 @@ def damage_plot(curves: Sequence[Curve], marked: int | None, scale: Scale) -> Dr
                 [len(one) for one in curve.removed],
                 [value if is_shown(value) else math.nan for value in curve.perplexity],
                 color=SERIES[place % len(SERIES)],
-                marker=MARKERS[place % len(MARKERS)],
+                marker=marker_of(place),
                 markersize=5.5 if place == 0 else 4.5,
                 markeredgecolor=PAPER,
                 markeredgewidth=0.8,
@@ -128,6 +161,61 @@ def damage_plot(curves: Sequence[Curve], marked: int | None, scale: Scale) -> Dr
         axes.set_xlabel("blocks removed", color=MUTED, labelpad=5)
 
     return draw
+
+
+def dots_plot(
+    labels: Sequence[str],
+    rows: Sequence[Sequence[float]],
+    span: Span,
+    baseline: float | None,
+    unit: str,
+) -> Draw:
+    """A line a label with a dot a variant, joined; the values of one label are one row."""
+
+    def draw(axes: Axes, narrow: bool) -> None:
+        for at, values in enumerate(rows):
+            shown = [value for value in values if value <= span.high]
+            if len(shown) > 1:
+                axes.plot((min(shown), max(shown)), (at, at), color=BAR, linewidth=1.4, zorder=2)
+            _dots(axes, at, values, span)
+        if baseline is not None and not math.isnan(baseline):
+            axes.axvline(baseline, color=INK, linewidth=1.1, dashes=(3, 2.5), zorder=1)
+        if span.log:
+            axes.set_xscale("log")
+            axes.set_xticks(log_ticks(span.low, span.high, 4 if narrow else 10))
+            axes.xaxis.set_minor_locator(NullLocator())
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(4 if narrow else 8))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(float(value))))
+        axes.set_xlim(span.low, span.high)
+        axes.set_yticks(range(len(labels)), labels)
+        axes.set_ylim(len(labels) - 0.4, -0.6)
+        axes.grid(visible=False, axis="y")
+        axes.grid(axis="x", color=LINE, linewidth=0.8)
+        axes.tick_params(axis="y", labelcolor=INK)
+        axes.set_xlabel(unit, color=MUTED, labelpad=5)
+
+    return draw
+
+
+def _dots(axes: Axes, at: int, values: Sequence[float], span: Span) -> None:
+    """The variants of one line; one that lies beyond the axis is written at its edge."""
+    beyond = sorted(value for value in values if value > span.high)
+    if beyond:
+        found = [tick(float(f"{one:.2g}")) if is_shown(one) else "∞" for one in beyond]
+        axes.annotate(
+            f"{' … '.join(dict.fromkeys((found[0], found[-1])))} →", (span.high, at),
+            xytext=(-3, 0), textcoords="offset points", ha="right", va="center", fontsize=10.5,
+            color=MUTED,
+        )  # fmt: skip
+    for place, value in enumerate(values):
+        if not value <= span.high:  # NaN as well
+            continue
+        axes.plot(
+            value, at, linestyle="none", marker=marker_of(place), markersize=8,
+            color=SERIES[place % len(SERIES)], markeredgecolor=PAPER, markeredgewidth=0.8,
+            clip_on=False, zorder=4,
+        )  # fmt: skip
 
 
 def _value_axis(axes: Axes, scale: Scale) -> None:

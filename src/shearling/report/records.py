@@ -10,10 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shearling.report.fields import Fields, public
-from shearling.report.numbers import figure, memory
-
-LISTED = 6  # of a longer list in a free-form field, only the first are written out
+from shearling.report.comparison import Comparison, read_comparison
+from shearling.report.fields import Fields, describe, public
 
 
 @dataclass(frozen=True)
@@ -166,6 +164,15 @@ class Healing:
 
 
 @dataclass(frozen=True)
+class Reference:
+    """Losses (nats a token, by domain) that a model of some size would have."""
+
+    losses: dict[str, float]
+    method: str
+    created: str
+
+
+@dataclass(frozen=True)
 class Records:
     """Everything read, in the order of the files' paths."""
 
@@ -176,6 +183,8 @@ class Records:
     runs: list[Run] = field(default_factory=list)
     generations: list[Generations] = field(default_factory=list)
     healings: list[Healing] = field(default_factory=list)
+    references: list[Reference] = field(default_factory=list)
+    comparisons: list[Comparison] = field(default_factory=list)
 
 
 def read_manifest(fields: Fields, directory: str | None = None) -> Manifest:
@@ -305,28 +314,15 @@ def read_healing(fields: Fields) -> Healing:
     )
 
 
-def describe(value: Any) -> str:
-    """A free-form field (machine, calibration, sampling, an option) as one line of text."""
-    if isinstance(value, dict):
-        return ", ".join(_pair(str(key), one) for key, one in value.items() if one is not None)
-    if isinstance(value, list):
-        shown = ", ".join(describe(one) for one in value[:LISTED])
-        return shown if len(value) <= LISTED else f"{shown}, … ({len(value)} in all)"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return figure(value)
-    return "none" if value is None else public(str(value))
-
-
-def _pair(key: str, value: Any) -> str:
-    """``{"memory_bytes": 2**30}`` as "memory 1.0 GiB", ``{"greedy": true}`` as "greedy"."""
-    words = key.removesuffix("_bytes").replace("_", " ")
-    if value is True:
-        return words
-    if key.endswith("_bytes") and isinstance(value, int):
-        return f"{words} {memory(value)}"
-    return f"{words} {describe(value)}"
+def read_reference(fields: Fields) -> Reference:
+    """Read what ``shearling reference`` wrote."""
+    losses = fields.child("losses")
+    how = fields.mapping("how")
+    return Reference(
+        losses={public(name): losses.number(name) for name in losses.values},
+        method=public(str(how.get("method") or "")),
+        created=_created(fields),
+    )
 
 
 def _model(fields: Fields) -> ModelRef:
@@ -384,6 +380,8 @@ READERS: dict[str, Callable[[Fields, Records], None]] = {
     "evaluation": lambda fields, records: records.evaluations.append(read_evaluation(fields)),
     "bench": lambda fields, records: records.runs.extend(read_runs(fields)),
     "generations": lambda fields, records: records.generations.append(read_generations(fields)),
+    "comparison": lambda fields, records: records.comparisons.append(read_comparison(fields)),
+    "reference": lambda fields, records: records.references.append(read_reference(fields)),
     "healing": lambda fields, records: records.healings.append(read_healing(fields)),
 }
 

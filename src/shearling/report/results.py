@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol, TypeVar
 
 from shearling.errors import ShearlingError
+from shearling.report.comparison import Comparison
 from shearling.report.records import (
     Damage,
     Evaluation,
@@ -15,6 +16,7 @@ from shearling.report.records import (
     Manifest,
     ModelRef,
     Records,
+    Reference,
     Run,
     Scores,
     Source,
@@ -74,12 +76,14 @@ class Results:
     runs: tuple[Run, ...]
     generations: tuple[Generations, ...]
     healings: tuple[Healing, ...] = ()
+    references: tuple[Reference, ...] = ()  # the newest first
+    comparisons: tuple[Comparison, ...] = ()
 
     @property
     def source(self) -> Model | None:
         """The model everything else was made of; None where nothing ties the models together."""
-        first = self.models[0]
-        return first if first.role == "source" else None
+        first = self.models[0] if self.models else None
+        return first if first and first.role == "source" else None
 
     @property
     def made(self) -> tuple[Model, ...]:
@@ -100,7 +104,7 @@ def join_records(records: Records) -> Results:
     """Join records by fingerprint; of two that measure the same, the newer one counts.
 
     Raises:
-        ShearlingError: the models descend from several sources.
+        ShearlingError: the models descend from several sources, or no file speaks of a model.
     """
     scores = _newest(records.scores, lambda one: (one.model.fingerprint, one.axis, one.criterion))
     evaluations = _newest(
@@ -118,6 +122,11 @@ def join_records(records: Records) -> Results:
     healings = _newest(records.healings, lambda one: one.model.fingerprint)
     measured = [*scores, *records.damages, *evaluations, *runs, *generations, *healings]
     models = _models(records.manifests, [one.model for one in measured], scores)
+    if not models and not records.comparisons:
+        raise ShearlingError(
+            "There are reference losses alone, which are of no model; give the directory of a run "
+            "of `shearling heal` as well."
+        )
     return Results(
         models=_distinct_names(models),
         scores=tuple(scores),
@@ -126,6 +135,8 @@ def join_records(records: Records) -> Results:
         runs=tuple(runs),
         generations=tuple(generations),
         healings=tuple(healings),
+        references=tuple(sorted(records.references, key=lambda one: one.created, reverse=True)),
+        comparisons=tuple(_newest(records.comparisons, lambda one: one.title)),
     )
 
 

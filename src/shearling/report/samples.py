@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from shearling.report.fields import describe
 from shearling.report.markup import Markup, el
 from shearling.report.numbers import exact, plural
-from shearling.report.records import describe
 from shearling.report.results import Results
 from shearling.report.sections import absent, section
 

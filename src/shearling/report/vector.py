@@ -20,7 +20,7 @@ from shearling.report.markup import Markup, el
 
 # stand-in -> CSS variable; near-black, so a forgotten one is seen at once on a dark page
 INK, MUTED, LINE, ACCENT, BAR, PAPER = (f"#0{n}0{n}0{n}" for n in range(1, 7))
-SERIES = tuple(f"#0{n}0{n}1{n}" for n in range(6))
+SERIES = tuple(f"#0{n}0{n}1{n}" for n in range(8))
 VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", ACCENT: "accent", BAR: "bar"} | {
     PAPER: "paper",
     **{colour: f"series-{n}" for n, colour in enumerate(SERIES)},
@@ -38,7 +38,12 @@ UNITS_PER_INCH = 72  # matplotlib writes one SVG unit a point
 
 
 def drawing(
-    draw: Callable[[Axes, bool], None], prefix: str, label: str, height: int = 260
+    draw: Callable[[Axes, bool], None],
+    prefix: str,
+    label: str,
+    height: int = 260,
+    narrow_height: int = 235,
+    left: int = 46,
 ) -> Markup:
     """A plot drawn twice, for a wide page and for a phone; CSS shows the one that fits.
 
@@ -46,18 +51,27 @@ def drawing(
         draw: draws into the axes; its second argument says whether the page is narrow.
         prefix: makes the identifiers inside unique on the page.
         label: what a screen reader says instead of the picture.
-        height: of the wide version, in CSS pixels at full size.
+        height: of the wide version, in CSS pixels at full size; ``narrow_height``: of the other.
+        left: of the axes, for the labels beside them, in CSS pixels.
     """
     return Markup(
         "".join(
-            el("div", _svg(draw, f"{prefix}-{size[0]}", label, size), class_=f"plot {size[0]}")
-            for size in (("wide", 900, height), ("narrow", 345, 235))
+            el(
+                "div",
+                _svg(draw, f"{prefix}-{size[0]}", label, size, left),
+                class_=f"plot {size[0]}",
+            )
+            for size in (("wide", 900, height), ("narrow", 345, narrow_height))
         )
     )
 
 
 def _svg(
-    draw: Callable[[Axes, bool], None], prefix: str, label: str, size: tuple[str, int, int]
+    draw: Callable[[Axes, bool], None],
+    prefix: str,
+    label: str,
+    size: tuple[str, int, int],
+    left: int,
 ) -> Markup:
     shape, width, height = size
     with matplotlib.rc_context():
@@ -65,7 +79,7 @@ def _svg(
         matplotlib.rcParams.update(SETTINGS)
         figure = Figure(figsize=(width / UNITS_PER_INCH, height / UNITS_PER_INCH))
         figure.patch.set_visible(False)
-        axes = figure.add_axes((46 / width, 42 / height, 1 - 54 / width, 1 - 58 / height))
+        axes = figure.add_axes((left / width, 42 / height, 1 - (left + 8) / width, 1 - 58 / height))
         _plain(axes)
         draw(axes, shape == "narrow")
         target = io.StringIO()

@@ -1,0 +1,129 @@
+"""docs/healing.svg and docs/mix.svg, from results/healing.json and results/mix.json.
+
+python benchmarks/plot_healing.py [RESULTS [DOCS]]
+
+Both files hold ``{"runs": [{"name", "recipe", "tokens": [...], "seconds": [...], "loss": [...],
+"losses": {domain: [...]}, "weights": {domain: [...]}, "reference": {domain: x}}]}``: an entry of
+each list for every look at held-out text, losses in nats a token, ``loss`` the mean of the domains.
+The first plot has a line a run; the second compares a run with constant weights and a dynamic one.
+A file that is not there is passed over.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from shearling.report.numbers import amount
+
+HERE = Path(__file__).parent
+COLOURS = ("#d1495b", "#4c78a8", "#8a7d28", "#7a5276", "#3f8f76", "#e08e45", "#5b5b5b", "#9aa0a6")
+MARKERS = "osD^vPX*"
+DENSE = 25  # looks on a line from which on not each has a marker
+MOVED = 0.005  # a run in which no weight moves further has a constant mix
+
+Run = dict[str, Any]
+
+
+def main(results: Path, docs: Path) -> None:
+    """Draw what there are results for."""
+    matplotlib.rcParams["svg.hashsalt"] = "shearling"
+    for name, draw in (("healing", _healing), ("mix", _mix)):
+        file = results / f"{name}.json"
+        if not file.exists():
+            print(f"{file} is not there; {name}.svg is left as it is")
+            continue
+        figure = draw(json.loads(file.read_text(encoding="utf-8"))["runs"])
+        figure.patch.set_facecolor("#ffffff")  # a page of documentation may be dark
+        figure.savefig(docs / f"{name}.svg", format="svg", metadata={"Date": None})
+
+
+def _healing(runs: Sequence[Run]) -> Figure:
+    """Mean held-out loss against tokens, and against minutes."""
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for place, run in enumerate(runs):
+        _line(left, run["tokens"], run["loss"], place, run["name"])
+        _line(right, [one / 60 for one in run["seconds"]], run["loss"], place, run["name"])
+    _plain(left, "tokens trained on")
+    left.xaxis.set_major_formatter(FuncFormatter(lambda value, _: amount(value)))
+    _plain(right, "minutes")
+    left.set_ylabel("held-out loss, nats a token, mean of the domains", fontsize=9)
+    _legend(figure, left)
+    return figure
+
+
+def _mix(runs: Sequence[Run]) -> Figure:
+    """Excess over the reference under constant and under dynamic weights, and those weights."""
+    constant = next((run for run in runs if not _moves(run)), None)
+    dynamic = next((run for run in runs if _moves(run)), None)
+    if constant is None or dynamic is None:
+        raise SystemExit("mix.json needs a run whose weights stay and one whose weights move")
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    axes = figure.subplots(1, 3)
+    axes[1].sharey(axes[0])
+    domains = list(dynamic["losses"])
+    for here, run in zip(axes[:2], (constant, dynamic), strict=True):
+        for place, domain in enumerate(domains):
+            reference = run["reference"][domain]
+            excess = [loss - reference for loss in run["losses"][domain]]
+            _line(here, run["tokens"], excess, place, domain)
+        here.axhline(0, color="#333333", linewidth=1, dashes=(4, 3), zorder=1)
+        here.set_title(f"{run['name']}: excess over reference", loc="left", fontsize=10)
+    for place, domain in enumerate(domains):
+        _line(axes[2], dynamic["tokens"], dynamic["weights"][domain], place, domain)
+    axes[2].set_ylim(bottom=0)
+    axes[2].set_title(f"{dynamic['name']}: share of the batch", loc="left", fontsize=10)
+    axes[0].set_ylabel("nats a token", fontsize=9)
+    for here in axes:
+        _plain(here, "tokens trained on")
+        here.xaxis.set_major_formatter(FuncFormatter(lambda value, _: amount(value)))
+    axes[1].tick_params(labelleft=False)
+    _legend(figure, axes[0])
+    return figure
+
+
+def _moves(run: Run) -> bool:
+    return any(max(shares) - min(shares) > MOVED for shares in run["weights"].values())
+
+
+def _line(axes: Axes, x: Sequence[float], y: Sequence[float], place: int, label: str) -> None:
+    axes.plot(
+        x, y, label=label, color=COLOURS[place % len(COLOURS)],
+        marker=MARKERS[(place + place // len(MARKERS)) % len(MARKERS)], markersize=4.5,
+        markeredgecolor="#ffffff", markeredgewidth=0.6, linewidth=1.6,
+        markevery=max(1, len(x) // DENSE),
+    )  # fmt: skip
+
+
+def _plain(axes: Axes, label: str) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_major_locator(MaxNLocator(6))
+    axes.set_xlabel(label, fontsize=9)
+    axes.grid(axis="y", alpha=0.3)
+    axes.tick_params(labelsize=8, length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    columns = min(len(labels), 7)
+    figure.legend(
+        handles, labels, frameon=False, loc="outside upper left", ncols=columns, fontsize=9
+    )
+
+
+if __name__ == "__main__":
+    given = [Path(argument) for argument in sys.argv[1:]]
+    main(
+        given[0] if given else HERE / "results",
+        given[1] if len(given) > 1 else HERE.parent / "docs",
+    )
