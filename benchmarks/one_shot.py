@@ -73,23 +73,27 @@ def main() -> None:
         for row in rows(*json.loads(arguments.job)):
             print("ROW " + json.dumps(row), flush=True)
         return
-    file = RESULTS / "one_shot.json"
-    result = json.loads(file.read_text()) if file.exists() else {"rows": []}
-    result = {k: result[k] for k in ("rows", "speed") if k in result}
-    result = COMPARISON | result
     if arguments.speed:
-        save("one_shot", result | {"speed": speed()})
+        measured = speed()
+        save("one_shot", _known() | {"speed": measured})
         return
     for axis, criterion in _jobs(arguments.only):
-        known = [r for r in result["rows"] if (r["axis"], r["criterion"]) == (axis, criterion)]
+        known = [r for r in _known()["rows"] if (r["axis"], r["criterion"]) == (axis, criterion)]
         done = [[row["removed"], row["repair"]] for row in known]
         sizes = [int(size) for size in arguments.sizes.split(",")]
         wanted = [[size, repair] for size in sizes for repair in arguments.repairs.split(",")]
         wanted = [[0, "none"]] if axis == "dense" else wanted
         left = [each for each in wanted if each not in done]
         for row in _in_a_process(axis, criterion, left) if left else ():
-            result["rows"].append(row)
-            save("one_shot", result)
+            result = _known()  # read again: another criterion may run beside this one
+            save("one_shot", result | {"rows": [*result["rows"], row]})
+
+
+def _known() -> dict[str, Any]:
+    """What has been measured."""
+    file = RESULTS / "one_shot.json"
+    result = json.loads(file.read_text()) if file.exists() else {"rows": []}
+    return COMPARISON | {k: result[k] for k in ("rows", "speed") if k in result}
 
 
 def _jobs(only: str | None) -> list[tuple[str, str]]:

@@ -10,6 +10,8 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shearling import cli
+from shearling.data.reference import Reference
+from shearling.errors import ShearlingError
 from tiny_tokenizer import write_llama
 
 
@@ -60,6 +62,34 @@ def test_json(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert manifest["options"]["recipe"] == "distill"
 
 
+def test_a_teacher_kept_on_disk(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("teach", place / "source", "--data", place / "store", "--output", place / "cache")
+    run(*arguments, "--top", 7, "--dry-run", "--json")
+    expected = json.loads(capsys.readouterr().out)
+    assert not (place / "cache").exists()
+    run(*arguments, "--top", 7, "--dry-run")
+    assert "GB, about 0.0 h on two CPU cores (assumed)" in capsys.readouterr().out
+    run(*arguments, "--top", 7)
+    assert f"{expected['sequences']:,} sequences, 0.00 GB" in capsys.readouterr().out
+    run(*arguments, "--top", 7, "--json")  # which is there
+    cache = json.loads(capsys.readouterr().out)
+    assert (cache["kind"], cache["top"]) == ("teacher-cache", 7)
+    heal(place, "kept", "--recipe", "distill", "--teacher-cache", place / "cache", "--json")
+    manifest = json.loads(capsys.readouterr().out)
+    assert manifest["teacher"]["name"] == "source"
+    assert manifest["teacher"]["cache"] == cache["fingerprint"]
+    heal(place, "none", "--recipe", "distill", "--teacher-cache", place / "cache", "--dry-run")
+    assert "teacher          0.00 GB" in capsys.readouterr().out
+
+
+def test_a_reference_of_another_tokenizer(place: Path, tmp_path: Path) -> None:
+    how = {"method": "measured", "store": {"tokenizer": "0" * 64}}
+    Reference({"fell": 1.0, "pen": 1.0}, how).save(tmp_path / "other.json")
+    with pytest.raises(ShearlingError, match=r"other.json were measured with another tokenizer"):
+        heal(place, "none", "mix=dynamic", "--reference", tmp_path / "other.json")
+    assert not (place / "none").exists()
+
+
 def test_a_dynamic_mix(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(
         "reference", place / "source", "--store", place / "store", "--output",
@@ -90,6 +120,7 @@ def test_dry_run(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (("depth=2",), "depth is not an option of healing"),
         (("--recipe", "dpo"), "recipe"),
         (("mix=dynamic",), "--reference"),
+        (("--teacher-cache", "nowhere"), "nowhere is no cache of a teacher"),
     ],
 )
 def test_errors(

@@ -18,6 +18,7 @@ import typer
 from shearling import __version__
 from shearling.errors import ShearlingError
 from shearling.heal_command import heal
+from shearling.learn_command import learn
 from shearling.options import (
     BY_HELP,
     Batches,
@@ -39,6 +40,7 @@ from shearling.options import (
 from shearling.pack_command import pack
 from shearling.prune_command import prune
 from shearling.reference_command import reference
+from shearling.teach_command import teach
 
 if TYPE_CHECKING:
     from shearling.checkpoint import Checkpoint
@@ -136,7 +138,9 @@ def score(
 
 app.command()(prune)
 app.command()(pack)
+app.command()(learn)
 app.command()(heal)
+app.command()(teach)
 app.command()(reference)
 
 

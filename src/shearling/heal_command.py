@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from shearling.errors import ShearlingError
 from shearling.options import Json, Model, warn
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ def heal(
     teacher: Annotated[
         str | None, typer.Option(help="The model to distil from, and to take references of.")
     ] = None,
+    teacher_cache: Annotated[
+        Path | None, typer.Option(help="What the teacher says, from `shearling teach`, instead.")
+    ] = None,
     reference: Annotated[
         Path | None,
         typer.Option(help="Reference losses for mix=dynamic, from `shearling reference`."),
@@ -48,6 +52,7 @@ def heal(
     """Retrain a model on text or from its source; goes on by itself if it was stopped."""
     from shearling.checkpoint import Checkpoint
     from shearling.data.store import Store
+    from shearling.data.teacher import Cache
     from shearling.plan import parse_count
     from shearling.train.heal import check
     from shearling.train.heal import heal as run
@@ -56,18 +61,21 @@ def heal(
 
     options = parse(recipe, parse_count(tokens, "--tokens"), settings or [])
     source, store = Checkpoint.open(model), Store.open(data)
+    options = _inherited(options, source, store)
     wise = None if teacher is None else Checkpoint.open(teacher)
-    losses = _reference(reference, wise, store, options, measure=not dry_run)
-    check(source, store, options, output, teacher=wise, reference=losses)
+    cache = None if teacher_cache is None else Cache.open(teacher_cache)
+    losses = references(reference, wise, store, options, measure=not dry_run)
+    check(source, store, options, output, teacher=wise, cache=cache, reference=losses)
     if dry_run:
-        _print_estimate(source, store, options, wise, as_json)
+        _print_estimate(source, store, options, None if cache else wise, as_json)
         return
     world = join()
     try:
-        with _progress(world) as progress:
+        with progress_of(world) as progress:
             healed = run(
-                source, store, options, output, teacher=wise, reference=losses, world=world,
-                progress=progress, notify=warn if world.first else lambda message: None,
+                source, store, options, output, teacher=wise, cache=cache, reference=losses,
+                world=world, progress=progress,
+                notify=warn if world.first else lambda message: None,
             )  # fmt: skip
     finally:
         leave()
@@ -75,7 +83,20 @@ def heal(
         _print_result(healed, output, as_json)
 
 
-def _reference(
+def _inherited(options: Options, source: Checkpoint, store: Store) -> Options:
+    """Weights that were not given go on from where the model's last training left them."""
+    from shearling.lineage import final_weights
+
+    if options.mix == "proportional" or options.weights is not None:
+        return options
+    weights = final_weights(source)
+    if weights is None or set(weights) != set(store.domains):
+        return options
+    warn(f"the domains start with the weights that the training of {source.name} ended with.")
+    return options.model_copy(update={"weights": weights})
+
+
+def references(
     file: Path | None, teacher: Checkpoint | None, store: Store, options: Options, *, measure: bool
 ) -> dict[str, float] | None:
     """Reference losses for a dynamic mix: from a file, or measured on the teacher."""
@@ -85,7 +106,13 @@ def _reference(
     if options.mix != "dynamic":
         return None
     if file is not None:
-        return Reference.load(file).losses
+        found = Reference.load(file)
+        if found.tokenizer not in (None, store.tokenizer):
+            raise ShearlingError(
+                f"the losses of {file} were measured with another tokenizer than {store.path} was "
+                "packed with; measure them on that store."
+            )
+        return found.losses
     if teacher is None:
         return None
     if not measure:
@@ -93,7 +120,8 @@ def _reference(
     return measured(teacher, store, min(SEQUENCES, options.eval_sequences))
 
 
-def _progress(world: World) -> Any:
+def progress_of(world: World) -> Any:
+    """Progress bars on the rank that speaks."""
     from contextlib import nullcontext
 
     from shearling.progress import silent

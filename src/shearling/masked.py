@@ -69,18 +69,20 @@ class _Masked(Checkpoint):
     """A checkpoint whose tensors are masked as they are read.
 
     Attributes:
+        source: what is masked; may itself be a view of a checkpoint.
         selections: source tensor name -> what of it survives; nothing of removed blocks.
         after: sizes after the cut.
         replaced: target tensor name -> tensor of the result.
     """
 
+    source: Checkpoint
     selections: Mapping[str, Selection]
     after: Shape
     replaced: Mapping[str, Tensor]
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         """Yield ``(name, tensor)`` in the source's geometry, removed units silenced."""
-        for name, tensor in super().read(names):
+        for name, tensor in self.source.read(names):
             selection = self.selections[name]
             tensor = self._restored(selection, tensor)
             writes = STREAM in selection.row.output.axes
@@ -102,8 +104,9 @@ def _masked(checkpoint: Checkpoint, keep: Keep, replaced: Mapping[str, Tensor]) 
     selections = {s.source: s for s in layout.select(keep, shape)}
     own = {field.name: getattr(checkpoint, field.name) for field in fields(Checkpoint)}
     return _Masked(
-        **own, selections=selections, after=layout.shape_after(keep, shape), replaced=replaced
-    )
+        **own, source=checkpoint, selections=selections,
+        after=layout.shape_after(keep, shape), replaced=replaced,
+    )  # fmt: skip
 
 
 def _silence(tensor: Tensor, selection: Selection) -> Tensor:

@@ -255,6 +255,17 @@ def test_workers_and_shards_do_not_show(
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
 
 
+def test_batches_and_chunks_do_not_show(
+    corpus: Path, reference: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Records tokenised three at a time or fewer, documents copied a few tokens at a time."""
+    monkeypatch.setattr(shards, "BATCH_RECORDS", 3)
+    monkeypatch.setattr(shards, "BATCH_CHARACTERS", 90)
+    monkeypatch.setattr(merge, "CHUNK", 50)
+    pack(corpus_plan(corpus), tmp_path / "s", workers=1)
+    assert contents(tmp_path / "s") == reference
+
+
 KILLED = """
 import os, signal, sys
 sys.path[:0] = [{tests!r}, {data!r}]

@@ -127,6 +127,11 @@ def test_rows_of_a_parquet_are_numbered_through(tmp_path: Path) -> None:
     assert refusal(write(file, values), 1).startswith(f"Row 4 of {file} has the keys text")
 
 
+def test_columns_that_are_not_known_are_named(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.parquet", [{"body": "a", "id": 1}])
+    assert f"Row 1 of {file} has the keys body, id; each must be" in refusal(file)
+
+
 CHAT = [("user", "Baa?"), ("assistant", "Baa.")]
 
 
@@ -236,6 +241,9 @@ def test_a_digest_is_of_the_record_and_the_seed() -> None:
     assert all(0 <= each < 2**64 for each in found)
     # Stored by every pack: a change would move documents from one part to the other.
     assert digest(Text("a sheep"), 0) == 3172896709928644037
+    # Whether U+1FAE8 counts as printable depends on the version of Python.
+    asked = "Exchange(prompt='\\U0001fae8', answer='b\\xe4')"
+    assert digest(Exchange("\U0001fae8", "b\u00e4"), 7) == digest(Text(asked), 7)
 
 
 # --- domains

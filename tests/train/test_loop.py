@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,14 @@ import naive
 from shearling.checkpoint import Checkpoint
 from shearling.data.mixture import Mixture
 from shearling.data.store import Store
+from shearling.data.teacher import Cache
 from shearling.errors import ShearlingError
 from shearling.train.heal import heal
 from shearling.train.log import read
 from shearling.train.options import Options
 from shearling.train.schedule import factor
+from shearling.train.teach import teach
+from small_disk import files_of_at_most
 
 STEPS, BATCH = 12, 6
 
@@ -144,6 +149,52 @@ def test_killed_in_the_middle_of_a_checkpoint(
     assert trained(folder) == trained(tmp_path / "whole" / "healing" / "cpt")
 
 
+def test_killed_from_outside(
+    model: Checkpoint, teacher: Checkpoint, store: Store, tmp_path: Path, script: Path
+) -> None:
+    """kill -9 at moments nobody chose, twice, a checkpoint after every step: the same losses."""
+    given = options(tokens=40 * BATCH * 24, save_every=1, mix="dynamic", update_every=7)
+    reference = dict.fromkeys(store.domains, 2.0)
+    heal(model, store, given, tmp_path / "whole", reference=reference)
+    folder, draw = tmp_path / "parts" / "healing" / "cpt", random.Random()
+    for until in (draw.randint(2, 12), draw.randint(15, 25)):
+        (running,) = started(script, 1, model, teacher, store, tmp_path / "parts", given)
+        while running.poll() is None and len(trained(folder)) < until:
+            time.sleep(0.002)
+        time.sleep(draw.uniform(0, 0.05))
+        running.kill()
+        assert running.wait(timeout=60) == -signal.SIGKILL, "it ended before it was killed"
+        assert until <= len(trained(folder)) < 40
+        assert not (tmp_path / "parts" / "config.json").exists()
+    heal(model, store, given, tmp_path / "parts", reference=reference)
+    assert trained(folder) == trained(tmp_path / "whole" / "healing" / "cpt")
+    assert [step for step, *_ in trained(folder)] == list(range(1, 41))
+    weights = [(tmp_path / n / "model.safetensors").read_bytes() for n in ("whole", "parts")]
+    assert weights[0] == weights[1]
+
+
+def test_a_disk_that_runs_full(model: Checkpoint, store: Store, tmp_path: Path) -> None:
+    """At the second of three checkpoints, by the system's own doing; the first one counts."""
+    given = options()
+    heal(model, store, given, tmp_path / "whole")
+    with ExitStack() as limit:
+
+        def fill(stage: str, done: float, total: float, /) -> None:
+            if done == 6:
+                limit.enter_context(files_of_at_most(100_000))
+
+        with pytest.raises(ShearlingError) as full:
+            heal(model, store, given, tmp_path / "parts", progress=fill)
+    folder = tmp_path / "parts" / "healing" / "cpt"
+    assert "the disk ran full while writing" in str(full.value)
+    assert "step-00000008" in str(full.value)
+    assert str(full.value).count(". ") == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["log.jsonl", "step-00000004"]
+    assert len(trained(folder)) == 8
+    heal(model, store, given, tmp_path / "parts")
+    assert trained(folder) == trained(tmp_path / "whole" / "healing" / "cpt")
+
+
 class _Killed(Exception):
     pass
 
@@ -194,6 +245,7 @@ import sys
 from pathlib import Path
 from shearling.checkpoint import Checkpoint
 from shearling.data.store import Store
+from shearling.data.teacher import Cache
 from shearling.train.heal import heal
 from shearling.train.options import Options
 from shearling.train.parallel import join, leave
@@ -204,23 +256,38 @@ def progress(stage, done, total):
     if done == int(kill):
         os.kill(os.getpid(), signal.SIGKILL)
 given = Options.model_validate_json(options)
-world = join()
-heal(Checkpoint.open(model), Store.open(Path(store)), given, Path(output),
-     teacher=Checkpoint.open(teacher) if given.recipe == "distill" else None,
+kept = Path(teacher, "teacher.json").exists()
+world, store = join(), Store.open(Path(store))
+heal(Checkpoint.open(model), store, given, Path(output),
+     teacher=Checkpoint.open(teacher) if given.recipe == "distill" and not kept else None,
+     cache=Cache.open(Path(teacher)) if kept else None,
+     reference=dict.fromkeys(store.domains, 2.0) if given.mix == "dynamic" else None,
      world=world, progress=progress)
 leave()
 """
 
 
 def launch(
-    script: Path, processes: int, model: Checkpoint, teacher: Checkpoint, store: Store,
+    script: Path, processes: int, model: Checkpoint, teacher: Checkpoint | Cache, store: Store,
     output: Path, given: Options, *, kill: int = -1,
 ) -> int:  # fmt: skip
+    running = started(script, processes, model, teacher, store, output, given, kill=kill)
+    codes = [process.wait(timeout=120) for process in running]
+    if kill < 0 and any(codes):
+        said = [process.communicate()[1].decode()[-2000:] for process in running]
+        raise AssertionError(f"exit codes {codes}: {said}")
+    return max(map(abs, codes))
+
+
+def started(
+    script: Path, processes: int, model: Checkpoint, teacher: Checkpoint | Cache, store: Store,
+    output: Path, given: Options, *, kill: int = -1,
+) -> list[subprocess.Popen[bytes]]:  # fmt: skip
     port = 20000 + (os.getpid() * 7 + int(time.time() * 1000)) % 30000
     arguments = [
         script, model.path, teacher.path, store.path, output, given.model_dump_json(), kill,
     ]  # fmt: skip
-    running = [
+    return [
         subprocess.Popen(
             [sys.executable, *map(str, arguments)],
             env=os.environ | {
@@ -232,10 +299,6 @@ def launch(
         )
         for rank in range(processes)
     ]  # fmt: skip
-    codes = [process.wait(timeout=120) for process in running]
-    if kill < 0 and any(codes):
-        raise AssertionError(running[0].communicate()[1].decode()[-3000:])
-    return max(map(abs, codes))
 
 
 @pytest.fixture
@@ -245,14 +308,18 @@ def script(tmp_path: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize("recipe", ["cpt", "lora", "distill"])
+@pytest.mark.parametrize(
+    ("recipe", "kept"), [("cpt", False), ("lora", False), ("distill", False), ("distill", True)]
+)
 def test_two_processes_are_one(
-    model: Checkpoint, teacher: Checkpoint, store: Store, tmp_path: Path, script: Path, recipe: str
-) -> None:
+    model: Checkpoint, teacher: Checkpoint, store: Store, tmp_path: Path, script: Path,
+    recipe: str, kept: bool,
+) -> None:  # fmt: skip
     given = options(recipe=recipe)
-    wise = teacher if recipe == "distill" else None
-    heal(model, store, given, tmp_path / "one", teacher=wise)
-    launch(script, 2, model, teacher, store, tmp_path / "two", given)
+    wise = teacher if recipe == "distill" and not kept else None
+    cache = teach(teacher, store, tmp_path / "cache", top=9) if kept else None
+    heal(model, store, given, tmp_path / "one", teacher=wise, cache=cache)
+    launch(script, 2, model, cache or teacher, store, tmp_path / "two", given)
     folders = [tmp_path / name / "healing" / recipe for name in ("one", "two")]
     alone, together = trained(folders[0]), trained(folders[1])
     assert len(alone) == len(together) == STEPS

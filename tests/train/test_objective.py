@@ -128,3 +128,39 @@ def test_held_out_text_is_not_judged_by_a_teacher(models: Models) -> None:
             taught(ids_BS, labels_BS, held_out=True), alone(ids_BS, labels_BS, held_out=True)
         )
         assert taught(ids_BS, labels_BS).abs() < 1e-4  # it is its own teacher
+
+
+@pytest.mark.parametrize("variant", ["llama", "gemma3", "gpt_neox", "opt"])
+def test_states_that_enter_blocks_are_compared(models: Models, variant: str) -> None:
+    """Against hooks on the blocks, for a model that lacks two blocks of its teacher's."""
+    source, blocks = Checkpoint.open(models(variant)), (0, 3, 4)
+    model, teacher = trainable(models(variant)), naive.stock(models(variant))
+    parent, _, leaf = source.family.blocks.rpartition(".")
+    both = [list(m.get_submodule(source.family.blocks)) for m in (model, teacher)]
+    setattr(model.get_submodule(parent), leaf, nn.ModuleList([both[0][i] for i in blocks]))
+    seen: list[dict[int, Tensor]] = [{}, {}]
+    for own, found, numbers in zip(both, seen, (blocks, range(5)), strict=True):
+        for i in numbers:
+            own[i].register_forward_pre_hook(
+                lambda _, args, found=found, i=i: found.__setitem__(i, args[0])
+            )
+    ids_BS, labels_BS = batch()
+    plain = plain_head(source)
+    with torch.no_grad():
+        alone, matched = (
+            Objective(
+                model, plain_head=plain, teacher=teacher, hidden_share=share, stands_for=blocks
+            )(ids_BS, labels_BS)
+            for share in (0.0, 0.5)
+        )
+        h, w = (
+            getattr(m, m.base_model_prefix)(input_ids=ids_BS).last_hidden_state
+            for m in (model, teacher)
+        )
+    counting = labels_BS[:, 1:] != IGNORED
+    pairs = [(seen[0][i], seen[1][i]) for i in blocks[1:]] + [(h, w)]
+    errors = [
+        ((a - b).square().sum(-1) / b.square().sum(-1))[:, :-1][counting].sum() for a, b in pairs
+    ]
+    expected = 0.5 * torch.stack(errors).mean()
+    assert (matched - alone).item() == pytest.approx(expected.item(), rel=1e-3)

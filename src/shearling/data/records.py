@@ -95,7 +95,8 @@ def suffix_of(file: Path) -> str | None:
 
 def digest(record: Record, seed: int) -> int:
     """64 bits that depend on the seed and what the record says, and on nothing else."""
-    said = record.text if isinstance(record, Text) else repr(record)
+    # What repr() escapes depends on the Unicode tables of this Python; ascii() escapes it all.
+    said = record.text if isinstance(record, Text) else ascii(record)
     key = str(seed).encode()
     return int.from_bytes(hashlib.blake2b(said.encode(), digest_size=8, key=key).digest(), "little")
 
@@ -205,7 +206,8 @@ def _rows(shard: Shard) -> Iterator[Mapping[str, Any]]:
 
     known = {"messages", "conversations", "text", *PROMPTS, *CONTEXTS, *ANSWERS}
     with parquet.ParquetFile(shard.file) as table:
-        columns = [name for name in table.schema_arrow.names if name in known]
+        # Where none is known all are read, so that the error can name them.
+        columns = [name for name in table.schema_arrow.names if name in known] or None
         groups = list(range(shard.start, shard.stop))
         batches = table.iter_batches(ROWS, row_groups=groups, columns=columns, use_threads=False)
         for batch in batches:
@@ -269,10 +271,9 @@ def _record(value: Any, shard: Shard, number: int) -> Record | None:
         if isinstance(value.get("text"), str):
             text = _LONE_SURROGATE.sub("\ufffd", value["text"])
             return Text(text) if text.strip() else None
-    keys = (
-        f"has the keys {', '.join(map(str, value)) or '(none)'}" if isinstance(value, dict) else ""
-    )
-    kind = keys or f"is of type {type(value).__name__}"
+    kind = f"is of type {type(value).__name__}"
+    if isinstance(value, dict):
+        kind = f"has the keys {', '.join(map(str, value)) or '(none)'}"
     raise ShearlingError(f"{shard.where(number)} {kind}; each must be {EXPECTED}.")
 
 

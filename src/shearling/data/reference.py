@@ -3,26 +3,33 @@
 Measured on the source model, predicted by a scaling law from several models, or given. Losses are
 means in nats per token, by domain.
 
-Shapes: N sequences, B of a batch, S positions, D hidden.
+Shapes: N sequences, B of a batch, S positions, T predicted tokens, D hidden.
 """
 
 from __future__ import annotations
 
 import json
-import tempfile
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+from torch import Tensor
+
 from shearling.checkpoint import Checkpoint
 from shearling.data.scaling import EXPONENTS, Law, fit
 from shearling.data.weights import losses_of
 from shearling.errors import ShearlingError
+from shearling.manifest import stamp
+from shearling.products import fast_products
 from shearling.progress import Progress, silent
+from shearling.stream import BlockStream
+from shearling.walk import last_states
+from shearling.writer import write_json
 
 SEQUENCES = 500  # of each domain, as in Sheared LLaMA
-SCRATCH_BYTES = 8 * 2**30  # of states on disk at a time, where the model is streamed
 IGNORED = -100  # a label without a loss
 
 
@@ -52,16 +59,18 @@ class Reference:
     losses: dict[str, float]
     how: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def tokenizer(self) -> str | None:
+        """Hash of the tokenizer of the tokens measured, where that is known."""
+        store = self.how.get("store")
+        return store.get("tokenizer") if isinstance(store, dict) else None
+
     def as_json(self) -> dict[str, Any]:
         """As in docs/files.md."""
-        from shearling.manifest import stamp
-
         return {"kind": "reference"} | stamp() | {"losses": self.losses, "how": self.how}
 
     def save(self, path: Path) -> None:
         """Write a file that :meth:`load` reads, whole or not at all."""
-        from shearling.writer import write_json
-
         write_json(path, self.as_json())
 
     @staticmethod
@@ -108,10 +117,9 @@ class Point:
                 f"{path} does not say of a model of which size its losses are "
                 f"(how.parameters is {parameters!r}); give the file of one measured model."
             )
-        model, store = found.how.get("model"), found.how.get("store")
+        model = found.how.get("model")
         name = model.get("name") if isinstance(model, dict) else model
-        tokenizer = store.get("tokenizer") if isinstance(store, dict) else None
-        return Point(str(name or path.stem), parameters, found.losses, tokenizer)
+        return Point(str(name or path.stem), parameters, found.losses, found.tokenizer)
 
 
 def measure(
@@ -142,11 +150,6 @@ def measure(
         ShearlingError: a domain with nothing held out or nothing to predict, tokens that the model
             does not know, or a loss that is no finite number; the domain is named.
     """
-    import torch
-
-    from shearling.products import fast_products
-    from shearling.stream import BlockStream
-
     checkpoint = model if isinstance(model, Checkpoint) else Checkpoint.open(model)
     text = {domain: _held_out(store, domain, sequences) for domain in store.domains}
     with torch.inference_mode(), fast_products():
@@ -157,11 +160,20 @@ def measure(
             for ids_BS, labels_BS in zip(walk.batches(ids_NS), walk.batches(labels_NS), strict=True)
         ]
         sums = dict.fromkeys(text, 0.0)
-        found = _losses(
-            walk, [ids for _, ids, _ in batches], f"running {checkpoint.name}", progress
-        )
-        for (domain, _, labels_BS), nll_BT in zip(batches, found, strict=True):
+        done, total = 0, len(batches) * (walk.depth + 1)
+
+        def tell(_: int) -> None:
+            nonlocal done
+            done += 1
+            progress(f"running {checkpoint.name}", done, total)
+
+        states = last_states(walk, [ids for _, ids, _ in batches], tell)
+        for number, ((domain, ids_BS, labels_BS), h_BSD) in enumerate(
+            zip(batches, states, strict=True)
+        ):
+            nll_BT = walk.nll(h_BSD, ids_BS)
             sums[domain] += float(nll_BT[labels_BS[:, 1:] != IGNORED].double().sum())
+            tell(number)
     means = {
         domain: sums[domain] / int((labels_NS[:, 1:] != IGNORED).sum())
         for domain, (_, labels_NS) in text.items()
@@ -234,7 +246,7 @@ def given(text: str) -> Reference:
         ShearlingError: neither, a domain named twice, or a loss that is no finite number.
     """
     losses: dict[str, Any] = {}
-    if text.endswith(".json") or Path(text).is_file():
+    if text.endswith(".json") or os.path.isfile(text):  # Path's raises where text is long
         data = _json(Path(text))
         losses = Reference.load(Path(text)).losses if data.get("kind") == "reference" else data
     else:
@@ -251,51 +263,18 @@ def given(text: str) -> Reference:
     return Reference(losses_of(losses, losses, "losses given"), {"method": "given"})
 
 
-def _held_out(store: Held, domain: str, sequences: int) -> tuple[Any, Any]:
-    """Ids and labels (N, S) of a domain's first held-out sequences, as tensors."""
-    import numpy as np
-    import torch
-
+def _held_out(store: Held, domain: str, sequences: int) -> tuple[Tensor, Tensor]:
+    """Ids and labels (N, S) of a domain's first held-out sequences."""
     part = store.sequences(domain, "held_out")
-    rows = np.arange(min(sequences, len(part)))
-    if len(rows):
-        ids_NS, labels_NS = (torch.as_tensor(array) for array in part[rows])
+    rows = range(min(sequences, len(part)))
+    if rows:
+        ids_NS, labels_NS = part[rows]
         if (labels_NS[:, 1:] != IGNORED).any():
             return ids_NS, labels_NS
     raise ShearlingError(
         f"the domain {domain} has no held-out tokens to predict in {len(rows)} sequences; hold "
         "more of it out, give it more text, or leave it out."
     )
-
-
-def _losses(walk: Any, batches: list[Any], stage: str, progress: Progress) -> Iterable[Any]:
-    """Nats (B, S-1) of each batch of ids, in order; blocks are read once for a group of batches."""
-    from shearling.wavefront import States
-
-    none: frozenset[int] = frozenset()
-    width = 4 * walk.checkpoint.shape["hidden"]
-    most = max(1, SCRATCH_BYTES // (max(ids.numel() for ids in batches) * width))
-    each = 1 if walk.resident else most  # in memory, one batch can go all the way by itself
-    done, total = 0, len(batches) * (walk.depth + 1)
-    for first in range(0, len(batches), each):
-        group = batches[first : first + each]
-        with tempfile.TemporaryDirectory(prefix="shearling-") as scratch:
-            states = States(None if walk.resident else Path(scratch))
-            calls = []
-            for number, ids_BS in enumerate(group):
-                h_BSD, call = walk.begin(ids_BS)
-                states.put(none, number, h_BSD)
-                calls.append(call)
-            for index in range(walk.depth):
-                with walk.block(index) as block:
-                    for number, call in enumerate(calls):
-                        states.put(none, number, call[index](block, states.get(none, number)))
-                        done += 1
-                        progress(stage, done, total)
-            for number, ids_BS in enumerate(group):
-                yield walk.nll(states.get(none, number), ids_BS)
-                done += 1
-                progress(stage, done, total)
 
 
 def _warnings(points: Sequence[Point], target: int, laws: Mapping[str, Law]) -> list[str]:

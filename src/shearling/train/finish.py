@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,59 +25,101 @@ SHARD_BYTES = 10**9
 
 def write(
     source: Checkpoint, model: nn.Module, output: Path, options: Options, store: Store,
-    teacher: Checkpoint | None, world: World,
+    teacher: Mapping[str, Any] | None, world: World, reference: Mapping[str, float] | None = None,
 ) -> None:  # fmt: skip
     """Write the stock checkpoint into ``output``: the source's files with new weights.
 
-    Its config.json comes last, so that a directory with one holds a whole model.
+    Its config.json comes last, so that a directory with one holds a whole model. ``reference``
+    has the losses (nats, by domain) that a dynamic mix followed, for the report.
     """
-    read = adapters.reader(model)
-    names = checkpoint_names(source)
-    dtypes = {name: torch_dtype(dtype) for name, dtype in source.dtypes.items()}
-
-    def load(wanted: list[str]) -> dict[str, Tensor]:
-        return {name: read(names[name]).to("cpu", dtypes[name]).contiguous() for name in wanted}
-
-    if not world.first:
-        for shard_names in plan_shards(source.sizes, SHARD_BYTES):
-            load(shard_names)
-        return
     staging = output / RUN / ".model.partial"
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    files = write_weights(staging, source.sizes, load, shard_bytes=SHARD_BYTES)
-    for file in sorted(source.path.iterdir()):
-        side = file.is_file() and file.suffix != ".safetensors" and file.name != MANIFEST
-        if side and not file.name.endswith(".index.json"):
-            shutil.copyfile(file, staging / file.name)
+    files = save(source, model, staging, world)
+    if not world.first:
+        return
     written = Checkpoint.open(staging)
     write_json(
         staging / MANIFEST,
         _manifest(source, written, output, options, store, teacher) | {"files": files},
     )
     sync_tree(staging)
-    write_json(output / RUN / "healing.json", _history(written, output, options))
-    last = ("config.json",)
-    for file in sorted(staging.iterdir(), key=lambda file: (file.name in last, file.name)):
+    write_json(output / RUN / "healing.json", _history(written, output, options, reference))
+    move_into(output, staging)
+
+
+def save(
+    source: Checkpoint, model: nn.Module, directory: Path, world: World,
+    change: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor,
+) -> dict[str, str]:  # fmt: skip
+    """Write a model as a stock checkpoint with the source's side files, but for a manifest.
+
+    All ranks have to call this; the first one writes.
+
+    Args:
+        source: what the model was made from.
+        model: live, and sharded or not.
+        directory: where; what is there is removed.
+        world: ranks.
+        change: gives a tensor's values as they are to be stored, from its name and values.
+
+    Returns:
+        File name -> SHA-256; nothing on ranks that do not write.
+    """
+    read = adapters.reader(model)
+    names = checkpoint_names(source)
+    dtypes = {name: torch_dtype(dtype) for name, dtype in source.dtypes.items()}
+
+    def load(wanted: list[str]) -> dict[str, Tensor]:
+        return {
+            name: change(name, read(names[name]).cpu()).to(dtypes[name]).contiguous()
+            for name in wanted
+        }
+
+    if not world.first:
+        for shard_names in plan_shards(source.sizes, SHARD_BYTES):
+            load(shard_names)
+        return {}
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    files = write_weights(directory, source.sizes, load, shard_bytes=SHARD_BYTES)
+    for file in sorted(source.path.iterdir()):
+        side = file.is_file() and file.suffix != ".safetensors" and file.name != MANIFEST
+        if side and not file.name.endswith(".index.json"):
+            shutil.copyfile(file, directory / file.name)
+    return files
+
+
+def move_into(output: Path, staging: Path) -> None:
+    """Move all files of a directory, its config.json last, and remove it."""
+    for file in sorted(staging.iterdir(), key=lambda file: (file.name == "config.json", file.name)):
         file.replace(output / file.name)
     staging.rmdir()
 
 
-def _history(written: Checkpoint, output: Path, options: Options) -> dict[str, Any]:
-    """Held-out losses and weights over all tokens of all phases, for the report."""
-    looks, before = [], 0
+def _history(
+    written: Checkpoint, output: Path, options: Options, reference: Mapping[str, float] | None
+) -> dict[str, Any]:
+    """Held-out losses and weights over all tokens of all phases, for the report.
+
+    ``seconds`` of a look are those of training until then, what held-out text took included.
+    """
+    looks: list[dict[str, Any]] = []
+    before, tokens = 0.0, 0
     for folder in _phase_folders(output):
-        found = [record for record in read_log(folder) if record["kind"] == "eval"]
+        records = read_log(folder)
+        elapsed = _elapsed(records)
         looks += [
             {key: record[key] for key in ("losses", "weights")}
-            | {"tokens": before + record["tokens"]}
-            for record in found
+            | {"tokens": tokens + record["tokens"], "seconds": round(before + seconds, 2)}
+            for record, seconds in zip(records, elapsed, strict=True)
+            if record["kind"] == "eval"
         ]
-        before = looks[-1]["tokens"]
+        before += max(elapsed, default=0.0)
+        tokens = max((look["tokens"] for look in looks), default=0)
     name = output.resolve().name
     return {"kind": "healing"} | stamp() | {
         "model": {"name": name, "fingerprint": written.fingerprint},
         "recipe": options.recipe, "looks": looks,
+        "reference": dict(reference) if reference and options.mix == "dynamic" else None,
     }  # fmt: skip
 
 
@@ -88,14 +131,14 @@ def _phase_folders(output: Path) -> list[Path]:
 
 def _manifest(
     source: Checkpoint, written: Checkpoint, output: Path, options: Options, store: Store,
-    teacher: Checkpoint | None,
+    teacher: Mapping[str, Any] | None,
 ) -> dict[str, Any]:  # fmt: skip
     records = [record for folder in _phase_folders(output) for record in read_log(folder)]
     looks = [record for record in records if record["kind"] == "eval"]
     return {"kind": "manifest", "stage": "heal"} | stamp() | {
         "model": {"name": output.resolve().name, "fingerprint": written.fingerprint},
         "source": describe(source),
-        "teacher": None if teacher is None else describe(teacher),
+        "teacher": teacher,
         "shape": dict(written.shape),
         "source_shape": dict(source.shape),
         "parameters": written.parameters,
@@ -113,10 +156,20 @@ def _manifest(
 
 
 def _seconds(folder: Path) -> float:
-    """Of training in one phase; what was done before an interruption counts as well."""
+    """Of training in one phase."""
+    return max(_elapsed(read_log(folder)), default=0.0)
+
+
+def _elapsed(records: list[dict[str, Any]]) -> list[float]:
+    """Seconds of training at each record of a phase.
+
+    A run that was taken up again counts from zero; what was done before counts as well.
+    """
+    found = []
     total = last = 0.0
-    for record in read_log(folder):
+    for record in records:
         seconds = record.get("seconds", last)
         total += seconds - last if seconds >= last else seconds
         last = seconds
-    return total
+        found.append(total)
+    return found

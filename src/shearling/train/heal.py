@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,10 @@ from torch.utils.checkpoint import checkpoint as checkpointed
 from shearling.checkpoint import Checkpoint
 from shearling.data import weights as mixes
 from shearling.data.store import Store
+from shearling.data.teacher import Cache
 from shearling.errors import ShearlingError
+from shearling.lineage import blocks_in
+from shearling.manifest import describe
 from shearling.products import fast_products
 from shearling.progress import Progress, silent
 from shearling.train import adapters
@@ -28,6 +31,9 @@ from shearling.train.loop import Trainer
 from shearling.train.objective import Objective
 from shearling.train.options import Options
 from shearling.train.parallel import World, shard
+
+if TYPE_CHECKING:
+    from shearling.gates.learner import Learner
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,7 @@ def heal(
     output: Path,
     *,
     teacher: Checkpoint | None = None,
+    cache: Cache | None = None,
     reference: Mapping[str, float] | None = None,
     world: World | None = None,
     progress: Progress = silent,
@@ -60,6 +67,7 @@ def heal(
         output: a new directory, or one that a stopped run left.
         teacher: for ``distill``: the model whose distribution is learned, such as the source
             that was cut.
+        cache: for ``distill``: what a teacher said of the store, instead of the teacher itself.
         reference: domain -> reference loss (nats), for a dynamic mix.
         world: ranks; one process alone if not given.
         progress, notify: told how far the run is; told what a user should know.
@@ -69,22 +77,22 @@ def heal(
             another vocabulary, an output that is taken, a loss that is not finite, a full disk.
     """
     world = world or World()
-    check(source, store, options, output, teacher=teacher, reference=reference)
+    check(source, store, options, output, teacher=teacher, cache=cache, reference=reference)
     model, step, steps = None, 0, 0
     for number, phase in enumerate(phases(options), 1):
         name = phase.recipe if phase is options else f"{number}-{phase.recipe}"
-        model = _prepared(source, phase, world, model)
+        model = prepared(source, phase, world, model)
         trainer = Trainer(
-            _objective(source, model, teacher, phase, world), store, phase,
-            _weights(store, phase, reference), output / RUN / name,
-            _identity(source, store, phase, teacher), world, progress, notify,
+            objective(source, model, None if cache else teacher, phase, world), store, phase,
+            mixed(store, phase, reference), output / RUN / name,
+            identity(source, store, phase, teacher, cache), world, progress, notify, cache,
         )  # fmt: skip
         trainer.run()
         step, steps = trainer.step, trainer.steps
         if trainer.stopped and step < steps:
             return Healed(None, step, steps)
     assert model is not None
-    write(source, model, output, options, store, teacher, world)
+    write(source, model, output, options, store, _taught_by(teacher, cache), world, reference)
     return Healed(Checkpoint.open(output) if world.first else None, step, steps)
 
 
@@ -101,14 +109,19 @@ def phases(options: Options) -> list[Options]:
 
 def check(
     source: Checkpoint, store: Store, options: Options, output: Path, *,
-    teacher: Checkpoint | None, reference: Mapping[str, float] | None,
+    teacher: Checkpoint | None, reference: Mapping[str, float] | None, cache: Cache | None = None,
+    run: str = RUN,
 ) -> None:  # fmt: skip
     """Refuse what cannot work before anything is loaded (ShearlingError)."""
     store.check_tokenizer(source.path)
-    _check_output(output)
-    if options.recipe == "distill":
+    check_output(output, run)
+    if cache is not None:
+        _check_cache(cache, source, store, options, teacher)
+    elif options.recipe == "distill":
         if teacher is None:
-            raise ShearlingError("--recipe distill learns from a model; give --teacher SOURCE.")
+            raise ShearlingError(
+                "--recipe distill learns from a model; give --teacher SOURCE, or --teacher-cache."
+            )
         if teacher.shape["vocab"] != source.shape["vocab"]:
             raise ShearlingError(
                 f"the teacher knows {teacher.shape['vocab']} tokens and the model "
@@ -124,7 +137,7 @@ def check(
             "mix=dynamic follows losses over a reference; give --reference FILE (`shearling "
             "reference` makes one), or a --teacher to measure it on."
         )
-    _weights(store, options, reference)
+    mixed(store, options, reference)
     for domain in store.domains:
         if not len(store.sequences(domain, "held_out")):
             raise ShearlingError(
@@ -139,7 +152,37 @@ def check(
         )
 
 
-def _check_output(output: Path) -> None:
+def _check_cache(
+    cache: Cache, source: Checkpoint, store: Store, options: Options, teacher: Checkpoint | None
+) -> None:
+    if options.recipe != "distill":
+        raise ShearlingError(
+            f"--teacher-cache was given, but --recipe {options.recipe} learns from the text; leave "
+            "it out, or use --recipe distill."
+        )
+    cache.check_store(store)
+    if cache.vocab != source.shape["vocab"]:
+        raise ShearlingError(
+            f"the teacher behind {cache.path} knows {cache.vocab} tokens and the model "
+            f"{source.shape['vocab']}; distillation needs one vocabulary, so use --recipe cpt."
+        )
+    if teacher is not None and teacher.fingerprint != cache.teacher["fingerprint"]:
+        raise ShearlingError(
+            f"{cache.path} holds what {cache.teacher['name']} says, but --teacher {teacher.name} "
+            "is another model; leave one of the two out."
+        )
+    for name, value, plain in (
+        ("temperature", options.temperature, 1), ("hidden_share", options.hidden_share, 0)
+    ):  # fmt: skip
+        if value != plain:
+            raise ShearlingError(
+                f"{name}={value:g} was given, but {cache.path} does not hold what that takes; give "
+                f"{name}={plain}, or --teacher in place of --teacher-cache."
+            )
+
+
+def check_output(output: Path, run: str = RUN) -> None:
+    """Refuse an output that is taken by anything but a run that can be gone on with."""
     if not output.exists():
         return
     if not output.is_dir():
@@ -147,14 +190,14 @@ def _check_output(output: Path) -> None:
     if (output / "config.json").exists():
         raise ShearlingError(f"output {output} holds a finished model; name a new directory.")
     # Without a configuration, weights beside a run are those of an end that was cut short.
-    if any(output.iterdir()) and not (output / RUN).is_dir():
+    if any(output.iterdir()) and not (output / run).is_dir():
         raise ShearlingError(
-            f"output {output} is not empty, and what it holds is not of a healing run; name a new "
+            f"output {output} is not empty, and what it holds is not of a {run} run; name a new "
             "directory."
         )
 
 
-def _prepared(source: Checkpoint, phase: Options, world: World, before: Any) -> nn.Module:
+def prepared(source: Checkpoint, phase: Options, world: World, before: Any) -> nn.Module:
     """The model of a phase, not sharded yet; the weights of the phase before are kept."""
     if before is not None:
         read = adapters.reader(before)
@@ -174,27 +217,29 @@ def _prepared(source: Checkpoint, phase: Options, world: World, before: Any) -> 
     return model
 
 
-def _objective(
-    source: Checkpoint, model: nn.Module, teacher: Checkpoint | None, phase: Options, world: World
-) -> Objective:
-    """What is minimised, sharded, every weight in its place."""
+def objective(
+    source: Checkpoint, model: nn.Module, teacher: Checkpoint | None, phase: Options,
+    world: World, learner: Learner | None = None,
+) -> Objective:  # fmt: skip
+    """What is minimised, sharded, every weight in its place; gates stay whole on every rank."""
     inner, wise = blocks(source, model), None
     _prepare_blocks(inner, phase)
-    if phase.recipe == "distill":
-        assert teacher is not None
+    if phase.recipe == "distill" and teacher is not None:  # else there is a cache
         wise = loaded(teacher, world).eval().requires_grad_(False)
-    objective = Objective(
+    found = Objective(
         model, plain_head=plain_head(source), teacher=wise, temperature=phase.temperature,
-        text_share=phase.text_share, hidden_share=phase.hidden_share,
+        text_share=phase.text_share, hidden_share=phase.hidden_share, learner=learner,
+        stands_for=None if teacher is None else blocks_in(source, teacher),
     )  # fmt: skip
     dtype = torch.bfloat16 if phase.dtype == "bfloat16" else torch.float32
     if phase.dtype == "auto" and world.device.type == "cuda":
         dtype = torch.bfloat16
     others = [] if teacher is None or wise is None else blocks(teacher, wise)
-    shard(objective, [*inner, *others], world, dtype)
+    apart = [] if learner is None else list(learner.parameters())
+    shard(found, [*inner, *others], world, dtype, apart=apart)
     if any(parameter.is_meta for parameter in model.parameters()):
         fill(source, model, world)
-    return objective
+    return found
 
 
 def _prepare_blocks(inner: list[nn.Module], phase: Options) -> None:
@@ -224,7 +269,8 @@ def plain_head(checkpoint: Checkpoint) -> bool:
     return getattr(checkpoint.config, "final_logit_softcapping", None) is None
 
 
-def _weights(store: Store, phase: Options, reference: Mapping[str, float] | None) -> mixes.Weights:
+def mixed(store: Store, phase: Options, reference: Mapping[str, float] | None) -> mixes.Weights:
+    """The weights of a store's domains as a phase is to mix them."""
     sizes = {domain: len(store.sequences(domain)) for domain in store.domains}
     return mixes.build(
         phase.mix, sizes, weights=phase.weights, reference=reference, floors=phase.floor,
@@ -232,14 +278,23 @@ def _weights(store: Store, phase: Options, reference: Mapping[str, float] | None
     )  # fmt: skip
 
 
-def _identity(
-    source: Checkpoint, store: Store, phase: Options, teacher: Checkpoint | None
-) -> dict[str, Any]:
+def _taught_by(teacher: Checkpoint | None, cache: Cache | None) -> dict[str, Any] | None:
+    """The teacher, for the manifest."""
+    if cache is not None:
+        return dict(cache.teacher) | {"cache": cache.fingerprint, "top": cache.top}
+    return None if teacher is None else describe(teacher)
+
+
+def identity(
+    source: Checkpoint, store: Store, phase: Options, teacher: Checkpoint | None,
+    cache: Cache | None,
+) -> dict[str, Any]:  # fmt: skip
     """What two runs must share for one to go on with the other's checkpoint."""
     free = ("save_every", "keep", "eval_every", "eval_sequences", "micro", "trackers")
     return {
         "model": source.fingerprint,
         "store": store.fingerprint,
         "teacher": None if teacher is None else teacher.fingerprint,
+        "cache": None if cache is None else cache.fingerprint,
         "options": phase.model_dump(mode="json", exclude=set(free)),
     }

@@ -13,7 +13,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from shearling.data.mixture import Mixture
 from shearling.data.store import Store
+from shearling.data.teacher import Cache, Kept
 from shearling.data.weights import Weights
 from shearling.errors import ShearlingError
 from shearling.products import fast_products
@@ -50,6 +51,10 @@ class Trainer:
         identity: what a checkpoint must agree on to be gone on with.
         world: ranks.
         progress, notify: told how far the run is; told what a user should know.
+        cache: what an absent teacher said of the store's tokens.
+
+    Where the objective holds a learner of gates, it is told when a step begins and ends; its
+    parameters have learning rates of their own, on the same schedule, and are not clipped.
     """
 
     objective: Objective
@@ -61,6 +66,7 @@ class Trainer:
     world: World
     progress: Progress = silent
     notify: Callable[[str], None] = lambda message: None
+    cache: Cache | None = None
     step: int = field(default=0, init=False)
     stopped: bool = field(default=False, init=False)
 
@@ -74,10 +80,14 @@ class Trainer:
         sizes = {domain: len(self.store.sequences(domain)) for domain in self.store.domains}
         self.mixture = Mixture(sizes, seed=self.options.seed, batch=self.options.batch)
         self.steps = self.options.steps(self.store.length)
+        own, learner = groups(self.objective, self.options.weight_decay), self.objective.learner
+        self._own = len(own)
         self.optimiser = torch.optim.AdamW(
-            groups(self.objective, self.options.weight_decay), lr=self.options.lr,
+            [*own, *(learner.groups() if learner else ())], lr=self.options.lr,
             betas=self.options.betas, eps=self.options.eps,
         )  # fmt: skip
+        for group in self.optimiser.param_groups:
+            group["peak"] = group["lr"]
         self._saved = -1
 
     def run(self) -> None:
@@ -120,8 +130,10 @@ class Trainer:
         self._saved = self.step
 
     def losses(self) -> dict[str, float]:
-        """Mean nats a token on the held-out part of each domain."""
-        return {domain: self._held_out(domain) for domain in self.store.domains}
+        """Mean nats a token on the held-out part of each domain; gates, if any, without chance."""
+        learner = self.objective.learner
+        with nullcontext() if learner is None else learner.settled(self.step):
+            return {domain: self._held_out(domain) for domain in self.store.domains}
 
     def _resume(self) -> None:
         newest = saving.last(self.folder)
@@ -173,15 +185,24 @@ class Trainer:
                 f"{notice.domain} is used up at step {notice.step}; its sequences come again, in "
                 f"another order (epoch {notice.epoch})."
             )
-        ids_NS, labels_NS = self._read("train", rows[self.world.rank :: self.world.size])
+        mine = rows[self.world.rank :: self.world.size]
+        ids_NS, labels_NS = self._read("train", mine)
         torch.manual_seed(_step_seed(self.options.seed, self.step, self.world.rank))
+        learner = self.objective.learner
+        if learner is not None:
+            learner.draw(self.step)
         count = self.world.total(counted(labels_NS))
         total = 0.0
+        first = 0
         for ids_BS, labels_BS in self._micro(ids_NS, labels_NS):
-            loss = self.objective(ids_BS, labels_BS)
+            kept = self._kept(mine[first : first + len(ids_BS)])
+            first += len(ids_BS)
+            loss = self.objective(ids_BS, labels_BS, kept)
             # FSDP averages gradients over ranks; the sum over all tokens' is wanted.
             (loss * (self.world.size / max(count, 1))).backward()
             total += float(loss.detach())
+        if learner is not None:
+            learner.gather(self.step, self.world)
         mean = self.world.total(total) / max(count, 1)
         norm = nn.utils.clip_grad_norm_(self._trained(), self.options.clip)
         norm = float(whole(norm))
@@ -189,13 +210,16 @@ class Trainer:
             raise self._not_finite(rows)
         share = factor(self.step, self.steps, warmup=self.options.warmup, final=self.options.final)
         for group in self.optimiser.param_groups:
-            group["lr"] = self.options.lr * share
+            group["lr"] = group["peak"] * share
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         self.step += 1
+        if learner is not None:
+            learner.settle(self.step)
         return {
             "kind": "train", "step": self.step, "tokens": self._tokens(self.step), "loss": mean,
             "gradient_norm": norm, "lr": self.options.lr * share,
+            **({} if learner is None else {"gates": learner.record(self.step)}),
         }  # fmt: skip
 
     def _held_out(self, domain: str) -> float:
@@ -224,6 +248,9 @@ class Trainer:
             ids_NS[places], labels_NS[places] = found
         return ids_NS, labels_NS
 
+    def _kept(self, rows: Sequence[tuple[str, int]]) -> Kept | None:
+        return None if self.cache is None else self.cache.read(rows).to(self.world.device)
+
     def _micro(self, ids_NS: Tensor, labels_NS: Tensor) -> list[tuple[Tensor, Tensor]]:
         size = self.options.micro or max(1, MICRO_TOKENS // self.store.length)
         device = self.world.device
@@ -233,7 +260,7 @@ class Trainer:
         ]
 
     def _trained(self) -> list[nn.Parameter]:
-        return [p for p in self.objective.parameters() if p.requires_grad]
+        return [p for group in self.optimiser.param_groups[: self._own] for p in group["params"]]
 
     def _tokens(self, step: int) -> int:
         return step * self.options.batch * self.store.length
@@ -280,8 +307,10 @@ class _Silent(Log):
 
 
 def groups(module: nn.Module, decay: float) -> list[dict[str, Any]]:
-    """AdamW's groups: decay on matrices alone, none on norms' gains and biases."""
-    trained = [p for p in module.parameters() if p.requires_grad]
+    """AdamW's groups: decay on matrices alone, none on norms' gains and biases; gates apart."""
+    learner = module.get_submodule("learner") if getattr(module, "learner", None) else None
+    others = set() if learner is None else set(learner.parameters())
+    trained = [p for p in module.parameters() if p.requires_grad and p not in others]
     matrices, vectors = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim < 2]
     found = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
     return [group for group in found if group["params"]]

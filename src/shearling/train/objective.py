@@ -3,19 +3,24 @@
 An objective holds the model and is itself the module that is sharded, so that one forward call
 reaches every parameter. It gives sums over tokens, which add up over micro-batches and ranks.
 
-Shapes: B sequences, S positions, T predicted tokens, D hidden, V vocabulary.
+Shapes: B sequences, S positions, T predicted tokens, D hidden, V vocabulary, K tokens kept of a
+cached distribution.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from shearling.data.teacher import Kept, log_mass_outside
 from shearling.products import preferred
+
+if TYPE_CHECKING:
+    from shearling.gates.learner import Learner
 
 IGNORED = -100
 CHUNK = 512  # tokens whose logits are alive at a time where both models' are needed
@@ -34,26 +39,36 @@ class Objective(nn.Module):
         temperature: divides both models' logits; the sum is multiplied by its square, as is usual,
             so that gradients keep their size.
         text_share: weight of the text's own loss beside a teacher; the divergence has the rest.
-        hidden_share: weight of the squared error between last states, a teacher's state's norm
-            squared being 1.
+        hidden_share: weight of the squared error between states, each of the teacher's having a
+            norm of 1, averaged over the places compared: the state that the head reads, and
+            those that enter the blocks.
+        stands_for: for each block of the model, its number in the teacher; only the last states
+            are compared without.
+        learner: of gates that the model computes with; the loop sees to it.
     """
 
     def __init__(
         self, model: Any, *, plain_head: bool, teacher: nn.Module | None = None,
         temperature: float = 1.0, text_share: float = 0.0, hidden_share: float = 0.0,
+        stands_for: tuple[int, ...] | None = None, learner: Learner | None = None,
     ) -> None:  # fmt: skip
         """Hold the models."""
         super().__init__()
-        self.model, self.teacher = model, teacher
+        self.model, self.teacher, self.learner = model, teacher, learner
         self.plain_head = plain_head
         self.temperature, self.text_share = temperature, text_share
-        self.hidden_share = hidden_share
+        self.hidden_share, self.stands_for = hidden_share, stands_for
 
-    def forward(self, ids_BS: Tensor, labels_BS: Tensor, *, held_out: bool = False) -> Tensor:
+    def forward(
+        self, ids_BS: Tensor, labels_BS: Tensor, kept: Kept | None = None, *, held_out: bool = False
+    ) -> Tensor:
         """Sum over the labels that count (0-dim, float32), in nats.
 
-        Held-out text is judged by its own loss, whatever is minimised.
+        Held-out text is judged by its own loss, whatever is minimised. ``kept`` is what a teacher
+        that is not here said of the same tokens.
         """
+        if kept is not None and not held_out:
+            return self._divergence_from(kept, ids_BS, labels_BS)
         if self.teacher is not None and not held_out:
             return self._divergence(self.teacher, ids_BS, labels_BS)
         if not self.plain_head:
@@ -63,17 +78,26 @@ class Objective(nn.Module):
         return head_loss(self.model, h_TD, labels_T)
 
     def _divergence(self, teacher: nn.Module, ids_BS: Tensor, labels_BS: Tensor) -> Tensor:
+        own, theirs = self._places()
         with torch.no_grad():
-            wanted_TD, _ = predicting(last_state(teacher, ids_BS), labels_BS, drop=True)
-        h_TD, labels_T = predicting(last_state(self.model, ids_BS), labels_BS, drop=True)
+            wanted = states(teacher, ids_BS, theirs)
+        found = states(self.model, ids_BS, own)
+        wanted_TD, _ = predicting(wanted[-1], labels_BS, drop=True)
+        h_TD, labels_T = predicting(found[-1], labels_BS, drop=True)
         model: Any = self.model
         head = model.get_output_embeddings()
         total = _InChunks.apply(self._chunk, h_TD, head.weight, head.bias, wanted_TD, labels_T)
         if self.hidden_share:
-            error_T = (h_TD - wanted_TD).float().square().sum(-1)
-            norm_T = wanted_TD.float().square().sum(-1).clamp_min(1e-12)
-            total = total + self.hidden_share * (error_T / norm_T).sum()
+            pairs = zip(found, wanted, strict=True)
+            errors = [_error(*(predicting(h, labels_BS, drop=True)[0] for h in p)) for p in pairs]
+            total = total + self.hidden_share * torch.stack(errors).mean()
         return total
+
+    def _places(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Blocks of the model and of the teacher whose entering states are compared."""
+        if not self.hidden_share or self.stands_for is None:
+            return (), ()
+        return tuple(range(1, len(self.stands_for))), self.stands_for[1:]
 
     def _chunk(
         self, h_TD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, wanted_TD: Tensor,
@@ -89,7 +113,43 @@ class Objective(nn.Module):
             (found_TV / self.temperature).log_softmax(-1), wanted_TV,
             reduction="sum", log_target=True,
         )  # fmt: skip
-        divergence = divergence * self.temperature**2
+        return self._with_text(divergence * self.temperature**2, found_TV, labels_T)
+
+    def _divergence_from(self, kept: Kept, ids_BS: Tensor, labels_BS: Tensor) -> Tensor:
+        h_TD, labels_T = predicting(last_state(self.model, ids_BS), labels_BS, drop=True)
+        model: Any = self.model
+        head = model.get_output_embeddings()
+        wanted = kept.chosen((labels_BS[:, 1:] != IGNORED).flatten())
+        return _InChunks.apply(self._cached_chunk, h_TD, head.weight, head.bias, *wanted, labels_T)
+
+    def _cached_chunk(
+        self, h_TD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, ids_TK: Tensor,
+        logp_TK: Tensor, rest_T: Tensor, labels_T: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """The summed loss of a few tokens under a teacher's K likeliest tokens.
+
+        With p the teacher's and q the model's distribution, k over the tokens kept and r all
+        others as one outcome, of mass p_r and q_r:
+
+            KL = sum_k p_k (log p_k - log q_k) + p_r (log p_r - log q_r)
+
+        Merging outcomes only lowers a divergence: this is at most KL(p || q), and is it where all
+        of the vocabulary is kept, or where q shares what p_r there is as p does. What rounding to
+        float16 added or took is divided away.
+        """
+        ids_TK, p_TK = ids_TK.long(), logp_TK.float().exp()
+        total_T = p_TK.sum(-1) + rest_T
+        p_TK, rest_T = p_TK / total_T.unsqueeze(-1), rest_T / total_T
+        found_TV = capped(self.model, functional.linear(h_TD, weight_VD, bias_V)).float()
+        norm_T = found_TV.logsumexp(-1)
+        crossed_T = (p_TK * (found_TV.gather(-1, ids_TK) - norm_T.unsqueeze(-1))).sum(-1)
+        if ids_TK.shape[1] < found_TV.shape[1]:
+            crossed_T = crossed_T + rest_T * (log_mass_outside(found_TV, ids_TK) - norm_T)
+        entropy = torch.special.entr(p_TK).sum() + torch.special.entr(rest_T).sum()
+        return self._with_text(-entropy - crossed_T.sum(), found_TV, labels_T)
+
+    def _with_text(self, divergence: Tensor, found_TV: Tensor, labels_T: Tensor) -> Tensor:
+        """Beside the divergence, the text's own share of the loss."""
         if not self.text_share:
             return divergence
         own = _summed_nll(found_TV, labels_T)
@@ -142,7 +202,19 @@ class _InChunks(torch.autograd.Function):
 
 def last_state(model: Any, ids_BS: Tensor) -> Tensor:
     """What the head reads (B, S, D): the state behind the final norm."""
-    return decoder(model)(input_ids=ids_BS, use_cache=False).last_hidden_state
+    return states(model, ids_BS, ())[0]
+
+
+def states(model: Any, ids_BS: Tensor, blocks: tuple[int, ...]) -> list[Tensor]:
+    """The states (B, S, D) that enter some blocks, and at the end the one that the head reads."""
+    found = decoder(model)(input_ids=ids_BS, use_cache=False, output_hidden_states=bool(blocks))
+    return [*(found.hidden_states[block] for block in blocks), found.last_hidden_state]
+
+
+def _error(h_TD: Tensor, wanted_TD: Tensor) -> Tensor:
+    """Squared distance over the squared norm of what is wanted, summed over tokens."""
+    error_T = (h_TD - wanted_TD).float().square().sum(-1)
+    return (error_T / wanted_TD.float().square().sum(-1).clamp_min(1e-12)).sum()
 
 
 def stock(model: Any) -> Any:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -34,8 +34,9 @@ class Options(BaseModel):
         eval_every: steps between held-out losses; ``eval_sequences``: of each domain, at most.
         save_every: steps between checkpoints; ``keep``: how many are kept.
         temperature: of both distributions in distillation; ``text_share``: how much of the loss is
-            that of the text itself; ``hidden_share``: weight of the squared error between the last
-            hidden states, where teacher and student have the same width.
+            that of the text itself; ``hidden_share``: weight of the squared error between hidden
+            states, where teacher and student have the same width: those that enter the blocks,
+            where the student was made from the teacher, and the last.
         rank, alpha: of LoRA.
         dtype: what is computed in: ``auto`` is bfloat16 on a GPU and float32 on a CPU; weights and
             the optimiser's state stay float32.
@@ -46,6 +47,7 @@ class Options(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    what: ClassVar[str] = "healing"
 
     recipe: Recipe = "cpt"
     tokens: int = Field(gt=0)
@@ -91,6 +93,9 @@ class Options(BaseModel):
         return -(-self.tokens // (self.batch * length))
 
 
+_Kind = TypeVar("_Kind", bound=Options)
+
+
 def parse(recipe: str, tokens: int, pairs: Sequence[str]) -> Options:
     """Options from the command line's ``key=value`` pairs; ``weights.c4=0.2`` reaches inside.
 
@@ -98,7 +103,12 @@ def parse(recipe: str, tokens: int, pairs: Sequence[str]) -> Options:
         ShearlingError: not a pair, an unknown key (the keys are named), or a value that does not
             fit it.
     """
-    values: dict[str, Any] = {"recipe": recipe, "tokens": tokens}
+    return validated(pairs_into({"recipe": recipe, "tokens": tokens}, pairs), Options)
+
+
+def pairs_into(given: Mapping[str, Any], pairs: Sequence[str]) -> dict[str, Any]:
+    """``given`` with the values of ``key=value`` pairs over it (ShearlingError if one is none)."""
+    values = dict(given)
     for pair in pairs:
         key, sign, text = pair.partition("=")
         if not sign or not key:
@@ -109,20 +119,20 @@ def parse(recipe: str, tokens: int, pairs: Sequence[str]) -> Options:
             if not isinstance(target, dict):
                 raise ShearlingError(f"{key} reaches inside {part}, which is one value.")
         target[path[-1]] = yaml.safe_load(text)
-    return validated(values)
+    return values
 
 
-def validated(values: dict[str, Any]) -> Options:
+def validated(values: Mapping[str, Any], kind: type[_Kind]) -> _Kind:
     """Options from a mapping (ShearlingError for the first value that does not fit)."""
     try:
-        return Options.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise ShearlingError(
-                f"{key} is not an option of healing; the options are "
-                f"{', '.join(Options.model_fields)}."
+                f"{key} is not an option of {kind.what}; the options are "
+                f"{', '.join(kind.model_fields)}."
             ) from error
         given = f" ({first['input']!r} was given)" if key else ""
         reason = first["msg"].removeprefix("Value error, ")

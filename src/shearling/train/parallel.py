@@ -88,8 +88,14 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def shard(module: nn.Module, blocks: Iterable[nn.Module], world: World, dtype: torch.dtype) -> None:
-    """Shard a module in place, each block a unit of its own; nothing for one process."""
+def shard(
+    module: nn.Module, blocks: Iterable[nn.Module], world: World, dtype: torch.dtype, *,
+    apart: Iterable[nn.Parameter] = (),
+) -> None:  # fmt: skip
+    """Shard a module in place, each block a unit of its own; nothing for one process.
+
+    Parameters ``apart`` stay whole on every rank, which has to see to their gradients itself.
+    """
     if world.mesh is None:
         return
     policy = MixedPrecisionPolicy(
@@ -97,7 +103,7 @@ def shard(module: nn.Module, blocks: Iterable[nn.Module], world: World, dtype: t
     )
     for block in blocks:
         fully_shard(block, mesh=world.mesh, mp_policy=policy)
-    fully_shard(module, mesh=world.mesh, mp_policy=policy)
+    fully_shard(module, mesh=world.mesh, mp_policy=policy, ignored_params=set(apart))
 
 
 def sharded(module: nn.Module) -> bool:

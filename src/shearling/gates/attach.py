@@ -1,0 +1,237 @@
+"""Gates put into a live stock model, and folded into the tensors of a checkpoint.
+
+A gate multiplies weights where its unit writes: a neuron or a head in its column of the matrix
+that ends its half of a block, a channel of the stream in everything that writes it, a block in
+what it adds to the stream. Which tensors those are follows from the table: linear maps and
+look-ups whose output lies on ``hidden``, each dimension of them by the gates of its axes. The
+folded tensor is the live product itself, so that the folded model is the gated one.
+
+Forward functions of modules are replaced, rather than hooks added, which torch.compile would
+drop, and rather than parametrisations, which would give every weight another name. Look-ups, and
+heads tied to them, are gated behind the look-up and before the product, which is the same product
+of numbers without a copy of the whole table.
+
+Shapes: B sequences, S positions, D hidden, O outputs and I inputs of a linear map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shearling.axes import Row
+from shearling.branches import branches
+from shearling.checkpoint import Checkpoint
+from shearling.errors import ShearlingError
+from shearling.gates.bank import GateBank
+
+STREAM = "hidden"
+
+
+def attach(checkpoint: Checkpoint, model: nn.Module, bank: GateBank) -> None:
+    """Have a stock model compute with the gates that ``bank`` holds at the time of each call.
+
+    Weights keep their names and values. Before sharding, since forward functions are replaced.
+
+    Args:
+        checkpoint: what the model is of.
+        model: stock, changed in place.
+        bank: of the same checkpoint.
+
+    Raises:
+        ShearlingError: blocks are to go from a model whose blocks cannot be faded out.
+    """
+    check(checkpoint, bank)
+    gated = _Gated(checkpoint, bank)
+    for row, block in _placed(checkpoint):
+        module = model.get_submodule(_module_path(checkpoint, row, block))
+        if gated.writes(row) and row.role == "linear":
+            module.forward = _linear(module, gated, row, block)
+        elif gated.writes(row) and row.role == "embedding":
+            module.forward = _look_up(module, gated, row)
+        elif normalises(row):
+            module.forward = _norm(module, gated, row, block)
+    head = _tied_head(checkpoint)
+    if head is not None and gated.along(head, 1, None) is not None:
+        # What runs the blocks: OPT's head reads that, past what transformers calls its base model.
+        inner: Any = model.get_submodule(checkpoint.family.blocks.rpartition(".")[0])
+        inner.forward = _before_head(inner, gated, head)
+
+
+def check(checkpoint: Checkpoint, bank: GateBank) -> None:
+    """Raise ShearlingError if the gates cannot be put into such a model."""
+    if "layers" in bank.rows and not checkpoint.family.additive(checkpoint.config):
+        raise ShearlingError(
+            f"{checkpoint.name} norms the stream after each half of a block, so that a block "
+            "cannot be faded out by what it adds; learn widths alone, and remove blocks with "
+            "`shearling prune`."
+        )
+
+
+def folded(
+    checkpoint: Checkpoint, bank: GateBank, row: Row, block: int | None, tensor: Tensor
+) -> Tensor:
+    """A tensor of the checkpoint with the gates in use multiplied into it, on its own device."""
+    gated = _Gated(checkpoint, bank)
+    if gated.writes(row):
+        for dim in range(tensor.ndim):
+            gates = gated.along(row, dim, block)
+            if gates is not None:
+                sizes = [-1 if each == dim else 1 for each in range(tensor.ndim)]
+                tensor = tensor * gates.view(sizes).to(tensor)
+        layer = gated.layer(row, block)
+        return tensor if layer is None else tensor * layer.to(tensor)
+    if normalises(row) and gated.ends_branch(row):
+        layer = bank.of("layers", block)
+        offset = checkpoint.family.gain_offset
+        return tensor if layer is None else (tensor + offset) * layer.to(tensor) - offset
+    return tensor
+
+
+def normalises(row: Row) -> bool:
+    """Whether a row is a norm over the stream."""
+    return row.role == "norm" and STREAM in row.output.axes
+
+
+class _Gated:
+    """What the table and a bank say of a tensor."""
+
+    def __init__(self, checkpoint: Checkpoint, bank: GateBank) -> None:
+        self.bank = bank
+        prefix = f"{checkpoint.family.blocks}.{{}}."
+        self.norms = {f"{prefix}{half.norm}" for half in branches(checkpoint) if half.norm}
+        self.normed = bool(self.norms)
+        self._norm_paths = {
+            row.name.rpartition(".")[0] for row in checkpoint.layout.rows if row.role == "norm"
+        }
+
+    def writes(self, row: Row) -> bool:
+        """Whether a tensor writes into the stream: a norm's shift, which does not, is no such."""
+        path = row.name.rpartition(".")[0]
+        return (
+            row.role in ("linear", "bias", "embedding")
+            and STREAM in row.output.axes
+            and path not in self._norm_paths
+        )
+
+    def ends_branch(self, row: Row) -> bool:
+        """Whether a norm stands between a half of a block and the stream."""
+        return row.name.rpartition(".")[0] in self.norms
+
+    def along(self, row: Row, dim: int, block: int | None) -> Tensor | None:
+        """Gates along one dimension, the tokens' and positions' aside, which are never gated."""
+        return self.bank.along(row.dims[dim], block)
+
+    def layer(self, row: Row, block: int | None) -> Tensor | None:
+        """The block's own gate, where this tensor is what adds the block's work to the stream."""
+        if not row.in_block or self.normed:  # behind a norm it would be normed away
+            return None
+        return self.bank.of("layers", block)
+
+
+def _placed(checkpoint: Checkpoint) -> list[tuple[Row, int | None]]:
+    """Every row that is no twin of another, once for each block that has it."""
+    return [
+        (row, block)
+        for row in checkpoint.layout.rows
+        if row.tied_to is None
+        for block in (range(checkpoint.shape["layers"]) if row.in_block else (None,))
+    ]
+
+
+def _module_path(checkpoint: Checkpoint, row: Row, block: int | None) -> str:
+    name = row.name if block is None else row.name.format(block)
+    return checkpoint.family.renamed.get(name, name).rpartition(".")[0]
+
+
+def _tied_head(checkpoint: Checkpoint) -> Row | None:
+    found = [row for row in checkpoint.layout.rows if row.role == "head" and row.tied_to]
+    return found[0] if found else None
+
+
+def _linear(module: Any, gated: _Gated, row: Row, block: int | None) -> Callable[[Tensor], Tensor]:
+    def forward(x: Tensor) -> Tensor:
+        rows_O = _product(gated.along(row, 0, block), gated.layer(row, block))
+        columns_I = gated.along(row, 1, block)
+        weight_OI, bias_O = module.weight, module.bias
+        if columns_I is not None:
+            weight_OI = weight_OI * columns_I.to(weight_OI)
+        if rows_O is not None:
+            weight_OI = weight_OI * rows_O[:, None].to(weight_OI)
+            bias_O = None if bias_O is None else bias_O * rows_O.to(bias_O)
+        return nn.functional.linear(x, weight_OI, bias_O)
+
+    return forward
+
+
+def _look_up(module: Any, gated: _Gated, row: Row) -> Callable[..., Tensor]:
+    stock = module.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Tensor:
+        found_BSD = stock(*args, **kwargs)
+        gates_D = gated.along(row, 1, None)
+        return found_BSD if gates_D is None else found_BSD * gates_D.to(found_BSD)
+
+    return forward
+
+
+def _before_head(inner: Any, gated: _Gated, head: Row) -> Callable[..., Any]:
+    stock = inner.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        found = stock(*args, **kwargs)
+        gates_D = gated.along(head, 1, None)
+        assert gates_D is not None
+        found.last_hidden_state = found.last_hidden_state * gates_D.to(found.last_hidden_state)
+        return found
+
+    return forward
+
+
+def _norm(module: Any, gated: _Gated, row: Row, block: int | None) -> Callable[[Tensor], Tensor]:
+    """A norm's forward over live channels alone, times the block's gate where it ends a half."""
+    stock, bank = module.forward, gated.bank
+    over = _live_layer_norm if isinstance(module, nn.LayerNorm) else _live_rms_norm
+    ends = gated.ends_branch(row)
+
+    def forward(h_BSD: Tensor) -> Tensor:
+        live_D = bank.live
+        found = stock(h_BSD) if live_D is None else over(module, stock, h_BSD, live_D)
+        layer = bank.of("layers", block) if ends else None
+        return found if layer is None else found * layer.to(found)
+
+    return forward
+
+
+def _live_rms_norm(
+    module: Any, stock: Callable[[Tensor], Tensor], h_BSD: Tensor, live_D: Tensor
+) -> Tensor:
+    """RMSNorm whose mean is over live channels; dead ones are zero, and only their number counts.
+
+    With s = sqrt(D / live), norm(s h) / s has the mean, and the epsilon, of the narrow norm.
+    """
+    s = (live_D.numel() / live_D.sum()).sqrt().to(h_BSD)
+    return stock(h_BSD * s) / s
+
+
+def _live_layer_norm(
+    module: Any, stock: Callable[[Tensor], Tensor], h_BSD: Tensor, live_D: Tensor
+) -> Tensor:
+    """LayerNorm over live channels; its shift would bring the dead ones back to life."""
+    live_D = live_D.to(h_BSD)
+    count = live_D.sum()
+    centred_BSD = (h_BSD - h_BSD.sum(-1, keepdim=True) / count) * live_D
+    variance_BS1 = centred_BSD.square().sum(-1, keepdim=True) / count
+    found_BSD = centred_BSD * torch.rsqrt(variance_BS1 + module.eps)
+    if module.weight is not None:
+        found_BSD = found_BSD * module.weight
+    return found_BSD if module.bias is None else found_BSD + module.bias * live_D
+
+
+def _product(left: Tensor | None, right: Tensor | None) -> Tensor | None:
+    if left is None or right is None:
+        return left if right is None else right
+    return left * right

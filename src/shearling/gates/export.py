@@ -1,0 +1,185 @@
+"""From trained gates to a stock model of exactly the target shape.
+
+The gates are folded into the weights, which gives a checkpoint of the source's geometry; that is
+cut to the units whose gates are highest, as any checkpoint is, proof included.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shearling.axes import Keep
+from shearling.checkpoint import Checkpoint
+from shearling.cut import cut
+from shearling.data.reference import measure
+from shearling.data.store import Store
+from shearling.gates.folding import folder
+from shearling.gates.learner import Learner
+from shearling.gates.options import LearnOptions
+from shearling.manifest import MANIFEST, describe, read_manifest, stamp, versions
+from shearling.progress import Progress, silent
+from shearling.refit import refit
+from shearling.train.finish import move_into, save
+from shearling.train.log import read as read_log
+from shearling.train.parallel import World
+from shearling.writer import write_json
+
+RUN = "learning"  # in the output directory: checkpoints, logs and what the report shows
+FILE = "learning.json"
+BINS = 20
+
+
+def export(
+    source: Checkpoint, model: nn.Module, learner: Learner, log: Path, output: Path,
+    options: LearnOptions, store: Store, ids_NS: Tensor, world: World, progress: Progress,
+    notify: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Write the cut model into ``output``, with its manifest and what the report shows.
+
+    All ranks have to call this; the first one writes.
+
+    Args:
+        source: what was trained.
+        model: live, gates attached.
+        learner: of those gates.
+        log: the folder of the run's log.
+        output: holds ``learning/``.
+        options: the run's.
+        store: the data, whose held-out part decides whether a repair is kept.
+        ids_NS: tokens for the repair.
+        world: ranks.
+        progress, notify: told how far this is; told what a user should know.
+    """
+    learner.finish()
+    whole, staging = output / RUN / "gated", output / RUN / ".model.partial"
+    files = save(source, model, whole, world, folder(source, learner.bank))
+    if not world.first:
+        return
+    keep, lost = learner.bank.keep(), learner.lost()
+    looks = [record for record in read_log(log) if record["kind"] == "eval"]
+    write_json(
+        whole / MANIFEST,
+        _manifest(source, Checkpoint.open(whole), options, store, looks, lost) | {"files": files},
+    )
+    missed = {axis: share for axis, share in lost.items() if share > 0.02}
+    if missed:
+        notify(
+            "the gates had not settled when the run ended: the cut closes gates that hold "
+            + ", ".join(f"{share:.0%} of what was open of {axis}" for axis, share in missed.items())
+            + "; more tokens, or a smaller rise, would let them settle."
+        )
+    shutil.rmtree(staging, ignore_errors=True)
+    gated = Checkpoint.open(whole)
+    found = prune(gated, keep, staging, None, progress=progress)
+    if options.refit:
+        found = _repaired(source, gated, keep, found, store, options, ids_NS, progress, notify)
+    write_json(output / RUN / FILE, _history(found, learner, log, keep, looks, output))
+    move_into(output, staging)
+    shutil.rmtree(whole)
+
+
+def prune(
+    source: Checkpoint, keep: Keep, output: Path, ids_NS: Tensor | None, *,
+    reference: Checkpoint | None = None, progress: Progress = silent,
+) -> Checkpoint:  # fmt: skip
+    """Cut to ``keep``; on tokens (N, S), repaired towards ``reference``, or else the source."""
+    if ids_NS is None:
+        return cut(source, keep, output, progress=progress)
+    with tempfile.TemporaryDirectory(prefix="shearling-") as scratch:
+        solved = refit(source, keep, ids_NS, Path(scratch), reference=reference, progress=progress)
+        return cut(
+            source, keep, output, replaced=solved.replaced, options={"repair": solved.as_json()},
+            progress=progress,
+        )  # fmt: skip
+
+
+def _repaired(
+    source: Checkpoint, gated: Checkpoint, keep: Keep, plain: Checkpoint, store: Store,
+    options: LearnOptions, ids_NS: Tensor, progress: Progress, notify: Callable[[str], None],
+) -> Checkpoint:  # fmt: skip
+    """The better on held-out text of the plain cut and a repaired one, where the plain one is."""
+    place = plain.path.with_name(".repaired.partial")
+    shutil.rmtree(place, ignore_errors=True)
+    with torch.inference_mode():
+        other = prune(gated, keep, place, ids_NS, reference=source, progress=progress)
+    before, after = (_mean(measure(each, store, options.eval_sequences)) for each in (plain, other))
+    if after < before:
+        shutil.rmtree(plain.path)
+        place.replace(plain.path)
+        notify(
+            f"the repair after the cut takes the held-out loss from {before:.4f} to {after:.4f}."
+        )
+        return Checkpoint.open(plain.path)
+    shutil.rmtree(place)
+    notify(
+        f"a repair after the cut would take the held-out loss from {before:.4f} to {after:.4f}, "
+        "and is left out."
+    )
+    return plain
+
+
+def _mean(losses: Mapping[str, float]) -> float:
+    return sum(losses.values()) / len(losses)
+
+
+def _manifest(
+    source: Checkpoint, written: Checkpoint, options: LearnOptions, store: Store,
+    looks: list[dict[str, Any]], lost: Mapping[str, float],
+) -> dict[str, Any]:  # fmt: skip
+    """Of the trained model before the cut, whose child the result is."""
+    return {"kind": "manifest", "stage": "learn"} | stamp() | {
+        "model": {"name": f"{source.name}-gated", "fingerprint": written.fingerprint},
+        "source": describe(source),
+        "shape": dict(written.shape),
+        "source_shape": dict(source.shape),
+        "parameters": written.parameters,
+        "source_parameters": source.parameters,
+        "bytes": written.bytes,
+        "versions": versions(),
+        "options": options.model_dump(mode="json"),
+        "store": {"fingerprint": store.fingerprint, "domains": list(store.domains)},
+        "seed": options.seed,
+        "losses": {"before": looks[0]["losses"], "after": looks[-1]["losses"]} if looks else None,
+        "final_weights": looks[-1]["weights"] if looks else None,
+        "probability_lost": dict(lost),
+        "parent": read_manifest(source.path),
+    }  # fmt: skip
+
+
+def _history(
+    written: Checkpoint, learner: Learner, log: Path, keep: Keep, looks: list[dict[str, Any]],
+    output: Path,
+) -> dict[str, Any]:  # fmt: skip
+    """What the report draws: sizes over time, where the gates ended, what survived."""
+    trained = [record for record in read_log(log) if record["kind"] == "train"]
+    bank = learner.bank
+    return {"kind": "learning"} | stamp() | {
+        "model": {"name": output.resolve().name, "fingerprint": written.fingerprint},
+        "gates": learner.kind,
+        "source_shape": dict(bank.shape),
+        "targets": {axis: rows.target for axis, rows in bank.rows.items()},
+        "units": {axis: rows.units for axis, rows in bank.rows.items()},
+        "steps": [
+            {key: record[key] for key in ("step", "tokens", "loss")} | record["gates"]
+            for record in trained
+        ],
+        "looks": [{key: look[key] for key in ("tokens", "losses", "weights")} for look in looks],
+        "histograms": {axis: _histogram(bank, axis) for axis in bank.rows},
+        "probability_lost": learner.lost(),
+        "keep": keep.as_json(),
+    }  # fmt: skip
+
+
+def _histogram(bank: Any, axis: str) -> list[int]:
+    """How many gates of an axis ended in each twentieth of their range, before any is closed."""
+    from shearling.gates.hard_concrete import open_probability
+
+    mass = open_probability(bank.log_alpha[axis].detach()).flatten()
+    return torch.histc(mass.float(), bins=BINS, min=0, max=1).int().tolist()

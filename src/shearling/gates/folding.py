@@ -1,0 +1,51 @@
+"""A checkpoint whose tensors carry the gates: the full geometry, each unit as strong as its gate.
+
+Cut to the units whose gates are open, it is the gated model; by itself, with channels of the
+stream closed, it is not, since stock norms would count the dead channels as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields
+
+from torch import Tensor
+
+from shearling.axes import Row
+from shearling.checkpoint import Checkpoint
+from shearling.gates.attach import folded
+from shearling.gates.bank import GateBank
+
+
+@dataclass(frozen=True)
+class Folded(Checkpoint):
+    """A checkpoint seen through the gates that a bank holds.
+
+    Attributes:
+        bank: of the same checkpoint; its values are those at the time of reading.
+    """
+
+    bank: GateBank
+
+    def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        """Yield ``(name, tensor)``, gates multiplied in."""
+        fold = folder(self, self.bank)
+        for name, tensor in super().read(names):
+            yield name, fold(name, tensor)
+
+
+def through(checkpoint: Checkpoint, bank: GateBank) -> Folded:
+    """``checkpoint`` as the gates of ``bank`` make it."""
+    own = {field.name: getattr(checkpoint, field.name) for field in fields(Checkpoint)}
+    return Folded(**own, bank=bank)
+
+
+def folder(checkpoint: Checkpoint, bank: GateBank) -> Callable[[str, Tensor], Tensor]:
+    """A function of a tensor's name and values that multiplies its gates in."""
+    places: dict[str, tuple[Row, int | None]] = {}
+    for row in checkpoint.layout.stored:
+        if row.in_block:
+            places |= {row.name.format(i): (row, i) for i in range(checkpoint.shape["layers"])}
+        else:
+            places[row.name] = (row, None)
+    return lambda name, tensor: folded(checkpoint, bank, *places[name], tensor)

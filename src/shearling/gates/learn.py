@@ -1,0 +1,179 @@
+"""Learning what to keep: gates trained together with the weights, then a cut to the exact shape.
+
+Sheared LLaMA's first stage (2310.06694, section 2.1) on the loop of healing: the objective's model
+computes with gates (:mod:`shearling.gates.attach`), the loop draws them anew at every step, and at
+the end the gates are folded into the weights and the units with the lowest gates cut off. Until
+then the output holds ``learning/`` alone, from which a run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from shearling.axes import Keep, Shape
+from shearling.checkpoint import Checkpoint
+from shearling.data.store import Store
+from shearling.errors import ShearlingError
+from shearling.gates import start
+from shearling.gates.attach import attach
+from shearling.gates.attach import check as check_gates
+from shearling.gates.bank import GateBank
+from shearling.gates.export import RUN, export, prune
+from shearling.gates.learner import Learner
+from shearling.gates.options import LearnOptions
+from shearling.plan import require_smaller
+from shearling.products import fast_products
+from shearling.progress import Progress, silent
+from shearling.train import heal as healing
+from shearling.train.heal import Healed
+from shearling.train.loop import Trainer
+from shearling.train.parallel import World
+
+START = "start.safetensors"
+
+
+def learn(
+    source: Checkpoint,
+    after: Shape,
+    store: Store,
+    options: LearnOptions,
+    output: Path,
+    *,
+    teacher: Checkpoint | None = None,
+    reference: Mapping[str, float] | None = None,
+    world: World | None = None,
+    progress: Progress = silent,
+    notify: Callable[[str], None] = lambda message: None,
+) -> Healed:
+    """Learn which units of a model to keep, and cut it to exactly ``after``.
+
+    Goes on by itself from what ``output`` holds of the same run.
+
+    Args:
+        source: the model; never written to.
+        after: every axis with its size after the cut.
+        store: packed text of the model's tokenizer.
+        options: see :class:`LearnOptions`.
+        output: a new directory, or one that a stopped run left.
+        teacher: distil from this model while learning.
+        reference: domain -> reference loss (nats), for a dynamic mix.
+        world: ranks; one process alone if not given.
+        progress, notify: told how far the run is; told what a user should know.
+
+    Raises:
+        ShearlingError: a shape that cannot be reached or is the model's own, and all that healing
+            refuses; multipliers that run away.
+    """
+    world = world or World()
+    check(source, after, store, options, output, teacher=teacher, reference=reference)
+    weights = healing.mixed(store, options, reference)
+    ids_NS = start.windows(
+        store, weights.current, options.samples, options.sample_length, options.seed
+    )
+    if options.gates == "scores":
+        return _by_scores(
+            source, after, store, options, output, ids_NS, teacher, reference, world, progress,
+            notify,
+        )  # fmt: skip
+    learner = _learner(source, after, options, store, output, ids_NS, world, progress)
+    model = healing.prepared(source, options, world, None)
+    attach(source, model, learner.bank)
+    trainer = Trainer(
+        healing.objective(source, model, teacher, options, world, learner), store, options,
+        weights, output / RUN / "gates",
+        healing.identity(source, store, options, teacher, None) | {"shape": dict(after)},
+        world, progress, notify,
+    )  # fmt: skip
+    trainer.run()
+    if trainer.stopped and trainer.step < trainer.steps:
+        return Healed(None, trainer.step, trainer.steps)
+    export(
+        source, model, learner, trainer.folder, output, options, store, ids_NS, world, progress,
+        notify,
+    )  # fmt: skip
+    return Healed(Checkpoint.open(output) if world.first else None, trainer.step, trainer.steps)
+
+
+def check(
+    source: Checkpoint, after: Shape, store: Store, options: LearnOptions, output: Path, *,
+    teacher: Checkpoint | None, reference: Mapping[str, float] | None,
+) -> None:  # fmt: skip
+    """Refuse what cannot work before anything is loaded (ShearlingError)."""
+    source.family.check(source.config, after)
+    require_smaller(after, source.shape)
+    if after["vocab"] != source.shape["vocab"]:
+        raise ShearlingError(
+            f"vocab={after['vocab']} was asked for, but which tokens stay is not learned; cut the "
+            f"vocabulary with `shearling prune --shape vocab={after['vocab']}` first."
+        )
+    if options.sample_length > store.length and (options.warm_start or options.refit):
+        raise ShearlingError(
+            f"sample_length={options.sample_length} was given, but {store.path} holds sequences of "
+            f"{store.length} tokens; give at most that."
+        )
+    if options.gates != "scores":
+        check_gates(source, GateBank(source.layout, source.shape, after))
+    run = healing.RUN if options.gates == "scores" else RUN
+    healing.check(
+        source, store, options, output, teacher=teacher, reference=reference, run=run
+    )  # fmt: skip
+
+
+def _learner(
+    source: Checkpoint, after: Shape, options: LearnOptions, store: Store, output: Path,
+    ids_NS: Tensor, world: World, progress: Progress,
+) -> Learner:  # fmt: skip
+    """Gates at their start, which a run that goes on finds where it was first put."""
+    bank = GateBank(source.layout, source.shape, after)
+    file = output / RUN / START
+    if world.first and not file.exists():
+        if options.warm_start:
+            with fast_products():
+                blocks, units = start.score(source, after, ids_NS, progress=progress)
+            start.set_out(bank, blocks, units, options.spread)
+        else:
+            generator = torch.Generator().manual_seed(options.seed)
+            with torch.no_grad():
+                for a in bank.log_alpha.values():
+                    a += 0.01 * torch.randn(a.shape, generator=generator)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        staging = file.with_suffix(".partial")
+        save_file({axis: a.detach() for axis, a in bank.log_alpha.items()}, staging)
+        staging.replace(file)
+    world.barrier()
+    with torch.no_grad():
+        for axis, a in load_file(file).items():
+            bank.log_alpha[axis].copy_(a)
+    steps = options.steps(store.length)
+    kind: Any = options.gates
+    return Learner(
+        bank.to(world.device), kind=kind, constraint=options.constraint, seed=options.seed,
+        rise=round(options.rise * steps), lr=options.gate_lr,
+        multiplier_lr=options.multiplier_lr,
+    )  # fmt: skip
+
+
+def _by_scores(
+    source: Checkpoint, after: Shape, store: Store, options: LearnOptions, output: Path,
+    ids_NS: Tensor, teacher: Checkpoint | None, reference: Mapping[str, float] | None,
+    world: World, progress: Progress, notify: Callable[[str], None],
+) -> Healed:  # fmt: skip
+    """No gates: the one-shot choice, repaired, and all of the tokens spent on healing it."""
+    place = output / healing.RUN / "cut"
+    if world.first and not (place / "config.json").exists():
+        with fast_products():
+            blocks, units = start.score(source, after, ids_NS, progress=progress)
+        keep: Keep = start.chosen(source, after, blocks, units)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        prune(source, keep, place, ids_NS if options.refit else None, progress=progress)
+    world.barrier()
+    return healing.heal(
+        Checkpoint.open(place), store, options.healing(), output, teacher=teacher,
+        reference=reference, world=world, progress=progress, notify=notify,
+    )  # fmt: skip

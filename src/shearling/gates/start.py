@@ -1,0 +1,113 @@
+"""One-shot scores as a beginning: gates in their order, or the choice they lead to by itself.
+
+Sheared LLaMA starts with every gate open and lets training find out which units matter. What a
+few walks through the model already tell (shearling.criteria) is given to the gates here as the
+order in which they start.
+
+Shapes: N sequences of S tokens; R rows of U units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from shearling.axes import Keep, Shape
+from shearling.checkpoint import Checkpoint
+from shearling.choose import keep_layers
+from shearling.criteria import score_tokens
+from shearling.criteria.repair import repairable
+from shearling.criteria.units import score_units
+from shearling.data.mixture import Mixture
+from shearling.data.store import Store
+from shearling.gates.bank import GateBank
+from shearling.oneshot import BY_UNITS
+from shearling.progress import Progress, silent
+from shearling.scores import Scores
+from shearling.stream import BlockStream
+from shearling.unit_scores import UnitScores, keep_units
+
+MIDDLE = 2.5  # log alpha between the units that would stay and those that would go
+BY_BLOCKS = "repair", "perplexity"  # the latter where the former cannot be had
+
+
+def windows(
+    store: Store, weights: Mapping[str, float], samples: int, length: int, seed: int
+) -> Tensor:
+    """Tokens (samples, length) of the training part, domains mixed as ``weights`` say."""
+    sizes = {domain: len(store.sequences(domain)) for domain in store.domains}
+    rows = Mixture(sizes, seed=seed, batch=samples).next(weights)
+    return torch.cat([store.sequences(domain)[[row]][0][:, :length] for domain, row in rows])
+
+
+def score(
+    checkpoint: Checkpoint,
+    after: Shape,
+    ids_NS: Tensor,
+    *,
+    stream: bool | None = None,
+    progress: Progress = silent,
+) -> tuple[Scores | None, dict[str, UnitScores]]:
+    """Scores of the blocks, if some are to go, and of the units of every width that shrinks."""
+    before = checkpoint.shape
+    blocks = BlockStream(checkpoint, resident=None if stream is None else not stream)
+    remove = before["layers"] - after["layers"]
+    of_blocks = None
+    if remove:
+        by = BY_BLOCKS[0] if repairable(checkpoint) else BY_BLOCKS[1]
+        of_blocks = score_tokens(blocks, by, ids_NS, remove=remove, progress=progress)
+    axes = [
+        axis.name
+        for axis in checkpoint.layout.axes
+        if axis.name not in ("layers", "vocab") and after[axis.name] < before[axis.name]
+    ]
+    of_units = score_units(blocks, BY_UNITS, ids_NS, axes, progress=progress) if axes else {}
+    return of_blocks, of_units
+
+
+def chosen(
+    checkpoint: Checkpoint, after: Shape, blocks: Scores | None, units: Mapping[str, UnitScores]
+) -> Keep:
+    """What one-shot scores alone would keep."""
+    before = checkpoint.shape
+    keep = Keep() if blocks is None else keep_layers(blocks, after["layers"])
+    layers = keep.model.get("layers", tuple(range(before["layers"])))
+    found = keep_units(units, checkpoint.layout, before, after, layers)
+    return Keep({**keep.model, **found.model}, found.blocks)
+
+
+def set_out(
+    bank: GateBank, blocks: Scores | None, units: Mapping[str, UnitScores], spread: float
+) -> None:
+    """Start the gates in the order of scores, those that would stay above the middle."""
+    with torch.no_grad():
+        for axis, rows in bank.rows.items():
+            if axis == "layers":
+                assert blocks is not None, "blocks are to go, and were scored"
+                values_RU = torch.tensor([_ranks(blocks)])
+            else:
+                values_RU = torch.tensor(units[axis].values).reshape(rows.rows, rows.units)
+            place_RU = places(values_RU, rows.target)
+            bank.log_alpha[axis].copy_(MIDDLE + spread / 2 * place_RU)
+
+
+def places(scores_RU: Tensor, target: int) -> Tensor:
+    """Where units stand by rank: the best of a row at 1, the worst at -1, 0 between stay and go."""
+    order_RU = scores_RU.argsort(dim=1, descending=True, stable=True)
+    units = scores_RU.shape[1]
+    rank_U = torch.arange(units)
+    place_U = torch.where(
+        rank_U < target, (target - rank_U) / target, (target - rank_U - 1) / (units - target)
+    )
+    return torch.empty_like(scores_RU, dtype=torch.float32).scatter_(
+        1, order_RU, place_U.float().expand_as(order_RU)
+    )
+
+
+def _ranks(blocks: Scores) -> list[float]:
+    """Numbers in the order of removal; protected blocks above all."""
+    order = blocks.order
+    place = {block: float(number) for number, block in enumerate(order)}
+    return [place.get(block, float(len(order))) for block in range(len(blocks.values))]

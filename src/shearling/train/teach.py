@@ -1,0 +1,261 @@
+"""A teacher walked once over a store, so that it need not be in memory while a model is healed.
+
+Shapes: N sequences, B of a batch, S positions, P = S - 1 predictions, K tokens kept, T tokens,
+V vocabulary, D hidden.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from shearling.checkpoint import Checkpoint, read_json
+from shearling.data import teacher as caches
+from shearling.data.pack import PLAN, _alone, _disk_errors
+from shearling.data.store import UNFINISHED, Store
+from shearling.data.teacher import KIND, VERSION, Cache, id_dtype, log_mass_outside, shard_name
+from shearling.errors import ShearlingError
+from shearling.manifest import describe, versions
+from shearling.products import fast_products
+from shearling.progress import Progress, silent
+from shearling.stream import LOGITS_BYTES, BlockStream
+from shearling.train.estimate import SPEEDS
+from shearling.walk import last_states
+from shearling.writer import (
+    _sync,
+    check_output,
+    check_space,
+    disk_errors,
+    file_digest,
+    sync_tree,
+    write_json,
+)
+
+TOP = 64
+SHARD_BYTES = 32 * 2**20  # what an interruption may cost, in minutes, against the number of files
+CHUNK = 128  # predictions ranked at a time
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a cache takes: bytes on disk, tokens to run, and seconds at an assumed speed."""
+
+    sequences: int
+    tokens: int
+    bytes: int
+    assumed_seconds: float
+
+    def as_json(self) -> dict[str, Any]:
+        """Every figure."""
+        return asdict(self)
+
+    def as_text(self) -> str:
+        """One line for a person."""
+        return (
+            f"{self.sequences:,} sequences of {self.tokens:,} tokens: {self.bytes / 1e9:,.2f} GB, "
+            f"about {self.assumed_seconds / 3600:,.1f} h on two CPU cores (assumed)"
+        )
+
+
+def cost(teacher: Checkpoint, store: Store, top: int) -> Cost:
+    """What ``teach`` will take, before it takes it; two FLOPs a parameter and token."""
+    sequences = sum(len(store.sequences(domain)) for domain in store.domains)
+    tokens = sequences * store.length
+    return Cost(
+        sequences, tokens, sequences * caches.row_bytes(store.length, top, teacher.shape["vocab"]),
+        2.0 * teacher.parameters * tokens / SPEEDS["two CPU cores"],
+    )  # fmt: skip
+
+
+def check(teacher: Checkpoint, store: Store, output: Path, top: int) -> None:
+    """Refuse what cannot work before anything is loaded (ShearlingError)."""
+    store.check_tokenizer(teacher.path)
+    vocab = teacher.shape["vocab"]
+    if not 1 <= top <= vocab:
+        raise ShearlingError(
+            f"--top {top} was given, but {teacher.name} knows {vocab} tokens; keep 1 to {vocab}."
+        )
+    limit = getattr(teacher.config, "max_position_embeddings", None)
+    if limit is not None and store.length > limit:
+        raise ShearlingError(
+            f"sequences of {store.length} tokens are longer than the {limit} positions of "
+            f"{teacher.name}; pack the text with --length {limit}."
+        )
+    if not any((output / begun).exists() for begun in (caches.MANIFEST, UNFINISHED)):
+        check_output(output)
+
+
+def teach(
+    teacher: Checkpoint, store: Store, output: Path, *, top: int = TOP, stream: bool | None = None,
+    progress: Progress = silent,
+) -> Cache:  # fmt: skip
+    """Keep a model's likeliest next tokens for every train sequence of a store.
+
+    Computed in float32 as healing computes it. A run that was stopped goes on behind the last
+    shard it finished; a cache that is done is left alone.
+
+    Args:
+        teacher: the model, streamed block by block where it does not fit in memory.
+        store: packed text of the same tokenizer.
+        output: a new directory, or one where the same was begun.
+        top: tokens kept of each distribution; the mass of all others is kept as one number.
+        stream: read blocks from disk as they are needed (True), hold the model in memory (False),
+            or go by the memory that is free (None).
+        progress: told the sequences done.
+
+    Raises:
+        ShearlingError: data of another tokenizer, an output that is taken or was begun otherwise,
+            logits that are not numbers, a full disk.
+    """
+    check(teacher, store, output, top)
+    plan = _plan(teacher, store, top)
+    unfinished = output / UNFINISHED
+    with _disk_errors(output), _alone(unfinished):
+        begun = any(output.glob("[!.]*/*.safetensors"))
+        for file in (output / caches.MANIFEST, unfinished / PLAN):
+            if begun and file.is_file():
+                _require_same(output, plan, read_json(file))
+        if not (output / caches.MANIFEST).is_file():
+            shards = _shards(store, plan["shard_rows"])
+            left = [shard for shard in shards if not (output / shard_name(*shard[:2])).is_file()]
+            rows = sum(count for *_, count in left)
+            check_space(output, rows * caches.row_bytes(store.length, top, plan["vocab"]))
+            write_json(unfinished / PLAN, plan)
+            _walk(teacher, store, output, top, shards, left, stream, progress)
+            files = _described(output, [shard_name(*shard[:2]) for shard in shards], progress)
+            write_json(output / caches.MANIFEST, plan | {"versions": versions(), "files": files})
+        (unfinished / PLAN).unlink(missing_ok=True)
+        for staged in unfinished.glob("*.safetensors"):
+            staged.unlink()
+    return Cache.open(output)
+
+
+def _plan(teacher: Checkpoint, store: Store, top: int) -> dict[str, Any]:
+    """What makes a cache this one and no other."""
+    vocab = teacher.shape["vocab"]
+    each = caches.row_bytes(store.length, top, vocab)
+    return {
+        "kind": KIND,
+        "version": VERSION,
+        "teacher": describe(teacher),
+        "store": {
+            "name": store.path.resolve().name, "fingerprint": store.fingerprint,
+            "length": store.length,
+        },
+        "domains": {domain: len(store.sequences(domain)) for domain in store.domains},
+        "top": top,
+        "vocab": vocab,
+        "shard_rows": max(1, SHARD_BYTES // each),
+    }  # fmt: skip
+
+
+def _require_same(output: Path, wanted: dict[str, Any], found: dict[str, Any]) -> None:
+    """Raise ShearlingError if the output was begun otherwise, and say how; names may differ."""
+
+    def facts(plan: dict[str, Any]) -> dict[str, Any]:
+        inner = {key: plan.get(key, {}).get("fingerprint") for key in ("teacher", "store")}
+        return {key: plan.get(key) for key in ("version", "top", "shard_rows")} | inner
+
+    there, here = facts(found), facts(wanted)
+    differing = [key for key in here if there[key] != here[key]]
+    if differing:
+        raise ShearlingError(
+            f"output {output} exists and was made with another {' and '.join(differing)}; name a "
+            "new one, or remove it."
+        )
+
+
+def _shards(store: Store, rows: int) -> list[tuple[str, int, int]]:
+    """(domain, first sequence, how many) of every file."""
+    return [
+        (domain, first, min(rows, len(store.sequences(domain)) - first))
+        for domain in store.domains
+        for first in range(0, len(store.sequences(domain)), rows)
+    ]
+
+
+@torch.inference_mode()
+@fast_products()
+def _walk(
+    teacher: Checkpoint, store: Store, output: Path, top: int,
+    shards: Sequence[tuple[str, int, int]], left: Sequence[tuple[str, int, int]],
+    stream: bool | None, progress: Progress,
+) -> None:  # fmt: skip
+    """Compute and write the shards that are left; each is there when it is whole."""
+    if not left:
+        return
+    walk = BlockStream(teacher, resident=None if stream is None else not stream)
+    total = sum(count for *_, count in shards)
+    done = float(total - sum(count for *_, count in left))
+    for domain, first, count in left:
+        ids_NS, _ = store.sequences(domain)[range(first, first + count)]
+        batches = walk.batches(ids_NS)
+
+        def tell(number: int, batches: Sequence[Tensor] = batches) -> None:
+            nonlocal done
+            done += len(batches[number]) / (walk.depth + 1)
+            progress(f"running {teacher.name}", min(round(done, 2), total), total)
+
+        found: list[tuple[Tensor, Tensor, Tensor]] = []
+        states = last_states(walk, batches, tell)
+        for number, (ids_BS, h_BSD) in enumerate(zip(batches, states, strict=True)):
+            found += _likeliest(walk, ids_BS, h_BSD, top)
+            tell(number)
+        ids_NPK, logp_NPK, rest_NP = (torch.cat(each) for each in zip(*found, strict=True))
+        if not rest_NP.isfinite().all() or logp_NPK.isnan().any():
+            raise ShearlingError(
+                f"{teacher.name} computes values that are not numbers on the domain {domain}; "
+                "check its weights."
+            )
+        _write(output, shard_name(domain, first), ids_NPK, logp_NPK, rest_NP)
+
+
+def _likeliest(
+    walk: BlockStream, ids_BS: Tensor, h_BSD: Tensor, top: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Ids (B, P, K), log-probabilities and the rest (B, P), as stored, a slice of B at a time."""
+    vocab = walk.checkpoint.shape["vocab"]
+    rows = max(1, LOGITS_BYTES // (4 * ids_BS.shape[1] * vocab))
+    for ids, h in zip(ids_BS.split(rows), h_BSD.split(rows), strict=True):
+        found = []
+        for logits_TV in walk.logits(h, ids)[:, :-1].flatten(0, 1).float().split(CHUNK):
+            norm_T1 = logits_TV.logsumexp(-1, keepdim=True)
+            logits_TK, ids_TK = logits_TV.topk(top)
+            rest_T = (log_mass_outside(logits_TV, ids_TK) - norm_T1.squeeze(-1)).exp()
+            found.append((ids_TK, logits_TK - norm_T1, rest_T))
+        ids_TK, logp_TK, rest_T = (torch.cat(each) for each in zip(*found, strict=True))
+        shape = (len(ids), -1, top)
+        yield (
+            ids_TK.to(torch.int32).to(id_dtype(vocab)).view(shape),
+            logp_TK.to(torch.float16).view(shape),
+            rest_T.view(shape[:2]),
+        )
+
+
+def _write(output: Path, name: str, ids: Tensor, logp: Tensor, rest: Tensor) -> None:
+    staged, final = output / UNFINISHED / Path(name).name, output / name
+    final.parent.mkdir(exist_ok=True)
+    try:
+        with disk_errors(final):
+            save_file({"ids": ids, "logp": logp, "rest": rest}, staged)
+            sync_tree(staged.parent)
+            os.replace(staged, final)
+    finally:
+        staged.unlink(missing_ok=True)
+    _sync(final.parent)
+
+
+def _described(output: Path, names: Sequence[str], progress: Progress) -> dict[str, Any]:
+    found = {}
+    for number, name in enumerate(names, 1):
+        file = output / name
+        found[name] = {"bytes": file.stat().st_size, "sha256": file_digest(file)}
+        progress("hashing files", number, len(names))
+    return found

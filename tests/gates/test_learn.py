@@ -1,0 +1,181 @@
+"""Learning what to keep, from start to cut model: exact shapes, resume, two processes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from shearling.checkpoint import Checkpoint
+from shearling.data.store import Store
+from shearling.errors import ShearlingError
+from shearling.gates.learn import learn
+from shearling.gates.options import LearnOptions, parse
+from shearling.train.log import read
+
+STEPS, BATCH = 8, 4
+SIZES = {"layers": 2, "hidden": 20, "mlp": 20, "heads": 6}
+
+
+def options(**changed: Any) -> LearnOptions:
+    values = {
+        "tokens": STEPS * BATCH * 24, "batch": BATCH, "micro": 2, "lr": 1e-2, "save_every": 3,
+        "eval_every": 4, "eval_sequences": 2, "samples": 8, "sample_length": 16, "rise": 0.5,
+    }  # fmt: skip
+    return LearnOptions.model_validate(values | changed)
+
+
+def log(output: Path) -> list[dict[str, Any]]:
+    timed = ("seconds", "tokens_per_s")
+    return [
+        {key: value for key, value in record.items() if key not in timed}
+        for record in read(output / "learning" / "gates")
+    ]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{}, {"gates": "top-k"}, {"gates": "scores"}, {"warm_start": False, "refit": False}],
+    ids=["warm", "top-k", "scores", "cold"],
+)
+def test_the_result_has_exactly_the_shape(
+    model: Checkpoint, store: Store, tmp_path: Path, changed: dict[str, Any]
+) -> None:
+    after = model.shape.with_(**SIZES)
+    learned = learn(model, after, store, options(**changed), tmp_path / "out")
+    assert learned.model is not None
+    assert learned.model.shape == after
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert sum(p.numel() for p in stock.parameters()) == model.layout.count(after)
+    manifest = json.loads((tmp_path / "out" / "shearling.json").read_text())
+    assert manifest["parent"]["stage"] in ("learn", "prune")
+    assert not (tmp_path / "out" / "learning" / "gated").exists()
+
+
+def test_gates_move_towards_the_target(model: Checkpoint, store: Store, tmp_path: Path) -> None:
+    """By projection, at every step."""
+    learn(model, model.shape.with_(**SIZES), store, options(warm_start=False), tmp_path / "out")
+    trained = [r["gates"] for r in log(tmp_path / "out") if r["kind"] == "train"]
+    for record in trained:
+        for axis, wanted in record["wanted"].items():
+            assert record["expected"][axis] == pytest.approx(wanted, rel=1e-4), axis
+    assert trained[-1]["wanted"] == pytest.approx(
+        {"layers": 2, "hidden": 20, "mlp": 20, "heads": 2}
+    )
+
+
+@pytest.mark.parametrize(
+    "changed", [{}, {"constraint": "lagrangian"}, {"gates": "top-k"}],
+    ids=["projection", "lagrangian", "top-k"],
+)  # fmt: skip
+def test_stopped_and_taken_up_again(
+    model: Checkpoint, store: Store, tmp_path: Path, changed: dict[str, Any]
+) -> None:
+    """By an exception that leaves what a kill would: the same losses and gates, bit for bit."""
+    after, given = model.shape.with_(**SIZES), options(**changed)
+    learn(model, after, store, given, tmp_path / "whole")
+
+    def fail(stage: str, done: float, total: float, /) -> None:
+        if stage == "training" and done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        learn(model, after, store, given, tmp_path / "parts", progress=fail)
+    learn(model, after, store, given, tmp_path / "parts")
+    assert log(tmp_path / "parts") == log(tmp_path / "whole")
+    files = [tmp_path / name / "model.safetensors" for name in ("parts", "whole")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, str(Path({tests!r})))
+import torch
+torch.set_num_threads(1)
+from gates.test_learn import SIZES, options
+from shearling.checkpoint import Checkpoint
+from shearling.data.store import Store
+from shearling.gates.learn import learn
+from shearling.train.parallel import join, leave
+model = Checkpoint.open({model!r})
+world = join()
+learn(model, model.shape.with_(**SIZES), Store.open(Path({store!r})),
+      options(), Path({output!r}), world=world)
+leave()
+"""
+
+
+def test_two_processes_are_one(model: Checkpoint, store: Store, tmp_path: Path) -> None:
+    """FSDP2 on two gloo processes: the same gates and losses as one process."""
+    learn(model, model.shape.with_(**SIZES), store, options(), tmp_path / "one")
+    tests = Path(__file__).resolve().parents[1]
+    script = SCRIPT.format(
+        tests=str(tests), model=str(model.path), store=str(store.path), output=str(tmp_path / "two")
+    )
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+        "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--no-python",
+        sys.executable, "-c", script,
+    ]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = log(tmp_path / "one"), log(tmp_path / "two")
+    for a, b in zip(one, two, strict=True):
+        if a["kind"] == "train":
+            assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
+            for axis, value in a["gates"]["expected"].items():
+                assert b["gates"]["expected"][axis] == pytest.approx(value, rel=1e-5)
+    keeps = [
+        json.loads((tmp_path / n / "shearling.json").read_text())["keep"] for n in ("one", "two")
+    ]
+    assert keeps[0] == keeps[1]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "changed", "message"),
+    [
+        ({}, {}, "nothing|own"),
+        ({"mlp": 10**6}, {}, "mlp"),
+        ({"vocab": 20}, {}, "prune --shape vocab=20"),
+        ({"mlp": 20}, {"sample_length": 1000}, "sample_length=1000"),
+    ],
+)
+def test_what_is_refused(
+    model: Checkpoint, store: Store, tmp_path: Path, sizes: dict[str, int],
+    changed: dict[str, Any], message: str,
+) -> None:  # fmt: skip
+    with pytest.raises(ShearlingError, match=message):
+        learn(model, model.shape.with_(**sizes), store, options(**changed), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_multipliers_that_run_away(model: Checkpoint, store: Store, tmp_path: Path) -> None:
+    with pytest.raises(ShearlingError, match="multiplier_lr"):
+        learn(
+            model, model.shape.with_(mlp=20), store,
+            options(multiplier_lr=1e6, constraint="lagrangian"), tmp_path / "out",
+        )  # fmt: skip
+
+
+def test_the_paper_s_recipe() -> None:
+    found = parse("sheared", 1000, ["seed=4"], distil=False)
+    assert (found.warm_start, found.refit, found.mix, found.seed) == (False, False, "dynamic", 4)
+    with pytest.raises(ShearlingError, match="warm or sheared"):
+        parse("shorn", 1000, [], distil=False)
+    with pytest.raises(ShearlingError, match="option of learning"):
+        parse("warm", 1000, ["depth=2"], distil=False)
+    assert math.isclose(found.rise, 0.2)
+
+
+def test_options_are_those_of_healing_too() -> None:
+    assert torch.equal(torch.tensor(options().lr), torch.tensor(options().healing().lr))
