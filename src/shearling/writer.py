@@ -64,7 +64,7 @@ def new_directory(output: Path) -> Generator[Path]:
             sync_tree(staging)
             staging.chmod(0o777 & ~_umask())  # mkdtemp makes its directory private
             os.replace(staging, output)
-        _sync(output.parent)  # should this fail, the output is there nevertheless, and whole
+        sync(output.parent)  # should this fail, the output is there nevertheless, and whole
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -75,8 +75,8 @@ def sync_tree(directory: Path) -> None:
     for file in directory.rglob("*"):
         if file.is_file():
             file.chmod(0o666 & ~mask)  # safetensors makes its files private
-        _sync(file)
-    _sync(directory)
+        sync(file)
+    sync(directory)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -192,7 +192,8 @@ def _shard_name(number: int, count: int) -> str:
     return "model.safetensors" if count == 1 else f"model-{number:05}-of-{count:05}.safetensors"
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Flush a file, or a directory's list of names, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -7,7 +7,6 @@ stopped, and neither that nor the number of workers shows in the result.
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from collections.abc import Generator, Mapping, Sequence
@@ -31,6 +30,7 @@ from shearling.data.store import KIND, MANIFEST, UNFINISHED, VERSION, tokenizer_
 from shearling.errors import ShearlingError
 from shearling.manifest import versions
 from shearling.progress import Progress, silent
+from shearling.unfinished import alone, kept_on_a_full_disk
 from shearling.writer import check_output, file_digest, write_json
 
 PLAN = "plan.json"
@@ -131,7 +131,7 @@ def pack(
     unfinished = output / UNFINISHED
     if workers is None:
         workers = _processors() if plan.bytes >= WORTH_WORKERS else 1
-    with _disk_errors(output), _alone(unfinished):
+    with kept_on_a_full_disk(output), alone(unfinished):
         described = plan.describe(_digests(plan, workers, progress))
         if (output / MANIFEST).is_file():
             manifest = read_json(output / MANIFEST)
@@ -154,39 +154,6 @@ def _check(output: Path) -> None:
     """The output is new, or a store of ours, finished or not."""
     if not (output / MANIFEST).is_file() and not (output / UNFINISHED).is_dir():
         check_output(output)
-
-
-@contextmanager
-def _alone(unfinished: Path) -> Generator[None]:
-    """Refuse to work where another process does; a killed one does not stand in the way."""
-    unfinished.mkdir(parents=True, exist_ok=True)
-    handle = os.open(unfinished, os.O_RDONLY)
-    try:
-        _lock(handle, unfinished.parent)
-        try:
-            yield
-        finally:
-            # Of what was refused nothing is left; with shards in it, it stays.
-            with suppress(OSError):
-                unfinished.rmdir()
-                unfinished.parent.rmdir()
-    finally:
-        os.close(handle)
-
-
-def _lock(handle: int, output: Path) -> None:
-    with suppress(ImportError):  # without fcntl there is nothing to lock with
-        import fcntl
-
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ShearlingError(
-                f"{output} is being written by another process; wait for it, or name another "
-                "output."
-            ) from None
-        except OSError:  # a file system without locks
-            pass
 
 
 def _require_same(
@@ -294,16 +261,3 @@ def _versions() -> dict[str, str]:
 
     found = versions()
     return {"shearling": __version__} | {key: found[key] for key in ("tokenizers", "transformers")}
-
-
-@contextmanager
-def _disk_errors(output: Path) -> Generator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        raise ShearlingError(
-            f"the disk ran full while writing {output}; what is finished is kept, so free some "
-            "space and give the same command again."
-        ) from error

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from shearling.checkpoint import Checkpoint, read_json
 from shearling.data import teacher as caches
-from shearling.data.pack import PLAN, _alone, _disk_errors
+from shearling.data.pack import PLAN
 from shearling.data.store import UNFINISHED, Store
 from shearling.data.teacher import KIND, VERSION, Cache, id_dtype, log_mass_outside, shard_name
 from shearling.errors import ShearlingError
@@ -27,13 +27,14 @@ from shearling.products import fast_products
 from shearling.progress import Progress, silent
 from shearling.stream import LOGITS_BYTES, BlockStream
 from shearling.train.estimate import SPEEDS
+from shearling.unfinished import alone, kept_on_a_full_disk
 from shearling.walk import last_states
 from shearling.writer import (
-    _sync,
     check_output,
     check_space,
     disk_errors,
     file_digest,
+    sync,
     sync_tree,
     write_json,
 )
@@ -117,7 +118,7 @@ def teach(
     check(teacher, store, output, top)
     plan = _plan(teacher, store, top)
     unfinished = output / UNFINISHED
-    with _disk_errors(output), _alone(unfinished):
+    with kept_on_a_full_disk(output), alone(unfinished):
         begun = any(output.glob("[!.]*/*.safetensors"))
         for file in (output / caches.MANIFEST, unfinished / PLAN):
             if begun and file.is_file():
@@ -249,7 +250,7 @@ def _write(output: Path, name: str, ids: Tensor, logp: Tensor, rest: Tensor) -> 
             os.replace(staged, final)
     finally:
         staged.unlink(missing_ok=True)
-    _sync(final.parent)
+    sync(final.parent)
 
 
 def _described(output: Path, names: Sequence[str], progress: Progress) -> dict[str, Any]:

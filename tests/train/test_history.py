@@ -1,0 +1,91 @@
+"""What a run leaves for the report: looks over all phases, their time, and the references."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shearling.checkpoint import Checkpoint
+from shearling.data.store import Store
+from shearling.gates.learn import learn
+from shearling.gates.options import LearnOptions
+from shearling.report.collect import collect
+from shearling.train.heal import heal
+from shearling.train.log import read
+from shearling.train.options import Options
+
+GIVEN: dict[str, Any] = {
+    "tokens": 8 * 4 * 24, "batch": 4, "micro": 2, "eval_every": 2, "eval_sequences": 2,
+}  # fmt: skip
+
+
+def history(output: Path) -> dict[str, Any]:
+    return json.loads((output / "healing" / "healing.json").read_text())
+
+
+def trained(folder: Path) -> list[dict[str, Any]]:
+    return [record for record in read(folder) if record["kind"] == "train"]
+
+
+def test_seconds_of_two_phases(model: Checkpoint, store: Store, tmp_path: Path) -> None:
+    """Those of the last step before each look, the second phase's after all of the first's."""
+    output = tmp_path / "out"
+    heal(model, store, Options(recipe="cpt-then-lora", **GIVEN), output)
+    looks = history(output)["looks"]
+    parts = [trained(output / "healing" / name) for name in ("1-cpt", "2-lora")]
+    assert [len(part) for part in parts] == [4, 4]
+    first, second = ([0.0, *(r["seconds"] for r in part)] for part in parts)
+    expected = [first[step] for step in (0, 2, 4)] + [first[4] + second[step] for step in (0, 2, 4)]
+    assert [look["seconds"] for look in looks] == pytest.approx(expected, abs=0.006)
+    assert [look["tokens"] for look in looks] == [96 * step for step in (0, 2, 4, 4, 6, 8)]
+    manifest = json.loads((output / "shearling.json").read_text())
+    assert manifest["seconds"] == pytest.approx(looks[-1]["seconds"], abs=0.011)
+    (found,) = collect([output]).healings
+    assert found.seconds == tuple(look["seconds"] for look in looks)
+
+
+def test_seconds_before_an_interruption_count(
+    model: Checkpoint, store: Store, tmp_path: Path
+) -> None:
+    def fail(stage: str, done: float, total: float, /) -> None:
+        if stage == "training" and done == 5:
+            raise KeyboardInterrupt
+
+    options = Options(save_every=4, **GIVEN)
+    with pytest.raises(KeyboardInterrupt):
+        heal(model, store, options, tmp_path / "out", progress=fail)
+    folder = tmp_path / "out" / "healing" / "cpt"
+    # An hour went by until the checkpoint.
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    slow = [line | ({"seconds": 3600.0} if line["step"] == 4 else {}) for line in lines]
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in slow))
+    heal(model, store, options, tmp_path / "out")
+    seconds = {look["tokens"] // 96: look["seconds"] for look in history(tmp_path / "out")["looks"]}
+    assert seconds[2] < 60
+    assert seconds[4] == 3600
+    assert 3600 < seconds[6] < seconds[8] < 3660
+
+
+@pytest.mark.parametrize("mix", ["dynamic", "proportional"])
+def test_references_of_the_mix(model: Checkpoint, store: Store, tmp_path: Path, mix: str) -> None:
+    reference = {"fell": 1.5, "meadow": 2.0, "pen": 2.5}
+    options = Options.model_validate(GIVEN | {"mix": mix, "update_every": 2})
+    heal(model, store, options, tmp_path / "out", reference=reference)
+    followed = mix == "dynamic"
+    assert history(tmp_path / "out")["reference"] == (reference if followed else None)
+    (found,) = collect([tmp_path / "out"]).healings
+    assert found.reference == (reference if followed else {})
+
+
+def test_a_cut_beside_the_phases_is_none(model: Checkpoint, store: Store, tmp_path: Path) -> None:
+    """``gates=scores`` keeps its one-shot cut there, sorted before the only phase, distill."""
+    options = LearnOptions(recipe="distill", gates="scores", refit=False, samples=4,
+                           sample_length=16, **GIVEN)  # fmt: skip
+    learn(model, model.shape.with_(mlp=20), store, options, tmp_path / "out", teacher=model)
+    assert (tmp_path / "out" / "healing" / "cut").is_dir()
+    assert [look["tokens"] for look in history(tmp_path / "out")["looks"]] == [
+        96 * step for step in (0, 2, 4, 6, 8)
+    ]
