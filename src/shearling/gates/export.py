@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from shearling.axes import Keep
-from shearling.checkpoint import Checkpoint
+from shearling.checkpoint import Checkpoint, read_json
 from shearling.cut import cut
 from shearling.data.reference import measure
 from shearling.data.store import Store
@@ -26,7 +26,7 @@ from shearling.gates.options import LearnOptions
 from shearling.manifest import MANIFEST, describe, read_manifest, stamp, versions
 from shearling.progress import Progress, silent
 from shearling.refit import refit
-from shearling.train.finish import move_into, save
+from shearling.train.finish import looks_at, move_into, save
 from shearling.train.log import read as read_log
 from shearling.train.parallel import World
 from shearling.writer import write_json
@@ -38,7 +38,8 @@ BINS = 20
 
 def export(
     source: Checkpoint, model: nn.Module, learner: Learner, log: Path, output: Path,
-    options: LearnOptions, store: Store, ids_NS: Tensor, world: World, progress: Progress,
+    options: LearnOptions, store: Store, ids_NS: Tensor,
+    reference: Mapping[str, float] | None, world: World, progress: Progress,
     notify: Callable[[str], None],
 ) -> None:  # fmt: skip
     """Write the cut model into ``output``, with its manifest and what the report shows.
@@ -54,16 +55,18 @@ def export(
         options: the run's.
         store: the data, whose held-out part decides whether a repair is kept.
         ids_NS: tokens for the repair.
+        reference: losses that a dynamic mix followed.
         world: ranks.
         progress, notify: told how far this is; told what a user should know.
     """
     learner.finish()
+    name = output.resolve().name
     whole, staging = output / RUN / "gated", output / RUN / ".model.partial"
     files = save(source, model, whole, world, folder(source, learner.bank))
     if not world.first:
         return
     keep, lost = learner.bank.keep(), learner.lost()
-    looks = [record for record in read_log(log) if record["kind"] == "eval"]
+    looks = looks_at([log])
     write_json(
         whole / MANIFEST,
         _manifest(source, Checkpoint.open(whole), options, store, looks, lost) | {"files": files},
@@ -80,7 +83,14 @@ def export(
     found = prune(gated, keep, staging, None, progress=progress)
     if options.refit:
         found = _repaired(source, gated, keep, found, store, options, ids_NS, progress, notify)
-    write_json(output / RUN / FILE, _history(found, learner, log, keep, looks, output))
+    manifest = read_json(staging / MANIFEST)  # of a cut, which was made under another name
+    manifest["model"]["name"] = name
+    write_json(staging / MANIFEST, manifest)
+    write_json(
+        output / RUN / FILE,
+        _history(found, learner, log, keep, looks, name)
+        | {"reference": dict(reference) if reference and options.mix == "dynamic" else None},
+    )
     move_into(output, staging)
     shutil.rmtree(whole)
 
@@ -155,13 +165,13 @@ def _manifest(
 
 def _history(
     written: Checkpoint, learner: Learner, log: Path, keep: Keep, looks: list[dict[str, Any]],
-    output: Path,
+    name: str,
 ) -> dict[str, Any]:  # fmt: skip
     """What the report draws: sizes over time, where the gates ended, what survived."""
     trained = [record for record in read_log(log) if record["kind"] == "train"]
     bank = learner.bank
     return {"kind": "learning"} | stamp() | {
-        "model": {"name": output.resolve().name, "fingerprint": written.fingerprint},
+        "model": {"name": name, "fingerprint": written.fingerprint},
         "gates": learner.kind,
         "source_shape": dict(bank.shape),
         "targets": {axis: rows.target for axis, rows in bank.rows.items()},
@@ -170,7 +180,7 @@ def _history(
             {key: record[key] for key in ("step", "tokens", "loss")} | record["gates"]
             for record in trained
         ],
-        "looks": [{key: look[key] for key in ("tokens", "losses", "weights")} for look in looks],
+        "looks": looks,
         "histograms": {axis: _histogram(bank, axis) for axis in bank.rows},
         "probability_lost": learner.lost(),
         "keep": keep.as_json(),

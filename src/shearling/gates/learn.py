@@ -94,8 +94,8 @@ def learn(
     if trainer.stopped and trainer.step < trainer.steps:
         return Healed(None, trainer.step, trainer.steps)
     export(
-        source, model, learner, trainer.folder, output, options, store, ids_NS, world, progress,
-        notify,
+        source, model, learner, trainer.folder, output, options, store, ids_NS, reference, world,
+        progress, notify,
     )  # fmt: skip
     return Healed(Checkpoint.open(output) if world.first else None, trainer.step, trainer.steps)
 

@@ -1,5 +1,5 @@
-"""A picture of the model: a cell a block, shaded by its score, the removed ones struck out; and a
-bar for every width that was cut.
+"""A picture of the model: a cell a block, shaded by its score, the removed ones struck out; a bar
+for every width that was cut; and, where heads were chosen block by block, a row a block with them.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from collections.abc import Hashable, Mapping, Sequence
 
 from shearling.report.compare import AXES, sizes_changed
 from shearling.report.markup import Markup, el, render
-from shearling.report.numbers import exact, figure, percent, plural, ranges
+from shearling.report.numbers import exact, figure, named, percent, plural, ranges
 from shearling.report.records import Scores
 from shearling.report.results import Model, Results
 from shearling.report.sections import absent, section
+from shearling.report.units import units_kept, units_section
 
 CELLS_IN_A_ROW = 36
 
@@ -28,9 +29,10 @@ def anatomy_section(results: Results) -> Markup:
     alike: dict[Hashable, list[Model]] = {}  # a healed model is drawn with the cut one
     for model in results.made:
         if (kept := model.kept("layers", source.fingerprint)) is not None:
-            alike.setdefault((kept, *sizes_changed(source, model).items()), []).append(model)
+            cut = (*sizes_changed(source, model).items(), *units_kept(source, model))
+            alike.setdefault((kept, *cut), []).append(model)
     groups = list(alike.values()) or [[source]]
-    strips = [_drawn(source, of, scores) for of in groups]
+    strips = [_drawn(source, of, scores, one=results.primary in of) for of in groups]
     cut = any(sizes_changed(source, of[0]) for of in groups)
     key = [el("li", el("i", class_="swatch hollow"), "removed")] if cut else []
     lines = []
@@ -65,13 +67,16 @@ def criterion_used(results: Results) -> str:
     return next((one for one in used if isinstance(one, str)), "perplexity")
 
 
-def _drawn(source: Model, models: Sequence[Model], scores: Scores | None) -> Markup:
-    """The blocks and widths of models that have them all alike."""
-    size, name = source.shape["layers"], _names([model.name for model in models])
+def _drawn(source: Model, models: Sequence[Model], scores: Scores | None, *, one: bool) -> Markup:
+    """The blocks and widths of models that have them all alike; units of ``one`` are unfolded."""
+    size, name = source.shape["layers"], named([model.name for model in models])
     kept = models[0].kept("layers", source.fingerprint)
     changed = sizes_changed(source, models[0])
     changed.pop("layers", None)
     strip = _strip(size, tuple(range(size)) if kept is None else kept, scores)
+    units = units_section(source, models[0])
+    if units and not one:
+        units = el("details", el("summary", "Which heads and channels"), units)
     if kept is None or (len(kept) == size and not changed):
         summary = plural(size, "block") + ("" if kept is None else ", none removed")
     elif len(kept) == size:
@@ -80,17 +85,12 @@ def _drawn(source: Model, models: Sequence[Model], scores: Scores | None) -> Mar
         less = f", {_less(changed)}" if changed else ""
         summary = f"keeps {len(kept)} of {plural(size, 'block')}{less}"
     heading = el("h3", name, el("span", f", {summary}", class_="muted"))
-    return el("div", heading, strip, _widths(changed) if changed else None, class_="model")
+    return el("div", heading, strip, _widths(changed) if changed else None, units, class_="model")
 
 
 def _less(changed: Mapping[str, tuple[int, int]]) -> str:
     words = ["narrower"] if changed.keys() - {"vocab"} else []
     return " with ".join([*words, "fewer tokens"] if "vocab" in changed else words)
-
-
-def _names(names: Sequence[str]) -> str:
-    """ "a", "a and b", "a, b and c"."""
-    return " and ".join((", ".join(names[:-1]), names[-1])) if len(names) > 1 else names[0]
 
 
 def _widths(changed: Mapping[str, tuple[int, int]]) -> Markup:

@@ -13,7 +13,10 @@ from shearling.report.records import READERS, Records, read
 from shearling.report.results import Results, join_records
 
 LARGEST = 20_000_000  # bytes; a tokenizer can be that large, a result never is
-OUR_NAMES = ("shearling", "scores-", "evaluation-", "damage", "bench", "generations")
+OUR_NAMES = (
+    *("shearling", "scores-", "evaluation-", "damage", "bench", "generations"),
+    *("healing", "learning"),
+)
 
 
 def collect(directories: Sequence[Path]) -> Results:

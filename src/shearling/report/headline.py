@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shearling.report import numbers
@@ -16,7 +17,7 @@ from shearling.report.compare import (
     speed_change,
 )
 from shearling.report.markup import Markup, el, join, render
-from shearling.report.numbers import THIN, exact, figure, plural
+from shearling.report.numbers import THIN, exact, figure, named, plural
 from shearling.report.records import Evaluation, Manifest, Proof, Run
 from shearling.report.results import Model, Results
 from shearling.report.sections import with_commands
@@ -35,7 +36,10 @@ UNITS = {"hidden": "channels", "heads": "a block", "kv_heads": "a block", "mlp":
 }
 NO_BREAK = "\u00a0"
 IN_THE_TITLE = 3  # axes; the tiles name them all
-REPAIRS = {"refit": "refitting in closed form", "heal": "training", "lora": "training adapters"}
+REPAIRS = {"refit": "refitting in closed form", "heal": "training", "lora": "training adapters"} | {
+    "learn": "learning what to keep"
+}
+TRAINING = ("heal", "learn")  # stages that change weights and cut nothing
 
 
 @dataclass(frozen=True)
@@ -267,14 +271,22 @@ def _cost(verdict: Verdict) -> Markup:
         sentences.append(_damage(verdict))
     repairs = [name for step in verdict.model.chain for name in _repairs(step)]
     if repairs:
-        sentences.append(f"This is after {' and '.join(dict.fromkeys(repairs))}.")
+        sentences.append(f"This is after {named(list(dict.fromkeys(repairs)))}.")
     else:
         sentences.append("Nothing has been done yet to repair the cut.")
-    steps = verdict.model.chain
-    trained = bool(steps) and steps[-1].stage == "heal"
-    cuts = [step for step in steps if step.stage != "heal"]
-    sentences.append(proof_sentence(cuts[-1].proof if cuts else None, trained=trained))
+    sentences.append(_proof_of(verdict.model.chain))
     return join(" ", sentences)
+
+
+def _proof_of(chain: Sequence[Manifest]) -> Markup:
+    """Of the last cut, whatever was trained before it and since."""
+    cuts = [place for place, step in enumerate(chain) if step.stage not in TRAINING]
+    trained = bool(chain) and chain[-1].stage in TRAINING
+    if not cuts:
+        return proof_sentence(None, trained=trained)
+    before = any(step.stage in TRAINING for step in chain[: cuts[-1]])
+    against = "the trained model" if before else "the source"
+    return proof_sentence(chain[cuts[-1]].proof, trained=trained, against=against)
 
 
 def _repairs(step: Manifest) -> list[str]:
@@ -302,21 +314,23 @@ def _damage(verdict: Verdict) -> Markup:
     return render([f"{where}, ", lost, f": {figure(nats)} nats a token more."])
 
 
-def proof_sentence(proof: Proof | None, *, trained: bool = False) -> Markup:
+def proof_sentence(
+    proof: Proof | None, *, trained: bool = False, against: str = "the source"
+) -> Markup:
     """Whether the written model is the one that was meant; the cut, if it was trained since."""
     if proof is None:
         missing = (
             "Its weights were trained, and nothing was cut, so that there is nothing to prove."
         )
         return render(missing if trained else "No proof of surgery was recorded.")
-    against = f"logits differ by at most {figure(proof.max_abs_difference)}"
+    differs = f"logits differ by at most {figure(proof.max_abs_difference)}"
     if proof.passed:
-        source = "the source run without the removed parts"
+        source = f"{against} run without the removed parts"
         same = f"logits equal those of {source}"
-        found = f"{against} from {source}" if proof.max_abs_difference else same
+        found = f"{differs} from {source}" if proof.max_abs_difference else same
         since = " Its weights were trained since." if trained else ""
         return render(f"Proof of surgery passed: {found}.{since}")
-    failed = f"Proof of surgery failed: {against}. Do not use this model."
+    failed = f"Proof of surgery failed: {differs}. Do not use this model."
     return el("b", failed, class_="failed")
 
 

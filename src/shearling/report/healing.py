@@ -11,23 +11,24 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from shearling.report.charts import series_key
 from shearling.report.markup import Markup, el
-from shearling.report.numbers import amount, count, figure, plural, tick
+from shearling.report.numbers import amount, count, figure, plural, seconds, tick
 from shearling.report.plots import Draw, marker_of
-from shearling.report.records import Healing, Reference
 from shearling.report.results import Results
 from shearling.report.sections import scroll, section
+from shearling.report.training import Healing, Reference
 from shearling.report.vector import INK, MUTED, PAPER, SERIES, drawing
 
 MOVED = 0.005  # a mix in which no weight moves further is not worth a picture
 OPEN = 2  # runs up to which each is shown by domain at once; of more, the others are folded
 DENSE = 25  # looks on one line from which on markers would only thicken it
+UNITS = (("hours", 3600), ("minutes", 60), ("seconds", 1))
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a drawing."""
+    """One line of a drawing: its values at these numbers of tokens, or at these times."""
 
-    tokens: Sequence[int]
+    at: Sequence[float]
     values: Sequence[float]
 
 
@@ -74,25 +75,43 @@ def _together(results: Results, place: int, group: list[Healing]) -> Markup:
     names = [_title(results, one) for one in group]
     drawn = [Line(one.tokens, mean_loss(one)) for one in group]
     domains = sorted(group[0].losses)
+    timed = all(one.seconds for one in group)
     rows = [
         el(
             "tr",
             el("th", name, scope="row"),
             el("td", count(one.tokens[-1])),
+            [el("td", seconds(one.seconds[-1]))] if timed else None,
             el("td", figure(mean_loss(one)[0])),
             el("td", el("b", figure(mean_loss(one)[-1]))),
             [el("td", figure(one.losses[domain][-1])) for domain in domains],
         )
         for name, one in zip(names, group, strict=True)
     ]
-    heads = ("run", "tokens", "mean before", "after", *domains)
+    heads = ("run", "tokens", *["time"] * timed, "mean before", "after", *domains)
     return el(
         "figure",
         el("figcaption", el("h3", f"{plural(len(group), 'run')}, mean of the domains")),
         series_key(names),
         drawing(lines(drawn, "nats a token"), f"healings-{place}", "Mean loss of every run"),
-        _numbers(heads, rows, "Losses by run; those of the domains after the run"),
+        _over_time(group, f"times-{place}") if timed else None,
+        numbers_table(heads, rows, "Losses by run; those of the domains after the run"),
     )
+
+
+def _over_time(group: Sequence[Healing], prefix: str) -> list[Markup]:
+    """The same losses over time: a step of one recipe may take as long as two of another."""
+    longest = max(one.seconds[-1] for one in group)
+    unit, step = next(pair for pair in UNITS if longest >= 2 * pair[1] or pair[1] == 1)
+    drawn = [Line([at / step for at in one.seconds], mean_loss(one)) for one in group]
+    return [
+        el("p", "The same over the time of training, each as fast as its machine.",
+           class_="small muted"),
+        drawing(
+            lines(drawn, "nats a token", over=f"{unit} of training"), prefix,
+            "Mean loss of every run over time",
+        ),
+    ]  # fmt: skip
 
 
 def _title(results: Results, one: Healing) -> str:
@@ -100,14 +119,20 @@ def _title(results: Results, one: Healing) -> str:
 
 
 def _run(results: Results, place: int, one: Healing) -> Markup:
+    """One run by domain."""
+    took = f" in {seconds(one.seconds[-1])}" if one.seconds else ""
+    title = f"{_title(results, one)}, {count(one.tokens[-1])} tokens{took}"
+    return el("figure", el("figcaption", el("h3", title)), held_out(results, str(place), one))
+
+
+def held_out(results: Results, place: str, one: Healing) -> list[Markup]:
     """Losses by domain, how far they are from a reference, and the mix if it moved."""
     domains = list(one.losses)
     parts = [
-        el("figcaption", el("h3", f"{_title(results, one)}, {count(one.tokens[-1])} tokens")),
         series_key(domains),
         _drawn(one, one.losses, "nats a token", f"healing-{place}", "Held-out loss by domain"),
     ]
-    reference = next((r for r in results.references if r.losses.keys() >= set(domains)), None)
+    reference = _reference(results, one)
     if reference:
         excess = {
             name: tuple(value - reference.losses[name] for value in losses)
@@ -130,7 +155,14 @@ def _run(results: Results, place: int, one: Healing) -> Markup:
             el("p", "Share of each domain in what it was trained on.", class_="small muted"),
             _drawn(one, one.weights, "share", f"mix-{place}", "Shares of the domains", zero=True),
         ]
-    return el("figure", *parts, _by_domain(one, reference))
+    return [*parts, _by_domain(one, reference)]
+
+
+def _reference(results: Results, one: Healing) -> Reference | None:
+    """The losses that the run's mix followed, or else of a file, if they are of its domains."""
+    own = Reference(one.reference, "which its mix followed", one.created)
+    known = [own, *results.references]
+    return next((each for each in known if each.losses.keys() >= one.losses.keys()), None)
 
 
 def _drawn(
@@ -141,15 +173,17 @@ def _drawn(
     return drawing(lines(drawn, unit, zero=zero), prefix, f"{label}, {plural(len(drawn), 'line')}")
 
 
-def lines(drawn: Sequence[Line], unit: str, *, zero: bool = False) -> Draw:
+def lines(
+    drawn: Sequence[Line], unit: str, *, zero: bool = False, over: str = "tokens trained on"
+) -> Draw:
     """Values over tokens, with zero or where they lie; colours and markers are the key's."""
 
     def draw(axes: Axes, narrow: bool) -> None:
         for place, one in enumerate(drawn):
             axes.plot(
-                one.tokens, one.values, color=SERIES[place % len(SERIES)], linewidth=1.8,
+                one.at, one.values, color=SERIES[place % len(SERIES)], linewidth=1.8,
                 marker=marker_of(place), markersize=6.5, markeredgecolor=PAPER, markeredgewidth=0.8,
-                markevery=max(1, len(one.tokens) // DENSE),
+                markevery=max(1, len(one.at) // DENSE),
             )  # fmt: skip
         if zero:
             low, high = axes.get_ylim()
@@ -159,7 +193,7 @@ def lines(drawn: Sequence[Line], unit: str, *, zero: bool = False) -> Draw:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: amount(value)))
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(float(value))))
-        axes.set_xlabel("tokens trained on", color=MUTED, labelpad=5)
+        axes.set_xlabel(over, color=MUTED, labelpad=5)
         axes.set_ylabel(unit, color=MUTED)
 
     return draw
@@ -178,10 +212,11 @@ def _by_domain(one: Healing, reference: Reference | None) -> Markup:
         )
     reference_head = ("reference",) if reference else ()
     heads = ("domain", "loss before", "after", *reference_head, "share before", "after")
-    return _numbers(heads, rows, "Losses and shares by domain")
+    return numbers_table(heads, rows, "Losses and shares by domain")
 
 
-def _numbers(heads: Sequence[str], rows: Sequence[Markup], label: str) -> Markup:
+def numbers_table(heads: Sequence[str], rows: Sequence[Markup], label: str) -> Markup:
+    """A table, folded away."""
     head = el("tr", [el("th", name, scope="col") for name in heads])
     table = el("table", el("thead", head), el("tbody", rows), class_="plain")
     return el("details", el("summary", "The numbers"), scroll(table, label))

@@ -121,9 +121,10 @@ def _step_facts(step: Manifest) -> Facts:
         ("Parameters", numbers.exact(step.parameters)),
         ("On disk", numbers.disk(step.bytes)),
         ("Repair", _repair(step)),
+        ("Unsettled", _lost(step)),
         ("Options", _options(step)),
         ("Seed", step.seed),
-        ("Proof", _proof(step.proof)),
+        ("Proof", _proof(step.proof) if step.proof or _cuts(step) else None),
         ("Made", _made(step)),
         ("Versions", describe({"shearling": step.shearling or None} | step.versions)),
     ]
@@ -164,6 +165,16 @@ def _repair(step: Manifest) -> str:
     after = sum(one.get("error_after") or 0.0 for one in steps)
     gone = f", {1 - after / before:.0%} of the held-out error gone" if before > 0 else ""
     return f"{changed} of {len(steps)} matrices on {repair.get('tokens', 0):,} tokens{gone}"
+
+
+def _lost(step: Manifest) -> str:
+    """How much of what gates held open the cut after them closes: little, if they had settled."""
+    shares = ", ".join(f"{AXES.get(axis, axis)} {share:.1%}" for axis, share in step.lost.items())
+    return f"the cut closes of what was open: {shares}" if shares else ""
+
+
+def _cuts(step: Manifest) -> bool:
+    return bool(step.keep or step.units or step.shape != step.source.shape)
 
 
 def _few(indices: Sequence[int]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 THIN = "\u202f"  # narrow no-break space: between thousands and before units
 MINUS = "\u2212"
@@ -107,6 +107,11 @@ def ranges(indices: Iterable[int]) -> str:
             runs.append([index, index])
     parts = [str(a) if a == b else f"{a}, {b}" if b == a + 1 else f"{a}–{b}" for a, b in runs]
     return ", ".join(parts) or "none"
+
+
+def named(names: Sequence[str]) -> str:
+    """ "a", "a and b", "a, b and c"."""
+    return " and ".join((", ".join(names[:-1]), names[-1])) if len(names) > 1 else names[0]
 
 
 def seconds(duration: float) -> str:

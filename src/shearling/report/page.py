@@ -12,6 +12,7 @@ from shearling.report.collect import collect
 from shearling.report.comparison_view import comparisons_section
 from shearling.report.headline import header, page_title
 from shearling.report.healing import healing_section
+from shearling.report.learning import learning_section
 from shearling.report.lineage import lineage_section, use_section
 from shearling.report.markup import Markup, el
 from shearling.report.results import Results
@@ -55,6 +56,7 @@ def page(results: Results) -> str:
             scores_section(results),
             damage_section(results),
             comparisons_section(results),
+            learning_section(results),
             healing_section(results),
             samples_section(results),
             lineage_section(results),
@@ -76,6 +78,7 @@ def _footer(results: Results) -> Markup:
             *results.runs,
             *results.generations,
             *results.healings,
+            *results.learnings,
             *results.comparisons,
             *(step for model in results.made for step in model.chain),
         )

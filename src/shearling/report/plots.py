@@ -12,7 +12,7 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from shearling.report.numbers import tick
+from shearling.report.numbers import amount, tick
 from shearling.report.records import Curve
 from shearling.report.vector import ACCENT, BAR, INK, LINE, MUTED, PAPER, SERIES
 
@@ -20,6 +20,7 @@ Draw = Callable[[Axes, bool], None]
 BOUNDLESS = 1e12  # a perplexity from here on only says that nothing is left of the model
 OFF_SCALE = 5.0  # so many times above all others, a bar is cut off and its value written instead
 TICKS = ((1.0, 1.5, 2.0, 3.0, 5.0, 7.0), (1.0, 2.0, 5.0), (1.0, 3.0), (1.0,))  # in a decade
+POINTS = 240  # on one line: more would only weigh
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
@@ -196,6 +197,59 @@ def dots_plot(
         axes.set_xlabel(unit, color=MUTED, labelpad=5)
 
     return draw
+
+
+def sizes_plot(
+    steps: Sequence[int],
+    expected: Sequence[float],
+    wanted: Sequence[float],
+    target: int,
+    units: int,
+) -> Draw:
+    """Open gates of a row at every step: what there was on what was wanted, and the target."""
+    shown = thinned(len(steps))
+    at = [steps[index] for index in shown]
+
+    def draw(axes: Axes, narrow: bool) -> None:
+        for values, colour, width in ((wanted, BAR, 6.0), (expected, SERIES[1], 1.8)):
+            axes.plot(
+                at, [values[index] for index in shown], color=colour, linewidth=width,
+                solid_capstyle="butt", zorder=3,
+            )  # fmt: skip
+        axes.axhline(target, color=INK, linewidth=1.1, dashes=(5, 3), zorder=2)
+        low, high = min(target, *expected, *wanted), max(units, *expected, *wanted)
+        pad = 0.1 * (high - low) or 1.0
+        axes.set_ylim(max(0.0, low - pad), high + pad)
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: amount(float(value))))
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=high - low >= 2))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(float(value))))
+        axes.set_xlabel("step", color=MUTED, labelpad=3)
+
+    return draw
+
+
+def histogram_plot(counts: Sequence[int], unit: str) -> Draw:
+    """How many lie in each of equal parts of the range from 0 to 1."""
+
+    def draw(axes: Axes, narrow: bool) -> None:
+        high = 1.05 * max(*counts, 1)
+        _bars(axes, [(i, float(n)) for i, n in enumerate(counts) if n], 0.0, high, BAR)
+        axes.set_xlim(-0.7, len(counts) - 0.3)
+        axes.set_ylim(0, high)
+        axes.set_xticks([len(counts) * share - 0.5 for share in (0, 0.5, 1)], ["0", "0.5", "1"])
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: amount(float(value))))
+        axes.set_xlabel(unit, color=MUTED, labelpad=3)
+
+    return draw
+
+
+def thinned(size: int, most: int = POINTS) -> list[int]:
+    """Evenly spread indices of a long series, its ends among them."""
+    if size <= most:
+        return list(range(size))
+    return [round(place * (size - 1) / (most - 1)) for place in range(most)]
 
 
 def _dots(axes: Axes, at: int, values: Sequence[float], span: Span) -> None:

@@ -6,20 +6,21 @@ The schema is in ``docs/files.md``. A field that the report does not show is not
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from shearling.report.comparison import Comparison, read_comparison
-from shearling.report.fields import Fields, describe, public
-
-
-@dataclass(frozen=True)
-class ModelRef:
-    """The model a file speaks of; files are joined by the fingerprint alone."""
-
-    name: str
-    fingerprint: str
+from shearling.report.fields import Fields, describe
+from shearling.report.refs import ModelRef, read_created, read_ref
+from shearling.report.training import (
+    Healing,
+    Learning,
+    Reference,
+    read_healing,
+    read_learning,
+    read_reference,
+)
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class Manifest:
     source: Source
     stage: str
     keep: dict[str, tuple[int, ...]]
+    units: dict[str, tuple[tuple[int, ...], ...]]  # axes inside blocks: a list for each that stays
+    lost: dict[str, float]  # by axis: of the gates' open probability, what the cut closes
     shape: dict[str, int]
     parameters: int
     bytes: int
@@ -152,27 +155,6 @@ class Generations:
 
 
 @dataclass(frozen=True)
-class Healing:
-    """Held-out losses (nats a token) and weights by domain over the tokens trained on."""
-
-    model: ModelRef
-    recipe: str
-    tokens: tuple[int, ...]
-    losses: dict[str, tuple[float, ...]]
-    weights: dict[str, tuple[float, ...]]
-    created: str
-
-
-@dataclass(frozen=True)
-class Reference:
-    """Losses (nats a token, by domain) that a model of some size would have."""
-
-    losses: dict[str, float]
-    method: str
-    created: str
-
-
-@dataclass(frozen=True)
 class Records:
     """Everything read, in the order of the files' paths."""
 
@@ -183,22 +165,38 @@ class Records:
     runs: list[Run] = field(default_factory=list)
     generations: list[Generations] = field(default_factory=list)
     healings: list[Healing] = field(default_factory=list)
+    learnings: list[Learning] = field(default_factory=list)
     references: list[Reference] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
 
 
-def read_manifest(fields: Fields, directory: str | None = None) -> Manifest:
-    """Read a ``shearling.json``, and inside it those of the models it was made from."""
+def read_manifest(
+    fields: Fields, directory: str | None = None, called: str | None = None
+) -> Manifest:
+    """Read a ``shearling.json``, and inside it those of the models it was made from.
+
+    Args:
+        fields: of the manifest.
+        directory: the model's; by default the file's.
+        called: what the model made from this one calls it; by default its directory.
+    """
+    if directory is None:
+        directory = called = fields.path.resolve().parent.name
     source = fields.child("source")
+    ref, model = read_ref(source), read_ref(fields.child("model"))
+    if model.name.startswith(".") and called:  # made under a passing name, then moved
+        model = replace(model, name=called)
     shape = _shape(source, "shape") or _shape(fields, "source_shape")
     parameters = source.maybe_integer("parameters")
     if parameters is None:
         parameters = fields.integer("source_parameters")
     return Manifest(
-        model=_model(fields.child("model")),
-        source=Source(_model(source), shape, parameters, source.maybe_integer("bytes")),
+        model=model,
+        source=Source(ref, shape, parameters, source.maybe_integer("bytes")),
         stage=fields.text("stage"),
         keep=_keep(fields, shape),
+        units=_units(fields, shape),
+        lost=_lost(fields),
         shape=_shape(fields, "shape"),
         parameters=fields.integer("parameters"),
         bytes=fields.integer("bytes"),
@@ -207,17 +205,19 @@ def read_manifest(fields: Fields, directory: str | None = None) -> Manifest:
         versions={name: str(version) for name, version in fields.mapping("versions").items()},
         proof=_proof(fields.child("proof")) if fields.has("proof") else None,
         seconds=fields.maybe_number("seconds"),
-        created=_created(fields),
+        created=read_created(fields),
         shearling=str(fields.raw("shearling") or ""),
-        parent=read_manifest(fields.child("parent"), "") if fields.has("parent") else None,
-        directory=fields.path.resolve().parent.name if directory is None else directory,
+        parent=(
+            read_manifest(fields.child("parent"), "", ref.name) if fields.has("parent") else None
+        ),
+        directory=directory,
     )
 
 
 def read_scores(fields: Fields) -> Scores:
     """Read what ``shearling score`` wrote."""
     return Scores(
-        model=_model(fields.child("model")),
+        model=read_ref(fields.child("model")),
         criterion=fields.text("criterion"),
         axis=fields.text("axis"),
         scores=fields.numbers("scores"),
@@ -225,7 +225,7 @@ def read_scores(fields: Fields) -> Scores:
         protected=frozenset(fields.integers("protected") if fields.has("protected") else ()),
         baseline=fields.maybe_number("baseline_perplexity"),
         calibration=fields.raw("calibration"),
-        created=_created(fields),
+        created=read_created(fields),
     )
 
 
@@ -242,26 +242,26 @@ def read_damage(fields: Fields) -> Damage:
             curve.refuse("perplexity", f"as many numbers as removed has lists, {len(removed)},")
         curves.append(Curve(curve.text("criterion"), removed, perplexity))
     return Damage(
-        model=_model(fields.child("model")),
+        model=read_ref(fields.child("model")),
         text=fields.text_name("text"),
         window=fields.maybe_integer("window"),
         windows=fields.maybe_integer("windows"),
         curves=tuple(curves),
-        created=_created(fields),
+        created=read_created(fields),
     )
 
 
 def read_evaluation(fields: Fields) -> Evaluation:
     """Read what ``shearling eval`` wrote."""
     return Evaluation(
-        model=_model(fields.child("model")),
+        model=read_ref(fields.child("model")),
         text=fields.text_name("text"),
         window=fields.integer("window"),
         tokens=fields.integer("tokens"),
         bos=bool(fields.raw("bos")),
         nll=fields.number("nll"),
         perplexity=fields.number("perplexity"),
-        created=_created(fields),
+        created=read_created(fields),
     )
 
 
@@ -270,7 +270,7 @@ def read_runs(fields: Fields) -> list[Run]:
     machine = describe(fields.raw("machine"))
     return [
         Run(
-            model=_model(run.child("model")),
+            model=read_ref(run.child("model")),
             machine=machine,
             batch=run.integer("batch"),
             prompt=run.integer("prompt"),
@@ -279,7 +279,7 @@ def read_runs(fields: Fields) -> list[Run]:
             prefill=_spread(run.child("prefill_tokens_per_s")),
             decode=_spread(run.child("decode_tokens_per_s")),
             peak_memory=run.maybe_integer("peak_memory_bytes"),
-            created=_created(fields),
+            created=read_created(fields),
         )
         for run in fields.children("runs")
     ]
@@ -288,45 +288,12 @@ def read_runs(fields: Fields) -> list[Run]:
 def read_generations(fields: Fields) -> Generations:
     """Read the continuations that ``shearling eval --prompt`` wrote."""
     return Generations(
-        model=_model(fields.child("model")),
+        model=read_ref(fields.child("model")),
         sampling=fields.raw("sampling"),
         max_new_tokens=fields.maybe_integer("max_new_tokens"),
         samples=tuple((one.text("prompt"), one.text("text")) for one in fields.children("samples")),
-        created=_created(fields),
+        created=read_created(fields),
     )
-
-
-def read_healing(fields: Fields) -> Healing:
-    """Read the history that ``shearling heal`` left."""
-    looks = fields.children("looks")
-    domains = [public(name) for name in looks[0].mapping("losses")] if looks else []
-
-    def over(key: str) -> dict[str, tuple[float, ...]]:
-        return {name: tuple(look.child(key).number(name) for look in looks) for name in domains}
-
-    return Healing(
-        model=_model(fields.child("model")),
-        recipe=fields.text("recipe"),
-        tokens=tuple(look.integer("tokens") for look in looks),
-        losses=over("losses"),
-        weights=over("weights"),
-        created=_created(fields),
-    )
-
-
-def read_reference(fields: Fields) -> Reference:
-    """Read what ``shearling reference`` wrote."""
-    losses = fields.child("losses")
-    how = fields.mapping("how")
-    return Reference(
-        losses={public(name): losses.number(name) for name in losses.values},
-        method=public(str(how.get("method") or "")),
-        created=_created(fields),
-    )
-
-
-def _model(fields: Fields) -> ModelRef:
-    return ModelRef(fields.label("name"), fields.text("fingerprint"))
 
 
 def _shape(fields: Fields, key: str) -> dict[str, int]:
@@ -336,21 +303,43 @@ def _shape(fields: Fields, key: str) -> dict[str, int]:
 
 
 def _keep(fields: Fields, shape: dict[str, int]) -> dict[str, tuple[int, ...]]:
-    """Surviving indices by axis, each of them an index the source has.
-
-    An axis that lies inside each block has a list for every block; those are not shown.
-    """
-    given = fields.mapping("keep")
-    keep = {
-        axis: kept
-        for axis, kept in given.items()
-        if not (isinstance(kept, list) and any(isinstance(one, list) for one in kept))
-    }
+    """Surviving indices by axis, each of them an index the source has."""
+    keep = {axis: kept for axis, kept in fields.mapping("keep").items() if not _is_inside(kept)}
     indices = Fields(keep, fields.path, "keep.")
-    for axis in keep:
-        if not all(0 <= index < shape.get(axis, 0) for index in indices.integers(axis)):
-            indices.refuse(axis, f"indices below the source's size of {shape.get(axis, 'unknown')}")
-    return {axis: indices.integers(axis) for axis in keep}
+    return {axis: _indices(indices, axis, shape) for axis in keep}
+
+
+def _units(fields: Fields, shape: dict[str, int]) -> dict[str, tuple[tuple[int, ...], ...]]:
+    """Surviving indices of every axis that lies inside the blocks: a list for each that stays."""
+    keep = fields.mapping("keep")
+    layers = len(keep["layers"]) if "layers" in keep else shape.get("layers")
+    found = {}
+    for axis, kept in keep.items():
+        if not _is_inside(kept):
+            continue
+        if len(kept) != layers:
+            Fields(keep, fields.path, "keep.").refuse(axis, f"a list for each of {layers} blocks")
+        blocks = Fields({f"{axis}[{n}]": one for n, one in enumerate(kept)}, fields.path, "keep.")
+        found[axis] = tuple(_indices(blocks, key, shape, axis) for key in blocks.values)
+    return found
+
+
+def _is_inside(kept: object) -> bool:
+    return isinstance(kept, list) and any(isinstance(one, list) for one in kept)
+
+
+def _indices(
+    fields: Fields, key: str, shape: dict[str, int], axis: str | None = None
+) -> tuple[int, ...]:
+    size = shape.get(axis or key)
+    if not all(0 <= index < (size or 0) for index in fields.integers(key)):
+        fields.refuse(key, f"indices below the source's size of {size or 'unknown'}")
+    return fields.integers(key)
+
+
+def _lost(fields: Fields) -> dict[str, float]:
+    lost = Fields(fields.mapping("probability_lost"), fields.path, "probability_lost.")
+    return {axis: lost.number(axis) for axis in lost.values}
 
 
 def _spread(fields: Fields) -> Spread:
@@ -368,11 +357,6 @@ def _proof(fields: Fields) -> Proof:
     )
 
 
-def _created(fields: Fields) -> str:
-    created = fields.raw("created")
-    return created if isinstance(created, str) else ""
-
-
 READERS: dict[str, Callable[[Fields, Records], None]] = {
     "manifest": lambda fields, records: records.manifests.append(read_manifest(fields)),
     "scores": lambda fields, records: records.scores.append(read_scores(fields)),
@@ -383,6 +367,7 @@ READERS: dict[str, Callable[[Fields, Records], None]] = {
     "comparison": lambda fields, records: records.comparisons.append(read_comparison(fields)),
     "reference": lambda fields, records: records.references.append(read_reference(fields)),
     "healing": lambda fields, records: records.healings.append(read_healing(fields)),
+    "learning": lambda fields, records: records.learnings.append(read_learning(fields)),
 }
 
 

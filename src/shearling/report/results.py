@@ -12,15 +12,14 @@ from shearling.report.records import (
     Damage,
     Evaluation,
     Generations,
-    Healing,
     Manifest,
-    ModelRef,
     Records,
-    Reference,
     Run,
     Scores,
     Source,
 )
+from shearling.report.refs import ModelRef
+from shearling.report.training import Healing, Learning, Reference
 
 
 class _Dated(Protocol):
@@ -64,6 +63,29 @@ class Model:
                 indices = tuple(indices[index] for index in step.keep[axis])
         return indices
 
+    def kept_in_blocks(self, axis: str, of: str) -> dict[int, tuple[int, ...]] | None:
+        """Block of the ancestor ``of`` that is left -> indices of an axis inside it that are left.
+
+        None where ``of`` is no ancestor, or a manifest does not say which indices it removed.
+        """
+        blocks = self.kept("layers", of)
+        start = [step.source.ref.fingerprint for step in self.chain]
+        if blocks is None or axis not in self.chain[start.index(of)].source.shape:
+            return None
+        steps = self.chain[start.index(of) :]
+        first = steps[0].source.shape
+        left = [tuple(range(first[axis]))] * first["layers"]
+        for step in steps:
+            left = [left[block] for block in step.keep.get("layers", range(len(left)))]
+            if axis in step.units:
+                left = [
+                    tuple(units[index] for index in kept)
+                    for units, kept in zip(left, step.units[axis], strict=True)
+                ]
+            elif step.source.shape.get(axis) != step.shape.get(axis):
+                return None
+        return dict(zip(blocks, left, strict=True))
+
 
 @dataclass(frozen=True)
 class Results:
@@ -76,6 +98,7 @@ class Results:
     runs: tuple[Run, ...]
     generations: tuple[Generations, ...]
     healings: tuple[Healing, ...] = ()
+    learnings: tuple[Learning, ...] = ()
     references: tuple[Reference, ...] = ()  # the newest first
     comparisons: tuple[Comparison, ...] = ()
 
@@ -120,7 +143,8 @@ def join_records(records: Records) -> Results:
         lambda one: (one.model.fingerprint, str(one.sampling), one.max_new_tokens, one.samples),
     )
     healings = _newest(records.healings, lambda one: one.model.fingerprint)
-    measured = [*scores, *records.damages, *evaluations, *runs, *generations, *healings]
+    learnings = _newest(records.learnings, lambda one: one.model.fingerprint)
+    measured = [*scores, *records.damages, *evaluations, *runs, *generations, *healings, *learnings]
     models = _models(records.manifests, [one.model for one in measured], scores)
     if not models and not records.comparisons:
         raise ShearlingError(
@@ -135,6 +159,7 @@ def join_records(records: Records) -> Results:
         runs=tuple(runs),
         generations=tuple(generations),
         healings=tuple(healings),
+        learnings=tuple(learnings),
         references=tuple(sorted(records.references, key=lambda one: one.created, reverse=True)),
         comparisons=tuple(_newest(records.comparisons, lambda one: one.title)),
     )

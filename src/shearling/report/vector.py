@@ -44,6 +44,7 @@ def drawing(
     height: int = 260,
     narrow_height: int = 235,
     left: int = 46,
+    width: int = 900,
 ) -> Markup:
     """A plot drawn twice, for a wide page and for a phone; CSS shows the one that fits.
 
@@ -53,6 +54,7 @@ def drawing(
         label: what a screen reader says instead of the picture.
         height: of the wide version, in CSS pixels at full size; ``narrow_height``: of the other.
         left: of the axes, for the labels beside them, in CSS pixels.
+        width: of the wide version; less where several stand side by side.
     """
     return Markup(
         "".join(
@@ -61,7 +63,7 @@ def drawing(
                 _svg(draw, f"{prefix}-{size[0]}", label, size, left),
                 class_=f"plot {size[0]}",
             )
-            for size in (("wide", 900, height), ("narrow", 345, narrow_height))
+            for size in (("wide", width, height), ("narrow", 345, narrow_height))
         )
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,13 +98,23 @@ def move_into(output: Path, staging: Path) -> None:
 def _history(
     written: Checkpoint, output: Path, options: Options, reference: Mapping[str, float] | None
 ) -> dict[str, Any]:
-    """Held-out losses and weights over all tokens of all phases, for the report.
+    """What the report draws of a healing run."""
+    name = output.resolve().name
+    return {"kind": "healing"} | stamp() | {
+        "model": {"name": name, "fingerprint": written.fingerprint},
+        "recipe": options.recipe, "looks": looks_at(_phase_folders(output)),
+        "reference": dict(reference) if reference and options.mix == "dynamic" else None,
+    }  # fmt: skip
+
+
+def looks_at(folders: Iterable[Path]) -> list[dict[str, Any]]:
+    """Held-out losses and weights over all tokens of some phases' logs.
 
     ``seconds`` of a look are those of training until then, what held-out text took included.
     """
     looks: list[dict[str, Any]] = []
     before, tokens = 0.0, 0
-    for folder in _phase_folders(output):
+    for folder in folders:
         records = read_log(folder)
         elapsed = _elapsed(records)
         looks += [
@@ -115,12 +125,7 @@ def _history(
         ]
         before += max(elapsed, default=0.0)
         tokens = max((look["tokens"] for look in looks), default=0)
-    name = output.resolve().name
-    return {"kind": "healing"} | stamp() | {
-        "model": {"name": name, "fingerprint": written.fingerprint},
-        "recipe": options.recipe, "looks": looks,
-        "reference": dict(reference) if reference and options.mix == "dynamic" else None,
-    }  # fmt: skip
+    return looks
 
 
 def _phase_folders(output: Path) -> list[Path]:
