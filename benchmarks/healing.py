@@ -1,19 +1,23 @@
 """Recipes at equal tokens and minutes, and a dynamic mix against a constant one.
 
     SHEARLING_BENCH_DATA=DIR python benchmarks/healing.py [--only NAME,...] [--scratch DIR]
+        [--speed]
 
 SmolLM2-135M without six of its 30 blocks, repaired (`prune --layers 24`, by `repair`), is healed on
 the seven RedPajama samples, sequences of 512 tokens. Writes results/healing.json (recipes) and
 results/mix.json (mixes), run by run, so that it can be stopped and taken up again; `--scratch`
-keeps the store and the models. Needs DIR, which holds redpajama/*.jsonl.
+keeps the store and the models. `--speed` times a step of each recipe instead, in turns: minutes of
+runs that shared the machine with others do not compare. Needs DIR, which holds redpajama/*.jsonl.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +51,18 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", help="runs to make, separated by commas")
     parser.add_argument("--scratch", type=Path, help="where to keep what is made")
+    parser.add_argument("--speed", action="store_true", help="time a step of each recipe")
     arguments = parser.parse_args()
     only = arguments.only.split(",") if arguments.only else [*RECIPES, *MIXES]
     with tempfile.TemporaryDirectory() as temporary:
         scratch = arguments.scratch or Path(temporary)
         scratch.mkdir(parents=True, exist_ok=True)
         words = _prepare(scratch)
+        if arguments.speed:
+            seconds = _speed(words, Path(temporary))
+            timed = {"seconds_a_step": seconds, "tokens_a_step": BATCH * LENGTH}
+            save("healing", timed | {"runs": list(_runs("healing").values())})
+            return
         for file, runs in (("healing", RECIPES), ("mix", MIXES)):
             for name in runs:
                 if name in only:
@@ -99,7 +109,45 @@ def _run(
         )  # fmt: skip
     record = _record(name, settings, output, json.loads(Path(words["REFERENCE"]).read_text()))
     runs = _runs(file) | {name: record}  # read again: another may have run beside this one
-    save(file, {"batch": BATCH, "length": LENGTH, "runs": list(runs.values())})
+    save(file, {"runs": list(runs.values())})
+
+
+def _speed(words: dict[str, str], scratch: Path, turns: int = 3) -> dict[str, float]:
+    """Median seconds of a step of each recipe of one phase, taken in turns."""
+    import torch
+
+    from shearling.checkpoint import Checkpoint
+    from shearling.data.store import Store
+    from shearling.train import heal
+    from shearling.train.loop import Trainer
+    from shearling.train.options import parse
+    from shearling.train.parallel import World
+
+    torch.set_num_threads(2)
+    model, teacher = Checkpoint.open(words["MODEL"]), Checkpoint.open(words["SOURCE"])
+    store = Store.open(Path(words["STORE"]))
+    trainers = {}
+    for name, settings in RECIPES.items():
+        if name == "CPT then LoRA":
+            continue
+        pairs = [word for word in settings if "=" in word] + list(COMMON)
+        options = parse(settings[1], TOKENS, pairs)
+        objective = heal.objective(
+            model, heal.prepared(model, options, World(), None), teacher, options, World()
+        )
+        trainers[name] = Trainer(
+            objective, store, options, heal.mixed(store, options, None), scratch / name, {}, World()
+        )
+    times: dict[str, list[float]] = {name: [] for name in trainers}
+    for turn in range(turns + 1):  # the first warms up
+        for name, trainer in trainers.items():
+            started = time.perf_counter()
+            with trainer._fast():
+                trainer._train()
+            if turn:
+                times[name].append(time.perf_counter() - started)
+    found = {name: round(statistics.median(taken), 3) for name, taken in times.items()}
+    return found | {"CPT then LoRA": round((found["CPT"] + found["LoRA"]) / 2, 3)}
 
 
 def _runs(file: str) -> dict[str, dict[str, Any]]:

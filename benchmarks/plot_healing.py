@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ HERE = Path(__file__).parent
 COLOURS = ("#d1495b", "#4c78a8", "#8a7d28", "#7a5276", "#3f8f76", "#e08e45", "#5b5b5b", "#9aa0a6")
 MARKERS = "osD^vPX*"
 DENSE = 25  # looks on a line from which on not each has a marker
+START, END = "<!-- recipes -->", "<!-- end of recipes -->"
 MOVED = 0.005  # a run in which no weight moves further has a constant mix
 
 Run = dict[str, Any]
@@ -41,9 +43,58 @@ def main(results: Path, docs: Path) -> None:
         if not file.exists():
             print(f"{file} is not there; {name}.svg is left as it is")
             continue
-        figure = draw(json.loads(file.read_text(encoding="utf-8"))["runs"])
+        found = json.loads(file.read_text(encoding="utf-8"))
+        runs = _timed(found)
+        if name == "healing":
+            _write_table(runs, docs / "healing.md")
+        figure = draw(runs)
         figure.patch.set_facecolor("#ffffff")  # a page of documentation may be dark
         figure.savefig(docs / f"{name}.svg", format="svg", metadata={"Date": None})
+
+
+def _timed(found: dict[str, Any]) -> list[Run]:
+    """Runs with the seconds they take alone, where a step of each was timed in turns."""
+    steps, tokens = found.get("seconds_a_step", {}), found.get("tokens_a_step", 1)
+    return [
+        run | {"seconds": [t / tokens * steps[run["name"]] for t in run["tokens"]]}
+        if run["name"] in steps
+        else run
+        for run in found["runs"]
+    ]
+
+
+def _write_table(runs: Sequence[Run], page: Path) -> None:
+    """Held-out losses at equal tokens and at equal minutes, into a page that has a place for it."""
+    if not page.exists() or START not in (text := page.read_text(encoding="utf-8")):
+        return
+    before, rest = text.split(START, 1)
+    after = rest.split(END, 1)[1]
+    tokens = [run["tokens"][-1] for run in runs]
+    least = min(tokens)
+    minutes = min(run["seconds"][-1] for run in runs) / 60
+    lines = [
+        f"| recipe | s a step | at {least // 2:,} tokens | at {least:,} tokens "
+        f"| after {minutes:.1f} minutes |",
+        "|---|---|---|---|---|",
+    ]
+    for run in sorted(runs, key=lambda run: run["loss"][-1]):
+        each = run["seconds"][-1] / run["tokens"][-1] * 1024
+        row = [_at(run, "tokens", least / 2), _at(run, "tokens", least)]
+        row.append(_at(run, "seconds", 60 * minutes))
+        lines.append(
+            f"| {run['name']} | {each:.1f} | " + " | ".join(f"{x:.3f}" for x in row) + " |"
+        )
+    table = "\n".join(lines)
+    page.write_text(f"{before}{START}\n\n{table}\n\n{END}{after}", encoding="utf-8")
+
+
+def _at(run: Run, axis: str, place: float) -> float:
+    """The loss at a place of an axis, between looks on a straight line."""
+    points = list(zip(run[axis], run["loss"], strict=True))
+    for (x0, y0), (x1, y1) in pairwise(points):
+        if x0 <= place <= x1:
+            return y0 + (y1 - y0) * (place - x0) / (x1 - x0)
+    return points[-1][1]
 
 
 def _healing(runs: Sequence[Run]) -> Figure:

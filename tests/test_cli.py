@@ -432,8 +432,11 @@ def test_score_units(run: Run, model: Path, text: Path, output: Path) -> None:
     )  # fmt: skip
     assert [len(row) for row in found["scores"]] == [50] * DEPTH
     assert found["calibration"]["samples"] == 2
-    shown = run("score", model, "--axis", "hidden", "--by", "magnitude-l1")
+    shown = run(
+        "score", model, "--axis", "hidden", "--by", "magnitude-l1", "--protect-first", 1
+    )  # fmt: skip
     assert shown.code == 0, shown.err
+    assert "--protect-first ignored: units of hidden" in shown.err
     assert shown.out.startswith("magnitude-l1 scores of hidden by block")
     # The highest of each row are what a cut keeps.
     pruned = output.parent / "pruned"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 
 import naive
 import shearling.oneshot
+import shearling.writer
 from shearling.axes import Keep, Shape
 from shearling.checkpoint import Checkpoint
 from shearling.choose import without
@@ -331,6 +333,25 @@ def test_a_repair_needs_text(models: Models, tmp_path: Path) -> None:
     with pytest.raises(ShearlingError, match="a repair runs the model on text; give --calibration"):
         prune_to(checkpoint, choice, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_too_little_space_is_refused_before_a_repair(
+    models: Models, text: Calibration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = Checkpoint.open(models("llama"))
+    choice = choose(checkpoint, checkpoint.shape.with_(mlp=30), by="magnitude-l2", calibration=text)
+    needed = shearling.oneshot.written_bytes(checkpoint, choice.keep)
+    usage = shutil.disk_usage(tmp_path)._replace(free=needed - 1)
+    monkeypatch.setattr(shearling.writer.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(shearling.oneshot, "refit", None)
+    with pytest.raises(ShearlingError, match="free some space"):
+        prune_to(checkpoint, choice, tmp_path / "out", calibration=text)
+    monkeypatch.undo()
+    written = prune_to(checkpoint, choice, tmp_path / "plain", repaired=False)
+    assert (
+        sum(tensor.nbytes for tensor in load_file(written.path / "model.safetensors").values())
+        == needed
+    )
 
 
 def test_weights_that_are_not_finite(text: Calibration, tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from shearling.options import (
     numbers,
     protection,
     unit_lines,
+    warn_ignored,
 )
 from shearling.pack_command import pack
 from shearling.prune_command import prune
@@ -119,6 +120,8 @@ def score(
     check_file(output)
     source = _open(model)
     if axis != "layers":
+        protected = {"--protect-first": protect_first, "--protect-last": protect_last}
+        warn_ignored(protected, f"units of {axis} are scored, not blocks")
         units = _score_units(source, by, axis, calibration, samples, length, seed, stream)
         if output is not None:
             write_json(output, units.as_json())

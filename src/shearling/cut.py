@@ -135,6 +135,13 @@ def cut(
     return Checkpoint.open(output)
 
 
+def written_bytes(checkpoint: Checkpoint, keep: Keep) -> int:
+    """How much the tensors of a cut take on disk."""
+    after = checkpoint.layout.shape_after(keep, checkpoint.shape)
+    selections = {s.target: s for s in checkpoint.layout.select(keep, checkpoint.shape)}
+    return sum(_sizes(checkpoint, after, selections).values())
+
+
 @torch.inference_mode()
 def prove(
     checkpoint: Checkpoint,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ from shearling.options import Json, Model, warn
 if TYPE_CHECKING:
     from shearling.axes import Shape
     from shearling.checkpoint import Checkpoint
+    from shearling.gates.options import LearnOptions
     from shearling.train.heal import Healed
 
 
@@ -72,7 +74,7 @@ def learn(
     losses = references(reference, wise, store, options, measure=not dry_run)
     check(source, after, store, options, output, teacher=wise, reference=losses)
     if dry_run:
-        _print_plan(source, after, options.steps(store.length), as_json)
+        _print_plan(source, after, options, store.length, wise if distil else None, as_json)
         return
     world = join()
     try:
@@ -88,22 +90,30 @@ def learn(
         _print_result(learned, output, as_json)
 
 
-def _print_plan(source: Checkpoint, after: Shape, steps: int, as_json: bool) -> None:
+def _print_plan(
+    source: Checkpoint, after: Shape, options: LearnOptions, length: int,
+    teacher: Checkpoint | None, as_json: bool,
+) -> None:  # fmt: skip
     from shearling.gates.bank import lay_out
+    from shearling.train.estimate import estimate
 
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    training = estimate(source, options, length, ranks=ranks, teacher=teacher)
     rows = lay_out(source.layout, source.shape, after)
     count = source.layout.count
     plan: dict[str, Any] = {
-        "steps": steps, "parameters": count(after), "source_parameters": count(source.shape),
+        "parameters": count(after), "source_parameters": count(source.shape),
         "gates": {r.axis: {"rows": r.rows, "units": r.units, "target": r.target} for r in rows},
+        "training": training.as_json(),
     }  # fmt: skip
     if as_json:
         print(json.dumps(plan, indent=2))
         return
     print(
-        f"{count(source.shape):,} -> {count(after):,} parameters in {steps} steps; "
+        f"{count(source.shape):,} -> {count(after):,} parameters; "
         + "; ".join(f"{r.axis}: {r.target} of {r.units} in each of {r.rows}" for r in rows)
     )
+    print(training.as_text())
 
 
 def _print_result(learned: Healed, output: Path, as_json: bool) -> None:

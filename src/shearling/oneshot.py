@@ -26,7 +26,7 @@ from shearling.criteria.magnitude import magnitude
 from shearling.criteria.repair import repairable, run_starts
 from shearling.criteria.units import TEXTLESS, UNIT_CRITERIA, score_units
 from shearling.criteria.units.places import check_axes
-from shearling.cut import SHARD_BYTES, cut
+from shearling.cut import SHARD_BYTES, cut, written_bytes
 from shearling.data.text import calibration_windows, documents
 from shearling.errors import ShearlingError
 from shearling.progress import Progress, silent
@@ -35,6 +35,7 @@ from shearling.rotate import require_rotatable, rotate
 from shearling.scores import Scores
 from shearling.stream import BlockStream
 from shearling.unit_scores import UnitScores, keep_units
+from shearling.writer import check_output, check_space
 from shearling.written import write
 
 BY_UNITS = "fisher-energy"
@@ -258,6 +259,8 @@ def prune_to(
     Raises:
         ShearlingError: as :func:`shearling.refit.refit` and :func:`shearling.cut.cut`.
     """
+    check_output(output)  # what would be refused at the end, before minutes of repair
+    check_space(output, written_bytes(checkpoint, choice.keep))
     options = dict(choice.options)
     with tempfile.TemporaryDirectory(prefix="shearling-") as scratch:
         solved: Repair | None = None

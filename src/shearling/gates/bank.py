@@ -149,7 +149,10 @@ class GateBank(nn.Module):
 
     def targets(self) -> dict[str, Tensor]:
         """Axis -> how many of each row (R,) are to stay."""
-        return {axis: torch.full((rows.rows,), rows.target) for axis, rows in self.rows.items()}
+        return {
+            axis: torch.full((rows.rows,), rows.target, device=self.log_alpha[axis].device)
+            for axis, rows in self.rows.items()
+        }
 
     def keep(self) -> Keep:
         """The units with the highest gates, exactly as many as are to stay, ties to the lower."""
@@ -190,7 +193,7 @@ def top(scores_RU: Tensor, count_R: Tensor) -> Tensor:
     """1 for the highest of each row, as many as ``count_R`` says, 0 else; ties to the lower."""
     order_RU = scores_RU.argsort(dim=1, descending=True, stable=True)
     rank_RU = torch.empty_like(order_RU).scatter_(
-        1, order_RU, torch.arange(scores_RU.shape[1]).expand_as(order_RU)
+        1, order_RU, torch.arange(scores_RU.shape[1], device=order_RU.device).expand_as(order_RU)
     )
     return (rank_RU < count_R[:, None]).to(scores_RU.dtype)
 

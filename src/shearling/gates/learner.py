@@ -61,11 +61,13 @@ class Learner(nn.Module):
         super().__init__()
         self.bank, self.kind = bank, kind
         self.seed, self.rise, self.lr, self.multiplier_lr = seed, max(1, rise), lr, multiplier_lr
-        zeros = {axis: torch.zeros(rows.rows) for axis, rows in bank.rows.items()}
+        zeros = {axis: a.new_zeros(len(a)) for axis, a in bank.log_alpha.items()}
         self.projecting = kind == "hard-concrete" and constraint == "projection"
         lagrangian = zeros if kind == "hard-concrete" and not self.projecting else {}
-        self.linear = nn.ParameterDict({axis: z.clone() for axis, z in lagrangian.items()})
-        self.quadratic = nn.ParameterDict({axis: z.clone() for axis, z in lagrangian.items()})
+        self.linear, self.quadratic = (
+            nn.ParameterDict({axis: z.detach().clone() for axis, z in lagrangian.items()})
+            for _ in range(2)
+        )
         for axis, expected in bank.expected().items():
             self.register_buffer(f"start_{axis}", expected.detach().clone())
         self._drawn: dict[str, Tensor] = {}

@@ -46,7 +46,7 @@ class LearnOptions(Options):
     multiplier_lr: float = Field(default=1.0, gt=0)
     rise: float = Field(default=0.2, ge=0, le=1)
     warm_start: bool = True
-    spread: float = Field(default=4.0, gt=0)
+    spread: float = Field(default=40.0, gt=0)
     refit: bool = True
     samples: int = Field(default=64, ge=4)
     sample_length: int = Field(default=256, gt=1)

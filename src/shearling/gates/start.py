@@ -29,7 +29,7 @@ from shearling.scores import Scores
 from shearling.stream import BlockStream
 from shearling.unit_scores import UnitScores, keep_units
 
-MIDDLE = 2.5  # log alpha between the units that would stay and those that would go
+MIDDLE = 0.0  # log alpha between the units that would stay and those that would go
 BY_BLOCKS = "repair", "perplexity"  # the latter where the former cannot be had
 
 
