@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from shearling.errors import ShearlingError
 from shearling.plan import parse_count
+from shearling.train.heal import phases
 from shearling.train.options import Options, parse
 from shearling.train.schedule import factor
 
@@ -34,6 +35,7 @@ def test_pairs() -> None:
         (["weights.a=0.5", "weights.b=0.6"], "weights sum to 1.1, but they must sum to 1"),
         (["lr=1", "lr.a=2"], "lr.a reaches inside lr, which is one value"),
         (["mix=best"], "mix: .*constant"),
+        (["lora_lr=1e-3"], "lora_lr is of cpt-then-lora; the rate of cpt is lr"),
     ],
 )
 def test_pairs_that_will_not_do(pairs: list[str], message: str) -> None:
@@ -44,6 +46,14 @@ def test_pairs_that_will_not_do(pairs: list[str], message: str) -> None:
 def test_unknown_recipe() -> None:
     with pytest.raises(ShearlingError, match="recipe: .*cpt.*distill"):
         parse("rlhf", 1000, [])
+
+
+def test_rates_of_two_phases() -> None:
+    given = parse("cpt-then-lora", 1000, ["lr=1e-4", "lora_lr=1e-3"])
+    assert [(phase.recipe, phase.lr, phase.tokens) for phase in phases(given)] == [
+        ("cpt", 1e-4, 500), ("lora", 1e-3, 500),
+    ]  # fmt: skip
+    assert [phase.lr for phase in phases(parse("cpt-then-lora", 9, ["lr=1e-4"]))] == [1e-4] * 2
 
 
 @given(st.integers(1, 10**7), st.integers(1, 64), st.integers(2, 4096))

@@ -101,9 +101,10 @@ def phases(options: Options) -> list[Options]:
     if options.recipe != "cpt-then-lora":
         return [options]
     half = max(1, options.tokens // 2)
+    rest = {"tokens": max(1, options.tokens - half), "lr": options.lora_lr or options.lr}
     return [
         options.model_copy(update={"recipe": "cpt", "tokens": half}),
-        options.model_copy(update={"recipe": "lora", "tokens": max(1, options.tokens - half)}),
+        options.model_copy(update={"recipe": "lora"} | rest),
     ]
 
 

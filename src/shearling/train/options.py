@@ -37,7 +37,7 @@ class Options(BaseModel):
             that of the text itself; ``hidden_share``: weight of the squared error between hidden
             states, where teacher and student have the same width: those that enter the blocks,
             where the student was made from the teacher, and the last.
-        rank, alpha: of LoRA.
+        rank, alpha: of LoRA; ``lora_lr``: its peak rate behind CPT, if that is another than ``lr``.
         dtype: what is computed in: ``auto`` is bfloat16 on a GPU and float32 on a CPU; weights and
             the optimiser's state stay float32.
         checkpointing: compute blocks' activations anew in the backward pass.
@@ -74,6 +74,7 @@ class Options(BaseModel):
     hidden_share: float = Field(default=0.0, ge=0)
     rank: int = Field(default=8, gt=0)
     alpha: int = Field(default=16, gt=0)
+    lora_lr: float | None = Field(default=None, gt=0)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     checkpointing: bool = False
     compile: bool = False
@@ -86,6 +87,12 @@ class Options(BaseModel):
             raise ValueError(
                 f"weights sum to {sum(self.weights.values()):.6g}, but they must sum to 1"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_lora_lr(self) -> Options:
+        if self.lora_lr is not None and self.recipe != "cpt-then-lora":
+            raise ValueError(f"lora_lr is of cpt-then-lora; the rate of {self.recipe} is lr")
         return self
 
     def steps(self, length: int) -> int:
