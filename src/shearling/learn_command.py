@@ -36,8 +36,11 @@ def learn(
     ] = None,
     recipe: Annotated[
         str,
-        typer.Option(help="warm: gates start in the order of one-shot scores; sheared: the paper."),
-    ] = "warm",
+        typer.Option(
+            help="scores: cut at once, all tokens for healing; warm: gates that start from the "
+            "scores; sheared: the paper's, from open gates."
+        ),
+    ] = "scores",
     teacher: Annotated[
         str | None, typer.Option(help="A model to distil from, and to take references of.")
     ] = None,

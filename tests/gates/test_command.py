@@ -23,7 +23,8 @@ def run(*arguments: Any) -> None:
 def learn(model: Checkpoint, store: Store, output: Path, *more: Any, shape: str = SHAPE) -> None:
     run(
         "learn", model.path, "--shape", shape, "--data", store.path, "--tokens", "600", "--output",
-        output, "batch=4", "lr=1e-2", "samples=8", "sample_length=16", "eval_every=3", *more,
+        output, "--recipe", "warm", "batch=4", "lr=1e-2", "samples=8", "sample_length=16",
+        "eval_every=3", *more,
     )  # fmt: skip
 
 
@@ -44,6 +45,15 @@ def test_learn_then_heal(
     healed = json.loads((tmp_path / "healed" / "shearling.json").read_text())
     weights = healed["options"]["weights"]
     assert weights == learned["final_weights"]
+
+
+def test_the_default_cuts_at_once(model: Checkpoint, store: Store, tmp_path: Path) -> None:
+    run(
+        "learn", model.path, "--shape", SHAPE, "--data", store.path, "--tokens", "200", "--output",
+        tmp_path / "out", "batch=4", "samples=8", "sample_length=16",
+    )  # fmt: skip
+    manifest = json.loads((tmp_path / "out" / "shearling.json").read_text())
+    assert (manifest["stage"], manifest["parent"]["stage"]) == ("heal", "prune")
 
 
 def test_dry_run(
@@ -71,7 +81,7 @@ def test_distillation_while_learning(
 @pytest.mark.parametrize(
     ("more", "shape", "message"),
     [
-        (("--recipe", "shorn"), SHAPE, "warm or sheared"),
+        (("--recipe", "shorn"), SHAPE, "scores, warm, sheared"),
         (("--distil",), SHAPE, "--teacher"),
         (("gates=soft",), SHAPE, "gates"),
         ((), "layers=3", "model's own"),

@@ -170,7 +170,7 @@ def test_multipliers_that_run_away(model: Checkpoint, store: Store, tmp_path: Pa
 def test_the_paper_s_recipe() -> None:
     found = parse("sheared", 1000, ["seed=4"], distil=False)
     assert (found.warm_start, found.refit, found.mix, found.seed) == (False, False, "dynamic", 4)
-    with pytest.raises(ShearlingError, match="warm or sheared"):
+    with pytest.raises(ShearlingError, match="scores, warm, sheared"):
         parse("shorn", 1000, [], distil=False)
     with pytest.raises(ShearlingError, match="option of learning"):
         parse("warm", 1000, ["depth=2"], distil=False)

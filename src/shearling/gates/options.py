@@ -16,7 +16,8 @@ SHEARED: dict[str, Any] = {
     "weight_decay": 0.0, "warmup": 0.1, "rise": 0.2, "lr": 1e-4, "gate_lr": 1.0,
     "multiplier_lr": 1.0, "final": 0.1, "constraint": "lagrangian",
 }  # fmt: skip
-RECIPES: dict[str, dict[str, Any]] = {"warm": {}, "sheared": SHEARED}
+# The first is the best where tokens are few (LOG.md): gates need steps to settle.
+RECIPES: dict[str, dict[str, Any]] = {"scores": {"gates": "scores"}, "warm": {}, "sheared": SHEARED}
 
 
 class LearnOptions(Options):
@@ -70,6 +71,6 @@ def parse(recipe: str, tokens: int, pairs: Sequence[str], *, distil: bool) -> Le
             not fit.
     """
     if recipe not in RECIPES:
-        raise ShearlingError(f"--recipe {recipe} is not known; choose {' or '.join(RECIPES)}.")
+        raise ShearlingError(f"--recipe {recipe} is not known; choose one of {', '.join(RECIPES)}.")
     values = RECIPES[recipe] | {"recipe": "distill" if distil else "cpt", "tokens": tokens}
     return validated(pairs_into(values, pairs), LearnOptions)
