@@ -80,6 +80,21 @@ class Calibration:
         }  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens(Calibration):
+    """Calibration windows that are at hand already, from ``file``, which is not read.
+
+    Attributes:
+        ids_NS: tokens (samples, length).
+    """
+
+    ids_NS: Tensor
+
+    def windows(self, checkpoint: Checkpoint) -> Tensor:
+        """Tokens (samples, length)."""
+        return self.ids_NS
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """What is to survive, and how that came about.

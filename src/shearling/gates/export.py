@@ -80,7 +80,7 @@ def export(
         )
     shutil.rmtree(staging, ignore_errors=True)
     gated = Checkpoint.open(whole)
-    found = prune(gated, keep, staging, None, progress=progress)
+    found = cut(gated, keep, staging, progress=progress)
     if options.refit:
         found = _repaired(source, gated, keep, found, store, options, ids_NS, progress, notify)
     manifest = read_json(staging / MANIFEST)  # of a cut, which was made under another name
@@ -95,13 +95,11 @@ def export(
     shutil.rmtree(whole)
 
 
-def prune(
-    source: Checkpoint, keep: Keep, output: Path, ids_NS: Tensor | None, *,
-    reference: Checkpoint | None = None, progress: Progress = silent,
+def _cut_and_repair(
+    source: Checkpoint, keep: Keep, output: Path, ids_NS: Tensor, *,
+    reference: Checkpoint, progress: Progress = silent,
 ) -> Checkpoint:  # fmt: skip
-    """Cut to ``keep``; on tokens (N, S), repaired towards ``reference``, or else the source."""
-    if ids_NS is None:
-        return cut(source, keep, output, progress=progress)
+    """Cut to ``keep``, repaired on tokens (N, S) towards ``reference``."""
     with tempfile.TemporaryDirectory(prefix="shearling-") as scratch:
         solved = refit(source, keep, ids_NS, Path(scratch), reference=reference, progress=progress)
         return cut(
@@ -118,7 +116,7 @@ def _repaired(
     place = plain.path.with_name(".repaired.partial")
     shutil.rmtree(place, ignore_errors=True)
     with torch.inference_mode():
-        other = prune(gated, keep, place, ids_NS, reference=source, progress=progress)
+        other = _cut_and_repair(gated, keep, place, ids_NS, reference=source, progress=progress)
     before, after = (_mean(measure(each, store, options.eval_sequences)) for each in (plain, other))
     if after < before:
         shutil.rmtree(plain.path)

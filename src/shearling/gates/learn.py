@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from shearling.axes import Keep, Shape
+from shearling.axes import Shape
 from shearling.checkpoint import Checkpoint
 from shearling.data.store import Store
 from shearling.errors import ShearlingError
@@ -24,12 +24,14 @@ from shearling.gates import start
 from shearling.gates.attach import attach
 from shearling.gates.attach import check as check_gates
 from shearling.gates.bank import GateBank
-from shearling.gates.export import RUN, export, prune
+from shearling.gates.export import RUN, export
 from shearling.gates.learner import Learner
 from shearling.gates.options import LearnOptions
+from shearling.oneshot import Tokens, choose, prune_to
 from shearling.plan import require_smaller
 from shearling.products import fast_products
 from shearling.progress import Progress, silent
+from shearling.rotate import refusal
 from shearling.train import heal as healing
 from shearling.train.heal import Healed
 from shearling.train.loop import Trainer
@@ -164,14 +166,17 @@ def _by_scores(
     ids_NS: Tensor, teacher: Checkpoint | None, reference: Mapping[str, float] | None,
     world: World, progress: Progress, notify: Callable[[str], None],
 ) -> Healed:  # fmt: skip
-    """No gates: the one-shot choice, repaired, and all of the tokens spent on healing it."""
+    """No gates: what ``shearling prune`` does, and all of the tokens spent on healing it."""
     place = output / healing.RUN / "cut"
     if world.first and not (place / "config.json").exists():
+        text = Tokens(store.path, *ids_NS.shape, options.seed, shares=(), written=0, ids_NS=ids_NS)
         with fast_products():
-            blocks, units = start.score(source, after, ids_NS, progress=progress)
-        keep: Keep = start.chosen(source, after, blocks, units)
+            choice = choose(
+                source, after, calibration=text, repaired=options.refit,
+                rotated=refusal(source) is None, progress=progress,
+            )  # fmt: skip
         place.parent.mkdir(parents=True, exist_ok=True)
-        prune(source, keep, place, ids_NS if options.refit else None, progress=progress)
+        prune_to(source, choice, place, calibration=text, repaired=options.refit, progress=progress)
     world.barrier()
     return healing.heal(
         Checkpoint.open(place), store, options.healing(), output, teacher=teacher,

@@ -1,4 +1,4 @@
-"""One-shot scores as a beginning: gates in their order, or the choice they lead to by itself.
+"""One-shot scores as a beginning: gates start in their order.
 
 Sheared LLaMA starts with every gate open and lets training find out which units matter. What a
 few walks through the model already tell (shearling.criteria) is given to the gates here as the
@@ -14,9 +14,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from shearling.axes import Keep, Shape
+from shearling.axes import Shape
 from shearling.checkpoint import Checkpoint
-from shearling.choose import keep_layers
 from shearling.criteria import score_tokens
 from shearling.criteria.repair import repairable
 from shearling.criteria.units import score_units
@@ -27,7 +26,7 @@ from shearling.oneshot import BY_UNITS
 from shearling.progress import Progress, silent
 from shearling.scores import Scores
 from shearling.stream import BlockStream
-from shearling.unit_scores import UnitScores, keep_units
+from shearling.unit_scores import UnitScores
 
 MIDDLE = 0.0  # log alpha between the units that would stay and those that would go
 BY_BLOCKS = "repair", "perplexity"  # the latter where the former cannot be had
@@ -65,17 +64,6 @@ def score(
     ]
     of_units = score_units(blocks, BY_UNITS, ids_NS, axes, progress=progress) if axes else {}
     return of_blocks, of_units
-
-
-def chosen(
-    checkpoint: Checkpoint, after: Shape, blocks: Scores | None, units: Mapping[str, UnitScores]
-) -> Keep:
-    """What one-shot scores alone would keep."""
-    before = checkpoint.shape
-    keep = Keep() if blocks is None else keep_layers(blocks, after["layers"])
-    layers = keep.model.get("layers", tuple(range(before["layers"])))
-    found = keep_units(units, checkpoint.layout, before, after, layers)
-    return Keep({**keep.model, **found.model}, found.blocks)
 
 
 def set_out(
