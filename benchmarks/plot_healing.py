@@ -1,4 +1,4 @@
-"""docs/healing.svg and docs/mix.svg, from results/healing.json and results/mix.json.
+"""docs/healing.svg, mix.svg and learning.svg, from the results of the same names.
 
 python benchmarks/plot_healing.py [RESULTS [DOCS]]
 
@@ -38,7 +38,7 @@ Run = dict[str, Any]
 def main(results: Path, docs: Path) -> None:
     """Draw what there are results for."""
     matplotlib.rcParams["svg.hashsalt"] = "shearling"
-    for name, draw in (("healing", _healing), ("mix", _mix)):
+    for name, draw in (("healing", _healing), ("mix", _mix), ("learning", _learning)):
         file = results / f"{name}.json"
         if not file.exists():
             print(f"{file} is not there; {name}.svg is left as it is")
@@ -109,6 +109,20 @@ def _healing(runs: Sequence[Run]) -> Figure:
     _plain(right, "minutes")
     left.set_ylabel("held-out loss, nats a token, mean of the domains", fontsize=9)
     _legend(figure, left)
+    return figure
+
+
+def _learning(runs: Sequence[Run]) -> Figure:
+    """Mean held-out loss against tokens, training of gates and healing in one line."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for place, run in enumerate(runs):
+        _line(axes, run["tokens"], run["loss"], place, run["name"])
+    axes.set_ylim(top=5)  # what lies above is lost
+    _plain(axes, "tokens trained on")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: amount(value)))
+    axes.set_ylabel("held-out loss, nats a token, mean of the domains", fontsize=9)
+    _legend(figure, axes)
     return figure
 
 
