@@ -111,7 +111,14 @@ def test_a_rotated_model_is_the_source(
     }
     norms = [t for n, t in after.items() if n.endswith("norm.weight") and len(t) == 36]
     assert len(norms) == 2 * 5 + 1
-    assert all(bool((norm == 1).all()) for norm in norms)
+    # What reads a norm has columns of one size: the gain holds what differs between them.
+    for block in range(5):
+        readers = [
+            t for n, t in after.items()
+            if n.endswith("proj.weight") and f".{block}.self_attn." in n and "o_proj" not in n
+        ]  # fmt: skip
+        sizes = torch.cat(readers).square().sum(0)
+        assert torch.allclose(sizes, sizes.mean().expand(36), rtol=1e-4)
 
 
 @pytest.mark.parametrize("variant", ["llama", "qwen2-tied"])
@@ -180,7 +187,8 @@ def test_norms_are_widened_in_the_result_and_in_the_masked_source(
     scale = (36 / WIDTH) ** 0.5
     cut(found, NARROW, tmp_path / "out")
     norm = load_file(tmp_path / "out" / "model.safetensors")["model.norm.weight"]
-    assert torch.allclose(norm, torch.full((WIDTH,), scale))
+    before = dict(found.read(["model.norm.weight"]))["model.norm.weight"]
+    assert torch.allclose(norm, before[:WIDTH] * scale)
 
     def undone(row: Row, before: Shape, after: Shape) -> Affine | None:
         return Affine(scale, 0.0) if row.role == "norm" else None

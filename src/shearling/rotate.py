@@ -6,7 +6,11 @@ al., arXiv 2401.15024, theorem 1). That paper turns every block by a matrix of i
 stock architecture has no place for; here one matrix Q serves the whole model: with g the gain
 before a reader,
 
-    reader W -> W diag(g) Q     writer W, bias b -> Q^T W, Q^T b     embedding E -> E Q     g -> 1
+    reader W -> W diag(g) Q / h    writer W, bias b -> Q^T W, Q^T b    embedding E -> E Q    g -> h
+
+Any gain h would do. It takes the size of the readers' columns, so that what is left of these is of
+one size, as it is where gains were trained: an optimiser that moves all weights alike would else
+move the axes of most energy, which are read through the smallest columns, far too much.
 
 Q holds the principal axes of the states at every norm, tokens weighted by the inverse of their
 energy, most energy first. A cut then keeps the first K channels, and norms over K channels instead
@@ -175,6 +179,7 @@ def rotate(
     tied = bool(_tied(checkpoint.layout))
     basis_DD, share = _basis(covariance_DD, keep, gains[norms.head] if tied else None)
     turned = _turned(checkpoint, norms, basis_DD, gains)
+    turned = dataclasses.replace(turned, sizes_D=_column_sizes(turned))
     proof = _prove(checkpoint, turned, progress)
     exact = _write(turned, directory, shard_bytes, progress)
     cuttable = exact
@@ -252,12 +257,14 @@ class _Turned(RotatedCheckpoint):
         norms: which norm is read by what.
         basis_DD: Q, in double precision.
         gains: every norm's gain, in double precision.
+        sizes_D: every norm's gain afterwards; 1 where there is none.
         stored: give tensors in the type that they are stored in, or in double precision.
     """
 
     norms: _Norms
     basis_DD: Tensor
     gains: Mapping[str, Tensor]
+    sizes_D: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
     stored: bool = False
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
@@ -282,18 +289,22 @@ class _Turned(RotatedCheckpoint):
         if STREAM not in row.dims:
             return tensor.to(dtype, copy=True)
         if row.role == "norm":
-            return torch.ones_like(tensor, dtype=dtype)
+            name = row.name.format(block)
+            return self.sizes_D.get(name, torch.ones_like(tensor.double())).to(dtype)
         if row.role == "bias":
             return (tensor.double() @ self.basis_DD).to(dtype)
         if row.output == STREAM and row.role != "embedding":  # a writer
             return self._product(tensor.T, None, dtype).T.contiguous()
         reads = row.role != "embedding"
-        gain_D = self.gains[self.norms.before(row).format(block)] if reads else None
-        return self._product(tensor, gain_D, dtype)
+        norm = self.norms.before(row).format(block) if reads else None
+        return self._product(tensor, norm, dtype)
 
-    def _product(self, x_RD: Tensor, gain_D: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """x diag(g) Q, some rows at a time."""
-        basis_DD = self.basis_DD if gain_D is None else gain_D[:, None] * self.basis_DD
+    def _product(self, x_RD: Tensor, norm: str | None, dtype: torch.dtype) -> Tensor:
+        """x diag(g) Q / h, some rows at a time; x Q where there is no norm."""
+        basis_DD = self.basis_DD
+        if norm is not None:
+            basis_DD = self.gains[norm][:, None] * basis_DD
+            basis_DD = basis_DD / self.sizes_D[norm] if norm in self.sizes_D else basis_DD
         return torch.cat([(part.double() @ basis_DD).to(dtype) for part in x_RD.split(_ROWS)])
 
 
@@ -311,6 +322,19 @@ def _turned(
             own[what] = {**own[what], **{head: own[what][name] for head, name in tied.items()}}
     own["family"] = dataclasses.replace(checkpoint.family, rescale=_widen)
     return _Turned(**own, source=checkpoint, norms=norms, basis_DD=basis_DD, gains=gains)
+
+
+def _column_sizes(turned: _Turned) -> dict[str, Tensor]:
+    """Root mean square of the columns of what reads each norm, over that of all; some rows do."""
+    sums: dict[str, Tensor] = {}
+    for name, (row, block) in turned._rows.items():
+        if row.role in ("norm", "bias", "embedding") or STREAM not in row.dims[1:]:
+            continue
+        norm = turned.norms.before(row).format(block)
+        for _, tensor in turned.read([name]):
+            found_D = tensor[:_ROWS].double().square().sum(0)
+            sums[norm] = sums[norm] + found_D if norm in sums else found_D
+    return {norm: (sum_D / sum_D.mean()).sqrt().clamp_min(1e-4) for norm, sum_D in sums.items()}
 
 
 def _fields(checkpoint: Checkpoint, kind: type[Checkpoint]) -> dict[str, Any]:

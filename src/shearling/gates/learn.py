@@ -31,7 +31,6 @@ from shearling.oneshot import Tokens, choose, prune_to
 from shearling.plan import require_smaller
 from shearling.products import fast_products
 from shearling.progress import Progress, silent
-from shearling.rotate import refusal
 from shearling.train import heal as healing
 from shearling.train.heal import Healed
 from shearling.train.loop import Trainer
@@ -166,15 +165,17 @@ def _by_scores(
     ids_NS: Tensor, teacher: Checkpoint | None, reference: Mapping[str, float] | None,
     world: World, progress: Progress, notify: Callable[[str], None],
 ) -> Healed:  # fmt: skip
-    """No gates: what ``shearling prune`` does, and all of the tokens spent on healing it."""
+    """No gates: what ``shearling prune --no-rotate`` does, and all of the tokens for healing it.
+
+    Whether a rotated stream heals as well as a raw one has not been measured to the end (LOG.md).
+    """
     place = output / healing.RUN / "cut"
     if world.first and not (place / "config.json").exists():
         text = Tokens(store.path, *ids_NS.shape, options.seed, shares=(), written=0, ids_NS=ids_NS)
         with fast_products():
             choice = choose(
-                source, after, calibration=text, repaired=options.refit,
-                rotated=refusal(source) is None, progress=progress,
-            )  # fmt: skip
+                source, after, calibration=text, repaired=options.refit, progress=progress
+            )
         place.parent.mkdir(parents=True, exist_ok=True)
         prune_to(source, choice, place, calibration=text, repaired=options.refit, progress=progress)
     world.barrier()
