@@ -96,6 +96,7 @@ def test_stopped_and_taken_up_again(
 
 
 SCRIPT = """
+import os
 import sys
 from pathlib import Path
 sys.path.insert(0, str(Path({tests!r})))
@@ -108,26 +109,35 @@ from shearling.gates.learn import learn
 from shearling.train.parallel import join, leave
 model = Checkpoint.open({model!r})
 world = join()
+
+def told(stage, done, total):
+    if stage == "training" and done == {stop}:
+        os._exit(9)  # as a kill: nothing is saved, nothing tidied
+
 learn(model, model.shape.with_(**SIZES), Store.open(Path({store!r})),
-      options(), Path({output!r}), world=world)
+      options(), Path({output!r}), world=world, progress=told)
 leave()
 """
 
 
-def test_two_processes_are_one(model: Checkpoint, store: Store, tmp_path: Path) -> None:
-    """FSDP2 on two gloo processes: the same gates and losses as one process."""
-    learn(model, model.shape.with_(**SIZES), store, options(), tmp_path / "one")
-    tests = Path(__file__).resolve().parents[1]
+def two_processes(model: Checkpoint, store: Store, output: Path, *, stop: int = -1) -> Any:
     script = SCRIPT.format(
-        tests=str(tests), model=str(model.path), store=str(store.path), output=str(tmp_path / "two")
-    )
+        tests=str(Path(__file__).resolve().parents[1]), model=str(model.path),
+        store=str(store.path), output=str(output), stop=stop,
+    )  # fmt: skip
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
         "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--no-python",
         sys.executable, "-c", script,
     ]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_two_processes_are_one(model: Checkpoint, store: Store, tmp_path: Path) -> None:
+    """FSDP2 on two gloo processes: one process' gates and losses; killed and gone on with."""
+    learn(model, model.shape.with_(**SIZES), store, options(), tmp_path / "one")
+    done = two_processes(model, store, tmp_path / "two")
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = log(tmp_path / "one"), log(tmp_path / "two")
     for a, b in zip(one, two, strict=True):
@@ -139,6 +149,14 @@ def test_two_processes_are_one(model: Checkpoint, store: Store, tmp_path: Path) 
         json.loads((tmp_path / n / "shearling.json").read_text())["keep"] for n in ("one", "two")
     ]
     assert keeps[0] == keeps[1]
+    stopped = two_processes(model, store, tmp_path / "parts", stop=5)
+    assert stopped.returncode != 0
+    assert not (tmp_path / "parts" / "config.json").exists()
+    done = two_processes(model, store, tmp_path / "parts")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert log(tmp_path / "parts") == two
+    files = [tmp_path / name / "model.safetensors" for name in ("parts", "two")]
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 @pytest.mark.parametrize(
