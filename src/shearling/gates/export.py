@@ -23,10 +23,10 @@ from shearling.data.store import Store
 from shearling.gates.folding import folder
 from shearling.gates.learner import Learner
 from shearling.gates.options import LearnOptions
-from shearling.manifest import MANIFEST, describe, read_manifest, stamp, versions
+from shearling.manifest import MANIFEST, stamp
 from shearling.progress import Progress, silent
 from shearling.refit import refit
-from shearling.train.finish import looks_at, move_into, save
+from shearling.train.finish import looks_at, manifest, move_into, save
 from shearling.train.log import read as read_log
 from shearling.train.parallel import World
 from shearling.writer import write_json
@@ -69,7 +69,11 @@ def export(
     looks = looks_at([log])
     write_json(
         whole / MANIFEST,
-        _manifest(source, Checkpoint.open(whole), options, store, looks, lost) | {"files": files},
+        # Of the trained model before the cut, whose child the result is.
+        manifest(
+            "learn", f"{source.name}-gated", source, Checkpoint.open(whole), options, store, looks
+        )
+        | {"probability_lost": lost, "files": files},
     )
     missed = {axis: share for axis, share in lost.items() if share > 0.02}
     if missed:
@@ -83,9 +87,9 @@ def export(
     found = cut(gated, keep, staging, progress=progress)
     if options.refit:
         found = _repaired(source, gated, keep, found, store, options, ids_NS, progress, notify)
-    manifest = read_json(staging / MANIFEST)  # of a cut, which was made under another name
-    manifest["model"]["name"] = name
-    write_json(staging / MANIFEST, manifest)
+    described = read_json(staging / MANIFEST)  # of a cut, which was made under another name
+    described["model"]["name"] = name
+    write_json(staging / MANIFEST, described)
     write_json(
         output / RUN / FILE,
         _history(found, learner, log, keep, looks, name)
@@ -135,30 +139,6 @@ def _repaired(
 
 def _mean(losses: Mapping[str, float]) -> float:
     return sum(losses.values()) / len(losses)
-
-
-def _manifest(
-    source: Checkpoint, written: Checkpoint, options: LearnOptions, store: Store,
-    looks: list[dict[str, Any]], lost: Mapping[str, float],
-) -> dict[str, Any]:  # fmt: skip
-    """Of the trained model before the cut, whose child the result is."""
-    return {"kind": "manifest", "stage": "learn"} | stamp() | {
-        "model": {"name": f"{source.name}-gated", "fingerprint": written.fingerprint},
-        "source": describe(source),
-        "shape": dict(written.shape),
-        "source_shape": dict(source.shape),
-        "parameters": written.parameters,
-        "source_parameters": source.parameters,
-        "bytes": written.bytes,
-        "versions": versions(),
-        "options": options.model_dump(mode="json"),
-        "store": {"fingerprint": store.fingerprint, "domains": list(store.domains)},
-        "seed": options.seed,
-        "losses": {"before": looks[0]["losses"], "after": looks[-1]["losses"]} if looks else None,
-        "final_weights": looks[-1]["weights"] if looks else None,
-        "probability_lost": dict(lost),
-        "parent": read_manifest(source.path),
-    }  # fmt: skip
 
 
 def _history(

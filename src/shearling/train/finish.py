@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,20 @@ def write(
     written = Checkpoint.open(staging)
     write_json(
         staging / MANIFEST,
-        _manifest(source, written, output, options, store, teacher) | {"files": files},
+        manifest(
+            "heal",
+            output.resolve().name,
+            source,
+            written,
+            options,
+            store,
+            looks_at(_phase_folders(output)),
+        )
+        | {
+            "teacher": teacher,
+            "seconds": round(sum(_seconds(folder) for folder in _phase_folders(output)), 2),
+            "files": files,
+        },
     )
     sync_tree(staging)
     write_json(output / RUN / "healing.json", _history(written, output, options, reference))
@@ -134,16 +147,23 @@ def _phase_folders(output: Path) -> list[Path]:
     )
 
 
-def _manifest(
-    source: Checkpoint, written: Checkpoint, output: Path, options: Options, store: Store,
-    teacher: Mapping[str, Any] | None,
+def manifest(
+    stage: str, name: str, source: Checkpoint, written: Checkpoint, options: Options, store: Store,
+    looks: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:  # fmt: skip
-    records = [record for folder in _phase_folders(output) for record in read_log(folder)]
-    looks = [record for record in records if record["kind"] == "eval"]
-    return {"kind": "manifest", "stage": "heal"} | stamp() | {
-        "model": {"name": output.resolve().name, "fingerprint": written.fingerprint},
+    """What is said of every trained model.
+
+    Args:
+        stage: what made it.
+        name: of the model.
+        source: what was trained.
+        written: the result.
+        options: of the training; ``store``: its data.
+        looks: at held-out text, with ``losses`` and ``weights`` by domain, oldest first.
+    """
+    return {"kind": "manifest", "stage": stage} | stamp() | {
+        "model": {"name": name, "fingerprint": written.fingerprint},
         "source": describe(source),
-        "teacher": teacher,
         "shape": dict(written.shape),
         "source_shape": dict(source.shape),
         "parameters": written.parameters,
@@ -155,7 +175,6 @@ def _manifest(
         "seed": options.seed,
         "losses": {"before": looks[0]["losses"], "after": looks[-1]["losses"]} if looks else None,
         "final_weights": looks[-1]["weights"] if looks else None,
-        "seconds": round(sum(_seconds(folder) for folder in _phase_folders(output)), 2),
         "parent": read_manifest(source.path),
     }  # fmt: skip
 
