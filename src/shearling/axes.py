@@ -240,6 +240,15 @@ class Layout:
         """Rows that every block has."""
         return tuple(row for row in self.stored if row.in_block)
 
+    def places(self, shape: Shape) -> dict[str, tuple[Row, int | None]]:
+        """Name -> its row, and the block that it is in, of all rows that are no other's twin."""
+        return {
+            row.name.format(block): (row, block)
+            for row in self.rows
+            if row.tied_to is None
+            for block in (range(shape["layers"]) if row.in_block else (None,))
+        }
+
     def tensors(self, shape: Shape) -> dict[str, tuple[int, ...]]:
         """Name -> sizes of every stored tensor of a model of ``shape``."""
         return {

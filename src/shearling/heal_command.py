@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shearling.errors import ShearlingError
-from shearling.options import Json, Model, warn
+from shearling.options import Json, Model, References, RunOutput, TokenStore, TrainingTokens, warn
 
 if TYPE_CHECKING:
     from shearling.checkpoint import Checkpoint
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 def heal(
     model: Model,
-    data: Annotated[Path, typer.Option(help="A token store, as `shearling pack` writes it.")],
-    tokens: Annotated[str, typer.Option(help="How many to train on, such as 200k, 1.5M or 2B.")],
-    output: Annotated[Path, typer.Option(help="A new directory, or that of a run to go on with.")],
+    data: TokenStore,
+    tokens: TrainingTokens,
+    output: RunOutput,
     settings: Annotated[
         list[str] | None,
         typer.Argument(
@@ -40,10 +40,7 @@ def heal(
     teacher_cache: Annotated[
         Path | None, typer.Option(help="What the teacher says, from `shearling teach`, instead.")
     ] = None,
-    reference: Annotated[
-        Path | None,
-        typer.Option(help="Reference losses for mix=dynamic, from `shearling reference`."),
-    ] = None,
+    reference: References = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it would take, and train nothing.")
     ] = False,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shearling.heal_command import progress_of, references
-from shearling.options import Json, Model, warn
+from shearling.options import Json, Model, References, RunOutput, TokenStore, TrainingTokens, warn
 
 if TYPE_CHECKING:
     from shearling.axes import Shape
@@ -24,9 +24,9 @@ def learn(
     shape: Annotated[
         str, typer.Option(help="Sizes after the cut, such as hidden=512,layers=24,mlp=1024.")
     ],
-    data: Annotated[Path, typer.Option(help="A token store, as `shearling pack` writes it.")],
-    tokens: Annotated[str, typer.Option(help="How many to train on, such as 200k, 1.5M or 2B.")],
-    output: Annotated[Path, typer.Option(help="A new directory, or that of a run to go on with.")],
+    data: TokenStore,
+    tokens: TrainingTokens,
+    output: RunOutput,
     settings: Annotated[
         list[str] | None,
         typer.Argument(
@@ -44,10 +44,7 @@ def learn(
     teacher: Annotated[
         str | None, typer.Option(help="A model to distil from, and to take references of.")
     ] = None,
-    reference: Annotated[
-        Path | None,
-        typer.Option(help="Reference losses for mix=dynamic, from `shearling reference`."),
-    ] = None,
+    reference: References = None,
     distil: Annotated[
         bool, typer.Option(help="Learn from the teacher's distribution instead of the text.")
     ] = False,

@@ -26,6 +26,14 @@ Calibration = Annotated[
 ]
 Samples = Annotated[int, typer.Option(min=1, help="Calibration sequences.")]
 Length = Annotated[int, typer.Option(min=2, help="Tokens in each sequence.")]
+TokenStore = Annotated[Path, typer.Option(help="A token store, as `shearling pack` writes it.")]
+TrainingTokens = Annotated[
+    str, typer.Option(help="How many to train on, such as 200k, 1.5M or 2B.")
+]
+RunOutput = Annotated[Path, typer.Option(help="A new directory, or that of a run to go on with.")]
+References = Annotated[
+    Path | None, typer.Option(help="Reference losses for mix=dynamic, from `shearling reference`.")
+]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of every random choice.")]
 Stream = Annotated[
     bool | None,

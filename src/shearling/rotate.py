@@ -271,21 +271,17 @@ class _Turned(RotatedCheckpoint):
         """Yield ``(name, tensor)`` in the new basis."""
         tied = _tied(self.source.layout)
         for name in names:
-            row, block = self._rows[name]
+            row, block = self.places[name]
             for _, tensor in self.source.read([tied.get(name, name)]):
                 dtype = torch_dtype(self.dtypes[name]) if self.stored else torch.float64
                 yield name, self._turn(row, block, tensor, dtype)
 
     @cached_property
-    def _rows(self) -> Mapping[str, tuple[Row, int]]:
-        """Tensor name -> its row, and the number of its block, 0 outside."""
-        return {
-            row.name.format(block): (row, block)
-            for row in self.layout.stored
-            for block in range(self.shape["layers"] if row.in_block else 1)
-        }
+    def places(self) -> Mapping[str, tuple[Row, int | None]]:
+        """Tensor name -> its row, and the block that it is in."""
+        return self.layout.places(self.shape)
 
-    def _turn(self, row: Row, block: int, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    def _turn(self, row: Row, block: int | None, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         if STREAM not in row.dims:
             return tensor.to(dtype, copy=True)
         if row.role == "norm":
@@ -327,7 +323,7 @@ def _turned(
 def _column_sizes(turned: _Turned) -> dict[str, Tensor]:
     """Root mean square of the columns of what reads each norm, over that of all; some rows do."""
     sums: dict[str, Tensor] = {}
-    for name, (row, block) in turned._rows.items():
+    for name, (row, block) in turned.places.items():
         if row.role in ("norm", "bias", "embedding") or STREAM not in row.dims[1:]:
             continue
         norm = turned.norms.before(row).format(block)

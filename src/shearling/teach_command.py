@@ -9,12 +9,12 @@ from typing import Annotated
 
 import typer
 
-from shearling.options import Json, Model, Stream
+from shearling.options import Json, Model, Stream, TokenStore
 
 
 def teach(
     model: Model,
-    data: Annotated[Path, typer.Option(help="A token store, as `shearling pack` writes it.")],
+    data: TokenStore,
     output: Annotated[Path, typer.Option(help="A new directory, or an unfinished one to go on.")],
     top: Annotated[int, typer.Option(min=1, help="Tokens kept of each distribution.")] = 64,
     stream: Stream = None,

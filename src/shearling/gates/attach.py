@@ -46,8 +46,9 @@ def attach(checkpoint: Checkpoint, model: nn.Module, bank: GateBank) -> None:
     """
     check(checkpoint, bank)
     gated = _Gated(checkpoint, bank)
-    for row, block in _placed(checkpoint):
-        module = model.get_submodule(_module_path(checkpoint, row, block))
+    renamed = checkpoint.family.renamed
+    for name, (row, block) in checkpoint.layout.places(checkpoint.shape).items():
+        module = model.get_submodule(renamed.get(name, name).rpartition(".")[0])
         if gated.writes(row) and row.role == "linear":
             module.forward = _linear(module, gated, row, block)
         elif gated.writes(row) and row.role == "embedding":
@@ -71,24 +72,27 @@ def check(checkpoint: Checkpoint, bank: GateBank) -> None:
         )
 
 
-def folded(
-    checkpoint: Checkpoint, bank: GateBank, row: Row, block: int | None, tensor: Tensor
-) -> Tensor:
-    """A tensor of the checkpoint with the gates in use multiplied into it, on its own device."""
-    gated = _Gated(checkpoint, bank)
-    if gated.writes(row):
-        for dim in range(tensor.ndim):
-            gates = gated.along(row, dim, block)
-            if gates is not None:
-                sizes = [-1 if each == dim else 1 for each in range(tensor.ndim)]
-                tensor = tensor * gates.view(sizes).to(tensor)
-        layer = gated.layer(row, block)
-        return tensor if layer is None else tensor * layer.to(tensor)
-    if normalises(row) and gated.ends_branch(row):
-        layer = bank.of("layers", block)
-        offset = checkpoint.family.gain_offset
-        return tensor if layer is None else (tensor + offset) * layer.to(tensor) - offset
-    return tensor
+def folder(checkpoint: Checkpoint, bank: GateBank) -> Callable[[str, Tensor], Tensor]:
+    """A function of a tensor's name and values that multiplies the gates in use into them."""
+    gated, places = _Gated(checkpoint, bank), checkpoint.layout.places(checkpoint.shape)
+    offset = checkpoint.family.gain_offset
+
+    def fold(name: str, tensor: Tensor) -> Tensor:
+        row, block = places[name]
+        if gated.writes(row):
+            for dim in range(tensor.ndim):
+                gates = gated.along(row, dim, block)
+                if gates is not None:
+                    sizes = [-1 if each == dim else 1 for each in range(tensor.ndim)]
+                    tensor = tensor * gates.view(sizes).to(tensor)
+            layer = gated.layer(row, block)
+            return tensor if layer is None else tensor * layer.to(tensor)
+        if normalises(row) and gated.ends_branch(row):
+            layer = bank.of("layers", block)
+            return tensor if layer is None else (tensor + offset) * layer.to(tensor) - offset
+        return tensor
+
+    return fold
 
 
 def normalises(row: Row) -> bool:
@@ -130,21 +134,6 @@ class _Gated:
         if not row.in_block or self.normed:  # behind a norm it would be normed away
             return None
         return self.bank.of("layers", block)
-
-
-def _placed(checkpoint: Checkpoint) -> list[tuple[Row, int | None]]:
-    """Every row that is no twin of another, once for each block that has it."""
-    return [
-        (row, block)
-        for row in checkpoint.layout.rows
-        if row.tied_to is None
-        for block in (range(checkpoint.shape["layers"]) if row.in_block else (None,))
-    ]
-
-
-def _module_path(checkpoint: Checkpoint, row: Row, block: int | None) -> str:
-    name = row.name if block is None else row.name.format(block)
-    return checkpoint.family.renamed.get(name, name).rpartition(".")[0]
 
 
 def _tied_head(checkpoint: Checkpoint) -> Row | None:

@@ -191,11 +191,14 @@ class GateBank(nn.Module):
 
 def top(scores_RU: Tensor, count_R: Tensor) -> Tensor:
     """1 for the highest of each row, as many as ``count_R`` says, 0 else; ties to the lower."""
+    return (ranks(scores_RU) < count_R[:, None]).to(scores_RU.dtype)
+
+
+def ranks(scores_RU: Tensor) -> Tensor:
+    """Each unit's place in its row, 0 for the highest; ties to the lower index."""
     order_RU = scores_RU.argsort(dim=1, descending=True, stable=True)
-    rank_RU = torch.empty_like(order_RU).scatter_(
-        1, order_RU, torch.arange(scores_RU.shape[1], device=order_RU.device).expand_as(order_RU)
-    )
-    return (rank_RU < count_R[:, None]).to(scores_RU.dtype)
+    rank_U = torch.arange(scores_RU.shape[1], device=order_RU.device)
+    return torch.empty_like(order_RU).scatter_(1, order_RU, rank_U.expand_as(order_RU))
 
 
 def _indices(mask_U: Tensor) -> Indices:

@@ -20,7 +20,7 @@ from shearling.checkpoint import Checkpoint, read_json
 from shearling.cut import cut
 from shearling.data.reference import measure
 from shearling.data.store import Store
-from shearling.gates.folding import folder
+from shearling.gates.attach import folder
 from shearling.gates.learner import Learner
 from shearling.gates.options import LearnOptions
 from shearling.manifest import MANIFEST, stamp

@@ -6,14 +6,13 @@ stream closed, it is not, since stock norms would count the dead channels as wel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 
 from torch import Tensor
 
-from shearling.axes import Row
 from shearling.checkpoint import Checkpoint
-from shearling.gates.attach import folded
+from shearling.gates.attach import folder
 from shearling.gates.bank import GateBank
 
 
@@ -38,14 +37,3 @@ def through(checkpoint: Checkpoint, bank: GateBank) -> Folded:
     """``checkpoint`` as the gates of ``bank`` make it."""
     own = {field.name: getattr(checkpoint, field.name) for field in fields(Checkpoint)}
     return Folded(**own, bank=bank)
-
-
-def folder(checkpoint: Checkpoint, bank: GateBank) -> Callable[[str, Tensor], Tensor]:
-    """A function of a tensor's name and values that multiplies its gates in."""
-    places: dict[str, tuple[Row, int | None]] = {}
-    for row in checkpoint.layout.stored:
-        if row.in_block:
-            places |= {row.name.format(i): (row, i) for i in range(checkpoint.shape["layers"])}
-        else:
-            places[row.name] = (row, None)
-    return lambda name, tensor: folded(checkpoint, bank, *places[name], tensor)

@@ -122,9 +122,8 @@ class Learner(nn.Module):
         """Axis -> how many of each row (R,) are to be open at a step, on average."""
         share = min(1.0, step / self.rise)
         return {
-            axis: (1 - share) * start + share * rows.target
+            axis: (1 - share) * self.get_buffer(f"start_{axis}") + share * rows.target
             for axis, rows in self.bank.rows.items()
-            if (start := self.get_buffer(f"start_{axis}")) is not None
         }
 
     def settle(self, step: int) -> None:

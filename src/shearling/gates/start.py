@@ -21,7 +21,7 @@ from shearling.criteria.repair import repairable
 from shearling.criteria.units import score_units
 from shearling.data.mixture import Mixture
 from shearling.data.store import Store
-from shearling.gates.bank import GateBank
+from shearling.gates.bank import GateBank, ranks
 from shearling.oneshot import BY_UNITS
 from shearling.progress import Progress, silent
 from shearling.scores import Scores
@@ -83,14 +83,9 @@ def set_out(
 
 def places(scores_RU: Tensor, target: int) -> Tensor:
     """Where units stand by rank: the best of a row at 1, the worst at -1, 0 between stay and go."""
-    order_RU = scores_RU.argsort(dim=1, descending=True, stable=True)
-    units = scores_RU.shape[1]
-    rank_U = torch.arange(units)
-    place_U = torch.where(
-        rank_U < target, (target - rank_U) / target, (target - rank_U - 1) / (units - target)
-    )
-    return torch.empty_like(scores_RU, dtype=torch.float32).scatter_(
-        1, order_RU, place_U.float().expand_as(order_RU)
+    rank_RU, units = ranks(scores_RU), scores_RU.shape[1]
+    return torch.where(
+        rank_RU < target, (target - rank_RU) / target, (target - rank_RU - 1) / (units - target)
     )
 
 
