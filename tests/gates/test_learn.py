@@ -117,6 +117,9 @@ def told(stage, done, total):
 learn(model, model.shape.with_(**SIZES), Store.open(Path({store!r})),
       options(), Path({output!r}), world=world, progress=told)
 leave()
+# torch 2.13 may abort while the interpreter ends ("terminate called without an active exception").
+sys.stdout.flush()
+os._exit(0)
 """
 
 
