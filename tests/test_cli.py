@@ -130,6 +130,20 @@ def test_help_is_fast(arguments: list[str]) -> None:
         assert "Usage: shearling" in done.stdout
 
 
+@pytest.mark.parametrize(("ranks", "torn_down"), [("1", True), ("2", False)])
+def test_a_rank_skips_the_interpreter_teardown(ranks: str, torn_down: bool) -> None:
+    script = (
+        "import atexit, sys; atexit.register(print, 'teardown'); "
+        "sys.argv = ['shearling', '--version']; from shearling.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | {"WORLD_SIZE": ranks},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.startswith(f"shearling {shearling.__version__}\n")
+    assert ("teardown" in done.stdout) == torn_down
+
+
 def test_inspect_counts_exactly(run: Run, model: Path) -> None:
     found = run("inspect", model, "--json").json
     stock = naive.stock(model)

@@ -316,6 +316,22 @@ def _stop(_signal: int, _frame: object) -> NoReturn:
     sys.exit(143)
 
 
+def _run() -> None:
+    """The command; a rank that torchrun started ends without the interpreter's own teardown.
+
+    There torch 2.13 aborts now and then (1 of 12 launches under load), upon which torchrun would
+    end the other ranks, the one that still writes among them.
+    """
+    try:
+        app()
+    except SystemExit as stop:
+        if stop.code or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            raise
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
 def main() -> None:
     """Entry point: errors of the user's become one line on stderr and exit code 2."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -324,7 +340,7 @@ def main() -> None:
     # An exit, rather than a kill, lets unfinished outputs be removed.
     signal.signal(signal.SIGTERM, _stop)
     try:
-        app()
+        _run()
     except (ShearlingError, OSError) as error:
         if os.environ.get("SHEARLING_TRACEBACK"):
             traceback.print_exc()
