@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import shearling.rotate
+import shearling.turned
 from naive import stock
 from shearling.axes import Keep, Row, Shape
 from shearling.checkpoint import Checkpoint
@@ -267,7 +268,7 @@ def test_a_wrong_rotation_fails_its_proof(
     models: Models, ids: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The table's order of norms is all that says which reader follows which."""
-    monkeypatch.setattr(shearling.rotate._Norms, "before", lambda self, row: self.head)
+    monkeypatch.setattr(shearling.turned.Norms, "before", lambda self, row: self.head)
     with pytest.raises(ShearlingError, match="differ from its own"):
         turned(models("llama"), ids, tmp_path / "r")
     assert not (tmp_path / "r").exists()

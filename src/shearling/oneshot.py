@@ -211,30 +211,21 @@ def choose(
     before = checkpoint.shape
     checkpoint.family.check(checkpoint.config, after)
     by_blocks, by_units = criteria_for(by, checkpoint, repaired=repaired)
-    widths = [axis for axis in _WIDTHS if after.get(axis) != before.get(axis)]
     windows = _Windows(checkpoint, calibration)
-    rotated = rotated and "hidden" in widths
-    if rotated:
-        require_rotatable(checkpoint)
-        windows.file("the stream's basis")
-        widths.remove("hidden")
+    rotated = rotated and after["hidden"] < before["hidden"]
+    widths = _widths(checkpoint, after, windows, rotated=rotated)
     keep = keep_blocks or Keep()
     remove = before["layers"] - after["layers"] if keep_blocks is None else 0
-    scoring = remove > 0 and scores is None
     # What can be refused is refused here, before the model is read.
     if remove and scores is not None:
         keep = keep_layers(scores, after["layers"])
+    scoring = remove > 0 and scores is None
     if scoring:
         _check_blocks(checkpoint, by_blocks, windows, protect, remove)
     ids_NS = windows.of_units(by_units) if widths else None
     if repaired and calibration is not None:
         windows.of("repair")
-    vocab: dict[str, Indices] = {}
-    if after["vocab"] < before["vocab"]:
-        from shearling.vocabulary import choose_tokens
-
-        text = documents(windows.file("a smaller vocabulary"))
-        vocab = {"vocab": choose_tokens(checkpoint.path, text, after["vocab"])}
+    vocab = _vocabulary(checkpoint, after, windows)
     blocks = None
     if scoring or widths:
         blocks = BlockStream(checkpoint, resident=None if stream is None else not stream)
@@ -256,6 +247,26 @@ def choose(
         options["calibration"] = calibration.as_json()
     options["seconds_choosing"] = round(time.perf_counter() - started, 2)
     return Choice(keep, options, rotated)
+
+
+def _widths(checkpoint: Checkpoint, after: Shape, windows: _Windows, *, rotated: bool) -> list[str]:
+    """The axes that shrink and whose units a criterion chooses: not those of a rotated stream."""
+    widths = [axis for axis in _WIDTHS if after.get(axis) != checkpoint.shape.get(axis)]
+    if rotated:
+        require_rotatable(checkpoint)
+        windows.file("the stream's basis")
+        widths.remove("hidden")
+    return widths
+
+
+def _vocabulary(checkpoint: Checkpoint, after: Shape, windows: _Windows) -> dict[str, Indices]:
+    """The tokens that stay, if some are to go."""
+    if after["vocab"] == checkpoint.shape["vocab"]:
+        return {}
+    from shearling.vocabulary import choose_tokens
+
+    text = documents(windows.file("a smaller vocabulary"))
+    return {"vocab": choose_tokens(checkpoint.path, text, after["vocab"])}
 
 
 def prune_to(

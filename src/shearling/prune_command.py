@@ -14,9 +14,11 @@ from shearling.options import (
     BY_HELP,
     Calibration,
     Json,
+    Length,
     Model,
     ProtectFirst,
     ProtectLast,
+    Samples,
     Seed,
     Stream,
     numbers,
@@ -33,70 +35,80 @@ if TYPE_CHECKING:
     from shearling.scores import Scores
 
 
+NewModel = Annotated[Path, typer.Option(help="A new directory for the smaller model.")]
+Sizes = Annotated[
+    str | None,
+    typer.Option(
+        help="Sizes after the cut, such as layers=24,mlp=1024; keys are layers, hidden, "
+        "heads, kv_heads, mlp and vocab, and what is not named stays."
+    ),
+]
+Params = Annotated[
+    str | None,
+    typer.Option(help="Parameters of the result, such as 0.8x or 113M; we choose the shape."),
+]
+Layers = Annotated[int | None, typer.Option(help="Blocks to keep; as --shape layers=N.")]
+Remove = Annotated[str | None, typer.Option(help="Blocks to remove, separated by commas, from 0.")]
+By = Annotated[str | None, typer.Option(help=f"{BY_HELP} Default repair,fisher-energy.")]
+OfBlocks = Annotated[Path | None, typer.Option(help="Scores of blocks from `shearling score`.")]
+Refit = Annotated[
+    bool | None,
+    typer.Option(
+        "--refit/--no-refit",
+        help="Solve the matrices that write into the residual stream anew after the cut; "
+        "by default whenever there is calibration text.",
+    ),
+]
+Rotate = Annotated[
+    bool | None,
+    typer.Option(
+        "--rotate/--no-rotate",
+        help="Turn the residual stream into its principal axes before hidden is cut; by "
+        "default where the architecture allows it and there is calibration text.",
+    ),
+]
+Copies = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        max=9,
+        help="Copies of the calibration text for the repair, in which the source model "
+        "rewrote some of the tokens.",
+    ),
+]
+Written = Annotated[
+    int, typer.Option(min=0, help="Sequences for the repair that the source model writes itself.")
+]
+ShardSize = Annotated[
+    float, typer.Option(min=0.001, help="Largest weight file, in GB (10^9 bytes).")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")
+]
+
+
 def prune(
     model: Model,
-    output: Annotated[Path, typer.Option(help="A new directory for the smaller model.")],
-    shape: Annotated[
-        str | None,
-        typer.Option(
-            help="Sizes after the cut, such as layers=24,mlp=1024; keys are layers, hidden, "
-            "heads, kv_heads, mlp and vocab, and what is not named stays."
-        ),
-    ] = None,
-    params: Annotated[
-        str | None,
-        typer.Option(help="Parameters of the result, such as 0.8x or 113M; we choose the shape."),
-    ] = None,
-    layers: Annotated[int | None, typer.Option(help="Blocks to keep; as --shape layers=N.")] = None,
-    remove: Annotated[
-        str | None, typer.Option(help="Blocks to remove, separated by commas, from 0.")
-    ] = None,
-    by: Annotated[str | None, typer.Option(help=f"{BY_HELP} Default repair,fisher-energy.")] = None,
-    scores: Annotated[
-        Path | None, typer.Option(help="Scores of blocks from `shearling score`.")
-    ] = None,
-    refit: Annotated[
-        bool | None,
-        typer.Option(
-            "--refit/--no-refit",
-            help="Solve the matrices that write into the residual stream anew after the cut; "
-            "by default whenever there is calibration text.",
-        ),
-    ] = None,
-    rotate: Annotated[
-        bool | None,
-        typer.Option(
-            "--rotate/--no-rotate",
-            help="Turn the residual stream into its principal axes before hidden is cut; by "
-            "default where the architecture allows it and there is calibration text.",
-        ),
-    ] = None,
+    output: NewModel,
+    shape: Sizes = None,
+    params: Params = None,
+    layers: Layers = None,
+    remove: Remove = None,
+    by: By = None,
+    scores: OfBlocks = None,
+    refit: Refit = None,
+    rotate: Rotate = None,
     calibration: Calibration = None,
-    samples: Annotated[int, typer.Option(min=1, help="Calibration sequences.")] = 64,
-    length: Annotated[int, typer.Option(min=2, help="Tokens in each sequence.")] = 256,
-    copies: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            max=9,
-            help="Copies of the calibration text for the repair, in which the source model "
-            "rewrote some of the tokens.",
-        ),
-    ] = 3,
-    written: Annotated[
-        int,
-        typer.Option(min=0, help="Sequences for the repair that the source model writes itself."),
-    ] = 64,
+    samples: Samples = 64,
+    length: Length = 256,
+    copies: Copies = 3,
+    written: Written = 64,
     seed: Seed = 0,
     stream: Stream = None,
     protect_first: ProtectFirst = None,
     protect_last: ProtectLast = None,
-    shard_size: Annotated[
-        float, typer.Option(min=0.001, help="Largest weight file, in GB (10^9 bytes).")
-    ] = 1.0,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")
-    ] = False,
+    shard_size: ShardSize = 1.0,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Cut a model to a shape or a size, repair it, and prove that it is what it claims."""

@@ -27,50 +27,35 @@ and C columns of a matrix.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from shearling.axes import Dim, Layout, Row, Shape
-from shearling.checkpoint import Checkpoint, torch_dtype
+from shearling.checkpoint import Checkpoint
 from shearling.criteria.units.forward import check_state, forward_walk
 from shearling.errors import ShearlingError
-from shearling.families.base import Affine
 from shearling.products import fast_products
 from shearling.progress import Progress, silent
 from shearling.stream import BlockStream
-from shearling.writer import check_space, new_directory, write_json, write_weights
+from shearling.turned import (
+    STREAM,
+    Norms,
+    column_sizes,
+    norms_of,
+    retie,
+    tied_heads,
+    turn,
+    write,
+)
 
-STREAM = Dim.parse("hidden")
-TIED = "tie_word_embeddings"
 TOLERANCE = 1e-4
-_ROWS = 4096  # of a matrix that are turned together, in double precision
-
-
-@dataclass(frozen=True)
-class RotatedCheckpoint(Checkpoint):
-    """A model in another basis of its stream; but for its tensors it is the source.
-
-    Attributes:
-        source: whose name, fingerprint, tokenizer and side files it has.
-    """
-
-    source: Checkpoint
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """The source's: this is no model that anybody has."""
-        return self.source.fingerprint
 
 
 @dataclass(frozen=True)
@@ -89,25 +74,6 @@ class Rotation:
     figures: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class _Norms:
-    """Names of the norms before attention, before the MLP and before the head."""
-
-    heads: str
-    mlp: str
-    head: str
-
-    def before(self, row: Row) -> str:
-        """The norm whose output a reader reads."""
-        if not row.in_block:
-            return self.head
-        return self.mlp if "mlp" in row.output.axes else self.heads
-
-    def names(self, layers: int) -> list[str]:
-        """All of them, in every block."""
-        return [n.format(i) for n in (self.heads, self.mlp) for i in range(layers)] + [self.head]
-
-
 def refusal(checkpoint: Checkpoint) -> str | None:
     """Why this model's stream cannot be rotated, as it follows on "because"; None if it can."""
     name, rows = checkpoint.family.model_type, checkpoint.layout.rows
@@ -124,7 +90,7 @@ def refusal(checkpoint: Checkpoint) -> str | None:
                 f"{name} has LayerNorms, which subtract the mean over the channels as they are; "
                 "only a model with RMSNorms computes the same in another basis"
             )
-    if _norms(checkpoint.layout) is None:
+    if norms_of(checkpoint.layout) is None:
         return f"{name} does not have one norm before attention, one before the MLP and a last one"
     return None
 
@@ -169,23 +135,23 @@ def rotate(
     """
     started = time.perf_counter()
     require_rotatable(checkpoint)
-    norms = _norms(checkpoint.layout)
+    norms = norms_of(checkpoint.layout)
     assert norms is not None
     blocks = BlockStream(checkpoint, resident=None if stream is None else not stream)
     covariance_DD = _covariance(blocks, ids_NS, norms, progress)
     del blocks
     names = norms.names(checkpoint.shape["layers"])
     gains = {name: tensor.double() for name, tensor in checkpoint.read(names)}
-    tied = bool(_tied(checkpoint.layout))
+    tied = bool(tied_heads(checkpoint.layout))
     basis_DD, share = _basis(covariance_DD, keep, gains[norms.head] if tied else None)
-    turned = _turned(checkpoint, norms, basis_DD, gains)
-    turned = dataclasses.replace(turned, sizes_D=_column_sizes(turned))
+    turned = turn(checkpoint, norms, basis_DD, gains)
+    turned = dataclasses.replace(turned, sizes_D=column_sizes(turned))
     proof = _prove(checkpoint, turned, progress)
-    exact = _write(turned, directory, shard_bytes, progress)
+    exact = write(turned, directory, shard_bytes, progress)
     cuttable = exact
     if tied:
         gain_D = torch.einsum("dk,d,dk->k", basis_DD, gains[norms.head], basis_DD)
-        cuttable = _retied(exact, norms.head, gain_D, directory)
+        cuttable = retie(exact, norms.head, gain_D, directory)
     figures = {
         "kept_energy": share,
         "tied_head": tied,
@@ -196,20 +162,7 @@ def rotate(
     return Rotation(cuttable, exact, figures)
 
 
-def _norms(layout: Layout) -> _Norms | None:
-    """The norms over the stream; a table names those of a block in the order in which they run."""
-    rows = [row for row in layout.stored if row.role == "norm" and row.dims == (STREAM,)]
-    inside = [row.name for row in rows if row.in_block]
-    outside = [row.name for row in rows if not row.in_block]
-    return _Norms(*inside, *outside) if (len(inside), len(outside)) == (2, 1) else None
-
-
-def _tied(layout: Layout) -> dict[str, str]:
-    """Head -> the embedding whose storage it shares."""
-    return {row.name: row.tied_to for row in layout.rows if row.tied_to is not None}
-
-
-def _covariance(stream: BlockStream, ids_NS: Tensor, norms: _Norms, tell: Progress) -> Tensor:
+def _covariance(stream: BlockStream, ids_NS: Tensor, norms: Norms, tell: Progress) -> Tensor:
     """Second moments (D, D) of the states at all norms, each token's of trace 1 at each."""
     width = stream.checkpoint.shape["hidden"]
     sum_DD = torch.zeros(width, width, dtype=torch.float64)
@@ -247,102 +200,6 @@ def _basis(covariance_DD: Tensor, keep: int, gain_D: Tensor | None) -> tuple[Ten
         _, turn_KK = torch.linalg.eigh(first_DK.T @ (gain_D[:, None] * first_DK))
         basis_DD = torch.cat([first_DK @ turn_KK, basis_DD[:, keep:]], 1)
     return basis_DD, share
-
-
-@dataclass(frozen=True)
-class _Turned(RotatedCheckpoint):
-    """The rotated model, turned as it is read; its head is a matrix of its own.
-
-    Attributes:
-        norms: which norm is read by what.
-        basis_DD: Q, in double precision.
-        gains: every norm's gain, in double precision.
-        sizes_D: every norm's gain afterwards; 1 where there is none.
-        stored: give tensors in the type that they are stored in, or in double precision.
-    """
-
-    norms: _Norms
-    basis_DD: Tensor
-    gains: Mapping[str, Tensor]
-    sizes_D: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
-    stored: bool = False
-
-    def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-        """Yield ``(name, tensor)`` in the new basis."""
-        tied = _tied(self.source.layout)
-        for name in names:
-            row, block = self.places[name]
-            for _, tensor in self.source.read([tied.get(name, name)]):
-                dtype = torch_dtype(self.dtypes[name]) if self.stored else torch.float64
-                yield name, self._turn(row, block, tensor, dtype)
-
-    @cached_property
-    def places(self) -> Mapping[str, tuple[Row, int | None]]:
-        """Tensor name -> its row, and the block that it is in."""
-        return self.layout.places(self.shape)
-
-    def _turn(self, row: Row, block: int | None, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-        if STREAM not in row.dims:
-            return tensor.to(dtype, copy=True)
-        if row.role == "norm":
-            name = row.name.format(block)
-            return self.sizes_D.get(name, torch.ones_like(tensor.double())).to(dtype)
-        if row.role == "bias":
-            return (tensor.double() @ self.basis_DD).to(dtype)
-        if row.output == STREAM and row.role != "embedding":  # a writer
-            return self._product(tensor.T, None, dtype).T.contiguous()
-        reads = row.role != "embedding"
-        norm = self.norms.before(row).format(block) if reads else None
-        return self._product(tensor, norm, dtype)
-
-    def _product(self, x_RD: Tensor, norm: str | None, dtype: torch.dtype) -> Tensor:
-        """x diag(g) Q / h, some rows at a time; x Q where there is no norm."""
-        basis_DD = self.basis_DD
-        if norm is not None:
-            basis_DD = self.gains[norm][:, None] * basis_DD
-            basis_DD = basis_DD / self.sizes_D[norm] if norm in self.sizes_D else basis_DD
-        return torch.cat([(part.double() @ basis_DD).to(dtype) for part in x_RD.split(_ROWS)])
-
-
-def _turned(
-    checkpoint: Checkpoint, norms: _Norms, basis_DD: Tensor, gains: Mapping[str, Tensor]
-) -> _Turned:
-    own = _fields(checkpoint, Checkpoint)
-    tied = _tied(checkpoint.layout)
-    if tied:
-        config = copy.deepcopy(checkpoint.config)
-        setattr(config, TIED, False)
-        layout = checkpoint.family.layout(config)
-        own |= {"raw": {**checkpoint.raw, TIED: False}, "config": config, "layout": layout}
-        for what in ("files", "dtypes"):
-            own[what] = {**own[what], **{head: own[what][name] for head, name in tied.items()}}
-    own["family"] = dataclasses.replace(checkpoint.family, rescale=_widen)
-    return _Turned(**own, source=checkpoint, norms=norms, basis_DD=basis_DD, gains=gains)
-
-
-def _column_sizes(turned: _Turned) -> dict[str, Tensor]:
-    """Root mean square of the columns of what reads each norm, over that of all; some rows do."""
-    sums: dict[str, Tensor] = {}
-    for name, (row, block) in turned.places.items():
-        if row.role in ("norm", "bias", "embedding") or STREAM not in row.dims[1:]:
-            continue
-        norm = turned.norms.before(row).format(block)
-        for _, tensor in turned.read([name]):
-            found_D = tensor[:_ROWS].double().square().sum(0)
-            sums[norm] = sums[norm] + found_D if norm in sums else found_D
-    return {norm: (sum_D / sum_D.mean()).sqrt().clamp_min(1e-4) for norm, sum_D in sums.items()}
-
-
-def _fields(checkpoint: Checkpoint, kind: type[Checkpoint]) -> dict[str, Any]:
-    """The attributes that a ``kind`` of checkpoint has."""
-    return {field.name: getattr(checkpoint, field.name) for field in dataclasses.fields(kind)}
-
-
-def _widen(row: Row, before: Shape, after: Shape) -> Affine | None:
-    """Norms that take their mean square over fewer channels: what is cut is all but nothing."""
-    if row.role != "norm" or row.dims != (STREAM,) or before["hidden"] == after["hidden"]:
-        return None
-    return Affine(math.sqrt(before["hidden"] / after["hidden"]), 0.0, lasting=True)
 
 
 def _prove(source: Checkpoint, turned: Checkpoint, progress: Progress) -> dict[str, Any]:
@@ -385,39 +242,3 @@ def _logits(checkpoint: Checkpoint, ids_BS: Tensor, dtype: torch.dtype) -> Tenso
         with stream.block(index) as block:
             h_BSD = call(block, h_BSD)
     return stream.logits(h_BSD, ids_BS)
-
-
-def _write(
-    turned: _Turned, directory: Path, shard_bytes: int, progress: Progress
-) -> RotatedCheckpoint:
-    """The rotated weights on disk, read back as they are stored."""
-    stored = dataclasses.replace(turned, stored=True)
-    check_space(directory, stored.bytes)
-    with new_directory(directory) as staging:
-        write_json(staging / "config.json", turned.raw)
-        write_weights(
-            staging,
-            stored.sizes,
-            lambda names: dict(stored.read(names)),
-            shard_bytes=shard_bytes,
-            progress=lambda _, done, total: progress("writing the rotated weights", done, total),
-        )
-    own = _fields(turned, RotatedCheckpoint)
-    own["files"] = Checkpoint.open(directory).files
-    return RotatedCheckpoint(**own)
-
-
-def _retied(
-    exact: RotatedCheckpoint, norm: str, gain_D: Tensor, directory: Path
-) -> RotatedCheckpoint:
-    """The rotated model with the source's tied head, the final norm's gain before it."""
-    source, file = exact.source, directory / "readout.safetensors"
-    save_file({norm: gain_D.to(torch_dtype(source.dtypes[norm]))}, file)
-    return dataclasses.replace(
-        exact,
-        raw=source.raw,
-        config=source.config,
-        layout=source.layout,
-        files={name: exact.files[name] for name in source.files} | {norm: file},
-        dtypes=source.dtypes,
-    )

@@ -12,6 +12,14 @@ from typing import Any
 
 from shearling.report.comparison import Comparison, read_comparison
 from shearling.report.fields import Fields, describe
+from shearling.report.quality import (
+    Degeneration,
+    Judgement,
+    Tasks,
+    read_degeneration,
+    read_judgement,
+    read_tasks,
+)
 from shearling.report.refs import ModelRef, read_created, read_ref
 from shearling.report.training import (
     Healing,
@@ -116,6 +124,7 @@ class Evaluation:
     nll: float
     perplexity: float
     created: str
+    windows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -141,6 +150,8 @@ class Run:
     decode: Spread
     peak_memory: int | None
     created: str
+    engine: str = "transformers"  # what ran it: runs of two engines are never compared
+    first_token_ms: Spread | None = None
 
 
 @dataclass(frozen=True)
@@ -168,6 +179,9 @@ class Records:
     learnings: list[Learning] = field(default_factory=list)
     references: list[Reference] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
+    tasks: list[Tasks] = field(default_factory=list)
+    degenerations: list[Degeneration] = field(default_factory=list)
+    judgements: list[Judgement] = field(default_factory=list)
 
 
 def read_manifest(
@@ -262,6 +276,7 @@ def read_evaluation(fields: Fields) -> Evaluation:
         nll=fields.number("nll"),
         perplexity=fields.number("perplexity"),
         created=read_created(fields),
+        windows=fields.maybe_integer("windows"),
     )
 
 
@@ -280,6 +295,8 @@ def read_runs(fields: Fields) -> list[Run]:
             decode=_spread(run.child("decode_tokens_per_s")),
             peak_memory=run.maybe_integer("peak_memory_bytes"),
             created=read_created(fields),
+            engine=run.label("engine") if run.has("engine") else "transformers",
+            first_token_ms=_maybe_spread(run, "first_token_ms"),
         )
         for run in fields.children("runs")
     ]
@@ -346,6 +363,15 @@ def _spread(fields: Fields) -> Spread:
     return Spread(fields.number("median"), fields.number("min"), fields.number("max"))
 
 
+def _maybe_spread(fields: Fields, key: str) -> Spread | None:
+    """A repeated measurement, or the one number of a measurement that was not."""
+    if not fields.has(key):
+        return None
+    if isinstance(fields.raw(key), dict):
+        return _spread(fields.child(key))
+    return Spread(fields.number(key), fields.number(key), fields.number(key))
+
+
 def _proof(fields: Fields) -> Proof:
     loaded_with = fields.raw("loaded_with")
     return Proof(
@@ -368,6 +394,9 @@ READERS: dict[str, Callable[[Fields, Records], None]] = {
     "reference": lambda fields, records: records.references.append(read_reference(fields)),
     "healing": lambda fields, records: records.healings.append(read_healing(fields)),
     "learning": lambda fields, records: records.learnings.append(read_learning(fields)),
+    "tasks": lambda fields, records: records.tasks.append(read_tasks(fields)),
+    "degeneration": lambda fields, records: records.degenerations.append(read_degeneration(fields)),
+    "judgement": lambda fields, records: records.judgements.append(read_judgement(fields)),
 }
 
 
