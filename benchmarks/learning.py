@@ -1,4 +1,4 @@
-"""Three ways to the same shape at equal tokens: gates from open, gates from scores, scores alone.
+"""Ways to one shape at equal tokens: gates from open, from scores, top-k gates, scores alone.
 
     SHEARLING_BENCH_DATA=DIR python benchmarks/learning.py [--scratch DIR] [--only NAME+...]
 
@@ -26,6 +26,7 @@ RUNS: dict[str, tuple[str, ...]] = {  # the paper's mix is dynamic; here all hav
     "gates, all open": ("--recipe", "sheared", "mix=proportional"),
     "gates from scores": ("--recipe", "warm"),
     "scores": ("--recipe", "scores"),
+    "top-k from scores": ("--recipe", "warm", "gates=top-k"),
 }
 
 

@@ -613,7 +613,6 @@ def refused(found: Result, *expected: str) -> None:
 @pytest.mark.parametrize(
     ("damage", "expected"),
     [
-        (unknown_family, ("'mamba'", "it knows llama, mistral")),
         (no_config, ("config.json cannot be read",)),
         (broken_config, ("config.json is not valid JSON",)),
         (truncated, ("model.safetensors is truncated or corrupt", "fetch it again")),
@@ -639,6 +638,28 @@ def test_damaged_models(
     }[command]
     refused(run(command, broken, *arguments), "broken", *expected)
     assert list(tmp_path.iterdir()) == [broken]
+
+
+def quantised(path: Path) -> None:
+    config = json.loads((path / "config.json").read_text())
+    how = {"quantization_config": {"quant_method": "torchao"}}
+    (path / "config.json").write_text(json.dumps(config | how))
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (unknown_family, ("'mamba'", "it knows llama, mistral")),
+        (quantised, ("quantised (by torchao)", "the checkpoint that it was made from")),
+    ],
+)
+def test_models_that_can_be_measured_but_not_cut(
+    run: Run, model: Path, tmp_path: Path, damage: Callable[[Path], None], expected: tuple[str, ...]
+) -> None:
+    other = copy(model, tmp_path / "other")
+    damage(other)
+    refused(run("prune", other, "--remove", "1", "--output", tmp_path / "out"), "other", *expected)
+    assert list(tmp_path.iterdir()) == [other]
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from shearling.criteria import score
     from shearling.cut import Proof, prove
     from shearling.cut import cut as prune
+    from shearling.evaluate.benchmark import bench_models
     from shearling.inspection import inspect
-    from shearling.measure import bench_models, evaluate_model, generate_samples
+    from shearling.measure import evaluate_model, generate_samples
     from shearling.report import write_report
     from shearling.scores import Scores
 
@@ -39,7 +40,7 @@ _HOMES = {
     "Proof": "cut.Proof",
     "Scores": "scores.Scores",
     "Shape": "axes.Shape",
-    "bench_models": "measure.bench_models",
+    "bench_models": "evaluate.benchmark.bench_models",
     "evaluate_model": "measure.evaluate_model",
     "generate_samples": "measure.generate_samples",
     "inspect": "inspection.inspect",
@@ -78,5 +79,5 @@ def __getattr__(name: str) -> Any:
     """Import a public name from its module on first use (PEP 562)."""
     if name not in _HOMES:
         raise AttributeError(f"module 'shearling' has no attribute {name!r}")
-    module, _, attribute = _HOMES[name].partition(".")
+    module, _, attribute = _HOMES[name].rpartition(".")
     return getattr(import_module(f"shearling.{module}"), attribute)

@@ -69,6 +69,7 @@ class Checkpoint:
         path = resolve(model)
         raw = read_json(path / "config.json")
         family = family_of(raw.get("model_type"), str(model))
+        _require_plain(raw, model)
         config = resolve_config(path)
         layout = family.layout(config)
         shape = family.shape(config)
@@ -238,6 +239,16 @@ def _shards(path: Path) -> list[Path]:
     raise ShearlingError(
         f"{path} holds no weights; expected {SINGLE} or {INDEX} with its shards, or a .gguf file."
     )
+
+
+def _require_plain(raw: Mapping[str, Any], model: str | Path) -> None:
+    """Raise ShearlingError if the weights are quantised: they can be measured, and not cut."""
+    how = raw.get("quantization_config")
+    if isinstance(how, Mapping):
+        raise ShearlingError(
+            f"{model} is quantised (by {how.get('quant_method', 'some method')}), and shearling "
+            "cuts and trains unquantised weights; give the checkpoint that it was made from."
+        )
 
 
 def _headers(path: Path) -> dict[str, tuple[Path, str, tuple[int, ...]]]:

@@ -6,6 +6,7 @@ torch and transformers take seconds to import, so every command imports what it 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -16,31 +17,35 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from shearling import __version__
+from shearling.bench_command import bench
+from shearling.compare_command import compare
 from shearling.errors import ShearlingError
+from shearling.eval_command import evaluate
+from shearling.export_command import export
 from shearling.heal_command import heal
+from shearling.judge_command import judge
 from shearling.learn_command import learn
 from shearling.options import (
     BY_HELP,
-    Batches,
     Calibration,
     Json,
     Length,
     Model,
-    Models,
     ProtectFirst,
     ProtectLast,
     Samples,
     Seed,
     Stream,
     check_file,
-    numbers,
     protection,
     unit_lines,
     warn_ignored,
 )
 from shearling.pack_command import pack
 from shearling.prune_command import prune
+from shearling.quantize_command import quantize
 from shearling.reference_command import reference
+from shearling.studio_command import studio
 from shearling.teach_command import teach
 
 if TYPE_CHECKING:
@@ -145,86 +150,13 @@ app.command()(learn)
 app.command()(heal)
 app.command()(teach)
 app.command()(reference)
-
-
-@app.command("eval")
-def evaluate_command(
-    model: Model,
-    text: Annotated[Path, typer.Option(help="Text: .jsonl, .txt, or a directory of such.")],
-    window: Annotated[int, typer.Option(min=1, help="Tokens in a window.")] = 512,
-    max_windows: Annotated[
-        int | None, typer.Option(min=1, help="Use the first so many windows; default all.")
-    ] = None,
-    bos: Annotated[bool, typer.Option("--bos", help="Put BOS before every window.")] = False,
-    prompt: Annotated[
-        list[str] | None, typer.Option(help="Also continue this prompt; may be repeated.")
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 64,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(min=0, max=1, help="Nucleus sampling.")] = 1.0,
-    seed: Seed = 0,
-    dtype: Annotated[str, typer.Option(help="What to compute in.")] = "float32",
-    output: Annotated[Path | None, typer.Option(help="A directory for the results.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Measure perplexity on a text, and show what the model writes."""
-    from shearling.measure import evaluate_model, generate_samples
-    from shearling.terminal import progress_bars
-    from shearling.writer import write_json
-
-    if output is not None and output.exists() and not output.is_dir():
-        raise ShearlingError(f"--output {output} is a file; name a directory.")
-    source = _open(model)
-    with progress_bars() as progress:
-        result = evaluate_model(
-            source, text, window=window, max_windows=max_windows, bos=bos, dtype=dtype,
-            progress=progress,
-        )  # fmt: skip
-        samples = generate_samples(
-            source, prompt or [], max_new_tokens=max_new_tokens, temperature=temperature,
-            top_p=top_p, seed=seed, dtype=dtype, progress=progress,
-        )  # fmt: skip
-    if output is not None:
-        write_json(output / f"evaluation-{text.stem}.json", result)
-        if samples:
-            write_json(output / "generations.json", samples)
-    lines = [
-        f"perplexity {result['perplexity']:.3f} on {text.name} "
-        f"({result['windows']} windows of {window} tokens)"
-    ]
-    for sample in samples.get("samples", []):
-        lines.append(f"\n> {sample['prompt']}\n{sample['text']}")
-    _print(result | ({"generations": samples} if samples else {}), as_json, lines)
-
-
-@app.command()
-def bench(
-    models: Models,
-    batch: Batches = "1,8",
-    prompt: Annotated[int, typer.Option(min=1, help="Prompt tokens.")] = 128,
-    new: Annotated[int, typer.Option(min=1, help="Generated tokens.")] = 64,
-    repeats: Annotated[int, typer.Option(min=1, help="Timed runs; the median counts.")] = 3,
-    dtype: Annotated[str, typer.Option(help="What to compute in.")] = "float32",
-    device: Annotated[str, typer.Option(help="A torch device.")] = "cpu",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of torch.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Where to write the result.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Time prefill and decode and measure memory, in turns when several models are given."""
-    from shearling.measure import bench_lines, bench_models
-    from shearling.terminal import progress_bars
-    from shearling.writer import write_json
-
-    check_file(output)
-    sources = [_open(model) for model in models]
-    with progress_bars() as progress:
-        result = bench_models(
-            sources, batches=numbers(batch, "--batch"), prompt=prompt, new=new, repeats=repeats,
-            dtype=dtype, device=device, threads=threads, progress=progress,
-        )  # fmt: skip
-    if output is not None:
-        write_json(output, result)
-    _print(result, as_json, bench_lines(result))
+app.command("eval")(evaluate)
+app.command()(bench)
+app.command()(judge)
+app.command()(compare)
+app.command()(studio)
+app.command()(quantize)
+app.command()(export)
 
 
 @app.command()
@@ -337,6 +269,9 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # Read when tqdm is first imported; transformers draws a bar of its own for GGUF files.
     os.environ.setdefault("TQDM_DISABLE", "1")
+    # torchao, which transformers imports where it is there, speaks of GPU kernels it cannot load.
+    for talker in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(talker).setLevel(logging.ERROR)
     # An exit, rather than a kill, lets unfinished outputs be removed.
     signal.signal(signal.SIGTERM, _stop)
     try:

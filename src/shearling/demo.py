@@ -15,9 +15,10 @@ from shearling.cut import cut
 from shearling.data.text import documents, evaluation_windows
 from shearling.demo_text import write_demo_text
 from shearling.errors import ShearlingError
+from shearling.evaluate.benchmark import bench_models
 from shearling.evaluate.damage import damage
 from shearling.manifest import identity, stamp
-from shearling.measure import bench_models, evaluate_model, generate_samples
+from shearling.measure import evaluate_model, generate_samples
 from shearling.progress import Progress, silent
 from shearling.report import write_report
 from shearling.scores import Scores

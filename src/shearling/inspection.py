@@ -48,7 +48,7 @@ def lines(found: dict[str, Any]) -> list[str]:
     manifest = found["manifest"]
     while manifest:
         source = manifest["source"]
-        kept = manifest["keep"].get("layers")
+        kept = (manifest.get("keep") or {}).get("layers")
         text.append(
             f"  made from    {source['name']} {source['fingerprint'][:16]}, "
             f"{manifest['source_parameters']:,} parameters"

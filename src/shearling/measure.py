@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from shearling.checkpoint import Checkpoint
+from shearling.errors import ShearlingError
 from shearling.evaluate.generation import generate
-from shearling.evaluate.loading import load_model
-from shearling.evaluate.perplexity import evaluate
-from shearling.evaluate.speed import bench
-from shearling.manifest import identity, stamp
+from shearling.evaluate.loading import DTYPES, check_fits, load_model, loaded_bytes
+from shearling.evaluate.perplexity import LOGITS_BYTES, evaluate, perplexity
+from shearling.manifest import stamp
 from shearling.progress import Progress, silent
 
 
@@ -23,10 +23,29 @@ def evaluate_model(
     return {"kind": "evaluation"} | stamp(checkpoint) | {"text": text.name} | figures
 
 
+def evaluate_text(
+    subject: Any, model: Any, tokenizer: Any, documents: Sequence[str], name: str, **options: Any
+) -> dict[str, Any]:
+    """The same of a model in memory, on documents called ``name``."""
+    figures = perplexity(model, tokenizer, documents, **options)
+    return {"kind": "evaluation"} | stamp(subject) | {"text": name} | figures
+
+
+def measure_degeneration(
+    subject: Any, model: Any, tokenizer: Any, documents: Sequence[str], name: str, **options: Any
+) -> dict[str, Any]:
+    """Repetition in what a model in memory writes; options as in ``evaluate.degeneration``."""
+    from shearling.evaluate.degeneration import degeneration
+
+    figures = degeneration(model, tokenizer, documents, **options)
+    return {"kind": "degeneration"} | stamp(subject) | {"text": name} | figures
+
+
 def generate_samples(
-    checkpoint: Checkpoint,
+    checkpoint: Any,
     prompts: Sequence[str],
     *,
+    model: Any = None,
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     top_p: float = 1.0,
@@ -34,11 +53,13 @@ def generate_samples(
     dtype: str = "float32",
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Continuations of ``prompts``; empty where there are none."""
+    """Continuations of ``prompts``; empty where there are none. ``model``: if it is loaded."""
     if not prompts:
         return {}
+    if model is None:
+        model = load_model(checkpoint.path, dtype=dtype)
     samples = generate(
-        load_model(checkpoint.path, dtype=dtype), checkpoint.tokenizer(), prompts,
+        model, checkpoint.tokenizer(), prompts,
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed,
         progress=progress,
     )  # fmt: skip
@@ -54,28 +75,14 @@ def generate_samples(
     )
 
 
-def bench_models(
-    checkpoints: Sequence[Checkpoint], *, progress: Progress = silent, **options: Any
-) -> dict[str, Any]:
-    """Speed and memory, in turns; options as in ``shearling.evaluate.speed.bench``."""
-    result = bench([c.path for c in checkpoints], progress=progress, **options)
-    known = {str(c.path): identity(c) for c in checkpoints}
-    for run in result["runs"]:
-        run["model"] = known[run["model"]["path"]]
-    return {"kind": "bench"} | stamp() | result
+def memory_needed(subject: Any, *, dtype: str, device: str = "cpu") -> int:
+    """Bytes that a model's weights, computing in ``dtype``, and its logits take.
 
-
-def bench_lines(result: dict[str, Any]) -> list[str]:
-    """A table of a bench for a person: tokens/s are medians, then least and most."""
-    head = f"{'model':24} {'batch':>5} {'prefill tok/s':>24} {'decode tok/s':>24} {'peak MiB':>9}"
-    rows = [
-        f"{run['model']['name'][:24]:24} {run['batch']:5d} "
-        f"{_spread(run['prefill_tokens_per_s']):>24} {_spread(run['decode_tokens_per_s']):>24} "
-        f"{run['peak_memory_bytes'] / 2**20:9,.0f}"
-        for run in result["runs"]
-    ]
-    return [head, *rows]
-
-
-def _spread(figures: dict[str, float]) -> str:
-    return f"{figures['median']:.1f} ({figures['min']:.1f}-{figures['max']:.1f})"
+    Raises:
+        ShearlingError: an unknown dtype, or more bytes than are free.
+    """
+    if dtype not in DTYPES:
+        raise ShearlingError(f"The dtype {dtype!r} is not known here; give {', '.join(DTYPES)}.")
+    logits = 2 * LOGITS_BYTES  # the logits and their exponentials
+    check_fits(subject, dtype, extra_bytes=logits, device=device)
+    return loaded_bytes(Path(subject.path), DTYPES[dtype]) + logits

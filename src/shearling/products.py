@@ -104,6 +104,7 @@ def _eligible(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool
         input.dtype == weight.dtype == torch.float32
         and input.device.type == weight.device.type == "cpu"
         and input.numel() > 0
+        and type(weight) in (Tensor, torch.nn.Parameter)  # a quantised tensor multiplies itself
     )
 
 

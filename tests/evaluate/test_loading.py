@@ -2,12 +2,20 @@ from __future__ import annotations
 
 import shutil
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from shearling.errors import ShearlingError
-from shearling.evaluate.loading import load_config, load_model, load_tokenizer, longest_input
+from shearling.evaluate import loading
+from shearling.evaluate.loading import (
+    check_fits,
+    load_config,
+    load_model,
+    load_tokenizer,
+    longest_input,
+)
 
 
 @pytest.fixture
@@ -74,3 +82,27 @@ def test_refuses_weights_it_would_have_to_invent(copy, change):
 def test_refuses_a_directory_without_tokenizer(smaller_directory):
     with pytest.raises(ShearlingError, match="tokenizer"):
         load_tokenizer(smaller_directory)
+
+
+def test_refuses_a_model_that_does_not_fit(model_directory, monkeypatch):
+    parameters = sum(t.numel() for t in load_file(model_directory / "model.safetensors").values())
+    assert loading.loaded_bytes(model_directory, torch.float32) == 4 * parameters
+    assert loading.loaded_bytes(model_directory) == 4 * parameters
+    free = 3 * parameters
+    monkeypatch.setattr(loading, "_free_bytes", lambda device: free)
+    with pytest.raises(
+        ShearlingError, match=r"about 0.0 GB in float32, .* use bfloat16 \(0.0 GB\)"
+    ):
+        load_model(model_directory)
+    check_fits(model_directory, "bfloat16", extra_bytes=parameters)
+    with pytest.raises(ShearlingError, match="in bfloat16, but") as error:
+        check_fits(model_directory, torch.bfloat16, extra_bytes=parameters + 1)
+    assert "use bfloat16" not in str(error.value)
+
+
+def test_memory_is_that_of_the_device(model_directory):
+    available = psutil.virtual_memory().available
+    check_fits(model_directory, "float32", extra_bytes=available // 10)
+    with pytest.raises(ShearlingError, match="memory on cpu"):
+        check_fits(model_directory, "float32", extra_bytes=10 * available)
+    check_fits(model_directory, "float32", extra_bytes=10 * available, device="meta")

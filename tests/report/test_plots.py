@@ -35,7 +35,7 @@ def test_an_axis_always_has_an_extent(values: list[float]) -> None:
 def test_a_key_shows_what_is_drawn_however_many_there_are() -> None:
     curves = [Curve(f"c{n}", ((), (1,)), (2.0, 3.0 + n)) for n in range(10)]
     axes = Figure().add_subplot()
-    damage_plot(curves, None, Scale(1.0, 20.0, True))(axes, False)
+    damage_plot(curves, (), Scale(1.0, 20.0, True))(axes, False)
     drawn = {float(line.get_ydata()[-1]): line for line in axes.get_lines()}  # ty: ignore[not-subscriptable]
     items = series_key([curve.criterion for curve in curves]).split("</li>")
     looks = set()

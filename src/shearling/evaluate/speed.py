@@ -1,263 +1,235 @@
-"""Speed and memory of models side by side, each in a process of its own.
-
-Legend: B batch, P prompt tokens.
-"""
+"""Speed and memory of models side by side, over a grid of batches and lengths, on any engine."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import platform
-import resource
-import statistics
-import sys
-import time
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 import transformers
-from transformers import DynamicCache, PreTrainedModel
 
+from shearling.axes import Shape
+from shearling.cost import kv_cache_bytes
 from shearling.errors import ShearlingError
-from shearling.evaluate.loading import (
-    DTYPES,
-    check_positive,
-    load_config,
-    load_model,
-    longest_input,
+from shearling.evaluate.engines import (
+    Candidate,
+    Cell,
+    Engine,
+    Places,
+    Runner,
+    Setting,
+    Timing,
+    engine,
 )
+from shearling.evaluate.engines.memory import check_memory
+from shearling.evaluate.loading import DTYPES, check_positive, load_config, longest_input
+from shearling.evaluate.ratios import ratio, spread
+from shearling.evaluate.subject import open_subject
 from shearling.progress import Progress, silent
 
 STAGE = "timing"
+BATCHES, PROMPTS, NEWS, REPEATS = (1, 8), (128,), (64,), 5
 
 
 @dataclass(frozen=True)
-class _Job:
-    """One timed run; ``fresh`` starts the peak memory anew (a warm-up does)."""
+class Measured:
+    """All timings of one cell on one engine: of each model, in the order of the rounds."""
 
-    batch: int
-    prompt: int
-    new: int
-    fresh: bool
-
-
-@dataclass(frozen=True)
-class _Timing:
-    """What one run took; the peak is that since the last fresh job."""
-
-    prefill_seconds: float
-    decode_seconds: float
-    peak_bytes: int
+    cell: Cell
+    timings: list[list[Timing]]
 
 
 def bench(
-    models: Sequence[Path | str],
+    models: Sequence[Any],
     *,
-    batches: Sequence[int] = (1, 8),
-    prompt: int = 128,
-    new: int = 64,
-    repeats: int = 3,
+    engines: Sequence[str] = ("transformers",),
+    places: Places | None = None,
+    batches: Sequence[int] = BATCHES,
+    prompts: Sequence[int] = PROMPTS,
+    news: Sequence[int] = NEWS,
+    repeats: int = REPEATS,
     dtype: str = "float32",
     device: str = "cpu",
     threads: int | None = None,
     progress: Progress = silent,
-) -> dict:
-    """Time prefill and decoding of several models, alternating between them.
+) -> dict[str, Any]:
+    """Time prefill and decoding of several models, in turns.
 
-    For each batch size every model is warmed up once; then they take turns (A B A B …) for
-    ``repeats`` rounds, so that what else the machine does falls on all alike. Prefill is one
-    forward over ``prompt`` random tokens that fills the KV cache; decoding is ``new`` steps of one
-    token each through it, greedy, without the overhead of ``generate()``. Both count
-    batch × tokens.
+    For each cell of the grid every model is warmed up once; then come ``repeats`` rounds, in each
+    of which every model is run once. Within a round the models take turns (with transformers every
+    8 tokens), and the order is turned round from turn to turn (A B, B A, A B, …), so that what
+    else the machine does, and its drift, fall on all alike. Ratios against the first model are
+    those within a round.
 
-    Peak memory is that of the model's whole process since the warm-up began, Python and its
-    libraries included: resident set on CPU, allocated by torch on CUDA. Where the system cannot
-    restart its count, it is the peak of the process's life. The CUDA path was never run.
+    Prefill is from the prompt to the first token: one forward over ``prompt`` random tokens that
+    fills the KV cache. Decoding is steps of one token each through it, greedy. Both count
+    batch × tokens; ``docs/speed.md`` says what each engine times.
+
+    Peak memory, on transformers, is that of the model's whole process since the warm-up began,
+    Python and its libraries included: resident set on CPU, allocated by torch on CUDA. Where the
+    system cannot restart its count, it is the peak of the process's life. The CUDA path was never
+    run.
 
     Args:
-        models: local model directories.
-        prompt, new: tokens.
-        repeats: timed runs for each model and batch size; the median, least and most are given.
-        threads: of torch on CPU; None leaves torch's own choice.
+        models: directories, .gguf files, hub ids, or subjects opened from such; one may come twice.
+        engines: of ``transformers``, ``llama.cpp`` and ``vllm``; one after the other.
+        places: where the last two are.
+        batches, prompts, news: the grid: sequences, prompt tokens, tokens after them.
+        repeats: timed rounds; the median, least and most are given.
+        threads: on CPU; None leaves the engine's own choice.
 
     Returns:
-        ``kind``, ``machine`` and ``runs`` of a ``bench`` as in docs/files.md; each run's ``model``
-        is ``{"name": …, "path": …}``. The machine's ``memory_bytes`` is what is installed.
+        ``kind``, ``machine``, ``runs`` and ``ratios`` of a ``bench`` as in docs/files.md.
 
     Raises:
-        ShearlingError: a setting out of range, a model that cannot be loaded or has too few
-            positions, or whose process dies.
+        ShearlingError: a setting out of range, an engine that is not there, a model that cannot
+            be loaded, has too few positions or does not fit into memory, or whose process dies.
     """
-    paths = [Path(model) for model in models]
-    _check(paths, batches, prompt, new, repeats, dtype, threads)
-    total, done = len(batches) * (1 + repeats) * len(paths), 0
-    runs = []
-    with ExitStack() as stack:
-        workers = [stack.enter_context(_Worker(path, dtype, device, threads)) for path in paths]
-        used_threads = [worker.receive() for worker in workers]
-        for batch in batches:
-            timings: list[list[_Timing]] = [[] for _ in workers]
-            for i in range(1 + repeats):
-                for worker, taken in zip(workers, timings, strict=True):
-                    progress(STAGE, done, total)
-                    timing = worker.run(_Job(batch, prompt, new, fresh=i == 0))
-                    if i > 0:
-                        taken.append(timing)
-                    done += 1
-            runs += [
-                _run(path, batch, prompt, new, taken)
-                for path, taken in zip(paths, timings, strict=True)
-            ]
-        progress(STAGE, done, total)
-    used = {"threads": used_threads[0], "dtype": dtype, "device": device}
-    return {"kind": "bench", "machine": machine() | used, "runs": runs}
+    _check(models, engines, batches, prompts, news, repeats, dtype, threads)
+    subjects = [_opened(model) for model in models]
+    candidates = _candidates(models, subjects)
+    cells = tuple(Cell(*place) for place in product(batches, prompts, news))
+    _check_positions(candidates, cells)
+    setting = Setting(dtype, device, threads, cells)
+    found = [engine(name, places) for name in engines]
+    for one in found:
+        check_memory(one, candidates, setting)
+    runs: list[dict[str, Any]] = []
+    ratios: list[dict[str, Any]] = []
+    for one in found:
+        with one.open(candidates, setting) as runners:
+            stage = STAGE if len(found) == 1 else f"{STAGE} with {one.name}"
+            for measured in measure(runners, cells, repeats, stage=stage, progress=progress):
+                runs += _runs(one, candidates, runners, measured)
+                ratios += _ratios(one, subjects, candidates, measured)
+    used = {"threads": runs[0]["threads"], "dtype": dtype, "device": device}
+    return {"kind": "bench", "machine": machine() | used, "runs": runs, "ratios": ratios}
 
 
-class _Worker:
-    """A process that holds one model and runs one job at a time; idle, it waits in a read."""
-
-    def __init__(self, path: Path, dtype: str, device: str, threads: int | None) -> None:
-        self.path = path
-        # spawn, not fork: a forked process would carry its parent's memory and thread pools.
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(
-            target=_serve, args=(theirs, path, dtype, device, threads), daemon=True
-        )
-        self.process.start()
-        theirs.close()  # else its end of file would never be seen here
-
-    def __enter__(self) -> _Worker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.join()
-        self.process.close()
-        self.connection.close()
-
-    def run(self, job: _Job) -> _Timing:
-        try:
-            self.connection.send(job)
-        except OSError as error:  # it died between two jobs
-            raise self._died() from error
-        return self.receive()
-
-    def receive(self) -> Any:
-        """The worker's next answer: its threads once loaded, then a timing for each job."""
-        try:
-            answer = self.connection.recv()
-        except (EOFError, OSError) as error:
-            raise self._died() from error
-        if isinstance(answer, str):
-            raise ShearlingError(f"The model in {self.path} could not be timed: {answer}")
-        return answer
-
-    def _died(self) -> ShearlingError:
-        self.process.join(timeout=10)
-        return ShearlingError(
-            f"The process that timed the model in {self.path} ended with exit code "
-            f"{self.process.exitcode}; if memory ran out (code -9), give smaller batches, "
-            f"bfloat16, or a larger machine."
-        )
+def measure(
+    runners: Sequence[Runner],
+    cells: Sequence[Cell],
+    repeats: int,
+    *,
+    stage: str = STAGE,
+    progress: Progress = silent,
+) -> Generator[Measured]:
+    """Time every cell: a warm-up of each model, then ``repeats`` rounds."""
+    total, done = len(cells) * (1 + repeats) * len(runners), 0
+    for cell in cells:
+        timings: list[list[Timing]] = [[] for _ in runners]
+        for i in range(1 + repeats):
+            progress(stage, done, total)
+            for taken, timing in zip(timings, _round(runners, cell, i), strict=True):
+                if i > 0:
+                    taken.append(timing)
+            done += len(runners)
+        progress(stage, done, total)
+        yield Measured(cell, timings)
 
 
-def _serve(
-    connection: Connection, path: Path, dtype: str, device: str, threads: int | None
-) -> None:
-    """The worker's life: load, say so, then answer jobs. A failure is answered as its text."""
-    try:
-        if threads is not None:
-            torch.set_num_threads(threads)
-        model = load_model(path, dtype=dtype, device=device)
-        connection.send(torch.get_num_threads())
-        while True:
+def _round(runners: Sequence[Runner], cell: Cell, i: int) -> list[Timing]:
+    """Every model once, in turns; round 0 warms up."""
+    running = {n: runner.parts(cell, fresh=i == 0) for n, runner in enumerate(runners)}
+    timings: dict[int, Timing] = {}
+    turn = i
+    while running:
+        order = sorted(running, reverse=turn % 2 == 1)
+        for n in order:
             try:
-                job = connection.recv()
-            except EOFError:  # the parent is gone
-                return
-            connection.send(_time(model, job))
-    except ShearlingError as error:
-        connection.send(str(error))
-    except Exception as error:
-        connection.send(f"{type(error).__name__}: {' '.join(str(error).split())}")
+                next(running[n])
+            except StopIteration as end:
+                timings[n] = end.value
+                del running[n]
+        turn += 1
+    return [timings[n] for n in range(len(runners))]
 
 
-@torch.inference_mode()
-def _time(model: PreTrainedModel, job: _Job) -> _Timing:
-    """Run one job on random tokens, the same for every model of one vocabulary."""
-    device = model.device
-    if job.fresh:
-        _restart_peak(device)
-    vocabulary = model.config.get_text_config().vocab_size
-    generator = torch.Generator().manual_seed(0)
-    ids_BP = torch.randint(vocabulary, (job.batch, job.prompt), generator=generator).to(device)
-    cache = DynamicCache(config=model.config)
-
-    started = _now(device)
-    output = model(ids_BP, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    prefilled = _now(device)
-    for _ in range(job.new):
-        ids_B1 = output.logits[:, -1:].argmax(dim=-1)
-        output = model(ids_B1, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    decoded = _now(device)
-    return _Timing(prefilled - started, decoded - prefilled, _peak_bytes(device))
-
-
-def _now(device: torch.device) -> float:
-    """Seconds, once all that was asked of the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-def _restart_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return
-    try:
-        # "5" resets VmHWM to what is resident now: proc_pid_clear_refs(5)
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return
+def _runs(
+    one: Engine, candidates: Sequence[Candidate], runners: Sequence[Runner], measured: Measured
+) -> list[dict[str, Any]]:
+    """Entries of a bench's ``runs``."""
+    cell, runs = measured.cell, []
+    for candidate, runner, timings in zip(candidates, runners, measured.timings, strict=True):
+        peaks = [t.peak_bytes for t in timings if t.peak_bytes is not None]
+        runs.append(
+            {
+                "model": _identity(candidate),
+                "engine": one.name,
+                "engine_version": one.version,
+                "weights": runner.weights,
+                "threads": runner.threads,
+                "batch": cell.batch,
+                "prompt": cell.prompt,
+                "new": cell.new,
+                "repeats": len(timings),
+                "first_token_ms": spread(1e3 * t.prefill_seconds for t in timings),
+                "ms_per_token": spread(1e3 * t.decode_seconds / t.steps for t in timings),
+                "prefill_tokens_per_s": spread(
+                    cell.batch * cell.prompt / t.prefill_seconds for t in timings
+                ),
+                "decode_tokens_per_s": spread(
+                    cell.batch * t.steps / t.decode_seconds for t in timings
+                ),
+                "peak_memory_bytes": max(peaks) if peaks else None,
+            }
+        )
+    return runs
 
 
-def _peak_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024  # kB
-    except OSError:
-        pass
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, else kB
+def _ratios(
+    one: Engine, subjects: Sequence[Any], candidates: Sequence[Candidate], measured: Measured
+) -> list[dict[str, Any]]:
+    """Entries of a bench's ``ratios``: every model but the first against the first."""
+    place = {"engine": one.name, "against": _identity(candidates[0])}
+    return [
+        {"model": _identity(candidates[n])}
+        | place
+        | ratio(subjects[0], subjects[n], measured.cell, measured.timings[0], measured.timings[n])
+        for n in range(1, len(candidates))
+    ]
 
 
-def _run(path: Path, batch: int, prompt: int, new: int, timings: list[_Timing]) -> dict:
-    """One entry of a bench's ``runs``."""
-    return {
-        "model": {"name": path.resolve().name, "path": str(path)},
-        "batch": batch,
-        "prompt": prompt,
-        "new": new,
-        "repeats": len(timings),
-        "prefill_tokens_per_s": _spread(batch * prompt / t.prefill_seconds for t in timings),
-        "decode_tokens_per_s": _spread(batch * new / t.decode_seconds for t in timings),
-        "peak_memory_bytes": max(t.peak_bytes for t in timings),
-    }
+def _identity(candidate: Candidate) -> dict[str, str]:
+    return {"name": candidate.name, "fingerprint": candidate.fingerprint}
 
 
-def _spread(values: Iterable[float]) -> dict[str, float]:
-    values = list(values)
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+def _opened(model: Any) -> Any:
+    return open_subject(model) if isinstance(model, str | Path) else model
+
+
+def _candidates(models: Sequence[Any], subjects: Sequence[Any]) -> list[Candidate]:
+    """What engines need of each model; a name that was there before is numbered."""
+    candidates: list[Candidate] = []
+    names: list[str] = []
+    for model, subject in zip(models, subjects, strict=True):
+        times = names.count(subject.name) + 1
+        names.append(subject.name)
+        given = Path(model) if isinstance(model, str | Path) else None
+        candidates.append(
+            Candidate(
+                name=subject.name if times == 1 else f"{subject.name}#{times}",
+                path=Path(subject.path),
+                fingerprint=subject.fingerprint,
+                parameters=subject.parameters,
+                cache_elements=_cache_elements(subject.shape),
+                gguf=given if given is not None and given.suffix == ".gguf" else None,
+                quantised_bytes=subject.bytes if getattr(subject, "quantization", None) else 0,
+            )
+        )
+    return candidates
+
+
+def _cache_elements(shape: Shape) -> int:
+    """Keys and values of one token; 0 where a model without a table does not give its sizes."""
+    known = all(axis in shape for axis in ("layers", "heads", "head_dim"))
+    return kv_cache_bytes(shape, 1, itemsize=1) if known else 0
 
 
 def machine() -> dict:
@@ -286,28 +258,42 @@ def _cpu_name() -> str:
 
 
 def _check(
-    paths: Sequence[Path],
+    models: Sequence[Any],
+    engines: Sequence[str],
     batches: Sequence[int],
-    prompt: int,
-    new: int,
+    prompts: Sequence[int],
+    news: Sequence[int],
     repeats: int,
     dtype: str,
     threads: int | None,
 ) -> None:
-    """Refuse, before any process starts, what cannot be timed."""
-    if not paths:
-        raise ShearlingError("There is no model to time; give at least one model directory.")
-    if not batches:
-        raise ShearlingError("There is no batch size to time; give at least one, such as 1.")
-    for batch in batches:
-        check_positive(batch=batch)
-    check_positive(prompt=prompt, new=new, repeats=repeats, threads=threads)
+    """Refuse, before anything is opened, what cannot be timed."""
+    if not models:
+        raise ShearlingError("There is no model to time; give at least one.")
+    if not engines:
+        raise ShearlingError("There is no engine to time with; give at least transformers.")
+    for what, values in (("batch size", batches), ("prompt length", prompts)):
+        if not values:
+            raise ShearlingError(f"There is no {what} to time; give at least one, such as 1.")
+    if not news:
+        raise ShearlingError(
+            "There is nothing to time after the prompt; give a number, such as 64."
+        )
+    for name, values in (("batch", batches), ("prompt", prompts), ("new", news)):
+        for value in values:
+            check_positive(**{name: value})
+    check_positive(repeats=repeats, threads=threads)
     if dtype not in DTYPES:
         raise ShearlingError(f"The dtype {dtype!r} is not known here; give {', '.join(DTYPES)}.")
-    for path in paths:
-        limit = longest_input(load_config(path))
-        if limit is not None and prompt + new > limit:
+
+
+def _check_positions(candidates: Sequence[Candidate], cells: Sequence[Cell]) -> None:
+    longest = max(cells, key=lambda cell: cell.prompt + cell.new)
+    for candidate in candidates:
+        limit = longest_input(load_config(candidate.path))
+        if limit is not None and longest.prompt + longest.new > limit:
             raise ShearlingError(
-                f"A prompt of {prompt} tokens and {new} new ones are longer than the {limit} "
-                f"positions of the model in {path}; give a shorter prompt or fewer new tokens."
+                f"A prompt of {longest.prompt} tokens and {longest.new} new ones are longer than "
+                f"the {limit} positions of the model in {candidate.path}; give a shorter prompt or "
+                "fewer new tokens."
             )

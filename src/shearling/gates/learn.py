@@ -167,7 +167,7 @@ def _by_scores(
 ) -> Healed:  # fmt: skip
     """No gates: what ``shearling prune --no-rotate`` does, and all of the tokens for healing it.
 
-    Whether a rotated stream heals as well as a raw one has not been measured to the end (LOG.md).
+    A rotated stream starts ahead and heals worse (LOG.md).
     """
     place = output / healing.RUN / "cut"
     if world.first and not (place / "config.json").exists():

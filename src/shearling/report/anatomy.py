@@ -20,11 +20,19 @@ CELLS_IN_A_ROW = 36
 
 def anatomy_section(results: Results) -> Markup:
     """One strip for each model made, in the source's numbering."""
-    title = "The model"
+    drawn = anatomy(results)
+    if drawn is None:
+        hint = "How many blocks it has is not known: `shearling score MODEL` tells."
+        return absent("The model", hint)
+    return section("The model", drawn)
+
+
+def anatomy(results: Results) -> list[Markup | None] | None:
+    """The strips with their key, or None where the source's blocks are not known."""
     source = results.source
     size = source.shape.get("layers") if source else None
     if source is None or size is None:
-        return absent(title, "How many blocks it has is not known: `shearling score MODEL` tells.")
+        return None
     scores = shading(results, source)
     alike: dict[Hashable, list[Model]] = {}  # a healed model is drawn with the cut one
     for model in results.made:
@@ -40,12 +48,11 @@ def anatomy_section(results: Results) -> Markup:
         key.insert(0, el("li", "hurts less", el("i", class_="ramp"), "hurts more to remove"))
         lines.append(f"Shaded by rank under the criterion “{scores.criterion}”.")
     lines.append("Text enters at block 0 and leaves at the last.")
-    return section(
-        title,
-        strips,
+    return [
+        *strips,
         el("ul", key, class_="key") if key else None,
         el("p", " ".join(lines), class_="small muted"),
-    )
+    ]
 
 
 def shading(results: Results, model: Model) -> Scores | None:

@@ -11,7 +11,7 @@ from shearling.report.markup import Markup, el
 from shearling.report.numbers import exact, figure, plural, ranges
 from shearling.report.plots import Scale, damage_plot, is_shown, marker_of, scale_of, scores_plot
 from shearling.report.records import Curve, Damage, Scores
-from shearling.report.results import Results
+from shearling.report.results import Model, Results
 from shearling.report.sections import absent, scroll, section
 from shearling.report.vector import SERIES, drawing
 
@@ -139,18 +139,49 @@ def _score_numbers(results: Results, found: list[Scores]) -> Markup:
 def damage_section(results: Results) -> Markup:
     """Perplexity against blocks removed, a line for each criterion's order."""
     title = "Damage"
-    found = [one for one in results.damages if one.curves]
-    if not found:
+    figures = damage_figures(results)
+    if not figures:
         return absent(title, "No damage curve yet: `shearling demo` measures one.")
-    intro = el(
+    return section(title, damage_intro(), figures)
+
+
+def damage_intro() -> Markup:
+    """What the curves show."""
+    return el(
         "p",
         "How perplexity grows as blocks are removed one after another in the order that each "
         "criterion proposes, before any repair.",
     )
-    return section(title, intro, [_damage_figure(results, *pair) for pair in enumerate(found)])
 
 
-def _damage_figure(results: Results, place: int, damage: Damage) -> Markup:
+def damage_figures(
+    results: Results, prefix: str = "damage", *, named: bool = False
+) -> list[Markup]:
+    """A drawing a text, ``prefix`` making its identifiers unique.
+
+    Args:
+        named: mark every model made, by its name, rather than only the one the report is about.
+    """
+    found = [one for one in results.damages if one.curves]
+    return [
+        _damage_figure(results, f"{prefix}-{place}", one, _marks(results, one, named))
+        for place, one in enumerate(found)
+    ]
+
+
+def _marks(results: Results, damage: Damage, named: bool) -> dict[int, list[str]]:
+    """Blocks removed -> the models that lack so many of what the curves were measured on."""
+    models = results.made if named else results.made[-1:]
+    marks: dict[int, list[str]] = {}
+    for model in models:
+        if removed := _removed_count(model, damage):
+            marks.setdefault(removed, []).append(model.name if named else "this model")
+    return dict(sorted(marks.items()))
+
+
+def _damage_figure(
+    results: Results, prefix: str, damage: Damage, marks: dict[int, list[str]]
+) -> Markup:
     wanted = criterion_used(results)
     curves = sorted(damage.curves, key=lambda one: one.criterion != wanted)
     values = [value for curve in curves for value in curve.perplexity if is_shown(value)]
@@ -158,25 +189,23 @@ def _damage_figure(results: Results, place: int, damage: Damage) -> Markup:
     log = low > 0 and high / low > 4
     pad = (high / low) ** 0.06 if log else 0.08 * (high - low) or 1.0
     scale = Scale(low / pad, high * pad, True) if log else Scale(low - pad, high + pad, False)
-    marked = _removed_count(results, damage)
-    draw = damage_plot(curves, marked, scale)
+    draw = damage_plot(curves, tuple(marks), scale)
     label = f"Perplexity on {damage.text} against blocks removed, {plural(len(curves), 'curve')}"
     return el(
         "figure",
         el("figcaption", _damage_caption(results, damage, log)),
-        _damage_key(curves, marked),
-        drawing(draw, f"damage-{place}", label, height=320),
+        _damage_key(curves, marks),
+        drawing(draw, prefix, label, height=320),
         _damage_numbers(curves),
     )
 
 
-def _removed_count(results: Results, damage: Damage) -> int | None:
-    primary = results.primary
+def _removed_count(model: Model, damage: Damage) -> int | None:
     ancestor = damage.model.fingerprint
-    kept = primary.kept("layers", ancestor) if primary else None
-    if primary is None or kept is None:
+    kept = model.kept("layers", ancestor)
+    if kept is None:
         return None
-    step = next(one for one in primary.chain if one.source.ref.fingerprint == ancestor)
+    step = next(one for one in model.chain if one.source.ref.fingerprint == ancestor)
     return step.source.shape["layers"] - len(kept)
 
 
@@ -195,10 +224,13 @@ def _damage_caption(results: Results, damage: Damage, log: bool) -> list[Markup]
     return [el("p", sentence, class_="small muted")]
 
 
-def _damage_key(curves: Sequence[Curve], marked: int | None) -> Markup:
+def _damage_key(curves: Sequence[Curve], marks: dict[int, list[str]]) -> Markup:
     line = '<path d="M6 0V12" stroke-width="1.500" stroke-dasharray="2 2.500"/>'
-    mark = el("li", glyph(line, "muted", 12), f"this model, {marked} removed") if marked else ()
-    return series_key([curve.criterion for curve in curves], mark)
+    items = [
+        el("li", glyph(line, "muted", 12), f"{', '.join(names)}, {removed} removed")
+        for removed, names in marks.items()
+    ]
+    return series_key([curve.criterion for curve in curves], items)
 
 
 def series_key(names: Sequence[str], *more: object) -> Markup:

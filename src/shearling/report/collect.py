@@ -15,7 +15,7 @@ from shearling.report.results import Results, join_records
 LARGEST = 20_000_000  # bytes; a tokenizer can be that large, a result never is
 OUR_NAMES = (
     *("shearling", "scores-", "evaluation-", "damage", "bench", "generations"),
-    *("healing", "learning"),
+    *("healing", "learning", "tasks", "degeneration", "judgement"),
 )
 
 
@@ -38,7 +38,7 @@ def collect(directories: Sequence[Path]) -> Results:
                 f"{directory} is not a directory; report expects directories with result files, "
                 "such as the output directory of `shearling prune`."
             )
-        if not _read_directory(directory, records, seen):
+        if not read_directory(directory, records, seen):
             raise ShearlingError(
                 f"{directory} holds no result of shearling; report expects JSON files as "
                 "`shearling score`, `prune`, `eval` or `bench` write them, there or in a "
@@ -47,8 +47,17 @@ def collect(directories: Sequence[Path]) -> Results:
     return join_records(records)
 
 
-def _read_directory(directory: Path, records: Records, seen: set[Path]) -> int:
-    """Read the results under one directory; returns how many there are."""
+def read_directory(directory: Path, records: Records, seen: set[Path]) -> int:
+    """Read the results under one directory; returns how many there are.
+
+    Args:
+        directory: looked through to any depth.
+        records: what is read is added here.
+        seen: files read before, which are not read again; those read now are added.
+
+    Raises:
+        ShearlingError: a result file is damaged.
+    """
     found = 0
     for path in _json_files(directory):
         values = _load(path)

@@ -22,6 +22,7 @@ AXES = {
 }
 T = TypeVar("T")
 Measured = tuple[str, str]  # what, and under which conditions
+Load = tuple[int, int, int, str, str]  # batch, prompt, new tokens, machine, engine
 
 
 @dataclass(frozen=True)
@@ -99,11 +100,11 @@ def by_text(results: Results) -> dict[Measured, dict[str, Evaluation]]:
     return table
 
 
-def by_load(results: Results) -> dict[tuple[int, int, int, str], dict[str, Run]]:
-    """Runs that may be compared: same batch, prompt and length on the same machine."""
-    table: dict[tuple[int, int, int, str], dict[str, Run]] = {}
+def by_load(results: Results) -> dict[Load, dict[str, Run]]:
+    """Runs that may be compared: same batch, prompt and length, machine and engine."""
+    table: dict[Load, dict[str, Run]] = {}
     for one in results.runs:
-        key = (one.batch, one.prompt, one.new, one.machine)
+        key = (one.batch, one.prompt, one.new, one.machine, one.engine)
         table.setdefault(key, {})[one.model.fingerprint] = one
     return dict(sorted(table.items()))
 
@@ -111,19 +112,22 @@ def by_load(results: Results) -> dict[tuple[int, int, int, str], dict[str, Run]]
 def groups(results: Results) -> list[tuple[str, list[Row]]]:
     """All rows of the table under their headings; a heading without rows is left out."""
     texts, loads = by_text(results), by_load(results)
-    machines = {machine for *_, machine in loads}
-    several = len(machines) > 1
+    machines = {machine for *_, machine, _ in loads}
+    engines = {engine for *_, engine in loads}
+
+    def where(machine: str, engine: str) -> str:
+        used = f", with {engine}" if len(engines) > 1 or engine != "transformers" else ""
+        return used + (f", on {machine}" if len(machines) > 1 else "")
+
     speed: list[Row] = []
     peaks: list[Row] = []
     for name, of in (("Prefill", _prefill), ("Decode", _decode)):
-        for (batch, prompt, new, machine), runs in loads.items():
-            where = f", on {machine}" if several else ""
+        for (batch, prompt, new, *how), runs in loads.items():
             load = f"prompt of {exact(prompt)}" if name == "Prefill" else f"{exact(new)} new tokens"
-            note = f"tokens/s, {load}{where}"
+            note = f"tokens/s, {load}{where(*how)}"
             speed.append(_row(results, f"{name}, batch {batch}", note, runs, _speed_cell(of)))
-    for (batch, prompt, new, machine), runs in loads.items():
-        where = f", on {machine}" if several else ""
-        note = f"prompt of {exact(prompt)}, {exact(new)} new{where}"
+    for (batch, prompt, new, *how), runs in loads.items():
+        note = f"prompt of {exact(prompt)}, {exact(new)} new{where(*how)}"
         row = _row(results, f"Peak memory, batch {batch}", note, runs, _memory_cell)
         peaks += [row] if any(row.cells) else []
     perplexity = [

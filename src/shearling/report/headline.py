@@ -40,6 +40,7 @@ REPAIRS = {"refit": "refitting in closed form", "heal": "training", "lora": "tra
     "learn": "learning what to keep"
 }
 TRAINING = ("heal", "learn")  # stages that change weights and cut nothing
+ROUNDING = "quantize"
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,8 @@ def _coarse(perplexity: float) -> str:
     return f"{perplexity:.0f}" if 10 <= perplexity < 1000 else figure(perplexity)
 
 
-def _tile(label: str, value: object, unit: str, note: object, cost: bool = False) -> Markup:
+def tile(label: str, value: object, unit: str, note: object, cost: bool = False) -> Markup:
+    """One large number; ``cost`` puts it in the colour of what was lost."""
     number = el("dd", value, el("small", f" {unit}") if unit else None, class_="number")
     return el(
         "div",
@@ -214,10 +216,10 @@ def _axis_tiles(verdict: Verdict) -> list[Markup]:
         note = [f"of {exact(before)} · ", el("b", f"{exact(before - after)} removed")]
         if axis == "heads" and grouped:
             note.append(f", key/value {grouped[0]} → {grouped[1]}")
-        tiles.append(_tile(AXES.get(axis, axis), exact(after), UNITS.get(axis, ""), note))
+        tiles.append(tile(AXES.get(axis, axis), exact(after), UNITS.get(axis, ""), note))
     blocks = verdict.source.shape.get("layers")
     if not tiles and blocks is not None:
-        tiles = [_tile("Blocks", exact(blocks), "", "none removed")]
+        tiles = [tile("Blocks", exact(blocks), "", "none removed")]
     return tiles
 
 
@@ -232,7 +234,7 @@ def _size_tile(label: str, verdict: Verdict, what: str) -> Markup | None:
         return None
     value, _, unit = write(after).partition(THIN)
     note = [f"from {write(before)} · ", el("b", changed.percent)]
-    return _tile(label, value, unit, note, cost=changed.better is False)
+    return tile(label, value, unit, note, cost=changed.better is False)
 
 
 def _speed_tile(verdict: Verdict) -> Markup | None:
@@ -243,7 +245,7 @@ def _speed_tile(verdict: Verdict) -> Markup | None:
     if changed.better is None:
         note.append(", within spread")
     label = f"Decode, batch {after.batch}"
-    return _tile(label, figure(after.decode.median), "tokens/s", note, changed.better is False)
+    return tile(label, figure(after.decode.median), "tokens/s", note, changed.better is False)
 
 
 def _perplexity_tile(verdict: Verdict) -> Markup | None:
@@ -253,7 +255,7 @@ def _perplexity_tile(verdict: Verdict) -> Markup | None:
     ratio = numbers.ratio(before.perplexity, after.perplexity)
     note = [f"from {figure(before.perplexity)} · ", el("b", ratio)]
     label = f"Perplexity, {after.text}"
-    return _tile(label, figure(after.perplexity), "", note, after.nll > before.nll)
+    return tile(label, figure(after.perplexity), "", note, after.nll > before.nll)
 
 
 def _cost(verdict: Verdict) -> Markup:
@@ -272,10 +274,25 @@ def _cost(verdict: Verdict) -> Markup:
     repairs = [name for step in verdict.model.chain for name in _repairs(step)]
     if repairs:
         sentences.append(f"This is after {named(list(dict.fromkeys(repairs)))}.")
-    else:
+    elif any(step.stage != ROUNDING for step in verdict.model.chain):
         sentences.append("Nothing has been done yet to repair the cut.")
-    sentences.append(_proof_of(verdict.model.chain))
+    sentences += _proofs_of(verdict.model.chain)
     return join(" ", sentences)
+
+
+def _proofs_of(chain: Sequence[Manifest]) -> list[Markup]:
+    """Of the last cut or training, and of the rounding after it."""
+    rounded = [step for step in chain if step.stage == ROUNDING]
+    rest = [step for step in chain if step.stage != ROUNDING]
+    said = [_proof_of(rest)] if rest or not rounded else []
+    if rounded and (proof := rounded[-1].proof):
+        outcome = (
+            render("Its weights were rounded, and read back as what they were in memory.")
+            if proof.passed
+            else el("b", "Its rounded weights did not read back as they were.", class_="failed")
+        )
+        said.append(outcome)
+    return said
 
 
 def _proof_of(chain: Sequence[Manifest]) -> Markup:

@@ -50,7 +50,7 @@ def use_section(results: Results) -> Markup | None:
             el("code", directory),
             ".",
         ),
-        el("div", [_snippet(*one) for one in snippets(directory)], class_="use"),
+        el("div", [snippet(*one) for one in snippets(directory)], class_="use"),
     )
 
 
@@ -73,7 +73,8 @@ def snippets(directory: str) -> list[tuple[str, str]]:
     ]
 
 
-def _snippet(name: str, code: str) -> Markup:
+def snippet(name: str, code: str) -> Markup:
+    """A few lines to copy, under what they are for."""
     return el("div", el("h3", name), el("pre", el("code", code), tabindex="0"))
 
 

@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 from shearling.report.anatomy import anatomy_section
+from shearling.report.behaviour import degeneration_section, judgements_section
 from shearling.report.charts import damage_section, scores_section
 from shearling.report.collect import collect
 from shearling.report.comparison_view import comparisons_section
@@ -18,6 +19,7 @@ from shearling.report.markup import Markup, el
 from shearling.report.results import Results
 from shearling.report.samples import samples_section
 from shearling.report.table import comparison_section
+from shearling.report.task_table import tasks_section
 from shearling.writer import write_text
 
 
@@ -37,22 +39,15 @@ def write_report(directories: Sequence[Path], output: Path) -> Path:
 
 def page(results: Results) -> str:
     """The whole page."""
-    # our own file, free of markup: it must not be escaped, since style is raw text in HTML
-    style = resources.files("shearling.report").joinpath("style.css").read_text("utf-8")
-    head = el(
-        "head",
-        el("meta", charset="utf-8"),
-        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        el("meta", name="generator", content="shearling"),
-        el("title", page_title(results)),
-        el("style", Markup(f"\n{style}")),
-    )
     sections = (
         [comparisons_section(results)]
         if not results.models
         else [
             anatomy_section(results),
             comparison_section(results),
+            tasks_section(results),
+            degeneration_section(results),
+            judgements_section(results),
             scores_section(results),
             damage_section(results),
             comparisons_section(results),
@@ -63,11 +58,25 @@ def page(results: Results) -> str:
             use_section(results),
         ]
     )
-    body = el("body", header(results), el("main", sections), _footer(results))
-    return f"<!doctype html>\n{el('html', head, body, lang='en')}\n"
+    return document(page_title(results), header(results), el("main", sections), footer(results))
 
 
-def _footer(results: Results) -> Markup:
+def document(title: str, *body: object, style: str = "") -> str:
+    """A whole page in the report's style, to which rules of one's own can be added."""
+    # our own file, free of markup: it must not be escaped, since style is raw text in HTML
+    rules = resources.files("shearling.report").joinpath("style.css").read_text("utf-8")
+    head = el(
+        "head",
+        el("meta", charset="utf-8"),
+        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        el("meta", name="generator", content="shearling"),
+        el("title", title),
+        el("style", Markup(f"\n{rules}{style}")),
+    )
+    return f"<!doctype html>\n{el('html', head, el('body', *body), lang='en')}\n"
+
+
+def footer(results: Results) -> Markup:
     """Said from the data alone: a time of writing would make equal reports differ."""
     dated = [
         one.created[:10]
@@ -80,6 +89,9 @@ def _footer(results: Results) -> Markup:
             *results.healings,
             *results.learnings,
             *results.comparisons,
+            *results.tasks,
+            *results.degenerations,
+            *results.judgements,
             *(step for model in results.made for step in model.chain),
         )
         if one.created

@@ -137,14 +137,15 @@ def scores_plot(
     return draw
 
 
-def damage_plot(curves: Sequence[Curve], marked: int | None, scale: Scale) -> Draw:
+def damage_plot(curves: Sequence[Curve], marked: Sequence[int], scale: Scale) -> Draw:
     """One line a criterion; the first is drawn last, in the accent colour."""
 
     def draw(axes: Axes, narrow: bool) -> None:
         _value_axis(axes, scale)
         longest = max((len(one) for curve in curves for one in curve.removed), default=1)
-        if marked is not None and 0 < marked <= longest:
-            axes.axvline(marked, color=MUTED, linewidth=1, dashes=(2, 3), zorder=1)
+        for removed in marked:
+            if 0 < removed <= longest:
+                axes.axvline(removed, color=MUTED, linewidth=1, dashes=(2, 3), zorder=1)
         for place, curve in reversed(list(enumerate(curves))):
             axes.plot(
                 [len(one) for one in curve.removed],

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, TypeVar
 
 from shearling.errors import ShearlingError
 from shearling.report.comparison import Comparison
+from shearling.report.quality import Degeneration, Judgement, Tasks
 from shearling.report.records import (
     Damage,
     Evaluation,
@@ -101,6 +102,9 @@ class Results:
     learnings: tuple[Learning, ...] = ()
     references: tuple[Reference, ...] = ()  # the newest first
     comparisons: tuple[Comparison, ...] = ()
+    tasks: tuple[Tasks, ...] = ()
+    degenerations: tuple[Degeneration, ...] = ()
+    judgements: tuple[Judgement, ...] = ()
 
     @property
     def source(self) -> Model | None:
@@ -129,53 +133,83 @@ def join_records(records: Records) -> Results:
     Raises:
         ShearlingError: the models descend from several sources, or no file speaks of a model.
     """
-    scores = _newest(records.scores, lambda one: (one.model.fingerprint, one.axis, one.criterion))
-    evaluations = _newest(
-        records.evaluations,
-        lambda one: (one.model.fingerprint, one.text, one.window, one.tokens, one.bos),
-    )
-    runs = _newest(
-        records.runs,
-        lambda one: (one.model.fingerprint, one.machine, one.batch, one.prompt, one.new),
-    )
-    generations = _newest(
-        records.generations,
-        lambda one: (one.model.fingerprint, str(one.sampling), one.max_new_tokens, one.samples),
-    )
-    healings = _newest(records.healings, lambda one: one.model.fingerprint)
-    learnings = _newest(records.learnings, lambda one: one.model.fingerprint)
-    measured = [*scores, *records.damages, *evaluations, *runs, *generations, *healings, *learnings]
-    models = _models(records.manifests, [one.model for one in measured], scores)
+    found = measurements(records)
+    spoken_of = [
+        *(one.model for one in _measured(found)),
+        *(model for one in found.judgements for model in (one.a, one.b)),
+    ]
+    models = _models(records.manifests, spoken_of, found.scores)
     if not models and not records.comparisons:
         raise ShearlingError(
             "There are reference losses alone, which are of no model; give the directory of a run "
             "of `shearling heal` as well."
         )
+    return replace(found, models=distinct_names(models))
+
+
+def measurements(records: Records) -> Results:
+    """All that was measured, of no models yet; of two that measure the same, the newer counts."""
     return Results(
-        models=_distinct_names(models),
-        scores=tuple(scores),
-        damages=tuple(_merge(records.damages)),
-        evaluations=tuple(evaluations),
-        runs=tuple(runs),
-        generations=tuple(generations),
-        healings=tuple(healings),
-        learnings=tuple(learnings),
+        models=(),
+        scores=_newest(
+            records.scores, lambda one: (one.model.fingerprint, one.axis, one.criterion)
+        ),
+        damages=_merge(records.damages),
+        evaluations=_newest(
+            records.evaluations,
+            lambda one: (one.model.fingerprint, one.text, one.window, one.tokens, one.bos),
+        ),
+        runs=_newest(
+            records.runs,
+            lambda one: (
+                *(one.model.fingerprint, one.engine, one.machine),
+                *(one.batch, one.prompt, one.new),
+            ),
+        ),
+        generations=_newest(
+            records.generations,
+            lambda one: (one.model.fingerprint, str(one.sampling), one.max_new_tokens, one.samples),
+        ),
+        healings=_newest(records.healings, lambda one: one.model.fingerprint),
+        learnings=_newest(records.learnings, lambda one: one.model.fingerprint),
         references=tuple(sorted(records.references, key=lambda one: one.created, reverse=True)),
-        comparisons=tuple(_newest(records.comparisons, lambda one: one.title)),
+        comparisons=_newest(records.comparisons, lambda one: one.title),
+        tasks=tuple(sorted(records.tasks, key=lambda one: one.created)),
+        degenerations=_newest(
+            records.degenerations,
+            lambda one: (
+                *(one.model.fingerprint, one.text, one.prompts, one.prompt_tokens),
+                *(one.new_tokens, str(one.sampling)),
+            ),
+        ),
+        judgements=_newest(
+            records.judgements, lambda one: (one.a.fingerprint, one.b.fingerprint, one.judge)
+        ),
     )
 
 
-def _newest(records: Iterable[T], key: Callable[[T], Hashable]) -> list[T]:
+def _measured(
+    found: Results,
+) -> list[
+    Scores | Damage | Evaluation | Run | Generations | Healing | Learning | Tasks | Degeneration
+]:
+    return [
+        *(*found.scores, *found.damages, *found.evaluations, *found.runs, *found.generations),
+        *(*found.healings, *found.learnings, *found.tasks, *found.degenerations),
+    ]
+
+
+def _newest(records: Iterable[T], key: Callable[[T], Hashable]) -> tuple[T, ...]:
     """One record a key, the one created last, in the order of first appearance."""
     chosen: dict[Hashable, T] = {}
     for record in records:
         held = chosen.get(key(record))
         if held is None or record.created >= held.created:
             chosen[key(record)] = record
-    return list(chosen.values())
+    return tuple(chosen.values())
 
 
-def _merge(damages: Iterable[Damage]) -> list[Damage]:
+def _merge(damages: Iterable[Damage]) -> tuple[Damage, ...]:
     """Curves of one model on one text belong into one figure, even when measured in two runs."""
     merged: dict[Hashable, Damage] = {}
     for damage in sorted(damages, key=lambda one: one.created):
@@ -183,29 +217,20 @@ def _merge(damages: Iterable[Damage]) -> list[Damage]:
         earlier = merged[key].curves if key in merged else ()
         curves = {curve.criterion: curve for curve in (*earlier, *damage.curves)}
         merged[key] = replace(damage, curves=tuple(curves.values()))
-    return list(merged.values())
+    return tuple(merged.values())
 
 
 def _models(
-    manifests: list[Manifest], measured: list[ModelRef], scores: list[Scores]
+    manifests: list[Manifest], measured: list[ModelRef], scores: tuple[Scores, ...]
 ) -> list[Model]:
     """All models spoken of, source first."""
-    by_fingerprint = {
-        one.model.fingerprint: one for one in _newest(manifests, lambda one: one.model.fingerprint)
-    }
-    made = [_made(one, by_fingerprint) for one in by_fingerprint.values()]
+    by_fingerprint = newest_manifests(manifests)
+    made = [made_by(one, by_fingerprint) for one in by_fingerprint.values()]
     made.sort(key=lambda model: (-(model.parameters or 0), len(model.chain), _created(model)))
     known: dict[str, Model] = {}
     if made:
         source = _common_source(made)
-        known[source.ref.fingerprint] = Model(
-            source.ref.name,
-            source.ref.fingerprint,
-            "source",
-            source.shape,
-            source.parameters,
-            source.bytes,
-        )
+        known[source.ref.fingerprint] = source_model(source)
     known |= {model.fingerprint: model for model in made}
     for ref in measured:
         if ref.fingerprint not in known:
@@ -221,7 +246,14 @@ def _models(
     return models
 
 
-def _made(manifest: Manifest, by_fingerprint: dict[str, Manifest]) -> Model:
+def newest_manifests(manifests: Iterable[Manifest]) -> dict[str, Manifest]:
+    """Fingerprint -> how that model was made."""
+    return {
+        one.model.fingerprint: one for one in _newest(manifests, lambda one: one.model.fingerprint)
+    }
+
+
+def made_by(manifest: Manifest, by_fingerprint: Mapping[str, Manifest]) -> Model:
     """A model with the manifests that lead to it, the first step first."""
     chain, seen = [manifest], {manifest.model.fingerprint}
     while True:
@@ -243,6 +275,18 @@ def _made(manifest: Manifest, by_fingerprint: dict[str, Manifest]) -> Model:
     )
 
 
+def source_model(source: Source) -> Model:
+    """The model that others were made of, as their manifests know it."""
+    return Model(
+        source.ref.name,
+        source.ref.fingerprint,
+        "source",
+        source.shape,
+        source.parameters,
+        source.bytes,
+    )
+
+
 def _common_source(made: list[Model]) -> Source:
     sources = {model.chain[0].source.ref.fingerprint: model.chain[0].source for model in made}
     if len(sources) > 1:
@@ -258,8 +302,9 @@ def _created(model: Model) -> str:
     return model.chain[-1].created
 
 
-def _distinct_names(models: list[Model]) -> tuple[Model, ...]:
+def distinct_names(models: Iterable[Model]) -> tuple[Model, ...]:
     """Two models of one name are told apart by their directory, or by their fingerprint."""
+    models = list(models)
     names = [model.name for model in models]
     distinct = []
     for model in models:

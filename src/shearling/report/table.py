@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from shearling.report.compare import Cell, Row, groups
 from shearling.report.markup import Markup, el
 from shearling.report.numbers import exact
@@ -27,13 +29,31 @@ def comparison_section(results: Results) -> Markup:
         for is_missing, sentence in missing
         if is_missing
     ]
-    units = el("p", _units(results), class_="small muted")
-    return section(title, scroll(_table(results, found), title), units, lines)
+    return section(title, figures_table(results, found, title), lines)
 
 
-def _table(results: Results, found: list[tuple[str, list[Row]]]) -> Markup:
+def figures_table(
+    results: Results,
+    found: list[tuple[str, list[Row]]],
+    title: str,
+    role: Callable[[Model], str] | None = None,
+) -> list[Markup]:
+    """The rows of :func:`groups` as a table, with a line that says how to read it.
+
+    Args:
+        role: what stands below a model's name; by default how it was made.
+    """
+    return [
+        scroll(_table(results, found, role or _role), title),
+        el("p", _units(results), class_="small muted"),
+    ]
+
+
+def _table(
+    results: Results, found: list[tuple[str, list[Row]]], role: Callable[[Model], str]
+) -> Markup:
     head = [
-        el("th", breakable(model.name), el("small", _role(model)), scope="col")
+        el("th", breakable(model.name), el("small", role(model)), scope="col")
         for model in results.models
     ]
     body = []

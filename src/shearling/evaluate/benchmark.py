@@ -1,0 +1,42 @@
+"""`shearling bench` as a result file of docs/files.md, and as a table for a person."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from shearling.evaluate.ratios import sentence
+from shearling.evaluate.speed import bench
+from shearling.manifest import stamp
+from shearling.progress import Progress, silent
+
+
+def bench_models(
+    models: Sequence[Any], *, progress: Progress = silent, **options: Any
+) -> dict[str, Any]:
+    """Speed and memory, in turns; options as in ``shearling.evaluate.speed.bench``."""
+    return {"kind": "bench"} | stamp() | bench(models, progress=progress, **options)
+
+
+def bench_lines(result: dict[str, Any]) -> list[str]:
+    """A table of a bench for a person: medians, then least and most; ratios below."""
+    head = (
+        f"{'model':24} {'engine':12} {'batch':>5} {'prompt':>6} {'new':>5} {'first token ms':>22} "
+        f"{'ms/token':>21} {'decode tok/s':>22} {'peak MiB':>9}"
+    )
+    rows = [
+        f"{run['model']['name'][:24]:24} {run['engine']:12} {run['batch']:5d} {run['prompt']:6d} "
+        f"{run['new']:5d} {_spread(run['first_token_ms']):>22} {_spread(run['ms_per_token']):>21} "
+        f"{_spread(run['decode_tokens_per_s']):>22} {_mebibytes(run['peak_memory_bytes']):>9}"
+        for run in result["runs"]
+    ]
+    ratios = [sentence(found) for found in result["ratios"]]
+    return [head, *rows, *([""] if ratios else []), *ratios]
+
+
+def _spread(figures: dict[str, float]) -> str:
+    return f"{figures['median']:.1f} ({figures['min']:.1f}-{figures['max']:.1f})"
+
+
+def _mebibytes(peak: int | None) -> str:
+    return "" if peak is None else f"{peak / 2**20:,.0f}"

@@ -1,0 +1,62 @@
+"""Results of tasks that were run before, by the model's fingerprint and all else that counts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from shearling.errors import ShearlingError
+from shearling.resolve import cache_directory
+from shearling.writer import file_digest, write_json
+
+FORMAT = 1  # raised when results of the same manifest would differ, or look different
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "merges.txt",
+)  # fmt: skip
+
+
+def manifest(subject: Any, **what: Any) -> dict[str, Any]:
+    """All that a result depends on: the model, its tokenizer and what was asked."""
+    return {
+        "format": FORMAT,
+        "model": subject.fingerprint,
+        "tokenizer": tokenizer_digest(subject.path),
+        **what,
+    }
+
+
+def tokenizer_digest(directory: Path) -> str:
+    """SHA-256 of a directory's tokenizer, which a model's fingerprint does not cover."""
+    digest = hashlib.sha256()
+    for name in TOKENIZER_FILES:
+        file = directory / name
+        if file.is_file():
+            digest.update(f"{name} {file_digest(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def recall(key: dict[str, Any]) -> dict[str, Any] | None:
+    """The result kept for a manifest, or None; a damaged file counts as none."""
+    try:
+        kept = json.loads(_file(key).read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    same = isinstance(kept, dict) and kept.get("manifest") == key
+    return kept.get("result") if same else None
+
+
+def keep(key: dict[str, Any], result: dict[str, Any]) -> bool:
+    """Keep a result; whether it could be: a full or read-only cache stops no measurement."""
+    try:
+        write_json(_file(key), {"manifest": key, "result": result})
+    except (OSError, ShearlingError):
+        return False
+    return True
+
+
+def _file(key: dict[str, Any]) -> Path:
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    return cache_directory() / "tasks" / key["model"][:16] / f"{digest[:24]}.json"

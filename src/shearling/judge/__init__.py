@@ -1,0 +1,1 @@
+"""Which of two models follows instructions better, as another model judges it."""
