@@ -6,7 +6,6 @@ torch and transformers take seconds to import, so every command imports what it 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import sys
@@ -44,6 +43,7 @@ from shearling.options import (
 from shearling.pack_command import pack
 from shearling.prune_command import prune
 from shearling.quantize_command import quantize
+from shearling.quiet import no_torchao_notices
 from shearling.reference_command import reference
 from shearling.studio_command import studio
 from shearling.teach_command import teach
@@ -269,9 +269,7 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # Read when tqdm is first imported; transformers draws a bar of its own for GGUF files.
     os.environ.setdefault("TQDM_DISABLE", "1")
-    # torchao, which transformers imports where it is there, speaks of GPU kernels it cannot load.
-    for talker in ("torchao", "torch.utils._pytree"):
-        logging.getLogger(talker).setLevel(logging.ERROR)
+    no_torchao_notices()
     # An exit, rather than a kill, lets unfinished outputs be removed.
     signal.signal(signal.SIGTERM, _stop)
     try:

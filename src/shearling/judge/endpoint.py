@@ -97,22 +97,23 @@ class Judge:
         Raises:
             EndpointError: the request failed for good.
         """
+        sent = self.options  # which another thread may empty meanwhile
         try:
-            return self._reply(messages)
+            return self._reply(messages, sent)
         except openai.BadRequestError as error:
-            if "temperature" not in str(error) or not self.options:
+            if "temperature" not in str(error) or not sent:
                 raise EndpointError(self.reason(error)) from error
             self.options = {}
         except (openai.OpenAIError, ValueError) as error:
             raise EndpointError(self.reason(error)) from error
         try:
-            return self._reply(messages)
+            return self._reply(messages, {})
         except (openai.OpenAIError, ValueError) as error:
             raise EndpointError(self.reason(error)) from error
 
-    def _reply(self, messages: Sequence[Any]) -> str:
+    def _reply(self, messages: Sequence[Any], options: dict[str, Any]) -> str:
         answer = self._client.chat.completions.create(
-            model=self.model, messages=list(messages), **self.options
+            model=self.model, messages=list(messages), **options
         )
         choices = getattr(answer, "choices", None)  # anything may come from somebody's server
         if not choices or choices[0].message is None:
