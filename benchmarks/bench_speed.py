@@ -13,11 +13,12 @@ llama.cpp's threads wait for each other in a loop, and stand still where a core 
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import save, source_directory
+from common import RESULTS, save, source_directory
 
 BLOCKS = 20
 BATCH, PROMPT, NEW = 1, 128, 64
@@ -36,12 +37,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         result = _timed(arguments, _cut(Path(scratch)))
     rows = [_row(engine, result) for engine in arguments.engines.split(",")]
+    before = _before(arguments.engines.split(","))
     save(
         "speed",
         {
             "blocks": BLOCKS, "batch": BATCH, "prompt": PROMPT, "new": NEW,
-            "repeats": arguments.repeats, "dtype": arguments.dtype, "rows": rows,
-            "runs": result["runs"], "ratios": result["ratios"],
+            "dtype": arguments.dtype,
+            "rows": before["rows"] + [row | {"repeats": arguments.repeats} for row in rows],
+            "runs": before["runs"] + result["runs"],
+            "ratios": before["ratios"] + result["ratios"],
         },
     )  # fmt: skip
     for row in rows:
@@ -51,6 +55,16 @@ def main() -> None:
             f"{row['promised_decode_speedup']:.3f}x promised: {row['share_of_promise']:.3f} "
             f"({'reached' if row['reached'] else 'NOT reached'})"
         )
+
+
+def _before(engines: list[str]) -> dict[str, list[dict[str, Any]]]:
+    """What was measured with other engines, which a run with some of them leaves as it is."""
+    file = RESULTS / "speed.json"
+    known = json.loads(file.read_text()) if file.exists() else {}
+    return {
+        key: [entry for entry in known.get(key, []) if entry["engine"] not in engines]
+        for key in ("rows", "runs", "ratios")
+    }
 
 
 def _cut(scratch: Path) -> Path:
