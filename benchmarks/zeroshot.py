@@ -115,7 +115,7 @@ def _row(name: str, model: Path, found: dict[str, Any]) -> dict[str, Any]:
         "tasks": found["tasks"],
     }
     if name != "dense":
-        row["what"] = " ".join(CUTS[name]).removeprefix("--")
+        row["what"] = " ".join(CUTS[name])
     for task in TASKS:
         metrics = found["tasks"][task]["metrics"]
         row[f"{task}_error"] = round(1 - metrics["acc_norm"], 4)
