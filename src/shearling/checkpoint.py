@@ -82,9 +82,7 @@ class Checkpoint:
     @property
     def name(self) -> str:
         """The directory's name, or the hub's when the directory is a snapshot of it."""
-        parts = self.path.resolve().parts
-        hub = [part for part in parts if part.startswith("models--")]
-        return hub[-1].rsplit("--", 1)[-1] if hub else parts[-1]
+        return directory_name(self.path)
 
     @cached_property
     def sizes(self) -> Mapping[str, int]:
@@ -153,6 +151,13 @@ class Checkpoint:
                 f"{self.path} has no tokenizer that transformers can read ({_first_line(error)}); "
                 "put tokenizer.json and tokenizer_config.json beside the weights."
             ) from error
+
+
+def directory_name(path: Path) -> str:
+    """A model directory's name, or the hub's when the directory is a snapshot of it."""
+    parts = path.resolve().parts
+    hub = [part for part in parts if part.startswith("models--")]
+    return hub[-1].rsplit("--", 1)[-1] if hub else parts[-1]
 
 
 def sorted_read(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shearling.errors import ShearlingError
-from shearling.evaluate.generation import _choose, generate
+from shearling.evaluate.generation import choose_token, generate
 
 
 @torch.no_grad()
@@ -89,15 +89,19 @@ def test_a_vanishing_temperature_or_nucleus_is_greedy(ascii_model, tokenizer):
 def test_nucleus_holds_the_likeliest_that_reach_top_p(top_p, support):
     logits = torch.tensor([0.3, 0.05, 0.5, 0.15]).log()
     generator = torch.Generator().manual_seed(0)
-    assert {_choose(logits, 1.0, top_p, generator) for _ in range(200)} == support
+    assert {choose_token(logits, 1.0, top_p, generator) for _ in range(200)} == support
 
 
 def test_sampling_follows_the_probabilities():
     probabilities = torch.tensor([0.3, 0.05, 0.5, 0.15])
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.tensor([_choose(probabilities.log(), 1.0, 1.0, generator) for _ in range(4000)])
+    drawn = torch.tensor(
+        [choose_token(probabilities.log(), 1.0, 1.0, generator) for _ in range(4000)]
+    )
     assert torch.allclose(drawn.bincount() / 4000, probabilities, atol=0.03)
-    hot = torch.tensor([_choose(probabilities.log(), 2.0, 1.0, generator) for _ in range(4000)])
+    hot = torch.tensor(
+        [choose_token(probabilities.log(), 2.0, 1.0, generator) for _ in range(4000)]
+    )
     expected = probabilities.sqrt() / probabilities.sqrt().sum()
     assert torch.allclose(hot.bincount() / 4000, expected, atol=0.03)
 

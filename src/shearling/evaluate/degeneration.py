@@ -14,7 +14,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from shearling.data.text import evaluation_windows
 from shearling.errors import ShearlingError
-from shearling.evaluate.generation import _choose, _end_tokens
+from shearling.evaluate.generation import choose_token, end_tokens
 from shearling.evaluate.loading import check_positive, longest_input
 from shearling.progress import Progress, silent
 
@@ -114,7 +114,7 @@ def continue_all(
     Each has a generator of its own from ``seed``, so that it is what
     :func:`shearling.evaluate.generation.generate` writes for its prompt alone.
     """
-    ends = _end_tokens(model, tokenizer)
+    ends = end_tokens(model, tokenizer)
     written: list[list[int]] = [[] for _ in prompts_NP]
     total = -(-len(prompts_NP) // batch) * new_tokens
     done = 0
@@ -130,7 +130,7 @@ def continue_all(
             ).logits[:, -1]
             tokens = [0] * len(rows)  # a row that has ended goes on with anything, unread
             for row in sorted(live):
-                token = _choose(logits_BV[row].float().cpu(), temperature, top_p, draws[row])
+                token = choose_token(logits_BV[row].float().cpu(), temperature, top_p, draws[row])
                 if token in ends:
                     live.discard(row)
                 else:

@@ -105,14 +105,14 @@ def new_tokens(
     Raises:
         ShearlingError: the model computes logits that are not numbers.
     """
-    ends = _end_tokens(model, tokenizer)
+    ends = end_tokens(model, tokenizer)
     generator = torch.Generator().manual_seed(sampling.seed)
     cache, feed = DynamicCache(config=model.config), list(ids)
     for _ in range(sampling.max_new_tokens):
         feed_1T = torch.tensor([feed], device=model.device)
         output = model(feed_1T, past_key_values=cache, use_cache=True, logits_to_keep=1)
         logits_V = output.logits[0, -1].float().cpu()
-        token = _choose(logits_V, sampling.temperature, sampling.top_p, generator)
+        token = choose_token(logits_V, sampling.temperature, sampling.top_p, generator)
         if token in ends:
             return
         yield token
@@ -171,7 +171,7 @@ def _as_message(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
     return str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
 
 
-def _choose(
+def choose_token(
     logits_V: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator
 ) -> int:
     """The next token: the likeliest, or one drawn from the nucleus (arXiv 1904.09751)."""
@@ -189,7 +189,7 @@ def _choose(
     return int(tokens_V[torch.multinomial(sorted_V, 1, generator=generator)])
 
 
-def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Every token that ends a text, by the checkpoint's generation settings or its tokenizer."""
     settings = model.generation_config
     ends = settings.eos_token_id if settings is not None else None

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from shearling.axes import Layout, Shape
-from shearling.checkpoint import Checkpoint, read_json, resolve_config
+from shearling.checkpoint import Checkpoint, directory_name, read_json, resolve_config
 from shearling.errors import ShearlingError
 from shearling.families import FAMILIES
 from shearling.resolve import resolve
@@ -59,9 +59,7 @@ class Subject:
     @property
     def name(self) -> str:
         """The directory's name, or the hub's when the directory is a snapshot of it."""
-        parts = self.path.resolve().parts
-        hub = [part for part in parts if part.startswith("models--")]
-        return hub[-1].rsplit("--", 1)[-1] if hub else parts[-1]
+        return directory_name(self.path)
 
     @property
     def quantization(self) -> Mapping[str, Any] | None:
