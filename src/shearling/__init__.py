@@ -17,6 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from shearling.errors import ShearlingError
+from shearling.quiet import no_torchao_notices
 
 if TYPE_CHECKING:
     from shearling.axes import Keep, Layout, Shape
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from shearling.scores import Scores
 
 __version__ = "0.1.0"
+no_torchao_notices()  # here, since processes of their own import transformers first of all
 
 _HOMES = {
     "Checkpoint": "checkpoint.Checkpoint",

@@ -43,7 +43,6 @@ from shearling.options import (
 from shearling.pack_command import pack
 from shearling.prune_command import prune
 from shearling.quantize_command import quantize
-from shearling.quiet import no_torchao_notices
 from shearling.reference_command import reference
 from shearling.studio_command import studio
 from shearling.teach_command import teach
@@ -269,7 +268,6 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # Read when tqdm is first imported; transformers draws a bar of its own for GGUF files.
     os.environ.setdefault("TQDM_DISABLE", "1")
-    no_torchao_notices()
     # An exit, rather than a kill, lets unfinished outputs be removed.
     signal.signal(signal.SIGTERM, _stop)
     try:

@@ -22,7 +22,7 @@ from transformers import (
 
 from shearling.checkpoint import read_json
 from shearling.errors import ShearlingError
-from shearling.quiet import no_progress_bars, no_torchao_notices
+from shearling.quiet import no_progress_bars
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # What follows the type computed in; all else keeps its size. Types not named take a byte.
@@ -63,7 +63,6 @@ def load_model(path: Path | str, *, dtype: str = "float32", device: str = "cpu")
             misshapen or damaged, a model that does not fit in memory, or a quantised one whose
             library is not installed.
     """
-    no_torchao_notices()  # here too: a model may be loaded by a process of its own
     path = _model_directory(path)
     if dtype not in DTYPES:
         raise ShearlingError(f"The dtype {dtype!r} is not known here; give {', '.join(DTYPES)}.")
