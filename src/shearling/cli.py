@@ -5,13 +5,12 @@ torch and transformers take seconds to import, so every command imports what it 
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -36,6 +35,7 @@ from shearling.options import (
     Seed,
     Stream,
     check_file,
+    print_result,
     protection,
     unit_lines,
     warn_ignored,
@@ -83,7 +83,7 @@ def inspect(model: Model, as_json: Json = False) -> None:
     from shearling.inspection import lines
 
     found = look(_open(model))
-    _print(found, as_json, lines(found))
+    print_result(found, as_json, lines(found))
 
 
 @app.command()
@@ -129,7 +129,7 @@ def score(
         units = _score_units(source, by, axis, calibration, samples, length, seed, stream)
         if output is not None:
             write_json(output, units.as_json())
-        _print(units.as_json(), as_json, unit_lines(units, output))
+        print_result(units.as_json(), as_json, unit_lines(units, output))
         return
     scores = _score(
         source, by, calibration, samples, length, seed, stream,
@@ -140,7 +140,7 @@ def score(
     text = [f"{by} scores, first to go first (block: score):"]
     text += [f"  {block:3d}: {scores.values[block]:.6g}" for block in scores.order]
     text += [f"written to {output}"] if output else []
-    _print(scores.as_json(), as_json, text)
+    print_result(scores.as_json(), as_json, text)
 
 
 app.command()(prune)
@@ -237,10 +237,6 @@ def _score_units(
     text = None if calibration is None else Text(calibration, samples, length, seed)
     with progress_bars() as progress:
         return score_axis(source, by, axis, text, seed=seed, stream=stream, progress=progress)
-
-
-def _print(result: Any, as_json: bool, text: list[str]) -> None:
-    print(json.dumps(result, indent=2, ensure_ascii=False) if as_json else "\n".join(text))
 
 
 def _stop(_signal: int, _frame: object) -> NoReturn:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shearling.errors import ShearlingError
-from shearling.options import Batches, Json, Models, Seed, check_file, numbers, warn
+from shearling.options import Batches, Json, Models, Seed, check_file, numbers, print_result, warn
 
 if TYPE_CHECKING:
     from shearling.comparing import Job, Wanted
@@ -100,7 +100,7 @@ def compare(
     records = gather(subjects, everywhere)
     jobs = Missing(subjects, wanted, place, gather(subjects, elsewhere), records).jobs()
     if dry_run:
-        _print({"output": str(output), "jobs": [job.as_json() for job in jobs]}, as_json,
+        print_result({"output": str(output), "jobs": [job.as_json() for job in jobs]}, as_json,
                _planned(jobs, output))  # fmt: skip
         return
     if jobs:
@@ -111,7 +111,7 @@ def compare(
     candidates = [candidate(*pair) for pair in zip(subjects, paths, strict=True)]
     choice = write_comparison(records, candidates, output, within=within / 100)
     described = choice_as_json(choice) | {"output": str(output), "measured": len(jobs)}
-    _print(described, as_json, [*_lines(choice), f"wrote {output}"])
+    print_result(described, as_json, [*_lines(choice), f"wrote {output}"])
 
 
 def choice_as_json(choice: Choice) -> dict[str, Any]:
@@ -260,7 +260,3 @@ def _lines(choice: Choice) -> list[str]:
             winner = choice.dominated[model.fingerprint].name
             lines.append(f"beaten throughout: {model.name}, by {winner}")
     return lines
-
-
-def _print(result: Any, as_json: bool, text: list[str]) -> None:
-    print(json.dumps(result, indent=2, ensure_ascii=False) if as_json else "\n".join(text))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shearling.errors import ShearlingError
-from shearling.options import Json, Models, Seed, warn, warn_ignored
+from shearling.options import Json, Models, Seed, print_result, warn, warn_ignored
 
 if TYPE_CHECKING:
     from shearling.evaluate.tasks.run import Tasks
@@ -105,7 +104,7 @@ def evaluate(
     plan = _Plan(name, wanted, subjects, limit, seed, dtype, device, batch, fresh)
     if dry_run:
         described = plan.describe()
-        _print(described, as_json, plan_lines(described))
+        print_result(described, as_json, plan_lines(described))
         return
     generation = sampling | {"max_new_tokens": max_new_tokens or 64}
     with progress_bars() as progress:
@@ -120,7 +119,7 @@ def evaluate(
         for subject, files in zip(subjects, results, strict=True)
         for line in result_lines(subject.name if len(subjects) > 1 else None, files)
     ]
-    _print(_joined(results), as_json, lines)
+    print_result(_joined(results), as_json, lines)
 
 
 @dataclass
@@ -335,7 +334,3 @@ def _joined(results: Sequence[list[dict[str, Any]]]) -> dict[str, Any]:
     if len(results) == 1 and len(files) == 2 and files[1]["kind"] == "generations":
         return files[0] | {"generations": files[1]}
     return files[0] if len(files) == 1 else {"results": files}
-
-
-def _print(result: Any, as_json: bool, text: list[str]) -> None:
-    print(json.dumps(result, indent=2, ensure_ascii=False) if as_json else "\n".join(text))

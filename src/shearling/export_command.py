@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from shearling.errors import ShearlingError
-from shearling.options import Json, Model, warn
+from shearling.options import Json, Model, print_result, warn
 from shearling.quantize_command import (
     DryRun,
     MaxWindows,
@@ -78,4 +77,4 @@ def export(
             f"wrote {output}",
             f"next: shearling eval {output} --text {text or 'FILE'}, or llama-server -m {output}",
         ]
-    print(json.dumps(result, indent=2, ensure_ascii=False) if as_json else "\n".join(lines))
+    print_result(result, as_json, lines)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from shearling.errors import ShearlingError
-from shearling.options import Json, Seed, check_file, warn
+from shearling.options import Json, Seed, check_file, print_result, warn
 
 
 def judge(
@@ -75,7 +73,7 @@ def judge(
         warn(f"{a} and {b} are the same: every answer is identical and counts as a tie")
     if dry_run:
         needed = expected(side_a, side_b, found)
-        _print(needed, as_json, _needed_lines(needed, side_a.name, side_b.name))
+        print_result(needed, as_json, _needed_lines(needed, side_a.name, side_b.name))
         return
     asked = Judge(endpoint, judge_model, key_env=key_env)
     with progress_bars() as progress:
@@ -84,7 +82,7 @@ def judge(
             progress=progress,
         )  # fmt: skip
     write_json(output, result)
-    _print(result, as_json, [*_lines(result), f"wrote {output}"])
+    print_result(result, as_json, [*_lines(result), f"wrote {output}"])
 
 
 def _needed_lines(needed: dict[str, int], a: str, b: str) -> list[str]:
@@ -117,8 +115,3 @@ def _lines(result: dict[str, Any]) -> list[str]:
         lines.append(f"the answer shown first was preferred {result['first_preferred']:.1%} of ")
         lines[-1] += "the time (50 % is no bias)"
     return lines
-
-
-def _print(result: Any, as_json: bool, text: list[str]) -> None:
-    print(json.dumps(result, indent=2, ensure_ascii=False) if as_json else "\n".join(text))
-    sys.stdout.flush()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -101,3 +102,9 @@ def warn_ignored(options: Mapping[str, Any], reason: str) -> None:
 def warn(sentence: str) -> None:
     """Say something on stderr that the user should know."""
     print(f"shearling: warning: {sentence}", file=sys.stderr)
+
+
+def print_result(result: Any, as_json: bool, lines: Sequence[str]) -> None:
+    """Print what a command found on stdout, at once: as JSON, or in lines for a person."""
+    print(json.dumps(result, indent=2, ensure_ascii=False) if as_json else "\n".join(lines))
+    sys.stdout.flush()

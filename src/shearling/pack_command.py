@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shearling.options import Json, Seed
+from shearling.options import Json, Seed, print_result
 
 if TYPE_CHECKING:
     from shearling.data.pack import Plan
@@ -63,7 +61,7 @@ def pack(
         return
     with progress_bars() as progress:
         manifest = build(plan, output, workers=workers, progress=progress)
-    _print(manifest, as_json, [*_lines(manifest), f"wrote {output}"])
+    print_result(manifest, as_json, [*_lines(manifest), f"wrote {output}"])
 
 
 def _print_plan(plan: Plan, as_json: bool) -> None:
@@ -76,7 +74,7 @@ def _print_plan(plan: Plan, as_json: bool) -> None:
         files = "1 file" if len(names) == 1 else f"{len(names):,} files"
         text.append(f"would pack {files} of {size / 1e6:,.1f} MB as {domain}")
     described = {"length": plan.length, "held_out": plan.held_out, "seed": plan.seed}
-    _print(described | {"domains": domains}, as_json, text)
+    print_result(described | {"domains": domains}, as_json, text)
 
 
 def _lines(manifest: dict[str, Any]) -> list[str]:
@@ -99,8 +97,3 @@ def _lines(manifest: dict[str, Any]) -> list[str]:
         for part in ("train", "held_out")
     )
     return [*rows, f"{dropped:,} tokens that fill no sequence, or hold no answer, were dropped"]
-
-
-def _print(result: Any, as_json: bool, text: list[str]) -> None:
-    print(json.dumps(result, indent=2, ensure_ascii=False) if as_json else "\n".join(text))
-    sys.stdout.flush()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +20,7 @@ from shearling.options import (
     Seed,
     Stream,
     numbers,
+    print_result,
     protection,
     warn,
     warn_ignored,
@@ -308,7 +307,7 @@ def _print_plan(source: Checkpoint, after: Shape, options: dict[str, Any], as_js
     text = [f"would remove blocks {', '.join(map(str, removed))}"] if removed else []
     text += [*_widths(source.shape, after), *plan["text"]]
     notes = source.family.notes(source.config, after)
-    _print(options | plan["figures"] | {"notes": notes}, as_json, [*text, *notes])
+    print_result(options | plan["figures"] | {"notes": notes}, as_json, [*text, *notes])
 
 
 def _print_result(source: Checkpoint, output: Path, as_json: bool) -> None:
@@ -345,15 +344,10 @@ def _print_result(source: Checkpoint, output: Path, as_json: bool) -> None:
         f"with what was removed masked ({proof['loaded_with']})"
     )
     text += source.family.notes(source.config, after)
-    _print(manifest, as_json, [*text, f"wrote {output}"])
+    print_result(manifest, as_json, [*text, f"wrote {output}"])
 
 
 def _widths(before: Shape, after: Shape) -> list[str]:
     """Every axis that shrinks, but for the blocks, which are told apart."""
     changed = [axis for axis in after if axis != "layers" and after[axis] < before[axis]]
     return [f"{axis:<11} {before[axis]} -> {after[axis]}" for axis in changed]
-
-
-def _print(result: Any, as_json: bool, text: list[str]) -> None:
-    print(json.dumps(result, indent=2, ensure_ascii=False) if as_json else "\n".join(text))
-    sys.stdout.flush()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from shearling.errors import ShearlingError
-from shearling.options import Json, Model
+from shearling.options import Json, Model, print_result
 
 if TYPE_CHECKING:
     from shearling.progress import Progress
@@ -92,7 +91,7 @@ def quantize(
             f"next: shearling eval {output} --text {text or 'FILE'}",
         ]
         result = result | found
-    print(json.dumps(result, indent=2, ensure_ascii=False) if as_json else "\n".join(lines))
+    print_result(result, as_json, lines)
 
 
 def check_text(text: Path | None) -> None:
