@@ -6,6 +6,7 @@ alike is what the rest of the machine does to each.
 
 from __future__ import annotations
 
+import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager
@@ -134,6 +135,21 @@ class Engine(ABC):
     @abstractmethod
     def bytes(self, candidate: Candidate, setting: Setting) -> int:
         """Memory that a model takes at the least: weights, KV cache, the engine itself."""
+
+
+def version_of(program: Path, working: str, seconds: float) -> subprocess.CompletedProcess[str]:
+    """What a program answers to ``--version``; ``working`` says what to name instead of it.
+
+    Raises:
+        ShearlingError: it cannot be run, or takes longer.
+    """
+    try:
+        return subprocess.run(
+            [str(program), "--version"],
+            capture_output=True, text=True, timeout=seconds, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ShearlingError(f"{program} cannot be run ({error}); name {working}.") from error
 
 
 def tail(text: str) -> str:

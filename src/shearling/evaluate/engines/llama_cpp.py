@@ -26,6 +26,7 @@ from shearling.evaluate.engines.base import (
     cache_bytes,
     failure,
     tail,
+    version_of,
 )
 from shearling.evaluate.engines.memory import resident
 from shearling.resolve import cache_directory
@@ -205,14 +206,7 @@ def _within(program: str, place: Path) -> str | None:
 
 def _version(program: Path) -> str:
     """What a program says of itself; older ones are silent."""
-    try:
-        done = subprocess.run(
-            [str(program), "--version"], capture_output=True, text=True, timeout=60, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise ShearlingError(
-            f"{program} cannot be run ({error}); name a working llama.cpp with --llama-cpp."
-        ) from error
+    done = version_of(program, "a working llama.cpp with --llama-cpp", 60)
     match = re.search(r"version:\s*(.+)", done.stdout + done.stderr)
     return match[1].strip() if match else "unknown"
 

@@ -34,6 +34,7 @@ from shearling.evaluate.engines.base import (
     cache_bytes,
     failure,
     tail,
+    version_of,
 )
 from shearling.evaluate.engines.memory import tree_peak
 from shearling.evaluate.loading import load_config
@@ -269,14 +270,7 @@ def _find(program: Path | None) -> Path:
 
 
 def _version(program: Path) -> str:
-    try:
-        done = subprocess.run(
-            [str(program), "--version"], capture_output=True, text=True, timeout=300, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise ShearlingError(
-            f"{program} cannot be run ({error}); name a working vllm with --vllm."
-        ) from error
+    done = version_of(program, "a working vllm with --vllm", 300)
     if done.returncode:
         raise ShearlingError(
             f"{program} cannot be run ({tail(done.stderr)}); name a working vllm with --vllm."
