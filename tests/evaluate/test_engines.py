@@ -64,8 +64,8 @@ def test_a_worker_that_fails_or_dies_is_named(model_directory, tmp_path):
         taken, turns = timing(dying, cell)
         assert (taken.steps, turns) == (SLICE + 3, 2)
         assert min(taken.prefill_seconds, taken.decode_seconds) > 0
-        assert dying.process.pid is not None
-        os.kill(dying.process.pid, signal.SIGKILL)
+        assert dying.child.pid is not None
+        os.kill(dying.child.pid, signal.SIGKILL)
         with pytest.raises(ShearlingError, match=r"model in .*tiny ended with exit code -9"):
             timing(dying, cell)
     assert not multiprocessing.active_children()

@@ -5,14 +5,9 @@ Nothing but small dataclasses of numbers and strings crosses the pipe between th
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
-import threading
 import time
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -21,6 +16,7 @@ import psutil
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from shearling.child import Child
 from shearling.errors import ShearlingError
 from shearling.evaluate.generation import Sampling, continuation, encode, new_tokens
 from shearling.evaluate.loading import load_model, load_tokenizer, longest_input
@@ -110,16 +106,14 @@ class Worker:
     ) -> None:
         """Start the process; ``threads`` are torch's on CPU, None leaving its own choice."""
         self.path = path
-        # spawn, not fork: a forked process would carry its parent's memory and thread pools.
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(
-            target=_serve, args=(theirs, path, dtype, device, threads), daemon=True
-        )
-        self._sending = threading.Lock()  # a stop comes from another thread than a job
-        with _interrupts_blocked():
-            self._process.start()
-        theirs.close()  # else its end of file would never be seen here
+        self._child = Child(
+            _serve, path, dtype, device, threads,
+            died=lambda code: (
+                f"The process of the model in {path} ended with exit code {code}; if memory ran "
+                "out (code -9), open fewer models or give --dtype bfloat16, and start the studio "
+                "again."
+            ),
+        )  # fmt: skip
 
     def ready(self) -> Ready:
         """Wait until the model is loaded.
@@ -127,7 +121,7 @@ class Worker:
         Raises:
             ShearlingError: it cannot be, or its process died.
         """
-        answer = self._receive()
+        answer = self._child.receive()
         if isinstance(answer, Failed):
             raise ShearlingError(answer.message)
         return answer
@@ -138,7 +132,7 @@ class Worker:
         Read it to the end before the next job, if need be after a :meth:`stop`.
         """
         try:
-            self._send(job)
+            self._child.send(job)
         except ShearlingError as error:
             return iter([Failed(str(error))])
         return self._events()
@@ -146,7 +140,7 @@ class Worker:
     def _events(self) -> Iterator[Event]:
         try:
             while True:
-                event = self._receive()
+                event = self._child.receive()
                 yield event
                 if not isinstance(event, Text):
                     return
@@ -156,57 +150,22 @@ class Worker:
     def stop(self, number: int) -> None:
         """Let job ``number`` end after the token it is at; without effect once it has ended."""
         try:
-            self._send(number)
+            self._child.send(number)
         except ShearlingError:  # what died has stopped
             return
 
     def kill(self) -> None:
         """End the process, whatever it does; who waits for its answer hears that it ended."""
-        self._process.kill()
+        self._child.kill()
 
     def close(self) -> None:
         """End the process and let go of it; nobody may wait for an answer any more."""
-        self._process.kill()
-        self._process.join()
-        self._process.close()
-        self._connection.close()
+        self._child.close()
 
     @property
     def pid(self) -> int | None:
         """The process's id."""
-        return self._process.pid
-
-    def _send(self, message: Job | int) -> None:
-        try:
-            with self._sending:
-                self._connection.send(message)
-        except OSError as error:
-            raise self._died() from error
-
-    def _receive(self) -> Any:
-        try:
-            return self._connection.recv()
-        except (EOFError, OSError) as error:
-            raise self._died() from error
-
-    def _died(self) -> ShearlingError:
-        self._process.join(timeout=10)
-        return ShearlingError(
-            f"The process of the model in {self.path} ended with exit code "
-            f"{self._process.exitcode}; if memory ran out (code -9), open fewer models or give "
-            f"--dtype bfloat16, and start the studio again."
-        )
-
-
-@contextmanager
-def _interrupts_blocked() -> Generator[None]:
-    """A process started here never sees Ctrl-C, which is its parent's to handle."""
-    resource_tracker.ensure_running()  # else the first start of a process would, and unblocks
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return self._child.pid
 
 
 def _serve(

@@ -5,7 +5,6 @@ Legend: B batch, P prompt tokens.
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,6 +17,7 @@ import transformers
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from shearling.child import Child
 from shearling.errors import ShearlingError
 from shearling.evaluate.engines.base import (
     ITEMSIZE,
@@ -92,14 +92,13 @@ class Worker:
         """Start it; it says how many threads it uses once it has loaded the model."""
         self.candidate = candidate
         self.weights = setting.dtype
-        # spawn, not fork: a forked process would carry its parent's memory and thread pools.
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(
-            target=_serve, args=(theirs, candidate, setting), daemon=True
-        )
-        self.process.start()
-        theirs.close()  # else its end of file would never be seen here
+        self.child = Child(
+            _serve, candidate, setting,
+            died=lambda code: (
+                f"The process that timed the model in {candidate.path} ended with exit code {code};"
+                " if memory ran out (code -9), give smaller batches, bfloat16, or a larger machine."
+            ),
+        )  # fmt: skip
 
     def __enter__(self) -> Worker:
         """Nothing more: it runs already."""
@@ -107,10 +106,7 @@ class Worker:
 
     def __exit__(self, *_: object) -> None:
         """End it, whatever it does."""
-        self.process.kill()
-        self.process.join()
-        self.process.close()
-        self.connection.close()
+        self.child.close()
 
     def parts(self, cell: Cell, *, fresh: bool) -> Generator[None, None, Timing]:
         """The prompt, then ``SLICE`` steps at a time."""
@@ -125,29 +121,15 @@ class Worker:
 
     def run(self, job: Prefill | Decode) -> Taken:
         """Have one job done."""
-        try:
-            self.connection.send(job)
-        except OSError as error:  # it died between two jobs
-            raise self._died() from error
+        self.child.send(job)
         return self.receive()
 
     def receive(self) -> Any:
         """The worker's next answer: its threads once loaded, then what each job took."""
-        try:
-            answer = self.connection.recv()
-        except (EOFError, OSError) as error:
-            raise self._died() from error
+        answer = self.child.receive()
         if isinstance(answer, str):
             raise ShearlingError(f"The model in {self.candidate.path} could not be timed: {answer}")
         return answer
-
-    def _died(self) -> ShearlingError:
-        self.process.join(timeout=10)
-        return ShearlingError(
-            f"The process that timed the model in {self.candidate.path} ended with exit code "
-            f"{self.process.exitcode}; if memory ran out (code -9), give smaller batches, "
-            f"bfloat16, or a larger machine."
-        )
 
 
 def _serve(connection: Connection, candidate: Candidate, setting: Setting) -> None:
