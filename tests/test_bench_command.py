@@ -80,6 +80,28 @@ def test_for_people(models, programs):
     assert ratio.startswith("llama#2: 1.00x (1.00-1.00) the decode speed of llama; its FLOPs")
 
 
+def test_a_dry_run_says_what_would_be_timed_and_runs_nothing(models, programs, tmp_path):
+    asked = (
+        models("llama"), "--engine", "llama.cpp,transformers", "--llama-cpp", programs,
+        "--batch", "1,2", "--prompt", "4,8", "--new", 3, "--repeats", 2, "--dry-run",
+        "--output", tmp_path / "bench.json",
+    )  # fmt: skip
+    planned = json.loads(run(*asked, "--json").stdout)
+    [model] = planned["models"]
+    assert [one["engine"] for one in planned["engines"]] == ["llama.cpp", "transformers"]
+    assert planned["engines"][0]["bytes"] > 4 * model["parameters"]
+    assert planned["engines"][1]["bytes"] > planned["engines"][0]["bytes"]
+    assert planned["grid"] == [
+        {"batch": batch, "prompt": prompt, "new": 3} for batch in (1, 2) for prompt in (4, 8)
+    ]
+    lines = run(*asked).stdout.splitlines()
+    assert lines[0] == f"models: llama ({model['parameters']:,} parameters)"
+    assert "12 runs" in lines[1]
+    assert lines[3] == "batch 1: 4 prompt tokens, 3 new ones; a warm-up and 2 rounds"
+    assert not (tmp_path / "bench.json").exists()
+    assert not (programs / "notes").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from shearling.errors import ShearlingError
-from shearling.options import Batches, Json, Models, check_file, numbers
+from shearling.options import Batches, Json, Models, check_file, numbers, print_result
 
 ENGINES = ("transformers", "llama.cpp", "vllm")
 
@@ -34,6 +33,9 @@ def bench(
     device: Annotated[str, typer.Option(help="A torch device.")] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     output: Annotated[Path | None, typer.Option(help="Where to write the result.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be timed, and run nothing.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Time prefill and decode and measure memory, in turns when several models are given.
@@ -50,22 +52,29 @@ def bench(
             f"--engine {engine!r} names {unknown[0]!r}, but {', '.join(ENGINES)} were expected, "
             "separated by commas."
         )
-    grid = {
+    options = {
+        "engines": engines,
         "batches": numbers(batch, "--batch"),
         "prompts": numbers(prompt, "--prompt"),
         "news": numbers(new, "--new"),
+        "repeats": repeats,
+        "dtype": dtype,
+        "device": device,
+        "threads": threads,
     }
-    from shearling.evaluate.benchmark import bench_lines, bench_models
+    from shearling.evaluate.benchmark import bench_lines, bench_models, plan_lines
     from shearling.evaluate.engines import Places
+    from shearling.evaluate.speed import plan_bench
     from shearling.terminal import progress_bars
     from shearling.writer import write_json
 
+    places = Places(llama_cpp, vllm)
+    if dry_run:
+        planned = plan_bench(models, places=places, **options).as_json()
+        print_result(planned, as_json, plan_lines(planned))
+        return
     with progress_bars() as progress:
-        result = bench_models(
-            models, engines=engines, places=Places(llama_cpp, vllm), **grid, repeats=repeats,
-            dtype=dtype, device=device, threads=threads, progress=progress,
-        )  # fmt: skip
+        result = bench_models(models, places=places, **options, progress=progress)
     if output is not None:
         write_json(output, result)
-    shown = json.dumps(result, indent=2, ensure_ascii=False)
-    print(shown if as_json else "\n".join(bench_lines(result)))
+    print_result(result, as_json, bench_lines(result))

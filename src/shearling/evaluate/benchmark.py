@@ -18,6 +18,26 @@ def bench_models(
     return {"kind": "bench"} | stamp() | bench(models, progress=progress, **options)
 
 
+def plan_lines(plan: dict[str, Any]) -> list[str]:
+    """What a bench would time, for a person; of :meth:`shearling.evaluate.speed.Plan.as_json`."""
+    names = ", ".join(f"{one['name']} ({one['parameters']:,} parameters)" for one in plan["models"])
+    runs = len(plan["grid"]) * (1 + plan["repeats"]) * len(plan["models"])
+    return [
+        f"models: {names}",
+        *(
+            f"with {one['engine']} {one['engine_version']}: {runs} runs, at least "
+            f"{one['bytes'] / 1e9:,.1f} GB of memory"
+            for one in plan["engines"]
+        ),
+        *(
+            f"batch {cell['batch']}: {cell['prompt']} prompt tokens, {cell['new']} new ones; "
+            f"a warm-up and {plan['repeats']} rounds"
+            for cell in plan["grid"]
+        ),
+        f"in {plan['dtype']} on {plan['device']}",
+    ]
+
+
 def bench_lines(result: dict[str, Any]) -> list[str]:
     """A table of a bench for a person: medians, then least and most; ratios below."""
     head = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from shearling.evaluate.engines import (
     Timing,
     engine,
 )
-from shearling.evaluate.engines.memory import check_memory
+from shearling.evaluate.engines.memory import check_memory, needed
 from shearling.evaluate.loading import DTYPES, check_positive, load_config, longest_input
 from shearling.evaluate.ratios import ratio, spread
 from shearling.evaluate.subject import open_subject
@@ -45,20 +45,55 @@ class Measured:
     timings: list[list[Timing]]
 
 
-def bench(
-    models: Sequence[Any],
-    *,
-    engines: Sequence[str] = ("transformers",),
-    places: Places | None = None,
-    batches: Sequence[int] = BATCHES,
-    prompts: Sequence[int] = PROMPTS,
-    news: Sequence[int] = NEWS,
-    repeats: int = REPEATS,
-    dtype: str = "float32",
-    device: str = "cpu",
-    threads: int | None = None,
-    progress: Progress = silent,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Plan:
+    """A bench that was checked and can begin; of ``repeats`` rounds."""
+
+    subjects: Sequence[Any]
+    candidates: Sequence[Candidate]
+    engines: Sequence[Engine]
+    setting: Setting
+    repeats: int
+
+    def as_json(self) -> dict[str, Any]:
+        """What would be timed, and the memory (bytes) that each engine would take."""
+        setting = self.setting
+        return {
+            "models": [_identity(one) | {"parameters": one.parameters} for one in self.candidates],
+            "engines": [
+                {
+                    "engine": one.name,
+                    "engine_version": one.version,
+                    "bytes": needed(one, self.candidates, setting),
+                }
+                for one in self.engines
+            ],
+            "grid": [asdict(cell) for cell in setting.cells],
+            "repeats": self.repeats,
+            "dtype": setting.dtype,
+            "device": setting.device,
+            "threads": setting.threads,
+        }
+
+    def run(self, progress: Progress = silent) -> dict[str, Any]:
+        """Time all of it; what :func:`bench` returns."""
+        runs: list[dict[str, Any]] = []
+        ratios: list[dict[str, Any]] = []
+        cells = self.setting.cells
+        for one in self.engines:
+            with one.open(self.candidates, self.setting) as runners:
+                stage = STAGE if len(self.engines) == 1 else f"{STAGE} with {one.name}"
+                for measured in measure(
+                    runners, cells, self.repeats, stage=stage, progress=progress
+                ):
+                    runs += _runs(one, self.candidates, runners, measured)
+                    ratios += _ratios(one, self.subjects, self.candidates, measured)
+        setting = self.setting
+        used = {"threads": runs[0]["threads"], "dtype": setting.dtype, "device": setting.device}
+        return {"kind": "bench", "machine": machine() | used, "runs": runs, "ratios": ratios}
+
+
+def bench(models: Sequence[Any], *, progress: Progress = silent, **options: Any) -> dict[str, Any]:
     """Time prefill and decoding of several models, in turns.
 
     For each cell of the grid every model is warmed up once; then come ``repeats`` rounds, in each
@@ -78,18 +113,45 @@ def bench(
 
     Args:
         models: directories, .gguf files, hub ids, or subjects opened from such; one may come twice.
-        engines: of ``transformers``, ``llama.cpp`` and ``vllm``; one after the other.
-        places: where the last two are.
-        batches, prompts, news: the grid: sequences, prompt tokens, tokens after them.
-        repeats: timed rounds; the median, least and most are given.
-        threads: on CPU; None leaves the engine's own choice.
+        options: as in :func:`plan_bench`.
 
     Returns:
         ``kind``, ``machine``, ``runs`` and ``ratios`` of a ``bench`` as in docs/files.md.
 
     Raises:
+        ShearlingError: as :func:`plan_bench`, or the process of a model dies.
+    """
+    return plan_bench(models, **options).run(progress)
+
+
+def plan_bench(
+    models: Sequence[Any],
+    *,
+    engines: Sequence[str] = ("transformers",),
+    places: Places | None = None,
+    batches: Sequence[int] = BATCHES,
+    prompts: Sequence[int] = PROMPTS,
+    news: Sequence[int] = NEWS,
+    repeats: int = REPEATS,
+    dtype: str = "float32",
+    device: str = "cpu",
+    threads: int | None = None,
+) -> Plan:
+    """Check everything that can be checked before a model is loaded.
+
+    Args:
+        models: as in :func:`bench`.
+        engines: of ``transformers``, ``llama.cpp`` and ``vllm``; one after the other.
+        places: where the last two are.
+        batches, prompts, news: the grid: sequences, prompt tokens, tokens after them.
+        repeats: timed rounds; the median, least and most are given.
+        dtype: float32, bfloat16 or float16.
+        device: a torch device.
+        threads: on CPU; None leaves the engine's own choice.
+
+    Raises:
         ShearlingError: a setting out of range, an engine that is not there, a model that cannot
-            be loaded, has too few positions or does not fit into memory, or whose process dies.
+            be opened, has too few positions or does not fit into memory.
     """
     _check(models, engines, batches, prompts, news, repeats, dtype, threads)
     subjects = [_opened(model) for model in models]
@@ -100,16 +162,7 @@ def bench(
     found = [engine(name, places) for name in engines]
     for one in found:
         check_memory(one, candidates, setting)
-    runs: list[dict[str, Any]] = []
-    ratios: list[dict[str, Any]] = []
-    for one in found:
-        with one.open(candidates, setting) as runners:
-            stage = STAGE if len(found) == 1 else f"{STAGE} with {one.name}"
-            for measured in measure(runners, cells, repeats, stage=stage, progress=progress):
-                runs += _runs(one, candidates, runners, measured)
-                ratios += _ratios(one, subjects, candidates, measured)
-    used = {"threads": runs[0]["threads"], "dtype": dtype, "device": device}
-    return {"kind": "bench", "machine": machine() | used, "runs": runs, "ratios": ratios}
+    return Plan(subjects, candidates, found, setting, repeats)
 
 
 def measure(

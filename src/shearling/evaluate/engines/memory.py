@@ -65,6 +65,12 @@ def tree_peak(process: int) -> int:
     return resident(process) + sum(resident(child.pid) for child in children)
 
 
+def needed(engine: Engine, candidates: Sequence[Candidate], setting: Setting) -> int:
+    """Bytes that an engine takes at the least: of all models at once, or of the largest."""
+    each = [engine.bytes(candidate, setting) for candidate in candidates]
+    return sum(each) if engine.resident else max(each)
+
+
 def check_memory(engine: Engine, candidates: Sequence[Candidate], setting: Setting) -> None:
     """Refuse what cannot fit into the memory that is free.
 
@@ -72,9 +78,8 @@ def check_memory(engine: Engine, candidates: Sequence[Candidate], setting: Setti
         ShearlingError: with what is needed at the least, and what there is.
     """
     each = [engine.bytes(candidate, setting) for candidate in candidates]
-    needed = sum(each) if engine.resident else max(each)
-    free = _free(setting.device)
-    if needed > free:
+    least, free = needed(engine, candidates, setting), _free(setting.device)
+    if least > free:
         largest = candidates[each.index(max(each))]
         who = (
             f"{len(candidates)} models at once" if engine.resident and len(each) > 1
@@ -82,7 +87,7 @@ def check_memory(engine: Engine, candidates: Sequence[Candidate], setting: Setti
         )  # fmt: skip
         raise ShearlingError(
             f"Timing {who} with {engine.name} in {setting.dtype} needs at least "
-            f"{needed / 1e9:,.1f} GB ({max(each) / 1e9:,.1f} GB for {largest.name}), but "
+            f"{least / 1e9:,.1f} GB ({max(each) / 1e9:,.1f} GB for {largest.name}), but "
             f"{free / 1e9:,.1f} GB are free; give fewer models, a smaller dtype, smaller batches, "
             "or a larger machine."
         )
