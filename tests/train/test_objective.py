@@ -14,8 +14,9 @@ from torch.nn import functional
 import naive
 import shearling.train.objective
 from shearling.checkpoint import Checkpoint
+from shearling.data.store import IGNORED
 from shearling.train.heal import plain_head
-from shearling.train.objective import IGNORED, Objective, counted
+from shearling.train.objective import Objective, counted
 
 Models = Callable[[str], Path]
 

@@ -20,12 +20,12 @@ import naive
 import shearling.train.objective
 import shearling.train.teach
 from shearling.checkpoint import Checkpoint
-from shearling.data.store import Store
+from shearling.data.store import IGNORED, Store
 from shearling.data.teacher import Cache, Kept
 from shearling.errors import ShearlingError
 from shearling.train.heal import heal, plain_head
 from shearling.train.log import read
-from shearling.train.objective import IGNORED, Objective
+from shearling.train.objective import Objective
 from shearling.train.options import Options
 from shearling.train.teach import cost, teach
 from small_disk import files_of_at_most

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from shearling.checkpoint import Checkpoint
 from shearling.data.scaling import EXPONENTS, Law, fit
+from shearling.data.store import IGNORED
 from shearling.data.weights import losses_of
 from shearling.errors import ShearlingError
 from shearling.manifest import stamp
@@ -30,7 +31,6 @@ from shearling.walk import last_states
 from shearling.writer import write_json
 
 SEQUENCES = 500  # of each domain, as in Sheared LLaMA
-IGNORED = -100  # a label without a loss
 
 
 class Held(Protocol):

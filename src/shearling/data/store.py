@@ -31,7 +31,7 @@ MANIFEST = "store.json"
 UNFINISHED = ".unfinished"
 PARTS = ("train", "held_out")
 TOKENS, MASK = "tokens.bin", "mask.bin"
-NOT_LEARNED = -100
+IGNORED = -100  # a label without a loss; what torch's cross entropy leaves out unless told
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class Sequences:
         if self._mask is None:
             return ids_NT, ids_NT.clone()
         counts_NT = torch.from_numpy(self._mask[chosen] != 0)
-        return ids_NT, ids_NT.masked_fill(~counts_NT, NOT_LEARNED)
+        return ids_NT, ids_NT.masked_fill(~counts_NT, IGNORED)
 
     def __getstate__(self) -> dict[str, Any]:
         """Another process maps the files itself, rather than be sent them."""

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from shearling.data.mixture import Mixture
-from shearling.data.store import Store
+from shearling.data.store import IGNORED, Store
 from shearling.data.teacher import Cache, Kept
 from shearling.data.weights import Weights
 from shearling.errors import ShearlingError
@@ -30,7 +30,7 @@ from shearling.products import fast_products
 from shearling.progress import Progress, silent
 from shearling.train import saving
 from shearling.train.log import Log
-from shearling.train.objective import IGNORED, Objective, counted
+from shearling.train.objective import Objective, counted
 from shearling.train.options import Options
 from shearling.train.parallel import World, sharded, whole
 from shearling.train.schedule import factor

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from shearling.data.store import IGNORED
 from shearling.data.teacher import Kept, log_mass_outside
 from shearling.products import preferred
 
 if TYPE_CHECKING:
     from shearling.gates.learner import Learner
 
-IGNORED = -100
 CHUNK = 512  # tokens whose logits are alive at a time where both models' are needed
 
 
