@@ -278,6 +278,13 @@ def test_an_axis_is_scored_the_same_alone(models: Models, ids: Tensor, by: str) 
     assert len(together["mlp"].values) == DEPTH
 
 
+def test_a_caller_without_gradients_gets_the_same_scores(models: Models, ids: Tensor) -> None:
+    stream = BlockStream(Checkpoint.open(models("llama")), resident=True)
+    expected = score_units(stream, "fisher", ids, ["mlp", "heads"])
+    with torch.no_grad():
+        assert score_units(stream, "fisher", ids, ["mlp", "heads"]) == expected
+
+
 def test_random_follows_the_seed(models: Models, ids: Tensor) -> None:
     stream = BlockStream(Checkpoint.open(models("llama")), resident=True)
 

@@ -107,8 +107,9 @@ def _passes(
     """Run each batch forward and back; ``gradients`` moves from after the block to before it."""
     for number, call in enumerate(calls):
         h_BSD = states.get(_after(index), number).detach().requires_grad_(True)
-        after_BSD = call[index](block, h_BSD)
-        after_BSD.backward(gradients[number])
+        with torch.enable_grad():  # whatever the caller has switched off
+            after_BSD = call[index](block, h_BSD)
+            after_BSD.backward(gradients[number])
         assert h_BSD.grad is not None
         gradients[number] = h_BSD.grad
         yield after_BSD.detach()
