@@ -1,1 +1,1 @@
-"""Training: one loop for healing and, later, learned gates; from one CPU to many nodes."""
+"""Training: one loop for healing and for learned gates; from one CPU to many nodes."""
