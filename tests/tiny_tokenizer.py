@@ -8,6 +8,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+CHAT = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
 VOCAB = 260  # a byte each, BOS, EOS, and two rows of padding
 
 
@@ -21,7 +25,9 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>")
 
 
-def write_llama(path: Path, *, layers: int, dtype: torch.dtype = torch.float32) -> Path:
+def write_llama(
+    path: Path, *, layers: int, dtype: torch.dtype = torch.float32, template: str | None = None
+) -> Path:
     """A random Llama with its tokenizer: 9 heads, 3 key/value heads, 64 positions."""
     torch.manual_seed(layers)
     config = LlamaConfig(
@@ -38,5 +44,7 @@ def write_llama(path: Path, *, layers: int, dtype: torch.dtype = torch.float32) 
         eos_token_id=257,
     )
     LlamaForCausalLM(config).to(dtype).save_pretrained(path)
-    byte_tokenizer().save_pretrained(path)
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(path)
     return path

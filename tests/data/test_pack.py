@@ -348,9 +348,10 @@ def test_an_interrupt_stops_the_workers(corpus: Path, tmp_path: Path) -> None:
         if stage == "tokenising":
             raise KeyboardInterrupt
 
+    others = set(multiprocessing.active_children())
     with pytest.raises(KeyboardInterrupt):
         pack(corpus_plan(corpus), tmp_path / "s", workers=2, shard_bytes=700, progress=interrupt)
-    assert multiprocessing.active_children() == []
+    assert set(multiprocessing.active_children()) <= others
 
 
 def test_a_finished_store_is_left_alone(

@@ -6,18 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte, and a BOS and an EOS beside."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {symbol: i for i, symbol in enumerate([*alphabet, "<s>", "</s>"])}
-    raw = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    raw.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>")
+from tiny_tokenizer import byte_tokenizer
 
 
 def tiny_llama(layers: int = 3, seed: int = 0) -> LlamaForCausalLM:

@@ -53,6 +53,7 @@ def test_a_worker_that_fails_or_dies_is_named(model_directory, tmp_path):
     """Two models at once, to pay for one import: one has no weights, one is killed."""
     broken = shutil.copytree(model_directory, tmp_path / "broken")
     (broken / "model.safetensors").unlink()
+    others = set(multiprocessing.active_children())
     with (
         Worker(candidate(broken), setting()) as failing,
         Worker(candidate(model_directory), setting()) as dying,
@@ -68,7 +69,7 @@ def test_a_worker_that_fails_or_dies_is_named(model_directory, tmp_path):
         os.kill(dying.child.pid, signal.SIGKILL)
         with pytest.raises(ShearlingError, match=r"model in .*tiny ended with exit code -9"):
             timing(dying, cell)
-    assert not multiprocessing.active_children()
+    assert set(multiprocessing.active_children()) <= others
 
 
 def test_a_run_is_one_prefill_and_one_token_a_step(model):

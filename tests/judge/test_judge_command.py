@@ -2,11 +2,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import typer
-from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from shearling.errors import ShearlingError
@@ -15,12 +13,8 @@ from shearling.evaluate.loading import load_model, load_tokenizer
 from shearling.judge import sides
 from shearling.judge_command import judge
 from shearling.progress import silent
-from tiny_tokenizer import write_llama
+from tiny_tokenizer import CHAT, write_llama
 
-TEMPLATE = (
-    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
 app = typer.Typer()
 app.command()(judge)
 
@@ -32,11 +26,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def chatty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = write_llama(tmp_path_factory.mktemp("judged") / "chatty", layers=2)
-    tokenizer: Any = AutoTokenizer.from_pretrained(path)
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(path)
-    return path
+    return write_llama(tmp_path_factory.mktemp("judged") / "chatty", layers=2, template=CHAT)
 
 
 def call(*arguments: object) -> str:

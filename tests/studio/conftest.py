@@ -2,32 +2,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from transformers import AutoTokenizer
 
-from tiny_tokenizer import write_llama
+from tiny_tokenizer import CHAT, write_llama
 
 pytest.importorskip("starlette", reason="the extra studio is not installed")
 pytest.importorskip("uvicorn", reason="the extra studio is not installed")
 
 from shearling.studio.worker import Worker
 
-TEMPLATE = (
-    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
-
 
 @pytest.fixture(scope="session")
 def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model with a chat template."""
-    path = write_llama(tmp_path_factory.mktemp("studio") / "dense", layers=3)
-    tokenizer: Any = AutoTokenizer.from_pretrained(path)
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(path)
-    return path
+    return write_llama(tmp_path_factory.mktemp("studio") / "dense", layers=3, template=CHAT)
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ def perplexity(
     nll = removal_nll(
         stream, ids_NS, [frozenset(), *singles], progress=progress, stage="scoring by perplexity"
     )
-    baseline, *values = [_exp(value) for value in nll]
+    baseline, *values = [exp_of(value) for value in nll]
     return Scores("perplexity", "layers", tuple(values), protected, baseline_perplexity=baseline)
 
 
@@ -53,15 +53,15 @@ def greedy(
         stage = f"greedy removal {turn + 1} of {remove}"
         nll = removal_nll(stream, ids_NS, wanted, progress=progress, stage=stage)
         if turn == 0:
-            baseline = _exp(nll.pop())
+            baseline = exp_of(nll.pop())
         for block, value in zip(left, nll, strict=True):
-            values[block] = _exp(value)
+            values[block] = exp_of(value)
         best = min((block for block in left if block not in protected), key=lambda b: values[b])
         order.append(best)
         gone |= {best}
     return Scores("greedy", "layers", tuple(values), protected, tuple(order), baseline)
 
 
-def _exp(nll: float) -> float:
-    """exp, or the largest float: a model without its first block may overflow."""
+def exp_of(nll: float) -> float:
+    """exp, or nearly the largest float: a model without its first block may overflow."""
     return math.exp(min(nll, 700.0))

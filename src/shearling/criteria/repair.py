@@ -22,6 +22,7 @@ from torch import Tensor
 
 from shearling.branches import branches, watching
 from shearling.checkpoint import Checkpoint
+from shearling.criteria.perplexity import exp_of
 from shearling.errors import ShearlingError
 from shearling.products import fast_products
 from shearling.progress import Progress, silent
@@ -69,13 +70,13 @@ def repair(
     best = min(losses, key=lambda start: losses[start])
     worst = max(losses.values())
     values = [
-        _exp(min((losses[s] for s in losses if s <= block < s + remove), default=worst))
+        exp_of(min((losses[s] for s in losses if s <= block < s + remove), default=worst))
         for block in range(stream.depth)
     ]
     return Scores(
         "repair", "layers", tuple(values), protected,
         removal_order=tuple(range(best, best + remove)),
-        details={"runs": {str(s): _exp(loss) for s, loss in losses.items()}},
+        details={"runs": {str(s): exp_of(loss) for s, loss in losses.items()}},
     )  # fmt: skip
 
 
@@ -119,10 +120,6 @@ def _require_finite(losses: dict[int, float]) -> None:
             f"starting at block {broken[0]}; the weights hold NaN or infinity, or overflow: fetch "
             "the checkpoint again."
         )
-
-
-def _exp(nll: float) -> float:
-    return math.exp(min(nll, 700.0))  # or the largest float, nearly
 
 
 class _Walk:
