@@ -312,6 +312,17 @@ def test_streamed_is_resident(mild: Models, variant: str, tmp_path: Path) -> Non
         torch.testing.assert_close(tensor, found[1][name])
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_freed_memory_is_given_back_only_when_streamed(
+    mild: Models, stream: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It costs half of the time: every array over 1 MB is then cleared by the system anew."""
+    called = []
+    monkeypatch.setattr(shearling.stream, "_return_freed_memory", lambda: called.append(1))
+    refit(Checkpoint.open(mild("llama")), DEPTH, drawn(4), tmp_path, stream=stream)
+    assert bool(called) == stream
+
+
 def test_a_cut_vocabulary_changes_nothing(mild: Models, tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(mild("llama"))
     vocab = (0, 1, 2, *range(50, 101))

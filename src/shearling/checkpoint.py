@@ -103,6 +103,11 @@ class Checkpoint:
         """Parameters, tied ones once."""
         return self.layout.count(self.shape)
 
+    @property
+    def plain_head(self) -> bool:
+        """Whether logits are the head's product and no more: not where they are soft-capped."""
+        return getattr(self.config, "final_logit_softcapping", None) is None
+
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         """Yield ``(name, tensor)``, each shard opened once, in the order of the shards.
 

@@ -7,7 +7,9 @@ divergence of the next-token distributions
     g = argmin  mean_t KL(softmax(W x_t) || softmax(W diag(g) y_t))
 
 is convex in it (x, y: the source's and the cut's normed states, W the head; soft-capping aside).
-Minimised by L-BFGS on some thousand tokens; kept only if tokens that it has not seen say so. On
+Minimised by L-BFGS on some thousand tokens; kept only if tokens that it has not seen say so. With
+p what the source says, it is the mean of log sum exp z_t - p_t . z_t and a constant, the logits z
+affine in g: p . z and its slope are had once, and an evaluation runs the cut's head alone. On
 SmolLM2 it takes 1.6 % off a cut model's perplexity, and nothing off the source's own (LOG.md,
 2026-11-22).
 
@@ -16,7 +18,7 @@ Shapes: B sequences of a batch, S positions, D hidden, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +85,8 @@ def fit_gain(
             unfitted = _divergence(source, cut, held, backward=False)
             if unfitted < ROUNDING:
                 return None
-            optimiser.step(_closure(source, cut, fit, optimiser, progress))
+            objective = _Objective(source, cut, fit, parameter)
+            optimiser.step(_closure(objective, optimiser, progress))
             progress(STAGE, 2 * STEPS, 2 * STEPS)
             fitted = _divergence(source, cut, held, backward=False)
             after = parameter.detach().clone()
@@ -95,9 +98,8 @@ def fit_gain(
 
 
 def _closure(
-    source: BlockStream, cut: BlockStream, fit: Sequence[States], optimiser: torch.optim.LBFGS,
-    progress: Progress,
-) -> Callable[[], float]:  # fmt: skip
+    objective: _Objective, optimiser: torch.optim.LBFGS, progress: Progress
+) -> Callable[[], float]:
     done = 0
 
     def evaluate() -> float:
@@ -105,9 +107,59 @@ def _closure(
         done += 1
         progress(STAGE, min(done, 2 * STEPS - 1), 2 * STEPS)
         optimiser.zero_grad()
-        return _divergence(source, cut, fit, backward=True)
+        return objective()
 
     return evaluate
+
+
+class _Objective:
+    """The mean divergence in nats a token; its gradient is left on the gain."""
+
+    def __init__(
+        self, source: BlockStream, cut: BlockStream, states: Sequence[States], gain: nn.Parameter
+    ) -> None:
+        self.source, self.cut, self.states, self.gain = source, cut, states, gain
+        self.tokens = sum(ids_BS.numel() for ids_BS, _, _ in states)
+        self.affine = cut.checkpoint.plain_head
+        self.said: tuple[Tensor, Tensor, float] | None = None
+
+    def __call__(self) -> float:
+        if not self.affine:
+            return _divergence(self.source, self.cut, self.states, backward=True)
+        if self.said is None:
+            self.said = self._ask()
+        start_D, slope_D, value = self.said
+        for ids, _, c in _slices(self.cut, self.states):
+            sums = self.cut.logits(c.clone(), ids).logsumexp(-1).sum() / self.tokens
+            sums.backward()
+            value += float(sums.detach())
+        assert self.gain.grad is not None
+        self.gain.grad -= slope_D
+        moved_D = self.gain.detach().double() - start_D.double()
+        return value - float(slope_D.double() @ moved_D)
+
+    def _ask(self) -> tuple[Tensor, Tensor, float]:
+        """The gain now, the slope of mean p . z in it, and mean p . log p less mean p . z now."""
+        value = 0.0
+        for ids, h, c in _slices(self.cut, self.states):
+            with torch.no_grad():
+                log_p_TV = self.source.logits(h.clone(), ids).flatten(0, 1).log_softmax(-1)
+                p_TV = log_p_TV.exp()
+                value += float((p_TV * log_p_TV).sum()) / self.tokens
+            said = (p_TV * self.cut.logits(c.clone(), ids).flatten(0, 1)).sum() / self.tokens
+            said.backward()
+            value -= float(said.detach())
+        assert self.gain.grad is not None
+        slope_D = self.gain.grad.clone()
+        self.gain.grad = None
+        return self.gain.detach().clone(), slope_D, value
+
+
+def _slices(stream: BlockStream, states: Sequence[States]) -> Iterator[States]:
+    """As many sequences at a time as logits are to be alive of."""
+    for ids_BS, h_BSD, c_BSE in states:
+        rows = max(1, LOGITS_BYTES // (4 * ids_BS.shape[1] * stream.checkpoint.shape["vocab"]))
+        yield from zip(ids_BS.split(rows), h_BSD.split(rows), c_BSE.split(rows), strict=True)
 
 
 def _divergence(
@@ -116,18 +168,15 @@ def _divergence(
     """Mean nats a token; with ``backward``, gradients are left on the gain."""
     total = sum(ids_BS.numel() for ids_BS, _, _ in states)
     mean = 0.0
-    for ids_BS, h_BSD, c_BSE in states:
-        rows = max(1, LOGITS_BYTES // (4 * ids_BS.shape[1] * source.checkpoint.shape["vocab"]))
-        for ids, h, c in zip(ids_BS.split(rows), h_BSD.split(rows), c_BSE.split(rows), strict=True):
-            with torch.no_grad():
-                wanted_TV = source.logits(h.clone(), ids).flatten(0, 1).log_softmax(-1)
-            with torch.set_grad_enabled(backward):
-                found_TV = cut.logits(c.clone(), ids).flatten(0, 1).log_softmax(-1)
-                divergence = (
-                    nn.functional.kl_div(found_TV, wanted_TV, reduction="sum", log_target=True)
-                    / total
-                )
-                if backward:
-                    divergence.backward()
-            mean += float(divergence.detach())
+    for ids, h, c in _slices(source, states):
+        with torch.no_grad():
+            wanted_TV = source.logits(h.clone(), ids).flatten(0, 1).log_softmax(-1)
+        with torch.set_grad_enabled(backward):
+            found_TV = cut.logits(c.clone(), ids).flatten(0, 1).log_softmax(-1)
+            divergence = (
+                nn.functional.kl_div(found_TV, wanted_TV, reduction="sum", log_target=True) / total
+            )
+            if backward:
+                divergence.backward()
+        mean += float(divergence.detach())
     return mean

@@ -88,7 +88,9 @@ def refit(
         source = BlockStream(reference or checkpoint, resident=resident)
         states = States(None if source.resident else Path(scratch))
         same = reference is None and view.shape["hidden"] == checkpoint.shape["hidden"]
-        cut = BlockStream(view, resident=False, like=source if same else None)
+        cut = BlockStream(
+            view, resident=False, like=source if same else None, thrifty=not source.resident
+        )
         walk = _Walk(source, cut, view, keep, states, directory)
         walk.begin(ids_NS, windows)
         steps = []

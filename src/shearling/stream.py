@@ -65,6 +65,8 @@ class BlockStream:
         dtype: what is computed in.
         like: a stream of a model that is the same outside its blocks; the embedding and the head,
             which can be a third of the memory a stream takes, are then shared with it.
+        thrifty: give freed memory back to the system at once, so that the process stays small, at
+            the price of having every larger array cleared anew; by default if not resident.
     """
 
     def __init__(
@@ -74,13 +76,14 @@ class BlockStream:
         resident: bool | None = None,
         dtype: torch.dtype = torch.float32,
         like: BlockStream | None = None,
+        thrifty: bool | None = None,
     ) -> None:
         """Build the outside of the model and load its weights; blocks come later."""
         self.checkpoint = checkpoint
         self.dtype = dtype
         self.depth = checkpoint.shape["layers"]
         self.resident = fits(checkpoint, dtype) if resident is None else resident
-        if not self.resident:
+        if not self.resident if thrifty is None else thrifty:
             _return_freed_memory()
         self._shells = _block_shells(checkpoint, dtype)
         self._loaded: dict[int, nn.Module] = {}

@@ -15,7 +15,6 @@ import naive
 import shearling.train.objective
 from shearling.checkpoint import Checkpoint
 from shearling.data.store import IGNORED
-from shearling.train.heal import plain_head
 from shearling.train.objective import Objective, counted
 
 Models = Callable[[str], Path]
@@ -63,7 +62,7 @@ def trainable(path: Path) -> Any:
 def test_text(models: Models, variant: str, ours: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shearling.train.objective, "preferred", lambda: ours)
     model, (ids_BS, labels_BS) = trainable(models(variant)), batch()
-    plain = plain_head(Checkpoint.open(models(variant)))
+    plain = Checkpoint.open(models(variant)).plain_head
     assert plain == (variant != "gemma2")
     objective = Objective(model, plain_head=plain)
     found = objective(ids_BS, labels_BS)
@@ -93,7 +92,7 @@ def test_distillation(
             parameter.mul_(1 + 0.2 * torch.randn(parameter.shape, generator=draw))
     ids_BS, labels_BS = batch()
     objective = Objective(
-        model, plain_head=plain_head(Checkpoint.open(models(variant))), teacher=teacher,
+        model, plain_head=Checkpoint.open(models(variant)).plain_head, teacher=teacher,
         temperature=temperature, text_share=text_share, hidden_share=hidden_share,
     )  # fmt: skip
     found = objective(ids_BS, labels_BS)
@@ -146,7 +145,7 @@ def test_states_that_enter_blocks_are_compared(models: Models, variant: str) -> 
                 lambda _, args, found=found, i=i: found.__setitem__(i, args[0])
             )
     ids_BS, labels_BS = batch()
-    plain = plain_head(source)
+    plain = source.plain_head
     with torch.no_grad():
         alone, matched = (
             Objective(

@@ -23,7 +23,7 @@ from shearling.checkpoint import Checkpoint
 from shearling.data.store import IGNORED, Store
 from shearling.data.teacher import Cache, Kept
 from shearling.errors import ShearlingError
-from shearling.train.heal import heal, plain_head
+from shearling.train.heal import heal
 from shearling.train.log import read
 from shearling.train.objective import Objective
 from shearling.train.options import Options
@@ -267,7 +267,7 @@ def test_the_divergence_of_merged_outcomes(
     counting = labels_BS[:, 1:].flatten() != IGNORED
     with torch.no_grad():
         wanted = wise(input_ids=ids_BS, use_cache=False).logits[:, :-1]
-    plain = plain_head(Checkpoint.open(models(name)))
+    plain = Checkpoint.open(models(name)).plain_head
     objective = Objective(model, plain_head=plain, text_share=text_share)
     found = objective(ids_BS, labels_BS, kept_of(wanted, top))
     found.backward()

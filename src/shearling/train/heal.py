@@ -228,7 +228,7 @@ def objective(
     if phase.recipe == "distill" and teacher is not None:  # else there is a cache
         wise = loaded(teacher, world).eval().requires_grad_(False)
     found = Objective(
-        model, plain_head=plain_head(source), teacher=wise, temperature=phase.temperature,
+        model, plain_head=source.plain_head, teacher=wise, temperature=phase.temperature,
         text_share=phase.text_share, hidden_share=phase.hidden_share, learner=learner,
         stands_for=None if teacher is None else blocks_in(source, teacher),
     )  # fmt: skip
@@ -263,11 +263,6 @@ def _computed_anew(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return checkpointed(products, *args, use_reentrant=False, **kwargs)
 
     return again
-
-
-def plain_head(checkpoint: Checkpoint) -> bool:
-    """Whether logits are the head's product and no more: not where they are soft-capped."""
-    return getattr(checkpoint.config, "final_logit_softcapping", None) is None
 
 
 def mixed(store: Store, phase: Options, reference: Mapping[str, float] | None) -> mixes.Weights:
