@@ -120,14 +120,11 @@ class _Objective:
     ) -> None:
         self.source, self.cut, self.states, self.gain = source, cut, states, gain
         self.tokens = sum(ids_BS.numel() for ids_BS, _, _ in states)
-        self.affine = cut.checkpoint.plain_head
-        self.said: tuple[Tensor, Tensor, float] | None = None
+        self.said = self._ask() if cut.checkpoint.plain_head else None
 
     def __call__(self) -> float:
-        if not self.affine:
+        if self.said is None:  # the logits are not affine in the gain
             return _divergence(self.source, self.cut, self.states, backward=True)
-        if self.said is None:
-            self.said = self._ask()
         start_D, slope_D, value = self.said
         for ids, _, c in _slices(self.cut, self.states):
             sums = self.cut.logits(c.clone(), ids).logsumexp(-1).sum() / self.tokens

@@ -138,6 +138,7 @@ def rotate(
     norms = norms_of(checkpoint.layout)
     assert norms is not None
     blocks = BlockStream(checkpoint, resident=None if stream is None else not stream)
+    thrifty = not blocks.resident
     covariance_DD = _covariance(blocks, ids_NS, norms, progress)
     del blocks
     names = norms.names(checkpoint.shape["layers"])
@@ -146,7 +147,7 @@ def rotate(
     basis_DD, share = _basis(covariance_DD, keep, gains[norms.head] if tied else None)
     turned = turn(checkpoint, norms, basis_DD, gains)
     turned = dataclasses.replace(turned, sizes_D=column_sizes(turned))
-    proof = _prove(checkpoint, turned, progress)
+    proof = _prove(checkpoint, turned, progress, thrifty=thrifty)
     exact = write(turned, directory, shard_bytes, progress)
     cuttable = exact
     if tied:
@@ -202,7 +203,9 @@ def _basis(covariance_DD: Tensor, keep: int, gain_D: Tensor | None) -> tuple[Ten
     return basis_DD, share
 
 
-def _prove(source: Checkpoint, turned: Checkpoint, progress: Progress) -> dict[str, Any]:
+def _prove(
+    source: Checkpoint, turned: Checkpoint, progress: Progress, *, thrifty: bool
+) -> dict[str, Any]:
     """How far the rotated model's logits are from the source's, before rounding.
 
     In single precision, or, where rounding adds up over many blocks, in double.
@@ -216,9 +219,9 @@ def _prove(source: Checkpoint, turned: Checkpoint, progress: Progress) -> dict[s
     relative, dtype = math.inf, torch.float32
     for dtype in (torch.float32, torch.float64):
         progress("proving the rotation", 0, 2)
-        expected_BSV = _logits(source, ids_BS, dtype)
+        expected_BSV = _logits(source, ids_BS, dtype, thrifty)
         progress("proving the rotation", 1, 2)
-        found_BSV = _logits(turned, ids_BS, dtype)
+        found_BSV = _logits(turned, ids_BS, dtype, thrifty)
         progress("proving the rotation", 2, 2)
         largest = max(float(expected_BSV.abs().max()), 1e-30)
         relative = float((found_BSV - expected_BSV).abs().max()) / largest
@@ -235,8 +238,9 @@ def _prove(source: Checkpoint, turned: Checkpoint, progress: Progress) -> dict[s
     }  # fmt: skip
 
 
-def _logits(checkpoint: Checkpoint, ids_BS: Tensor, dtype: torch.dtype) -> Tensor:
-    stream = BlockStream(checkpoint, resident=False, dtype=dtype)
+def _logits(checkpoint: Checkpoint, ids_BS: Tensor, dtype: torch.dtype, thrifty: bool) -> Tensor:
+    # Each block is needed once, so none is kept, whether or not there is memory for all.
+    stream = BlockStream(checkpoint, resident=False, dtype=dtype, thrifty=thrifty)
     h_BSD, calls = stream.begin(ids_BS)
     for index, call in enumerate(calls):
         with stream.block(index) as block:
