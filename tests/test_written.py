@@ -34,6 +34,24 @@ def test_beginnings_are_of_the_text(models: Models, variant: str) -> None:
         assert any(torch.equal(row[:PREFIX], start) for start in starts)
 
 
+@pytest.mark.parametrize("variant", ["llama", "mistral", "gemma3", "gpt_neox", "opt"])
+def test_each_token_is_what_the_whole_text_before_it_gives(models: Models, variant: str) -> None:
+    """Without a cache, one sequence at a time: no less than a draw that rounding moved."""
+    found = write(Checkpoint.open(models(variant)), windows(), 5, seed=3)
+    stock = naive.stock(models(variant))
+    generator = torch.Generator().manual_seed(3)
+    torch.randint(17 - PREFIX + 1, (5, 1), generator=generator)  # where sequences begin
+    at_NT = torch.rand(5, 17 - PREFIX, generator=generator)
+    for row, at_T in zip(found, at_NT, strict=True):
+        for step, at in enumerate(at_T):
+            with torch.no_grad():
+                logits = stock(input_ids=row[None, : PREFIX + step], use_cache=False).logits
+            sums_V = logits[0, -1].double().softmax(-1).cumsum(-1)
+            token = int(row[PREFIX + step])
+            low = float(sums_V[token - 1]) if token else 0.0
+            assert low - 1e-5 < at < float(sums_V[token]) + 1e-5
+
+
 def test_tokens_are_drawn_from_the_models_distribution(models: Models) -> None:
     """Frequencies of the first token written, against the stock model's probabilities."""
     ids_NS = windows(1, PREFIX + 1)[:, : PREFIX + 1]
@@ -65,8 +83,9 @@ def test_a_seed_says_it_all(models: Models, monkeypatch: pytest.MonkeyPatch) -> 
     assert torch.equal(torch.get_rng_state(), before), "the caller's draws are left alone"
     assert torch.equal(write(checkpoint, windows(), 6, seed=3), first)
     assert not torch.equal(write(checkpoint, windows(), 6, seed=4), first)
-    # Two at a time: other draws, as long.
+    # Two at a time at most.
     monkeypatch.setattr(shearling.written, "CACHE_BYTES", 2 * 17 * 4 * 2 * 5 * 3 * 6 + 1)
+    assert torch.equal(write(checkpoint, windows(), 6, seed=3), first)
     assert write(checkpoint, windows(), 5, seed=3).shape == (5, 17)
 
 

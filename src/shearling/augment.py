@@ -75,12 +75,20 @@ def augment(
             # One running sum serves the draws of all copies.
             sums_TV = stream.logits(h, ids)[:, :-1].flatten(0, 1).float().softmax(-1).cumsum_(-1)
             for copy, share in zip(copies, shares, strict=True):
-                at_T1 = torch.rand(len(sums_TV), 1, generator=generator) * sums_TV[:, -1:]
-                said = torch.searchsorted(sums_TV, at_T1, right=True).view(
-                    len(ids), ids.shape[1] - 1
-                )
-                said.clamp_(max=sums_TV.shape[1] - 1)
+                at_T1 = torch.rand(len(sums_TV), 1, generator=generator)
+                said = draw(sums_TV, at_T1).view(len(ids), ids.shape[1] - 1)
                 chosen = torch.rand(said.shape, generator=generator) < share
                 rest = torch.where(chosen, said, ids[:, 1:])
                 copy.append(torch.cat([ids[:, :1], rest], 1))
     return torch.cat([ids_NS, *(torch.cat(copy) for copy in copies)])
+
+
+def draw(sums_TV: Tensor, at_T1: Tensor) -> Tensor:
+    """Tokens (T, 1) drawn from distributions.
+
+    Args:
+        sums_TV: running sums of the probabilities, which need not end at 1.
+        at_T1: uniform draws between 0 and 1.
+    """
+    found_T1 = torch.searchsorted(sums_TV, at_T1 * sums_TV[:, -1:], right=True)
+    return found_T1.clamp_(max=sums_TV.shape[1] - 1)  # rounding may have drawn the very end

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-PACKED = 8
+PACKED = 8  # a block's worth
 
 
 @cache
@@ -39,22 +39,26 @@ def preferred() -> bool:
 
 
 @contextmanager
-def fast_products() -> Generator[None]:
+def fast_products(packed: int | None = PACKED) -> Generator[None]:
     """Route ``torch.nn.functional.linear`` on float32 CPU tensors through oneDNN where preferred.
 
     Stock models need no change for it. Gradients flow, and are products of the same kind.
+
+    Args:
+        packed: how many weights are kept in oneDNN's own order as well, those used last; with
+            None all, as a model wants that is run whole again and again.
     """
     if not preferred():
         yield
         return
-    with _OneDnn():
+    with _OneDnn(packed):
         yield
 
 
 class _OneDnn(TorchFunctionMode):
-    def __init__(self) -> None:
+    def __init__(self, packed: int | None) -> None:
         super().__init__()
-        self._packed = _PackedWeights()
+        self._packed = _PackedWeights(packed)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -77,7 +81,8 @@ class _PackedWeights:
     are run one after the other on many states, so that a block's worth of weights is enough.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int | None) -> None:
+        self._most = most
         self._held: OrderedDict[int, tuple[weakref.ref[Tensor], tuple[int, int], Tensor]] = (
             OrderedDict()
         )
@@ -94,7 +99,7 @@ class _PackedWeights:
             held = (weakref.ref(weight), state, packed)
             self._held[id(weight)] = held
         self._held.move_to_end(id(weight))
-        while len(self._held) > PACKED:
+        while self._most is not None and len(self._held) > self._most:
             self._held.popitem(last=False)
         return held[2]
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from shearling.checkpoint import Checkpoint
 from shearling.errors import ShearlingError
 
-_M_MMAP_THRESHOLD = -3  # malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # malloc.h
 LOGITS_BYTES = 16 * 2**20  # what a processor keeps close; more is slower
 BATCH_TOKENS = 2048
 
@@ -67,6 +67,7 @@ class BlockStream:
             which can be a third of the memory a stream takes, are then shared with it.
         thrifty: give freed memory back to the system at once, so that the process stays small, at
             the price of having every larger array cleared anew; by default if not resident.
+            Otherwise the process keeps what it once had. Both until the next stream says else.
     """
 
     def __init__(
@@ -83,8 +84,7 @@ class BlockStream:
         self.dtype = dtype
         self.depth = checkpoint.shape["layers"]
         self.resident = fits(checkpoint, dtype) if resident is None else resident
-        if not self.resident if thrifty is None else thrifty:
-            _return_freed_memory()
+        _keep_freed_memory(self.resident if thrifty is None else not thrifty)
         self._shells = _block_shells(checkpoint, dtype)
         self._loaded: dict[int, nn.Module] = {}
         with _ordinary_tensors():
@@ -207,14 +207,23 @@ def fits(checkpoint: Checkpoint, dtype: torch.dtype) -> bool:
     return 2 * checkpoint.parameters * dtype.itemsize < psutil.virtual_memory().available
 
 
-def _return_freed_memory() -> None:
-    """Have glibc give large arrays back to the system as soon as they are freed.
+def _keep_freed_memory(keep: bool) -> None:
+    """Have glibc keep large arrays when they are freed, or give them back to the system at once.
 
-    By default it learns to keep those of up to 32 MB, and with blocks coming and going the gaps
-    between them add up: memory grew by 400 MB over 24 blocks of 220 MB (LOG.md, 2026-11-22).
+    By default it learns to keep those of up to 32 MB, which serves neither end. Streamed, with
+    blocks coming and going, the gaps between them add up: memory grew by 400 MB over 24 blocks of
+    220 MB. In memory, every larger array is mapped and cleared anew: a third of a repair's
+    processor time (LOG.md, 2026-11-22).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if mallopt is not None:
+    if mallopt is None:
+        return
+    if keep:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, -1)  # never
+    else:
+        mallopt(_M_MMAP_MAX, 65536)  # glibc's default
+        mallopt(_M_TRIM_THRESHOLD, 2**17)  # likewise
         mallopt(_M_MMAP_THRESHOLD, 2**20)
 
 
