@@ -125,6 +125,7 @@ def rows(axis: str, criterion: str, left: list[Any]) -> Iterator[dict[str, Any]]
         scratch = Path(place)
         calibration = replace(_calibration(scratch), shares=(), written=0)
         choose = _chooser(source, axis, criterion, calibration)
+        by_default = _by_default(source, axis)
         for removed, repair in left:
             if repair not in repairs and axis != "dense":
                 continue
@@ -135,7 +136,7 @@ def rows(axis: str, criterion: str, left: list[Any]) -> Iterator[dict[str, Any]]
                 row["parameters"] = source.parameters
                 model = _loaded(source, {})
             elif repair == "refit+text" or axis == "both":
-                model = _by_default(source, axis, removed, repair, _calibration(scratch), row)
+                model = by_default(removed, repair, _calibration(scratch), row)
             else:
                 keep, row["seconds_choosing"], row["peak_mib"] = choose(removed)
                 view = cut_view(source, keep)
@@ -193,36 +194,51 @@ def _chooser(
     return choose
 
 
-def _by_default(
-    source: Any, axis: str, removed: int, repair: str, calibration: Any, row: dict[str, Any]
-) -> Any:
-    """What ``shearling prune`` gives, with or without the model's own text, or unrepaired."""
+def _by_default(source: Any, axis: str) -> Callable[[int, str, Any, dict[str, Any]], Any]:
+    """What ``shearling prune`` gives, with or without the model's own text, or unrepaired.
+
+    What survives is chosen once for each size: the model's own text has no part in it.
+    """
     from shearling.oneshot import choose, repair_text
     from shearling.plan import parse_params, parse_shape, shape_for
     from shearling.view import cut_view
 
-    if repair != "refit+text":
-        calibration = replace(calibration, shares=(), written=0)
-    if axis == "both":
-        after = shape_for(source, parse_params(PARAMS[removed], source.parameters))
-    else:
-        after = parse_shape(SHAPES[axis, removed], source)
-    _restart_peak()
-    started = time.perf_counter()
-    choice = choose(source, after, calibration=calibration, stream=False)
-    row |= {"seconds_choosing": round(time.perf_counter() - started, 1), "peak_mib": _peak()}
-    replaced = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        if repair != "none":
+    chosen: dict[int, tuple[Any, dict[str, Any]]] = {}
+
+    def choice_of(removed: int, calibration: Any) -> tuple[Any, dict[str, Any]]:
+        if removed not in chosen:
+            if axis == "both":
+                after = shape_for(source, parse_params(PARAMS[removed], source.parameters))
+            else:
+                after = parse_shape(SHAPES[axis, removed], source)
+            _restart_peak()
             started = time.perf_counter()
-            ids_NS = repair_text(source, calibration, stream=False)
-            row["seconds_writing"] = round(time.perf_counter() - started, 1)
-            windows = calibration.samples
-            replaced = _repaired(source, choice.keep, ids_NS, windows, Path(scratch), row)
-        view = cut_view(source, choice.keep)
-        row |= {"parameters": view.parameters, "kept_layers": _blocks(choice.keep)}
-        row["shape"] = str(after)
-        return _loaded(view, replaced)
+            keep = choose(source, after, calibration=calibration, stream=False).keep
+            seconds = round(time.perf_counter() - started, 1)
+            row = {"seconds_choosing": seconds, "peak_mib": _peak(), "shape": str(after)}
+            chosen[removed] = keep, row
+        return chosen[removed]
+
+    def model(removed: int, repair: str, calibration: Any, row: dict[str, Any]) -> Any:
+        if repair != "refit+text":
+            calibration = replace(calibration, shares=(), written=0)
+        keep, measured = choice_of(removed, calibration)
+        row |= measured
+        replaced = {}
+        with tempfile.TemporaryDirectory() as scratch:
+            if repair != "none":
+                _restart_peak()
+                started = time.perf_counter()
+                ids_NS = repair_text(source, calibration, stream=False)
+                row["seconds_writing"] = round(time.perf_counter() - started, 1)
+                row["peak_mib"] = max(row["peak_mib"], _peak())
+                windows = calibration.samples
+                replaced = _repaired(source, keep, ids_NS, windows, Path(scratch), row)
+            view = cut_view(source, keep)
+            row |= {"parameters": view.parameters, "kept_layers": _blocks(keep)}
+            return _loaded(view, replaced)
+
+    return model
 
 
 def _repaired(

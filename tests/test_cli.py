@@ -301,6 +301,20 @@ def wordy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.parametrize(
+    ("stream", "shares", "sequences"),
+    [("--no-stream", [0.5], 8 + 8 + 32), ("--stream", [0.3, 0.5, 0.7], 8 + 24)],
+)
+def test_how_much_text_a_repair_makes_by_default(
+    run: Run, model: Path, text: Path, output: Path,
+    stream: str, shares: list[float], sequences: int,
+) -> None:  # fmt: skip
+    options = ("--calibration", text, "--samples", "8", "--length", "16", stream)
+    found = run("prune", model, "--shape", "mlp=24", *options, "--output", output, "--json").json
+    assert found["options"]["calibration"]["rewritten_shares"] == shares
+    assert found["options"]["repair"]["tokens"] == sequences * 16
+
+
 def test_prune_on_every_axis(run: Run, wordy: Path, text: Path, output: Path) -> None:
     before = digests(wordy)
     options = ("--shape", EVERY_AXIS, "--calibration", text, *ENOUGH, "--output", output)

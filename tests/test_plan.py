@@ -52,10 +52,10 @@ def test_a_budget_is_met_and_used(variant: str, data: st.DataObject) -> None:
     source = headed(variant)
     params = data.draw(st.integers(cut_to(variant, 1, LEAST), source.parameters - 1))
     found = shape_for(source, params)
-    # By trying every depth and width from where blocks give half, deepest and widest first.
+    # By trying every depth and width from where blocks give a third, deepest and widest first.
     block = cut_to(variant, 2, MLP) - cut_to(variant, 1, MLP)
-    half = (source.parameters - params) / 2
-    few = min(range(DEPTH), key=lambda n: abs(half - n * block))
+    third = (source.parameters - params) / 3
+    few = min(range(DEPTH), key=lambda n: abs(third - n * block))
     layers, mlp = next(
         (layers, mlp)
         for layers in range(DEPTH - few, 0, -1)

@@ -23,7 +23,7 @@ from shearling.products import fast_products
 from shearling.progress import Progress, silent
 from shearling.stream import LOGITS_BYTES, BlockStream
 
-SHARES = (0.3, 0.5, 0.7)
+SHARES = (0.5,)
 
 
 @torch.inference_mode()

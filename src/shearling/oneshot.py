@@ -39,7 +39,7 @@ from shearling.writer import check_output, check_space
 from shearling.written import write
 
 BY_UNITS = "fisher-energy"
-WRITTEN = 64
+WRITTEN = 4  # sequences of the model's own for each window
 # What criteria that run each removal use of the windows: the paper's ten sequences of 128 tokens.
 BLOCK_SAMPLES, BLOCK_LENGTH = 10, 128
 _WIDTHS = ("hidden", "heads", "kv_heads", "mlp")
@@ -55,7 +55,8 @@ class Calibration:
         seed: of every random choice.
         shares: the repair also sees copies of the windows in which the source model rewrote these
             shares of the tokens; none with an empty tuple.
-        written: and so many sequences that the source model writes itself.
+        written: and so many sequences that the source model writes itself; four for each window
+            with None.
     """
 
     file: Path
@@ -63,7 +64,12 @@ class Calibration:
     length: int = 256
     seed: int = 0
     shares: tuple[float, ...] = SHARES
-    written: int = WRITTEN
+    written: int | None = None
+
+    @property
+    def sequences(self) -> int:
+        """How many sequences the source model writes."""
+        return WRITTEN * self.samples if self.written is None else self.written
 
     def windows(self, checkpoint: Checkpoint) -> Tensor:
         """Tokens (samples, length)."""
@@ -76,7 +82,7 @@ class Calibration:
         """For the manifest."""
         return {
             "file": self.file.name, "samples": self.samples, "length": self.length,
-            "seed": self.seed, "rewritten_shares": list(self.shares), "written": self.written,
+            "seed": self.seed, "rewritten_shares": list(self.shares), "written": self.sequences,
         }  # fmt: skip
 
 
@@ -339,7 +345,7 @@ def repair_text(
     found = [augment(blocks, ids_NS, shares=calibration.shares, seed=seed, progress=progress)]
     if blocks.resident:
         del blocks  # the weights are loaded once more
-        found += [write(checkpoint, ids_NS, calibration.written, seed=seed, progress=progress)]
+        found += [write(checkpoint, ids_NS, calibration.sequences, seed=seed, progress=progress)]
     return torch.cat(found)
 
 

@@ -67,16 +67,21 @@ Rotate = Annotated[
     ),
 ]
 Copies = Annotated[
-    int,
+    int | None,
     typer.Option(
         min=0,
         max=9,
         help="Copies of the calibration text for the repair, in which the source model "
-        "rewrote some of the tokens.",
+        "rewrote some of the tokens; by default one, or three if the model is streamed.",
     ),
 ]
 Written = Annotated[
-    int, typer.Option(min=0, help="Sequences for the repair that the source model writes itself.")
+    int | None,
+    typer.Option(
+        min=0,
+        help="Sequences for the repair that the source model writes itself; by default four for "
+        "each of --samples. A streamed model writes none.",
+    ),
 ]
 ShardSize = Annotated[
     float, typer.Option(min=0.001, help="Largest weight file, in GB (10^9 bytes).")
@@ -100,8 +105,8 @@ def prune(
     calibration: Calibration = None,
     samples: Samples = 64,
     length: Length = 256,
-    copies: Copies = 3,
-    written: Written = 64,
+    copies: Copies = None,
+    written: Written = None,
     seed: Seed = 0,
     stream: Stream = None,
     protect_first: ProtectFirst = None,
@@ -119,11 +124,12 @@ def prune(
 
     _require_one_size(shape, params, layers, remove, by, scores)
     check_output(output)
+    source = Checkpoint.open(model)
     text = None
     if calibration is not None:
-        text = Text(calibration, samples, length, seed, _shares(copies), written)
+        shares = _shares(_copies(source, stream) if copies is None else copies)
+        text = Text(calibration, samples, length, seed, shares, written)
     repaired = _repaired(refit, text)
-    source = Checkpoint.open(model)
     after = _shape(source, shape, params, layers, remove)
     rotated = _rotated(rotate, source, after, text)
     _warn_unused(source, after, by, scores, protect_first, protect_last, rotated=rotated)
@@ -168,6 +174,15 @@ def _require_one_size(
         raise ShearlingError(f"{' and '.join(given)} were both given; choose one.")
     if by is not None and scores is not None:
         raise ShearlingError("--by and --scores were both given; choose one.")
+
+
+def _copies(source: Checkpoint, stream: bool | None) -> int:
+    """A model that is streamed writes no text of its own, and rewrites more instead."""
+    import torch
+
+    from shearling.stream import fits
+
+    return 1 if (fits(source, torch.float32) if stream is None else not stream) else 3
 
 
 def _shares(copies: int) -> tuple[float, ...]:
