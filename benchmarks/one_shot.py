@@ -199,7 +199,8 @@ def _by_default(source: Any, axis: str) -> Callable[[int, str, Any, dict[str, An
 
     What survives is chosen once for each size: the model's own text has no part in it.
     """
-    from shearling.oneshot import choose, repair_text
+    from shearling.calibration import repair_text
+    from shearling.oneshot import choose
     from shearling.plan import parse_params, parse_shape, shape_for
     from shearling.view import cut_view
 
@@ -328,7 +329,7 @@ def _loaded(checkpoint: Any, replaced: dict[str, Any]) -> Any:
 
 
 def _calibration(scratch: Path) -> Any:
-    from shearling.oneshot import Calibration
+    from shearling.calibration import Calibration
 
     lines = text_file("redpajama/c4.jsonl", Path()).read_text(encoding="utf-8").splitlines()
     file = scratch / "c4-first-nine-tenths.jsonl"

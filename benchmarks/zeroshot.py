@@ -27,7 +27,7 @@ TASKS = ("arc_easy", "openbookqa", "piqa")
 MODELS = ("dense", "depth", "both")
 CUTS = {
     "depth": ["--layers", "24", "--copies", "0", "--written", "0"],
-    "both": ["--shape", "layers=27,mlp=1308"],
+    "both": ["--shape", "layers=27,mlp=1308", "--copies", "3", "--written", "64"],
 }
 Z95 = 1.959964  # of a standard normal, for an interval of 95 %
 COMPARISON: dict[str, Any] = {  # what the rows are, for `shearling report` (docs/files.md)

@@ -17,12 +17,13 @@ import naive
 import shearling.oneshot
 import shearling.writer
 from shearling.axes import Keep, Shape
+from shearling.calibration import Calibration
 from shearling.checkpoint import Checkpoint
 from shearling.choose import without
 from shearling.criteria import CRITERIA, score
 from shearling.criteria.units import UNIT_CRITERIA
 from shearling.errors import ShearlingError
-from shearling.oneshot import Calibration, choose, criteria_for, kinds, prune_to, score_axis
+from shearling.oneshot import choose, criteria_for, kinds, prune_to, score_axis
 from shearling.scores import Scores
 from test_masked import AXES, sizes_of
 from tiny_tokenizer import write_llama

@@ -21,12 +21,13 @@ import shearling.rotate
 import shearling.turned
 from naive import stock
 from shearling.axes import Keep, Row, Shape
+from shearling.calibration import Calibration
 from shearling.checkpoint import Checkpoint
 from shearling.cli import main
 from shearling.cut import cut
 from shearling.errors import ShearlingError
 from shearling.families.base import Affine
-from shearling.oneshot import Calibration, choose, prune_to
+from shearling.oneshot import choose, prune_to
 from shearling.refit import refit
 from shearling.rotate import Rotation, refusal, rotate
 from test_masked import relative

@@ -230,7 +230,7 @@ def _score_units(
     seed: int,
     stream: bool | None,
 ) -> UnitScores:
-    from shearling.oneshot import Calibration as Text
+    from shearling.calibration import Calibration as Text
     from shearling.oneshot import score_axis
     from shearling.terminal import progress_bars
 

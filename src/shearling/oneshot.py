@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shearling.augment import SHARES, augment
 from shearling.axes import Indices, Keep, Shape
+from shearling.calibration import Calibration, repair_text
 from shearling.checkpoint import Checkpoint
 from shearling.choose import account, keep_layers
 from shearling.criteria import CRITERIA, protected_blocks, require_finite, score_tokens
@@ -27,7 +27,7 @@ from shearling.criteria.repair import repairable, run_starts
 from shearling.criteria.units import TEXTLESS, UNIT_CRITERIA, score_units
 from shearling.criteria.units.places import check_axes
 from shearling.cut import SHARD_BYTES, cut, written_bytes
-from shearling.data.text import calibration_windows, documents
+from shearling.data.text import documents
 from shearling.errors import ShearlingError
 from shearling.progress import Progress, silent
 from shearling.refit import Repair, refit
@@ -36,69 +36,11 @@ from shearling.scores import Scores
 from shearling.stream import BlockStream
 from shearling.unit_scores import UnitScores, keep_units
 from shearling.writer import check_output, check_space
-from shearling.written import write
 
 BY_UNITS = "fisher-energy"
-WRITTEN = 4  # sequences of the model's own for each window
 # What criteria that run each removal use of the windows: the paper's ten sequences of 128 tokens.
 BLOCK_SAMPLES, BLOCK_LENGTH = 10, 128
 _WIDTHS = ("hidden", "heads", "kv_heads", "mlp")
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """Text, and how it is used.
-
-    Attributes:
-        file: .jsonl, .txt or a directory of such.
-        samples, length: windows of text, and tokens in each.
-        seed: of every random choice.
-        shares: the repair also sees copies of the windows in which the source model rewrote these
-            shares of the tokens; none with an empty tuple.
-        written: and so many sequences that the source model writes itself; four for each window
-            with None.
-    """
-
-    file: Path
-    samples: int = 64
-    length: int = 256
-    seed: int = 0
-    shares: tuple[float, ...] = SHARES
-    written: int | None = None
-
-    @property
-    def sequences(self) -> int:
-        """How many sequences the source model writes."""
-        return WRITTEN * self.samples if self.written is None else self.written
-
-    def windows(self, checkpoint: Checkpoint) -> Tensor:
-        """Tokens (samples, length)."""
-        return calibration_windows(
-            documents(self.file), checkpoint.tokenizer(),
-            samples=self.samples, length=self.length, seed=self.seed,
-        )  # fmt: skip
-
-    def as_json(self) -> dict[str, Any]:
-        """For the manifest."""
-        return {
-            "file": self.file.name, "samples": self.samples, "length": self.length,
-            "seed": self.seed, "rewritten_shares": list(self.shares), "written": self.sequences,
-        }  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tokens(Calibration):
-    """Calibration windows that are at hand already, from ``file``, which is not read.
-
-    Attributes:
-        ids_NS: tokens (samples, length).
-    """
-
-    ids_NS: Tensor
-
-    def windows(self, checkpoint: Checkpoint) -> Tensor:
-        """Tokens (samples, length)."""
-        return self.ids_NS
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,31 +264,6 @@ def prune_to(
             options=options, seed=calibration.seed if calibration else None, stream=stream,
             shard_bytes=shard_bytes, progress=progress,
         )  # fmt: skip
-
-
-def repair_text(
-    checkpoint: Checkpoint,
-    calibration: Calibration,
-    *,
-    stream: bool | None = None,
-    progress: Progress = silent,
-) -> Tensor:
-    """What a repair is solved on: the windows, copies of them, and what the model writes itself.
-
-    A model that is streamed writes nothing: every token would be a walk through all of it.
-
-    Returns:
-        Tokens (sequences, length); the windows come first, and what is some multiple of
-        ``calibration.samples`` behind a window derives from it.
-    """
-    ids_NS = calibration.windows(checkpoint)
-    blocks = BlockStream(checkpoint, resident=None if stream is None else not stream)
-    seed = calibration.seed
-    found = [augment(blocks, ids_NS, shares=calibration.shares, seed=seed, progress=progress)]
-    if blocks.resident:
-        del blocks  # the weights are loaded once more
-        found += [write(checkpoint, ids_NS, calibration.sequences, seed=seed, progress=progress)]
-    return torch.cat(found)
 
 
 class _Windows:

@@ -28,8 +28,8 @@ from shearling.options import (
 
 if TYPE_CHECKING:
     from shearling.axes import Keep, Shape
+    from shearling.calibration import Calibration as Text
     from shearling.checkpoint import Checkpoint
-    from shearling.oneshot import Calibration as Text
     from shearling.oneshot import Choice
     from shearling.scores import Scores
 
@@ -116,8 +116,8 @@ def prune(
     as_json: Json = False,
 ) -> None:
     """Cut a model to a shape or a size, repair it, and prove that it is what it claims."""
+    from shearling.calibration import Calibration as Text
     from shearling.checkpoint import Checkpoint
-    from shearling.oneshot import Calibration as Text
     from shearling.oneshot import prune_to
     from shearling.terminal import progress_bars
     from shearling.writer import check_output

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from shearling.axes import Shape
+from shearling.calibration import Tokens
 from shearling.checkpoint import Checkpoint
 from shearling.data.store import Store
 from shearling.errors import ShearlingError
@@ -27,7 +28,7 @@ from shearling.gates.bank import GateBank
 from shearling.gates.export import RUN, export
 from shearling.gates.learner import Learner
 from shearling.gates.options import LearnOptions
-from shearling.oneshot import Tokens, choose, prune_to
+from shearling.oneshot import choose, prune_to
 from shearling.plan import require_smaller
 from shearling.products import fast_products
 from shearling.progress import Progress, silent
