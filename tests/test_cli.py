@@ -302,17 +302,27 @@ def wordy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("stream", "shares", "sequences"),
-    [("--no-stream", [0.5], 8 + 8 + 32), ("--stream", [0.3, 0.5, 0.7], 8 + 24)],
+    ("stream", "shares", "written"),
+    [("--no-stream", [0.5], 32), ("--stream", [0.3, 0.5, 0.7], 0)],
 )
 def test_how_much_text_a_repair_makes_by_default(
     run: Run, model: Path, text: Path, output: Path,
-    stream: str, shares: list[float], sequences: int,
+    stream: str, shares: list[float], written: int,
 ) -> None:  # fmt: skip
     options = ("--calibration", text, "--samples", "8", "--length", "16", stream)
     found = run("prune", model, "--shape", "mlp=24", *options, "--output", output, "--json").json
-    assert found["options"]["calibration"]["rewritten_shares"] == shares
-    assert found["options"]["repair"]["tokens"] == sequences * 16
+    said = found["options"]["calibration"]
+    assert (said["rewritten_shares"], said["written"]) == (shares, written)
+    assert found["options"]["repair"]["tokens"] == (8 * (1 + len(shares)) + written) * 16
+
+
+def test_a_streamed_model_writes_no_text(run: Run, model: Path, text: Path, output: Path) -> None:
+    options = ("--calibration", text, "--samples", "8", "--length", "16", "--stream")
+    options += ("--written", "5", "--output", output)
+    found = run("prune", model, "--shape", "mlp=24", *options)
+    assert "--written ignored: a streamed model writes no text" in found.err
+    manifest = json.loads((output / "shearling.json").read_text())
+    assert manifest["options"]["calibration"]["written"] == 0
 
 
 def test_prune_on_every_axis(run: Run, wordy: Path, text: Path, output: Path) -> None:

@@ -127,7 +127,7 @@ def prune(
     source = Checkpoint.open(model)
     text = None
     if calibration is not None:
-        shares = _shares(_copies(source, stream) if copies is None else copies)
+        shares, written = _own_text(source, stream, copies, written)
         text = Text(calibration, samples, length, seed, shares, written)
     repaired = _repaired(refit, text)
     after = _shape(source, shape, params, layers, remove)
@@ -176,13 +176,19 @@ def _require_one_size(
         raise ShearlingError("--by and --scores were both given; choose one.")
 
 
-def _copies(source: Checkpoint, stream: bool | None) -> int:
-    """A model that is streamed writes no text of its own, and rewrites more instead."""
+def _own_text(
+    source: Checkpoint, stream: bool | None, copies: int | None, written: int | None
+) -> tuple[tuple[float, ...], int | None]:
+    """Shares to rewrite and sequences to write; a streamed model writes none, and rewrites more."""
     import torch
 
     from shearling.stream import fits
 
-    return 1 if (fits(source, torch.float32) if stream is None else not stream) else 3
+    if fits(source, torch.float32) if stream is None else not stream:
+        return _shares(1 if copies is None else copies), written
+    if written:
+        warn_ignored({"--written": written}, "a streamed model writes no text")
+    return _shares(3 if copies is None else copies), 0
 
 
 def _shares(copies: int) -> tuple[float, ...]:
