@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import save, source_directory, text_file
+from common import first_nine_tenths, save, source_directory, text_file
 from shearling.calibration import Calibration
 from shearling.checkpoint import Checkpoint
 from shearling.demo_text import write_demo_text
@@ -50,10 +50,8 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        text = scratch / "text.jsonl"
         whole = text_file("redpajama/c4.jsonl", write_demo_text(scratch)[0])
-        lines = whole.read_text(encoding="utf-8").splitlines()
-        text.write_text("\n".join(lines[: len(lines) * 9 // 10]), encoding="utf-8")
+        text = first_nine_tenths(whole, scratch)
         for windows in WINDOWS:
             seconds = stages(source, text, windows, scratch / f"{windows}")
             each = 1000 * seconds["all"] / (windows * LENGTH)

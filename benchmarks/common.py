@@ -30,6 +30,14 @@ def text_file(name: str, fallback: Path) -> Path:
     return Path(data) / name if data else fallback
 
 
+def first_nine_tenths(text: Path, directory: Path) -> Path:
+    """The documents of a .jsonl that calibration may see; evaluation has the last tenth."""
+    lines = text.read_text(encoding="utf-8").splitlines(keepends=True)
+    file = directory / f"{text.stem}-first-nine-tenths.jsonl"
+    file.write_text("".join(lines[: len(lines) * 9 // 10]), encoding="utf-8")
+    return file
+
+
 def save(name: str, result: dict[str, Any]) -> None:
     """Write a result with the machine it was taken on, and show it."""
     result = stamp() | {"machine": machine(), "versions": versions()} | result
@@ -60,4 +68,4 @@ def measured(arguments: list[str]) -> dict[str, float]:
     }
 
 
-__all__ = ["measured", "save", "source_directory", "text_file"]
+__all__ = ["first_nine_tenths", "measured", "save", "source_directory", "text_file"]

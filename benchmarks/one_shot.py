@@ -28,7 +28,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, save, source_directory, text_file
+from common import RESULTS, first_nine_tenths, save, source_directory, text_file
 
 DEPTH = ("repair", "perplexity", "taylor+", "taylor", "magnitude+", "influence", "greedy")
 WIDTH = (
@@ -331,10 +331,7 @@ def _loaded(checkpoint: Any, replaced: dict[str, Any]) -> Any:
 def _calibration(scratch: Path) -> Any:
     from shearling.calibration import Calibration
 
-    lines = text_file("redpajama/c4.jsonl", Path()).read_text(encoding="utf-8").splitlines()
-    file = scratch / "c4-first-nine-tenths.jsonl"
-    file.write_text("\n".join(lines[: len(lines) * 9 // 10]), encoding="utf-8")
-    return Calibration(file)
+    return Calibration(first_nine_tenths(text_file("redpajama/c4.jsonl", Path()), scratch))
 
 
 def _evaluation(tokenizer: Any, windows: int = 12, length: int = 512) -> dict[str, Any]:

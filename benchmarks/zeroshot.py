@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, save, source_directory, text_file
+from common import RESULTS, first_nine_tenths, save, source_directory, text_file
 
 TASKS = ("arc_easy", "openbookqa", "piqa")
 MODELS = ("dense", "depth", "both")
@@ -88,10 +88,9 @@ def _model(name: str, scratch: Path) -> Path:
     output = scratch / f"smollm2-{name}"
     if name == "dense" or output.is_dir():
         return source if name == "dense" else output
-    lines = text_file("redpajama/c4.jsonl", Path("c4.jsonl")).read_text().splitlines(True)
     scratch.mkdir(parents=True, exist_ok=True)
-    calibration = scratch / "calibration.jsonl"
-    calibration.write_text("".join(lines[: len(lines) * 9 // 10]))
+    text = text_file("redpajama/c4.jsonl", Path("c4.jsonl"))
+    calibration = first_nine_tenths(text, scratch)
     _shearling("prune", source, *CUTS[name], "--calibration", calibration, "--output", output)
     return output
 

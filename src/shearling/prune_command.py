@@ -186,8 +186,7 @@ def _own_text(
 
     if fits(source, torch.float32) if stream is None else not stream:
         return _shares(1 if copies is None else copies), written
-    if written:
-        warn_ignored({"--written": written}, "a streamed model writes no text")
+    warn_ignored({"--written": written or None}, "a streamed model writes no text")
     return _shares(3 if copies is None else copies), 0
 
 
