@@ -20,11 +20,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from common import save, source_directory, text_file
-from shearling.checkpoint import Checkpoint
-from shearling.criteria import score_tokens
+from shearling.commands.demo_text import write_demo_text
 from shearling.data.text import calibration_windows, documents
-from shearling.demo_text import write_demo_text
-from shearling.stream import BlockStream
+from shearling.engine.stream import BlockStream
+from shearling.model.checkpoint import Checkpoint
+from shearling.scoring.registry import score_tokens
 
 SAMPLES, LENGTH = 10, 128
 

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 
 from common import save, source_directory
-from shearling.checkpoint import Checkpoint
+from shearling.engine.products import fast_products
 from shearling.gates.attach import attach
 from shearling.gates.bank import GateBank
 from shearling.gates.learner import Learner
-from shearling.products import fast_products
+from shearling.model.checkpoint import Checkpoint
 from shearling.train.build import loaded
 from shearling.train.loop import groups
 from shearling.train.objective import Objective

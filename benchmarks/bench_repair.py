@@ -16,11 +16,11 @@ import time
 from pathlib import Path
 
 from common import first_nine_tenths, save, source_directory, text_file
-from shearling.calibration import Calibration
-from shearling.checkpoint import Checkpoint
-from shearling.demo_text import write_demo_text
-from shearling.oneshot import choose, prune_to
-from shearling.plan import parse_shape
+from shearling.commands.demo_text import write_demo_text
+from shearling.model.checkpoint import Checkpoint
+from shearling.pruning.plan import parse_shape
+from shearling.pruning.run import choose, prune_to
+from shearling.repair.calibration import Calibration
 
 SHAPE = "layers=28,mlp=1243"
 WINDOWS, LENGTH = (16, 32, 64), 256

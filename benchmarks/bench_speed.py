@@ -69,9 +69,9 @@ def _before(engines: list[str]) -> dict[str, list[dict[str, Any]]]:
 
 def _cut(scratch: Path) -> Path:
     """The first 20 blocks of the model."""
-    from shearling.axes import Keep
-    from shearling.checkpoint import Checkpoint
-    from shearling.cut import cut
+    from shearling.model.checkpoint import Checkpoint
+    from shearling.pruning.cut import cut
+    from shearling.table.axes import Keep
 
     source = Checkpoint.open(source_directory())
     pruned = scratch / f"{source.name}-{BLOCKS}-blocks"
@@ -82,7 +82,7 @@ def _cut(scratch: Path) -> Path:
 def _timed(arguments: argparse.Namespace, pruned: Path) -> dict[str, Any]:
     from shearling.evaluate.engines import Places
     from shearling.evaluate.speed import bench
-    from shearling.terminal import progress_bars
+    from shearling.files.terminal import progress_bars
 
     source = source_directory()
     with progress_bars() as progress:

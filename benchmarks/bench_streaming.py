@@ -24,11 +24,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from common import measured, save
-from shearling.checkpoint import Checkpoint
-from shearling.choose import without
-from shearling.cut import cut
-from shearling.families import family_of
-from shearling.writer import new_directory, write_json, write_weights
+from shearling.files.writer import new_directory, write_json, write_weights
+from shearling.model.checkpoint import Checkpoint
+from shearling.pruning.choose import without
+from shearling.pruning.cut import cut
+from shearling.table.families import family_of
 
 SAMPLES, LENGTH = 2, 64
 # A repair takes four sequences at least; the shape touches blocks and neurons, as --params does.

@@ -20,11 +20,11 @@ import torch
 from torch.nn import functional
 
 from common import save, source_directory, text_file
-from shearling.checkpoint import Checkpoint
-from shearling.data import weights
 from shearling.data.pack import Plan, pack
 from shearling.data.store import Store
-from shearling.products import fast_products
+from shearling.engine.products import fast_products
+from shearling.model.checkpoint import Checkpoint
+from shearling.train import weights
 from shearling.train.build import loaded
 from shearling.train.loop import Trainer, groups
 from shearling.train.objective import Objective

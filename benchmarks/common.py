@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from shearling.demo import demo_model
+from shearling.commands.demo import demo_model
 from shearling.evaluate.speed import machine
-from shearling.manifest import stamp, versions
-from shearling.resolve import resolve
-from shearling.writer import write_json
+from shearling.files.writer import write_json
+from shearling.model.manifest import stamp, versions
+from shearling.model.resolve import resolve
 
 RESULTS = Path(__file__).parent / "results"
 

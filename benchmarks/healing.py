@@ -116,8 +116,8 @@ def _speed(words: dict[str, str], scratch: Path, turns: int = 3) -> dict[str, fl
     """Median seconds of a step of each recipe of one phase, taken in turns."""
     import torch
 
-    from shearling.checkpoint import Checkpoint
     from shearling.data.store import Store
+    from shearling.model.checkpoint import Checkpoint
     from shearling.train import heal
     from shearling.train.loop import Trainer
     from shearling.train.options import parse

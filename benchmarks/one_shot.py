@@ -116,8 +116,8 @@ def _in_a_process(axis: str, criterion: str, left: list[Any]) -> Iterator[dict[s
 
 def rows(axis: str, criterion: str, left: list[Any]) -> Iterator[dict[str, Any]]:
     """The rows of one criterion that are left; only repaired tensors go to disk."""
-    from shearling.checkpoint import Checkpoint
-    from shearling.view import cut_view
+    from shearling.engine.views.cut import cut_view
+    from shearling.model.checkpoint import Checkpoint
 
     source = Checkpoint.open(source_directory())
     repairs = REPAIRS if (axis, criterion) in DEFAULTS else REPAIRS[:2]
@@ -157,9 +157,9 @@ def _chooser(
     Scores that do not depend on how much goes are computed once.
     """
     from shearling import criteria
-    from shearling.choose import keep_layers
-    from shearling.oneshot import BLOCK_LENGTH, BLOCK_SAMPLES, score_axis
-    from shearling.unit_scores import keep_units
+    from shearling.pruning.choose import keep_layers
+    from shearling.pruning.run import BLOCK_LENGTH, BLOCK_SAMPLES, score_axis
+    from shearling.scoring.unit_scores import keep_units
 
     found: dict[str, Any] = {}
 
@@ -199,10 +199,10 @@ def _by_default(source: Any, axis: str) -> Callable[[int, str, Any, dict[str, An
 
     What survives is chosen once for each size: the model's own text has no part in it.
     """
-    from shearling.calibration import repair_text
-    from shearling.oneshot import choose
-    from shearling.plan import parse_params, parse_shape, shape_for
-    from shearling.view import cut_view
+    from shearling.engine.views.cut import cut_view
+    from shearling.pruning.plan import parse_params, parse_shape, shape_for
+    from shearling.pruning.run import choose
+    from shearling.repair.calibration import repair_text
 
     chosen: dict[int, tuple[Any, dict[str, Any]]] = {}
 
@@ -245,7 +245,7 @@ def _by_default(source: Any, axis: str) -> Callable[[int, str, Any, dict[str, An
 def _repaired(
     source: Any, keep: Any, ids_NS: Any, windows: int, scratch: Path, row: dict[str, Any]
 ) -> dict[str, Any]:
-    from shearling.refit import refit
+    from shearling.repair.refit import refit
 
     _restart_peak()
     found = refit(source, keep, ids_NS, scratch, windows=windows, stream=False)
@@ -270,11 +270,11 @@ def _evaluated(model: Any, tokenizer: Any) -> dict[str, float]:
 
 def speed() -> list[dict[str, Any]]:
     """Tokens a second of every shape at batch 1 and 8, all in turns; any units will do."""
-    from shearling.axes import Keep
-    from shearling.checkpoint import Checkpoint
-    from shearling.cut import cut
     from shearling.evaluate.speed import bench
-    from shearling.plan import parse_params, parse_shape, shape_for
+    from shearling.model.checkpoint import Checkpoint
+    from shearling.pruning.cut import cut
+    from shearling.pruning.plan import parse_params, parse_shape, shape_for
+    from shearling.table.axes import Keep
 
     source = Checkpoint.open(source_directory())
     shapes = {"dense": source.shape}
@@ -329,7 +329,7 @@ def _loaded(checkpoint: Any, replaced: dict[str, Any]) -> Any:
 
 
 def _calibration(scratch: Path) -> Any:
-    from shearling.calibration import Calibration
+    from shearling.repair.calibration import Calibration
 
     return Calibration(first_nine_tenths(text_file("redpajama/c4.jsonl", Path()), scratch))
 
@@ -352,8 +352,8 @@ def _evaluation(tokenizer: Any, windows: int = 12, length: int = 512) -> dict[st
 
 
 def _perplexity(model: Any, windows: Any) -> float:
-    from shearling.products import fast_products
-    from shearling.stream import token_nll
+    from shearling.engine.products import fast_products
+    from shearling.engine.stream import token_nll
 
     total = count = 0.0
     with fast_products():

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from shearling.report.plots import log_ticks
+from shearling.report.draw.plots import log_ticks
 
 HERE = Path(__file__).parent
 START, END = "<!-- table -->", "<!-- end of table -->"

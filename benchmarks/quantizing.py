@@ -19,13 +19,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from common import save, source_directory, text_file
-from shearling.checkpoint import Checkpoint
 from shearling.errors import ShearlingError
 from shearling.evaluate.perplexity import evaluate
-from shearling.gguf_export import check, export
-from shearling.quantize import plan, quantize
-from shearling.resolve import resolve
-from shearling.terminal import progress_bars
+from shearling.files.terminal import progress_bars
+from shearling.model.checkpoint import Checkpoint
+from shearling.model.resolve import resolve
+from shearling.ship.gguf import check, export
+from shearling.ship.quantize import plan, quantize
 
 WINDOW, WINDOWS = 512, 12
 TORCHAO: tuple[tuple[str, int | None], ...] = (

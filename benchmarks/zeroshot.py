@@ -104,7 +104,7 @@ def _measured(model: Path, limit: int | None) -> dict[str, Any]:
 
 
 def _row(name: str, model: Path, found: dict[str, Any]) -> dict[str, Any]:
-    from shearling.checkpoint import Checkpoint
+    from shearling.model.checkpoint import Checkpoint
 
     row: dict[str, Any] = {
         "model": name,

@@ -76,7 +76,7 @@ def test_source_files_stay_short():
     assert {name: lines for name, lines in lengths.items() if lines >= 500} == {}
 
 
-@pytest.mark.parametrize("module", ["shearling", "shearling.cli", "shearling.demo_text"])
+@pytest.mark.parametrize("module", ["shearling", "shearling.cli", "shearling.commands.demo_text"])
 def test_import_is_light(module):
     """Importing torch takes seconds, transformers up to ten: ``--help`` must not wait for them."""
     if find_spec(module) is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 CHAT = (
@@ -48,3 +48,31 @@ def write_llama(
     tokenizer.chat_template = template
     tokenizer.save_pretrained(path)
     return path
+
+
+TEXT = [
+    "the sheep graze on the hill where the shepherd watches the sheep",
+    "shearing sheep in the spring, the shearer shears the sheared sheep again",
+    "a hill, a field; the field on the hill and the shepherd's hut in the field — déjà vu",
+    "def graze(sheep):\n    return [field for field in sheep if field.grass > 0]\n",
+]
+NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+SPECIAL = ["<unk>", "<s>", "</s>"]
+
+
+def byte_level() -> Tokenizer:
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    raw.train_from_iterator(
+        TEXT,
+        trainers.BpeTrainer(
+            vocab_size=420, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+        ),
+    )
+    raw.add_special_tokens(["<tool>"])  # behind the merges, as in Qwen and Llama 3
+    raw.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]
+    )
+    return raw

@@ -17,41 +17,41 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from shearling.errors import ShearlingError
-from shearling.quiet import no_torchao_notices
+from shearling.files.quiet import no_torchao_notices
+from shearling.version import __version__
 
 if TYPE_CHECKING:
-    from shearling.axes import Keep, Layout, Shape
-    from shearling.checkpoint import Checkpoint
-    from shearling.choose import keep_layers, without
-    from shearling.criteria import score
-    from shearling.cut import Proof, prove
-    from shearling.cut import cut as prune
     from shearling.evaluate.benchmark import bench_models
-    from shearling.inspection import inspect
-    from shearling.measure import evaluate_model, generate_samples
+    from shearling.evaluate.measure import evaluate_model, generate_samples
+    from shearling.model.checkpoint import Checkpoint
+    from shearling.model.inspect import inspect
+    from shearling.pruning.choose import keep_layers, without
+    from shearling.pruning.cut import Proof, prove
+    from shearling.pruning.cut import cut as prune
     from shearling.report import write_report
-    from shearling.scores import Scores
+    from shearling.scoring.registry import score
+    from shearling.scoring.scores import Scores
+    from shearling.table.axes import Keep, Layout, Shape
 
-__version__ = "0.1.0"
 no_torchao_notices()  # here, since processes of their own import transformers first of all
 
 _HOMES = {
-    "Checkpoint": "checkpoint.Checkpoint",
-    "Keep": "axes.Keep",
-    "Layout": "axes.Layout",
-    "Proof": "cut.Proof",
-    "Scores": "scores.Scores",
-    "Shape": "axes.Shape",
+    "Checkpoint": "model.checkpoint.Checkpoint",
+    "Keep": "table.axes.Keep",
+    "Layout": "table.axes.Layout",
+    "Proof": "pruning.cut.Proof",
+    "Scores": "scoring.scores.Scores",
+    "Shape": "table.axes.Shape",
     "bench_models": "evaluate.benchmark.bench_models",
-    "evaluate_model": "measure.evaluate_model",
-    "generate_samples": "measure.generate_samples",
-    "inspect": "inspection.inspect",
-    "keep_layers": "choose.keep_layers",
-    "prove": "cut.prove",
+    "evaluate_model": "evaluate.measure.evaluate_model",
+    "generate_samples": "evaluate.measure.generate_samples",
+    "inspect": "model.inspect.inspect",
+    "keep_layers": "pruning.choose.keep_layers",
+    "prove": "pruning.cut.prove",
     # Not `cut`: importing the module of that name would take the function's place.
-    "prune": "cut.cut",
-    "score": "criteria.score",
-    "without": "choose.without",
+    "prune": "pruning.cut.cut",
+    "score": "scoring.registry.score",
+    "without": "pruning.choose.without",
     "write_report": "report.write_report",
 }
 

@@ -14,16 +14,14 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from shearling import __version__
-from shearling.bench_command import bench
-from shearling.compare_command import compare
-from shearling.errors import ShearlingError
-from shearling.eval_command import evaluate
-from shearling.export_command import export
-from shearling.heal_command import heal
-from shearling.judge_command import judge
-from shearling.learn_command import learn
-from shearling.options import (
+from shearling.commands.bench import bench
+from shearling.commands.compare import compare
+from shearling.commands.eval import evaluate
+from shearling.commands.export import export
+from shearling.commands.heal import heal
+from shearling.commands.judge import judge
+from shearling.commands.learn import learn
+from shearling.commands.options import (
     BY_HELP,
     Calibration,
     Json,
@@ -40,17 +38,19 @@ from shearling.options import (
     unit_lines,
     warn_ignored,
 )
-from shearling.pack_command import pack
-from shearling.prune_command import prune
-from shearling.quantize_command import quantize
-from shearling.reference_command import reference
-from shearling.studio_command import studio
-from shearling.teach_command import teach
+from shearling.commands.pack import pack
+from shearling.commands.prune import prune
+from shearling.commands.quantize import quantize
+from shearling.commands.reference import reference
+from shearling.commands.studio import studio
+from shearling.commands.teach import teach
+from shearling.errors import ShearlingError
+from shearling.version import __version__
 
 if TYPE_CHECKING:
-    from shearling.checkpoint import Checkpoint
-    from shearling.scores import Scores
-    from shearling.unit_scores import UnitScores
+    from shearling.model.checkpoint import Checkpoint
+    from shearling.scoring.scores import Scores
+    from shearling.scoring.unit_scores import UnitScores
 
 app = typer.Typer(
     name="shearling",
@@ -79,8 +79,8 @@ def _root(
 @app.command()
 def inspect(model: Model, as_json: Json = False) -> None:
     """Show a model's shape, exact counts, costs and lineage; reads headers, not weights."""
-    from shearling.inspection import inspect as look
-    from shearling.inspection import lines
+    from shearling.model.inspect import inspect as look
+    from shearling.model.inspect import lines
 
     found = look(_open(model))
     print_result(found, as_json, lines(found))
@@ -113,7 +113,7 @@ def score(
 
     Blocks are scored by default; with --axis, the units that each block has on that axis.
     """
-    from shearling.writer import write_json
+    from shearling.files.writer import write_json
 
     by = by or ("perplexity" if axis == "layers" else "fisher-energy")
     if remove is not None and by not in ("greedy", "repair"):
@@ -185,8 +185,8 @@ def demo(
     seed: Seed = 0,
 ) -> None:
     """Make a real model smaller, measure what that did, and write a report: one command."""
-    from shearling.demo import run
-    from shearling.terminal import progress_bars
+    from shearling.commands.demo import run
+    from shearling.files.terminal import progress_bars
 
     with progress_bars() as progress:
         page = run(model, text, layers=layers, output=output, seed=seed, progress=progress)
@@ -194,7 +194,7 @@ def demo(
 
 
 def _open(model: str) -> Checkpoint:
-    from shearling.checkpoint import Checkpoint
+    from shearling.model.checkpoint import Checkpoint
 
     return Checkpoint.open(model)
 
@@ -210,8 +210,8 @@ def _score(
     protect: tuple[int, int] | None,
     remove: int | None,
 ) -> Scores:
-    from shearling.criteria import score as run
-    from shearling.terminal import progress_bars
+    from shearling.files.terminal import progress_bars
+    from shearling.scoring.registry import score as run
 
     with progress_bars() as progress:
         return run(
@@ -230,9 +230,9 @@ def _score_units(
     seed: int,
     stream: bool | None,
 ) -> UnitScores:
-    from shearling.calibration import Calibration as Text
-    from shearling.oneshot import score_axis
-    from shearling.terminal import progress_bars
+    from shearling.files.terminal import progress_bars
+    from shearling.pruning.run import score_axis
+    from shearling.repair.calibration import Calibration as Text
 
     text = None if calibration is None else Text(calibration, samples, length, seed)
     with progress_bars() as progress:

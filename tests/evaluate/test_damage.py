@@ -9,9 +9,9 @@ import pytest
 from torch import Tensor
 
 import naive
-from shearling.checkpoint import Checkpoint
+from shearling.engine.stream import BlockStream
 from shearling.evaluate.damage import damage
-from shearling.stream import BlockStream
+from shearling.model.checkpoint import Checkpoint
 
 Models = Callable[[str], Path]
 

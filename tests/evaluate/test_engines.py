@@ -262,7 +262,7 @@ def test_a_directory_is_converted_once(tmp_path, monkeypatch):
         return output
 
     monkeypatch.setenv("SHEARLING_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("shearling.gguf_export.export_gguf", export)
+    monkeypatch.setattr("shearling.ship.gguf.export_gguf", export)
     one = candidate(tmp_path / "some" / "model")
     file = gguf_of(one, "bfloat16")
     assert gguf_of(one, "bfloat16") == file

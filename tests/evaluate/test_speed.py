@@ -10,8 +10,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from shearling.axes import Shape
-from shearling.checkpoint import Checkpoint
 from shearling.errors import ShearlingError
 from shearling.evaluate import speed
 from shearling.evaluate.benchmark import bench_lines, bench_models
@@ -19,6 +17,8 @@ from shearling.evaluate.engines import Cell, Engine, Timing
 from shearling.evaluate.engines.memory import check_memory
 from shearling.evaluate.ratios import promised, ratio, sentence
 from shearling.evaluate.speed import bench, measure
+from shearling.model.checkpoint import Checkpoint
+from shearling.table.axes import Shape
 
 CELL = Cell(1, 6, 4)
 

@@ -20,12 +20,12 @@ pytest.importorskip("lm_eval", reason="lm-eval is not installed")
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from shearling.errors import ShearlingError
-from shearling.evaluate.loading import load_model
-from shearling.evaluate.subject import open_subject
 from shearling.evaluate.tasks import cache, harness, run
 from shearling.evaluate.tasks.harness import Scorer
 from shearling.evaluate.tasks.run import Tasks
 from shearling.evaluate.tasks.suite import Task
+from shearling.model.loading import load_model
+from shearling.model.subject import open_subject
 from tiny_tokenizer import VOCAB, byte_tokenizer
 
 METRICS = ("acc", "acc_stderr", "acc_norm", "acc_norm_stderr")
@@ -118,7 +118,7 @@ def flock(place: Path, **options: Any) -> Task:
 def test_equal_to_lm_evals_command_line_to_the_last_digit(
     place: Path, monkeypatch: pytest.MonkeyPatch, shots: int, onednn: str
 ) -> None:
-    from shearling import products
+    from shearling.engine import products
 
     monkeypatch.setenv("SHEARLING_ONEDNN", onednn)
     products.preferred.cache_clear()

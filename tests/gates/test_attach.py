@@ -10,12 +10,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from shearling.axes import Shape
-from shearling.checkpoint import Checkpoint
-from shearling.cut import cut
 from shearling.gates.attach import attach
 from shearling.gates.bank import GateBank
 from shearling.gates.folding import through
+from shearling.model.checkpoint import Checkpoint
+from shearling.pruning.cut import cut
+from shearling.table.axes import Shape
 
 TOLERANCE = 1e-5
 

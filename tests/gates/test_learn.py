@@ -14,11 +14,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from shearling.checkpoint import Checkpoint
 from shearling.data.store import Store
 from shearling.errors import ShearlingError
 from shearling.gates.learn import learn
 from shearling.gates.options import LearnOptions, parse
+from shearling.model.checkpoint import Checkpoint
 from shearling.train.log import read
 
 STEPS, BATCH = 8, 4
@@ -103,7 +103,7 @@ sys.path.insert(0, str(Path({tests!r})))
 import torch
 torch.set_num_threads(1)
 from gates.test_learn import SIZES, options
-from shearling.checkpoint import Checkpoint
+from shearling.model.checkpoint import Checkpoint
 from shearling.data.store import Store
 from shearling.gates.learn import learn
 from shearling.train.parallel import join, leave

@@ -9,12 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shearling.axes import Shape
-from shearling.checkpoint import Checkpoint
 from shearling.gates import hard_concrete
 from shearling.gates.bank import GateBank, top
 from shearling.gates.learner import Learner, projected
 from shearling.gates.start import places
+from shearling.model.checkpoint import Checkpoint
+from shearling.table.axes import Shape
 from shearling.train.parallel import World
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from sample_run import BLOCK, EMBEDDING, SampleRun
 
-from shearling.report.collect import read_directory
-from shearling.report.records import Records
-from shearling.report.selection import Candidate
+from shearling.report.decide.selection import Candidate
+from shearling.report.records.collect import read_directory
+from shearling.report.records.records import Records
 
 NAMES = ("SmolLM2-135M", "depth-24", "depth-24-healed", "depth-20", "int8")
 BLOCKS = (30, 24, 24, 20, 30)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 
-from shearling.report.markup import VOID
+from shearling.report.draw.markup import VOID
 
 LOADING = {"src", "srcset", "data", "poster", "action", "background", "xlink:href", "href"}
 SVG_LEAVES = {"path", "rect", "circle", "use", "line"}

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from shearling.report.accuracy import Estimate, beyond_noise, mean
-from shearling.report.candidates import Field, Measure, Value
-from shearling.report.choice import choose, front
-from shearling.report.quality import Task
-from shearling.report.results import Model
+from shearling.report.decide.accuracy import Estimate, beyond_noise, mean
+from shearling.report.decide.candidates import Field, Measure, Value
+from shearling.report.decide.choice import choose, front
+from shearling.report.records.quality import Task
+from shearling.report.records.results import Model
 
 
 def task(value: float, stderr: float | None) -> Task:

@@ -10,7 +10,7 @@ from sample_run import SampleRun
 
 from shearling.errors import ShearlingError
 from shearling.report import collect
-from shearling.report.collect import LARGEST
+from shearling.report.records.collect import LARGEST
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from sample_run import SampleRun
 
 from shearling.errors import ShearlingError
 from shearling.report import collect, page
-from shearling.report.plots import Span, dots_plot, log_ticks
+from shearling.report.draw.plots import Span, dots_plot, log_ticks
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 HEADER: dict[str, Any] = {

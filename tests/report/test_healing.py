@@ -10,9 +10,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from shearling.errors import ShearlingError
-from shearling.report.collect import collect
-from shearling.report.healing import Line, lines, mean_loss
-from shearling.report.page import page
+from shearling.report.pages.healing import Line, lines, mean_loss
+from shearling.report.pages.page import page
+from shearling.report.records.collect import collect
 
 DOMAINS = ("arxiv", "book", "c4", "cc", "github", "stackexchange", "wiki")
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from shearling.errors import ShearlingError
-from shearling.report import healing
-from shearling.report.collect import collect
-from shearling.report.page import page
+from shearling.report.pages import healing
+from shearling.report.pages.page import page
+from shearling.report.records.collect import collect
 
 
 def write(folder: Path, name: str, seconds: Sequence[float] = (), **changes: Any) -> None:

@@ -16,8 +16,8 @@ from sample_run import SampleRun
 
 from shearling.errors import ShearlingError
 from shearling.report import collect, page
-from shearling.report.plots import histogram_plot, sizes_plot, thinned
-from shearling.report.units import units_kept
+from shearling.report.draw.plots import histogram_plot, sizes_plot, thinned
+from shearling.report.pages.units import units_kept
 
 SIZES = {"layers": 5, "hidden": 20, "heads": 6, "kv_heads": 2, "head_dim": 4, "mlp": 12, "vocab": 9}
 AFTER = SIZES | {"layers": 3, "hidden": 16, "heads": 4, "mlp": 8}

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from shearling.report import numbers
+from shearling.report.draw import numbers
 
 THIN = numbers.THIN
 

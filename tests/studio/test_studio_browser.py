@@ -19,12 +19,12 @@ import pytest
 from browser import Browser, browser, find
 
 from shearling.evaluate.generation import generate
-from shearling.evaluate.loading import load_model, load_tokenizer
+from shearling.model.loading import load_model, load_tokenizer
 
 # The command as the console script runs it, whether or not the command line lists it yet.
 PROGRAM = """
 import typer
-from shearling.studio_command import studio
+from shearling.commands.studio import studio
 if __name__ == "__main__":
     app = typer.Typer()
     app.command()(studio)

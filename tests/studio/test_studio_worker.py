@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from shearling.evaluate.generation import Sampling, generate
-from shearling.evaluate.loading import load_model, load_tokenizer
+from shearling.model.loading import load_model, load_tokenizer
 from shearling.studio.worker import Done, Failed, Job, Ready, Text, _serve, weight_bytes
 from tiny_models import tiny_model
 

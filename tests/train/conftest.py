@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from shearling.checkpoint import Checkpoint
 from shearling.data.store import Store
+from shearling.model.checkpoint import Checkpoint
 from tiny_store import write_store
 from tiny_tokenizer import write_llama
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 import naive
-from shearling.axes import Keep
-from shearling.checkpoint import Checkpoint
-from shearling.cut import cut
 from shearling.data.store import Store
 from shearling.errors import ShearlingError
+from shearling.model.checkpoint import Checkpoint
+from shearling.pruning.cut import cut
+from shearling.table.axes import Keep
 from shearling.train import adapters
 from shearling.train.estimate import estimate
 from shearling.train.heal import heal

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from shearling.checkpoint import Checkpoint
 from shearling.data.store import Store
 from shearling.gates.learn import learn
 from shearling.gates.options import LearnOptions
-from shearling.report.collect import collect
+from shearling.model.checkpoint import Checkpoint
+from shearling.report.records.collect import collect
 from shearling.train.heal import heal
 from shearling.train.log import read
 from shearling.train.options import Options

@@ -18,13 +18,13 @@ import torch
 from torch.nn import functional
 
 import naive
-from shearling.checkpoint import Checkpoint
-from shearling.data.mixture import Mixture
 from shearling.data.store import Store
 from shearling.data.teacher import Cache
 from shearling.errors import ShearlingError
+from shearling.model.checkpoint import Checkpoint
 from shearling.train.heal import heal
 from shearling.train.log import read
+from shearling.train.mixture import Mixture
 from shearling.train.options import Options
 from shearling.train.schedule import factor
 from shearling.train.teach import teach
@@ -244,7 +244,7 @@ SCRIPT = """
 import os
 import sys
 from pathlib import Path
-from shearling.checkpoint import Checkpoint
+from shearling.model.checkpoint import Checkpoint
 from shearling.data.store import Store
 from shearling.data.teacher import Cache
 from shearling.train.heal import heal

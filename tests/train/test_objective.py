@@ -13,8 +13,8 @@ from torch.nn import functional
 
 import naive
 import shearling.train.objective
-from shearling.checkpoint import Checkpoint
 from shearling.data.store import IGNORED
+from shearling.model.checkpoint import Checkpoint
 from shearling.train.objective import Objective, counted
 
 Models = Callable[[str], Path]

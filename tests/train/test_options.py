@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shearling.errors import ShearlingError
-from shearling.plan import parse_count
+from shearling.pruning.plan import parse_count
 from shearling.train.heal import phases
 from shearling.train.options import Options, parse
 from shearling.train.schedule import factor

@@ -19,10 +19,10 @@ from torch.nn import functional
 import naive
 import shearling.train.objective
 import shearling.train.teach
-from shearling.checkpoint import Checkpoint
 from shearling.data.store import IGNORED, Store
 from shearling.data.teacher import Cache, Kept
 from shearling.errors import ShearlingError
+from shearling.model.checkpoint import Checkpoint
 from shearling.train.heal import heal
 from shearling.train.log import read
 from shearling.train.objective import Objective

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from shearling.checkpoint import read_json
 from shearling.data.domains import Source, find_domains
 from shearling.data.encode import Encoder, adds_bos
 from shearling.data.merge import merge
@@ -28,10 +27,11 @@ from shearling.data.records import SHARD_BYTES, split
 from shearling.data.shards import Task, tokenise
 from shearling.data.store import KIND, MANIFEST, UNFINISHED, VERSION, tokenizer_hash
 from shearling.errors import ShearlingError
-from shearling.manifest import versions
-from shearling.progress import Progress, silent
-from shearling.unfinished import alone, kept_on_a_full_disk
-from shearling.writer import check_output, file_digest, write_json
+from shearling.files.progress import Progress, silent
+from shearling.files.unfinished import alone, kept_on_a_full_disk
+from shearling.files.writer import check_output, file_digest, write_json
+from shearling.model.checkpoint import read_json
+from shearling.model.manifest import versions
 
 PLAN = "plan.json"
 # Below this, other processes would take longer to start than one to do the work.
@@ -257,7 +257,7 @@ def _merge(
 
 
 def _versions() -> dict[str, str]:
-    from shearling import __version__
+    from shearling.version import __version__
 
     found = versions()
     return {"shearling": __version__} | {key: found[key] for key in ("tokenizers", "transformers")}

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from shearling.checkpoint import read_json
 from shearling.data.encode import Encoder
 from shearling.data.merge import DOCUMENT
 from shearling.data.records import Record, Shard, Text, digest, read
 from shearling.errors import ShearlingError
-from shearling.progress import Progress
-from shearling.writer import write_json
+from shearling.files.progress import Progress
+from shearling.files.writer import write_json
+from shearling.model.checkpoint import read_json
 
 # Tokenised at a time.
 BATCH_RECORDS, BATCH_CHARACTERS = 512, 1_000_000

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from shearling.checkpoint import read_json
 from shearling.errors import ShearlingError
+from shearling.model.checkpoint import read_json
 
 KIND, VERSION = "token-store", 1
 MANIFEST = "store.json"

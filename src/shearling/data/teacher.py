@@ -24,9 +24,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from shearling.checkpoint import read_json
 from shearling.data.store import UNFINISHED, Store
 from shearling.errors import ShearlingError
+from shearling.model.checkpoint import read_json
 
 KIND, VERSION = "teacher-cache", 1
 MANIFEST = "teacher.json"

@@ -7,8 +7,8 @@ from typing import Any
 
 from shearling.evaluate.ratios import sentence
 from shearling.evaluate.speed import bench
-from shearling.manifest import stamp
-from shearling.progress import Progress, silent
+from shearling.files.progress import Progress, silent
+from shearling.model.manifest import stamp
 
 
 def bench_models(

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from shearling.progress import Progress, silent
-from shearling.stream import BlockStream
-from shearling.wavefront import removal_nll
+from shearling.engine.removals import removal_nll
+from shearling.engine.stream import BlockStream
+from shearling.files.progress import Progress, silent
 
 
 def damage(

@@ -15,8 +15,8 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from shearling.data.text import evaluation_windows
 from shearling.errors import ShearlingError
 from shearling.evaluate.generation import choose_token, end_tokens
-from shearling.evaluate.loading import check_positive, longest_input
-from shearling.progress import Progress, silent
+from shearling.files.progress import Progress, silent
+from shearling.model.loading import check_positive, longest_input
 
 BATCH = 16
 ORDERS = (1, 2, 3)

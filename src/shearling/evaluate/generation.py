@@ -12,8 +12,8 @@ import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from shearling.errors import ShearlingError
-from shearling.evaluate.loading import check_positive, longest_input
-from shearling.progress import Progress, silent
+from shearling.files.progress import Progress, silent
+from shearling.model.loading import check_positive, longest_input
 
 _LARGEST_SEED = 2**63 - 1  # what torch's generator takes
 

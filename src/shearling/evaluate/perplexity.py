@@ -14,10 +14,10 @@ import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from shearling.data.text import documents, evaluation_windows
+from shearling.engine.products import fast_products
 from shearling.errors import ShearlingError
-from shearling.evaluate.loading import check_positive, load_model, load_tokenizer, longest_input
-from shearling.products import fast_products
-from shearling.progress import Progress, silent
+from shearling.files.progress import Progress, silent
+from shearling.model.loading import check_positive, load_model, load_tokenizer, longest_input
 
 LOGITS_BYTES = 256 * 2**20
 BATCH_TOKENS = 4096  # more at a time makes no CPU faster and takes more memory

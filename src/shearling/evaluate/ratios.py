@@ -2,7 +2,7 @@
 
 The promise is that time follows floating-point operations: those of a decode step of the larger
 model over those of the smaller, the LM head included, at the context that is met on average. It
-is `shearling.cost`'s count, exact from the table.
+is `shearling.table.cost`'s count, exact from the table.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from shearling.cost import flops_per_token
 from shearling.evaluate.engines import Cell, Timing
+from shearling.table.cost import flops_per_token
 
 
 def ratio(

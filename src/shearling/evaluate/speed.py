@@ -14,8 +14,6 @@ import psutil
 import torch
 import transformers
 
-from shearling.axes import Shape
-from shearling.cost import kv_cache_bytes
 from shearling.errors import ShearlingError
 from shearling.evaluate.engines import (
     Candidate,
@@ -28,10 +26,12 @@ from shearling.evaluate.engines import (
     engine,
 )
 from shearling.evaluate.engines.memory import check_memory, needed
-from shearling.evaluate.loading import DTYPES, check_positive, load_config, longest_input
 from shearling.evaluate.ratios import ratio, spread
-from shearling.evaluate.subject import open_subject
-from shearling.progress import Progress, silent
+from shearling.files.progress import Progress, silent
+from shearling.model.loading import DTYPES, check_positive, load_config, longest_input
+from shearling.model.subject import open_subject
+from shearling.table.axes import Shape
+from shearling.table.cost import kv_cache_bytes
 
 STAGE = "timing"
 BATCHES, PROMPTS, NEWS, REPEATS = (1, 8), (128,), (64,), 5

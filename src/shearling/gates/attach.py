@@ -22,11 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shearling.axes import Row
-from shearling.branches import branches
-from shearling.checkpoint import Checkpoint
+from shearling.engine.branches import branches
 from shearling.errors import ShearlingError
 from shearling.gates.bank import GateBank
+from shearling.model.checkpoint import Checkpoint
+from shearling.table.axes import Row
 
 STREAM = "hidden"
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from shearling.axes import Axis, Dim, Indices, Keep, Layout, Shape
 from shearling.errors import ShearlingError
 from shearling.gates import hard_concrete
+from shearling.table.axes import Axis, Dim, Indices, Keep, Layout, Shape
 
 OPEN = 5.0  # log alpha of a gate that nothing speaks against (Sheared LLaMA's code)
 

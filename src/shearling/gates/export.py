@@ -15,21 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shearling.axes import Keep
-from shearling.checkpoint import Checkpoint, read_json
-from shearling.cut import cut
-from shearling.data.reference import measure
 from shearling.data.store import Store
+from shearling.files.progress import Progress, silent
+from shearling.files.writer import write_json
 from shearling.gates.attach import folder
 from shearling.gates.learner import Learner
 from shearling.gates.options import LearnOptions
-from shearling.manifest import MANIFEST, stamp
-from shearling.progress import Progress, silent
-from shearling.refit import refit
+from shearling.model.checkpoint import Checkpoint, read_json
+from shearling.model.manifest import MANIFEST, stamp
+from shearling.pruning.cut import cut
+from shearling.repair.refit import refit
+from shearling.table.axes import Keep
 from shearling.train.finish import looks_at, manifest, move_into, save
 from shearling.train.log import read as read_log
 from shearling.train.parallel import World
-from shearling.writer import write_json
+from shearling.train.reference import measure
 
 RUN = "learning"  # in the output directory: checkpoints, logs and what the report shows
 FILE = "learning.json"

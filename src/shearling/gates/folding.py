@@ -11,9 +11,9 @@ from dataclasses import dataclass, fields
 
 from torch import Tensor
 
-from shearling.checkpoint import Checkpoint
 from shearling.gates.attach import folder
 from shearling.gates.bank import GateBank
+from shearling.model.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)

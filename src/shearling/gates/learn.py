@@ -16,11 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from shearling.axes import Shape
-from shearling.calibration import Tokens
-from shearling.checkpoint import Checkpoint
 from shearling.data.store import Store
+from shearling.engine.products import fast_products
 from shearling.errors import ShearlingError
+from shearling.files.progress import Progress, silent
 from shearling.gates import start
 from shearling.gates.attach import attach
 from shearling.gates.attach import check as check_gates
@@ -28,10 +27,11 @@ from shearling.gates.bank import GateBank
 from shearling.gates.export import RUN, export
 from shearling.gates.learner import Learner
 from shearling.gates.options import LearnOptions
-from shearling.oneshot import choose, prune_to
-from shearling.plan import require_smaller
-from shearling.products import fast_products
-from shearling.progress import Progress, silent
+from shearling.model.checkpoint import Checkpoint
+from shearling.pruning.plan import require_smaller
+from shearling.pruning.run import choose, prune_to
+from shearling.repair.calibration import Tokens
+from shearling.table.axes import Shape
 from shearling.train import heal as healing
 from shearling.train.heal import Healed
 from shearling.train.loop import Trainer

@@ -1,8 +1,8 @@
 """One-shot scores as a beginning: gates start in their order.
 
 Sheared LLaMA starts with every gate open and lets training find out which units matter. What a
-few walks through the model already tell (shearling.criteria) is given to the gates here as the
-order in which they start.
+few walks through the model already tell (shearling.scoring.registry) is given to the gates here as
+the order in which they start.
 
 Shapes: N sequences of S tokens; R rows of U units.
 """
@@ -14,19 +14,19 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from shearling.axes import Shape
-from shearling.checkpoint import Checkpoint
-from shearling.criteria import score_tokens
-from shearling.criteria.repair import repairable
-from shearling.criteria.units import score_units
-from shearling.data.mixture import Mixture
 from shearling.data.store import Store
+from shearling.engine.stream import BlockStream
+from shearling.files.progress import Progress, silent
 from shearling.gates.bank import GateBank, ranks
-from shearling.oneshot import BY_UNITS
-from shearling.progress import Progress, silent
-from shearling.scores import Scores
-from shearling.stream import BlockStream
-from shearling.unit_scores import UnitScores
+from shearling.model.checkpoint import Checkpoint
+from shearling.pruning.run import BY_UNITS
+from shearling.scoring.blocks.repair import repairable
+from shearling.scoring.registry import score_tokens
+from shearling.scoring.scores import Scores
+from shearling.scoring.unit_scores import UnitScores
+from shearling.scoring.units import score_units
+from shearling.table.axes import Shape
+from shearling.train.mixture import Mixture
 
 MIDDLE = 0.0  # log alpha between the units that would stay and those that would go
 BY_BLOCKS = "repair", "perplexity"  # the latter where the former cannot be had

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from shearling.errors import ShearlingError
-from shearling.writer import disk_errors
+from shearling.files.writer import disk_errors
 
 
 def key_of(*parts: Any) -> str:

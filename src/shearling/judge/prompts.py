@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shearling.errors import ShearlingError
-from shearling.writer import file_digest
+from shearling.files.writer import file_digest
 
 FIELDS = ("prompt", "instruction")
 

@@ -12,14 +12,14 @@ from typing import Any
 
 from shearling.errors import ShearlingError
 from shearling.evaluate.generation import Sampling
+from shearling.files.progress import Progress, silent
 from shearling.judge.endpoint import EndpointError, Judge
 from shearling.judge.kept import Kept, key_of
 from shearling.judge.prompts import Prompts
 from shearling.judge.sides import Side
 from shearling.judge.tally import Pair, tally
 from shearling.judge.template import DIGEST, Verdict, messages, read_verdict
-from shearling.manifest import stamp, versions
-from shearling.progress import Progress, silent
+from shearling.model.manifest import stamp, versions
 
 VERDICTS = "verdicts.jsonl"
 

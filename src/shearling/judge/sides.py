@@ -10,12 +10,12 @@ from typing import Any, Protocol
 
 from shearling.errors import ShearlingError
 from shearling.evaluate.generation import Sampling, encode, generate
-from shearling.evaluate.loading import load_model
-from shearling.evaluate.subject import open_subject
+from shearling.files.progress import Progress
+from shearling.files.writer import file_digest
 from shearling.judge.kept import Kept, key_of
 from shearling.judge.prompts import read_answers
-from shearling.progress import Progress
-from shearling.writer import file_digest
+from shearling.model.loading import load_model
+from shearling.model.subject import open_subject
 
 
 class Side(Protocol):

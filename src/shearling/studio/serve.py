@@ -16,9 +16,9 @@ import psutil
 import uvicorn
 
 from shearling.errors import ShearlingError
-from shearling.evaluate.loading import DTYPES, check_positive, loaded_bytes
-from shearling.evaluate.subject import open_subject
-from shearling.progress import Progress, silent
+from shearling.files.progress import Progress, silent
+from shearling.model.loading import DTYPES, check_positive, loaded_bytes
+from shearling.model.subject import open_subject
 from shearling.studio.app import application
 from shearling.studio.conversation import Conversation, Model
 from shearling.studio.guard import is_loopback

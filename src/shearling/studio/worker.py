@@ -16,10 +16,10 @@ import psutil
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from shearling.child import Child
 from shearling.errors import ShearlingError
 from shearling.evaluate.generation import Sampling, continuation, encode, new_tokens
-from shearling.evaluate.loading import load_model, load_tokenizer, longest_input
+from shearling.files.child import Child
+from shearling.model.loading import load_model, load_tokenizer, longest_input
 
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what a character decodes to before its last byte
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from shearling.checkpoint import Checkpoint
 from shearling.errors import ShearlingError
+from shearling.model.checkpoint import Checkpoint
 from shearling.train.parallel import whole
 
 _BASE = "base_model.model."

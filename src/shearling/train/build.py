@@ -14,8 +14,8 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 
-from shearling.checkpoint import Checkpoint
-from shearling.quiet import no_progress_bars
+from shearling.files.quiet import no_progress_bars
+from shearling.model.checkpoint import Checkpoint
 from shearling.train.objective import stock
 from shearling.train.parallel import World
 

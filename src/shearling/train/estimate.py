@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from shearling.checkpoint import Checkpoint
+from shearling.model.checkpoint import Checkpoint
 from shearling.train.loop import MICRO_TOKENS
 from shearling.train.options import Options
 

@@ -9,15 +9,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from shearling.checkpoint import Checkpoint, torch_dtype
 from shearling.data.store import Store
-from shearling.manifest import MANIFEST, describe, read_manifest, stamp, versions
+from shearling.files.writer import plan_shards, sync_tree, write_json, write_weights
+from shearling.model.checkpoint import Checkpoint, torch_dtype
+from shearling.model.manifest import MANIFEST, describe, read_manifest, stamp, versions
 from shearling.train import adapters
 from shearling.train.build import checkpoint_names
 from shearling.train.log import read as read_log
 from shearling.train.options import Options
 from shearling.train.parallel import World
-from shearling.writer import plan_shards, sync_tree, write_json, write_weights
 
 RUN = "healing"  # in the output directory: checkpoints and logs, before and after the end
 SHARD_BYTES = 10**9

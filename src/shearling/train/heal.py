@@ -9,31 +9,28 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as checkpointed
 
-from shearling.checkpoint import Checkpoint
-from shearling.data import weights as mixes
 from shearling.data.store import Store
 from shearling.data.teacher import Cache
+from shearling.engine.products import fast_products
 from shearling.errors import ShearlingError
-from shearling.lineage import blocks_in
-from shearling.manifest import describe
-from shearling.products import fast_products
-from shearling.progress import Progress, silent
+from shearling.files.progress import Progress, silent
+from shearling.model.checkpoint import Checkpoint
+from shearling.model.lineage import blocks_in
+from shearling.model.manifest import describe
 from shearling.train import adapters
+from shearling.train import weights as mixes
 from shearling.train.build import blocks, empty, fill, loaded
 from shearling.train.finish import RUN, write
 from shearling.train.loop import Trainer
-from shearling.train.objective import Objective
+from shearling.train.objective import Objective, TrainedGates
 from shearling.train.options import Options
 from shearling.train.parallel import World, shard
-
-if TYPE_CHECKING:
-    from shearling.gates.learner import Learner
 
 
 @dataclass(frozen=True)
@@ -220,7 +217,7 @@ def prepared(source: Checkpoint, phase: Options, world: World, before: Any) -> n
 
 def objective(
     source: Checkpoint, model: nn.Module, teacher: Checkpoint | None, phase: Options,
-    world: World, learner: Learner | None = None,
+    world: World, learner: TrainedGates | None = None,
 ) -> Objective:  # fmt: skip
     """What is minimised, sharded, every weight in its place; gates stay whole on every rank."""
     inner, wise = blocks(source, model), None

@@ -21,19 +21,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shearling.data.mixture import Mixture
 from shearling.data.store import IGNORED, Store
 from shearling.data.teacher import Cache, Kept
-from shearling.data.weights import Weights
+from shearling.engine.products import fast_products
 from shearling.errors import ShearlingError
-from shearling.products import fast_products
-from shearling.progress import Progress, silent
+from shearling.files.progress import Progress, silent
 from shearling.train import saving
 from shearling.train.log import Log
+from shearling.train.mixture import Mixture
 from shearling.train.objective import Objective, counted
 from shearling.train.options import Options
 from shearling.train.parallel import World, sharded, whole
 from shearling.train.schedule import factor
+from shearling.train.weights import Weights
 
 STAGE = "training"
 MICRO_TOKENS = 2048  # in memory at a time, unless the user says

@@ -9,8 +9,9 @@ cached distribution.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +19,44 @@ from torch.nn import functional
 
 from shearling.data.store import IGNORED
 from shearling.data.teacher import Kept, log_mass_outside
-from shearling.products import preferred
+from shearling.engine.products import preferred
 
 if TYPE_CHECKING:
-    from shearling.gates.learner import Learner
+    from shearling.train.parallel import World
 
 CHUNK = 512  # tokens whose logits are alive at a time where both models' are needed
+
+
+class TrainedGates(Protocol):
+    """What the loop asks of gates that are trained along (:mod:`shearling.gates.learner`)."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Of the gates and their multipliers."""
+        ...
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Groups for the optimiser."""
+        ...
+
+    def draw(self, step: int) -> None:
+        """Have the model compute with the gates of a step."""
+        ...
+
+    def gather(self, step: int, world: World) -> None:
+        """Bring the step's gradients to the parameters."""
+        ...
+
+    def settle(self, step: int) -> None:
+        """Keep parameters and sizes where they are to be, after ``step`` steps."""
+        ...
+
+    def settled(self, step: int) -> AbstractContextManager[None]:
+        """Have the model compute without chance."""
+        ...
+
+    def record(self, step: int) -> dict[str, Any]:
+        """For the log."""
+        ...
 
 
 class Objective(nn.Module):
@@ -50,7 +83,7 @@ class Objective(nn.Module):
     def __init__(
         self, model: Any, *, plain_head: bool, teacher: nn.Module | None = None,
         temperature: float = 1.0, text_share: float = 0.0, hidden_share: float = 0.0,
-        stands_for: tuple[int, ...] | None = None, learner: Learner | None = None,
+        stands_for: tuple[int, ...] | None = None, learner: TrainedGates | None = None,
     ) -> None:  # fmt: skip
         """Hold the models."""
         super().__init__()

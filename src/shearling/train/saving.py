@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from shearling.errors import ShearlingError
+from shearling.files.writer import disk_errors, sync_tree, write_json
 from shearling.train.parallel import World
-from shearling.writer import disk_errors, sync_tree, write_json
 
 STATE = "state.json"
 MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -16,20 +16,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from shearling.checkpoint import Checkpoint, read_json
 from shearling.data import teacher as caches
 from shearling.data.pack import PLAN
 from shearling.data.store import UNFINISHED, Store
 from shearling.data.teacher import KIND, VERSION, Cache, id_dtype, log_mass_outside, shard_name
+from shearling.engine.products import fast_products
+from shearling.engine.stream import LOGITS_BYTES, BlockStream
+from shearling.engine.walk import last_states
 from shearling.errors import ShearlingError
-from shearling.manifest import describe, versions
-from shearling.products import fast_products
-from shearling.progress import Progress, silent
-from shearling.stream import LOGITS_BYTES, BlockStream
-from shearling.train.estimate import SPEEDS
-from shearling.unfinished import alone, kept_on_a_full_disk
-from shearling.walk import last_states
-from shearling.writer import (
+from shearling.files.progress import Progress, silent
+from shearling.files.unfinished import alone, kept_on_a_full_disk
+from shearling.files.writer import (
     check_output,
     check_space,
     disk_errors,
@@ -38,6 +35,9 @@ from shearling.writer import (
     sync_tree,
     write_json,
 )
+from shearling.model.checkpoint import Checkpoint, read_json
+from shearling.model.manifest import describe, versions
+from shearling.train.estimate import SPEEDS
 
 TOP = 64
 SHARD_BYTES = 32 * 2**20  # what an interruption may cost, in minutes, against the number of files

@@ -29,7 +29,7 @@ from shearling.evaluate.engines.base import (
     version_of,
 )
 from shearling.evaluate.engines.memory import resident
-from shearling.resolve import cache_directory
+from shearling.model.resolve import cache_directory
 
 VARIABLE = "LLAMA_CPP"
 SINGLE, BATCHED = "llama-bench", "llama-batched-bench"
@@ -173,7 +173,7 @@ def gguf_of(candidate: Candidate, dtype: str) -> Path:
     place = cache_directory() / "exported" / candidate.fingerprint[:16]
     file = place / f"{candidate.path.resolve().name}-{outtype}.gguf"
     if not file.is_file():
-        from shearling.gguf_export import export_gguf
+        from shearling.ship.gguf import export_gguf
 
         place.mkdir(parents=True, exist_ok=True)
         export_gguf(candidate.path, file, outtype=outtype)

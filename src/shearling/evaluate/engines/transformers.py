@@ -17,7 +17,6 @@ import transformers
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from shearling.child import Child
 from shearling.errors import ShearlingError
 from shearling.evaluate.engines.base import (
     ITEMSIZE,
@@ -29,7 +28,8 @@ from shearling.evaluate.engines.base import (
     cache_bytes,
 )
 from shearling.evaluate.engines.memory import own_peak, restart_own_peak
-from shearling.evaluate.loading import load_model
+from shearling.files.child import Child
+from shearling.model.loading import load_model
 
 SLICE = 8  # steps of decoding in a turn
 _PROCESS_BYTES = 500_000_000  # Python with torch and transformers, before any model

@@ -37,7 +37,7 @@ from shearling.evaluate.engines.base import (
     version_of,
 )
 from shearling.evaluate.engines.memory import tree_peak
-from shearling.evaluate.loading import load_config
+from shearling.model.loading import load_config
 
 HOST = "127.0.0.1"
 START_SECONDS = 900.0  # vLLM compiles while it starts

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from shearling.errors import ShearlingError
-from shearling.resolve import cache_directory
-from shearling.writer import file_digest, write_json
+from shearling.files.writer import file_digest, write_json
+from shearling.model.resolve import cache_directory
 
 FORMAT = 1  # raised when results of the same manifest would differ, or look different
 TOKENIZER_FILES = (

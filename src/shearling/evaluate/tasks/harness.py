@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from lm_eval.models.huggingface import HFLM
 
+from shearling.engine.products import fast_products
 from shearling.errors import ShearlingError
-from shearling.products import fast_products
-from shearling.progress import Progress, silent
+from shearling.files.progress import Progress, silent
 
 BATCH_TOKENS = 2048  # at a time, where no batch size is asked for
 LOGITS_BYTES = 512 * 2**20

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from shearling.errors import ShearlingError
-from shearling.writer import file_digest
+from shearling.files.writer import file_digest
 
 FORM = '{"question": "…", "choices": ["…", "…"], "label": 0}'
 METRICS = ("acc", "acc_norm")

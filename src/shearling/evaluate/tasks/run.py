@@ -12,8 +12,8 @@ from typing import Any
 from shearling.errors import ShearlingError
 from shearling.evaluate.tasks import cache, questions
 from shearling.evaluate.tasks.suite import Task
-from shearling.manifest import stamp, versions
-from shearling.progress import Progress, silent
+from shearling.files.progress import Progress, silent
+from shearling.model.manifest import stamp, versions
 
 EXTRA = "pip install 'shearling[tasks]'"
 PRIMARY = ("acc_norm", "acc")  # of a task that names none, the first it has

@@ -1,0 +1,271 @@
+"""``shearling compare``: what the command line says, checked, measured and made into one page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from shearling.commands.options import (
+    Batches,
+    Json,
+    Models,
+    Seed,
+    check_file,
+    numbers,
+    print_result,
+    warn,
+)
+from shearling.errors import ShearlingError
+
+if TYPE_CHECKING:
+    from shearling.evaluate.tasks.suite import Suite
+    from shearling.report.decide.choice import Choice
+    from shearling.report.measured import Job, Wanted
+
+
+def compare(
+    models: Models,
+    output: Annotated[Path, typer.Option(help="The HTML file.")] = Path("comparison.html"),
+    baseline: Annotated[
+        str | None, typer.Option(help="Which of the models the others are compared with; default "
+                                 "the first.")
+    ] = None,
+    results: Annotated[
+        list[Path] | None,
+        typer.Option(help="A directory with results about these models; may be repeated."),
+    ] = None,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(help="Measure perplexity on this text: .jsonl, .txt, or a directory of such."),
+    ] = None,
+    window: Annotated[int, typer.Option(min=2, help="Tokens in a window of --text.")] = 512,
+    max_windows: Annotated[
+        int | None, typer.Option(min=1, help="Use the first so many windows; default all.")
+    ] = None,
+    suite: Annotated[
+        str | None, typer.Option(help="Also measure shortened, sheared, or a YAML file of yours.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Ask the first so many questions of each task.")
+    ] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="Let every model continue this; may be repeated.")
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="Prompts to continue: .jsonl with a 'prompt' field, or a line each."),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens after each prompt.")] = 64,
+    bench: Annotated[
+        bool, typer.Option("--bench/--no-bench", help="Time all models in turns, shortly.")
+    ] = False,
+    batch: Batches = "1",
+    within: Annotated[
+        float, typer.Option(min=0, max=100, help="Per cent of the baseline's quality that the pick "
+                            "may lose.")
+    ] = 5.0,
+    seed: Seed = 0,
+    dtype: Annotated[str, typer.Option(help="What to compute in.")] = "float32",
+    device: Annotated[str, typer.Option(help="A torch device.")] = "cpu",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of --bench.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be measured, and run nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Make one page that says which of several models to ship.
+
+    Results about the models are found in their directories, in MODEL.results beside them and in
+    --results; what is asked for and not there is measured, into OUTPUT's name with .results, so
+    that a second run goes on where the first was stopped.
+    """
+    check_file(output)
+    for directory in results or []:
+        if not directory.is_dir():
+            raise ShearlingError(
+                f"--results {directory} is not a directory; give one with result files, as "
+                "`shearling eval` and `bench` write them."
+            )
+    from shearling.report.measured import Load, Missing, Wanted, candidate, gather
+
+    wanted = Wanted(
+        *_suite(suite, text or [], window, max_windows),
+        limit=limit,
+        prompts=tuple(dict.fromkeys([*(prompt or []), *_prompts(prompts)])),
+        max_new_tokens=max_new_tokens,
+        bench=Load(tuple(numbers(batch, "--batch")), threads=threads) if bench else None,
+        seed=seed,
+        dtype=dtype,
+        device=device,
+    )
+    subjects, paths = _open(models, baseline)
+    place = output.with_name(f"{output.stem}.results")
+    elsewhere = results or []
+    everywhere = [*elsewhere, place]
+    records = gather(subjects, everywhere)
+    jobs = Missing(subjects, wanted, place, gather(subjects, elsewhere), records).jobs()
+    if dry_run:
+        print_result({"output": str(output), "jobs": [job.as_json() for job in jobs]}, as_json,
+               _planned(jobs, output))  # fmt: skip
+        return
+    if jobs:
+        _measure(jobs, subjects, paths, wanted)
+        records = gather(subjects, everywhere)
+    from shearling.report.pages.comparison_report import write_comparison
+
+    candidates = [candidate(*pair) for pair in zip(subjects, paths, strict=True)]
+    choice = write_comparison(records, candidates, output, within=within / 100)
+    described = choice_as_json(choice) | {"output": str(output), "measured": len(jobs)}
+    print_result(described, as_json, [*_lines(choice), f"wrote {output}"])
+
+
+def choice_as_json(choice: Choice) -> dict[str, Any]:
+    """What was decided, and by which figures."""
+    field = choice.field
+
+    def name(model: Any) -> str | None:
+        return None if model is None else model.name
+
+    return {
+        "baseline": field.baseline.name,
+        "within": choice.within,
+        "pick": name(choice.pick),
+        "fastest": name(choice.fastest),
+        "deciding": [measure.name for measure in choice.deciding],
+        "dominated": {
+            model.name: choice.dominated[model.fingerprint].name
+            for model in field.models
+            if model.fingerprint in choice.dominated
+        },
+        "models": [
+            {
+                "name": model.name,
+                "fingerprint": model.fingerprint,
+                "parameters": model.parameters,
+                "bytes": model.bytes,
+                "loss": choice.loss(model),
+                "figures": {
+                    measure.name: value.value
+                    for measure in field.measures
+                    if (value := measure.of(model)) is not None
+                },
+            }
+            for model in field.models
+        ],
+    }
+
+
+def _open(models: Sequence[str], baseline: str | None) -> tuple[list[Any], list[str]]:
+    """The models, the baseline first, each once; and how they were named."""
+    from shearling.model.subject import open_subject
+
+    opened = [(open_subject(model), model) for model in models]
+    if baseline is not None:
+        found = [pair for pair in opened if baseline in (pair[1], pair[0].name)]
+        if not found and Path(baseline).exists():
+            here = Path(baseline).resolve()
+            found = [pair for pair in opened if Path(pair[1]).resolve() == here]
+        if not found:
+            raise ShearlingError(
+                f"--baseline {baseline} is none of the models given; give one of "
+                f"{', '.join(models)}."
+            )
+        opened.sort(key=lambda pair: pair is not found[0])
+    distinct: dict[str, tuple[Any, str]] = {}
+    for subject, given in opened:
+        held = distinct.setdefault(subject.fingerprint, (subject, given))
+        if held[1] != given:
+            warn(f"{given} is the same model as {held[1]}, and is left out.")
+    return [pair[0] for pair in distinct.values()], [pair[1] for pair in distinct.values()]
+
+
+def _suite(
+    name: str | None, texts: Sequence[Path], window: int, max_windows: int | None
+) -> tuple[str, Suite]:
+    """The suite named with the texts of the command line, and what results call it."""
+    from shearling.evaluate.tasks.suite import CUSTOM, build_suite, load_suite, merged
+
+    for text in texts:
+        if not text.exists():
+            raise ShearlingError(
+                f"--text {text} is not there; give a .jsonl or .txt file, or a directory of such."
+            )
+    windows = {"window": window, "max_windows": max_windows}
+    own = build_suite(texts=[{"file": text} | windows for text in texts])
+    if name is None:
+        return CUSTOM, own
+    label, suite = load_suite(name)
+    return label, merged(suite, own)
+
+
+def _prompts(file: Path | None) -> list[str]:
+    """One prompt a line: a JSON object with ``prompt``, or the text itself."""
+    if file is None:
+        return []
+    try:
+        lines = [line for line in file.read_text("utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ShearlingError(
+            f"--prompts {file} cannot be read ({error}); give a UTF-8 file with a prompt a line."
+        ) from error
+    if not lines:
+        raise ShearlingError(f"--prompts {file} is empty; give a prompt a line.")
+    if file.suffix != ".jsonl":
+        return lines
+    return [_prompt(file, number, line) for number, line in enumerate(lines, 1)]
+
+
+def _prompt(file: Path, number: int, line: str) -> str:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        value = None
+    value = value.get("prompt") if isinstance(value, dict) else value
+    if not isinstance(value, str):
+        raise ShearlingError(
+            f"--prompts {file}: entry {number} has no text in a field 'prompt'; give lines such as "
+            '{"prompt": "The sheep"}.'
+        )
+    return value
+
+
+def _measure(
+    jobs: Sequence[Job], subjects: Sequence[Any], paths: Sequence[str], wanted: Wanted
+) -> None:
+    from shearling.files.terminal import progress_bars
+    from shearling.report.measured import measure
+
+    with progress_bars() as progress:
+        measure(jobs, subjects, paths, wanted, progress)
+
+
+def _planned(jobs: Sequence[Job], output: Path) -> list[str]:
+    lines = [
+        f"{job.subject.name}: {job.what}" if job.subject is not None else job.what for job in jobs
+    ]
+    return [*(lines or ["nothing has to be measured"]), f"then {output} would be written"]
+
+
+def _lines(choice: Choice) -> list[str]:
+    """What was decided, for a terminal."""
+    field = choice.field
+    lines = []
+    if choice.pick is not None:
+        loss = choice.loss(choice.pick) or 0.0
+        change = "" if choice.pick is field.baseline else (
+            f", {abs(loss):.1%} {'worse' if loss > 0 else 'better'} than {field.baseline.name}"
+        )  # fmt: skip
+        lines.append(f"pick: {choice.pick.name}{change}")
+    else:
+        lines.append(f"no pick: no quality that compares was measured of {field.baseline.name}")
+    if choice.fastest is not None:
+        lines.append(f"fastest: {choice.fastest.name}")
+    for model in field.models:
+        if model.fingerprint in choice.dominated:
+            winner = choice.dominated[model.fingerprint].name
+            lines.append(f"beaten throughout: {model.name}, by {winner}")
+    return lines

@@ -1,0 +1,117 @@
+"""``shearling judge``: what the command line says, checked, and handed to :mod:`judge.run`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from shearling.commands.options import Json, Seed, check_file, print_result, warn
+from shearling.errors import ShearlingError
+
+
+def judge(
+    a: Annotated[str, typer.Argument(help="A model, or a .jsonl of 'prompt' and 'answer'.")],
+    b: Annotated[str, typer.Argument(help="The one to compare it with.")],
+    prompts: Annotated[
+        Path, typer.Option(help="A .jsonl with 'prompt' or 'instruction', or a .txt, one a line.")
+    ],
+    endpoint: Annotated[
+        str | None,
+        typer.Option(help="An OpenAI-compatible address; default $OPENAI_BASE_URL, or OpenAI."),
+    ] = None,
+    judge_model: Annotated[
+        str | None, typer.Option(help="The judge; default the endpoint's only model.")
+    ] = None,
+    key_env: Annotated[
+        str, typer.Option(help="Environment variable that holds the key.")
+    ] = "OPENAI_API_KEY",
+    answers: Annotated[
+        Path | None,
+        typer.Option(help="Where answers and verdicts are kept; default beside --output."),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0, help="Of the answers; 0 is greedy.")] = 0.0,
+    seed: Seed = 0,
+    dtype: Annotated[str, typer.Option(help="What to compute the answers in.")] = "float32",
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 4,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Use the first so many prompts; default all.")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="The result.")] = Path("judgement.json"),
+    as_json: Json = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would take, and run nothing.")
+    ] = False,
+) -> None:
+    """Let a judge say which of two models answers better, both ways round; a win rate follows.
+
+    A win counts where both orders agree. A run that ends early goes on when it is run again.
+    """
+    check_file(output)
+    try:
+        from shearling.judge.endpoint import Judge
+        from shearling.judge.run import expected, run
+    except ModuleNotFoundError as error:
+        raise ShearlingError(
+            f"judging needs {error.name}, which is not installed; pip install 'shearling[judge]'."
+        ) from error
+    from shearling.evaluate.generation import Sampling
+    from shearling.files.terminal import progress_bars
+    from shearling.files.writer import write_json
+    from shearling.judge.prompts import read_prompts
+    from shearling.judge.sides import open_side
+
+    found = read_prompts(prompts, limit)
+    if found.repeated:
+        warn(f"{found.repeated} prompts of {prompts} stand there twice; each is judged once")
+    sampling = Sampling(max_new_tokens, temperature, seed=seed)
+    folder = answers or output.with_suffix(".answers")
+    side_a, side_b = (open_side(model, folder, sampling, dtype) for model in (a, b))
+    if side_a.fingerprint == side_b.fingerprint:
+        warn(f"{a} and {b} are the same: every answer is identical and counts as a tie")
+    if dry_run:
+        needed = expected(side_a, side_b, found)
+        print_result(needed, as_json, _needed_lines(needed, side_a.name, side_b.name))
+        return
+    asked = Judge(endpoint, judge_model, key_env=key_env)
+    with progress_bars() as progress:
+        result = run(
+            side_a, side_b, found, asked, folder, sampling=sampling, concurrency=concurrency,
+            progress=progress,
+        )  # fmt: skip
+    write_json(output, result)
+    print_result(result, as_json, [*_lines(result), f"wrote {output}"])
+
+
+def _needed_lines(needed: dict[str, int], a: str, b: str) -> list[str]:
+    return [
+        f"{needed['prompts']} prompts; to be made: {needed['answers_of_a']} answers of {a}, "
+        f"{needed['answers_of_b']} of {b}, at most {needed['verdicts']} verdicts"
+    ]
+
+
+def _lines(result: dict[str, Any]) -> list[str]:
+    """A judgement for a person."""
+    a, b, rate = result["a"]["name"], result["b"]["name"], result["win_rate"]
+    if rate is None:
+        lines = [f"{a} against {b}: no verdict of {result['judge']} could be read"]
+    else:
+        low, high = result["interval"]
+        lines = [
+            f"{a} against {b}, judged by {result['judge']}: {result['wins']} won, "
+            f"{result['ties']} tied, {result['losses']} lost",
+            f"win rate {rate:.1%} (95 % interval {low:.1%} to {high:.1%})",
+        ]
+    if result["identical"]:
+        lines.append(f"{result['identical']} ties because both answers are the same text")
+    if result["unreadable"]:
+        lines.append(
+            f"{result['unreadable']} prompts left out: {result['unreadable_verdicts']} verdicts "
+            "could not be read"
+        )
+    if result["first_preferred"] is not None:
+        lines.append(f"the answer shown first was preferred {result['first_preferred']:.1%} of ")
+        lines[-1] += "the time (50 % is no bias)"
+    return lines

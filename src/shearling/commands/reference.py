@@ -1,0 +1,217 @@
+"""``shearling reference``: losses that dynamic batch loading steers by."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from shearling.commands.options import Json, Stream, check_file, warn, warn_ignored
+from shearling.errors import ShearlingError
+
+if TYPE_CHECKING:
+    from shearling.data.store import Store
+    from shearling.model.checkpoint import Checkpoint
+    from shearling.train.reference import Point, Reference
+
+
+def reference(
+    output: Annotated[Path, typer.Option(help="A .json file for the losses.")],
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(help="Models to measure: the source model alone, or several of its family."),
+    ] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="The token store whose held-out parts are measured.")
+    ] = None,
+    target_params: Annotated[
+        str | None,
+        typer.Option(
+            help="With several models: the size to predict for, such as 113M, or 0.8x of the first."
+        ),
+    ] = None,
+    losses: Annotated[
+        list[Path] | None,
+        typer.Option(help="Losses of one model measured before; may be repeated."),
+    ] = None,
+    given: Annotated[
+        str | None,
+        typer.Option(help="Losses as they are: domain=loss,… or a JSON file of such."),
+    ] = None,
+    sequences: Annotated[
+        int | None, typer.Option(min=1, help="Held-out sequences of each domain. Default 500.")
+    ] = None,
+    stream: Stream = None,
+    as_json: Json = False,
+) -> None:
+    """Find the loss that each domain should come down to while a smaller model is healed.
+
+    One model's own losses; or what a scaling law, fitted to those of several models of a family,
+    predicts at --target-params; or losses that are given.
+    """
+    from shearling.data.store import Store
+    from shearling.train.reference import given as read_given
+
+    models, losses = models or [], losses or []
+    check_file(output)
+    if given is not None:
+        _refuse_both(models, losses)
+        idle = {"--target-params": target_params, "--sequences": sequences, "--stream": stream}
+        warn_ignored(idle, "the losses are given")
+        found = read_given(given)
+        if store is not None:
+            _check_domains(found, Store.open(store))
+    else:
+        tokens = _open_store(store, models, losses)
+        found = _found(models, losses, tokens, target_params, sequences, stream, output)
+    found.save(output)
+    for line in found.how.get("warnings", []):
+        warn(f"{line}.")
+    text = json.dumps(found.as_json(), indent=2, ensure_ascii=False)
+    print(text if as_json else "\n".join([*_lines(found), f"wrote {output}"]))
+    sys.stdout.flush()
+
+
+def _refuse_both(models: list[str], losses: list[Path]) -> None:
+    if models or losses:
+        what = "models" if models else "--losses"
+        raise ShearlingError(f"--given and {what} were both given; choose one.")
+
+
+def _check_domains(found: Reference, store: Store) -> None:
+    if set(found.losses) != set(store.domains):
+        raise ShearlingError(
+            f"--given names {', '.join(sorted(found.losses))}, but the domains of {store.path} are "
+            f"{', '.join(store.domains)}; give one loss for each."
+        )
+
+
+def _open_store(store: Path | None, models: list[str], losses: list[Path]) -> Store | None:
+    from shearling.data.store import Store
+
+    if not (models or losses):
+        raise ShearlingError(
+            "nothing says where the losses come from; name a MODEL and --store, several models "
+            "and --target-params, or --given domain=loss,…"
+        )
+    if models and store is None:
+        raise ShearlingError(
+            f"{models[0]} was named, but there is no text to measure it on; give --store STORE."
+        )
+    if not models and store is not None:
+        warn_ignored({"--store": store}, "no model is to be measured")
+        return None
+    return None if store is None else Store.open(store)
+
+
+def _found(
+    models: list[str], losses: list[Path], store: Store | None, target_params: str | None,
+    sequences: int | None, stream: bool | None, output: Path,
+) -> Reference:  # fmt: skip
+    """Measure what is to be measured, and fit a law if there are losses of several models."""
+    from shearling.model.checkpoint import Checkpoint
+    from shearling.train.reference import Point, check_points, predict
+
+    checkpoints = [Checkpoint.open(model) for model in models]
+    before = [Point.load(file) for file in losses]
+    sizes = [model.parameters for model in checkpoints] + [point.parameters for point in before]
+    target = _target(sizes, target_params, len(checkpoints))
+    if not checkpoints:
+        warn_ignored({"--sequences": sequences, "--stream": stream}, "no model is to be measured")
+    elif store is not None:  # all is checked before any model is run
+        for checkpoint in checkpoints:
+            store.check_tokenizer(checkpoint.path)
+        unknown = dict.fromkeys(store.domains, math.nan)
+        coming = [Point(c.name, c.parameters, unknown, store.tokenizer) for c in checkpoints]
+        check_points([*coming, *before])
+    measured = []
+    for number, checkpoint in enumerate(checkpoints, 1):
+        assert store is not None
+        measured.append(_measured(checkpoint, store, sequences, stream))
+        if target is not None:  # kept, so that no law that fails to fit costs the measuring again
+            file = output.with_name(f"{output.stem}-{number}-{checkpoint.name}.json")
+            measured[-1].save(file)
+    if target is None:
+        return measured[0]
+    return predict([*map(_point, measured), *before], target)
+
+
+def _target(sizes: list[int], target_params: str | None, models: int) -> int | None:
+    """Parameters to predict for; None where one model's own losses are the answer."""
+    from shearling.pruning.plan import parse_params
+
+    if len(sizes) == 1 and models == 1:
+        warn_ignored({"--target-params": target_params}, "a law needs losses of several models")
+        return None
+    if len(set(sizes)) < 2:
+        raise ShearlingError(
+            f"losses of models of one size ({sizes[0]:,} parameters) were named, but a law needs "
+            "two sizes or better three; name further models of the family."
+        )
+    if target_params is None:
+        raise ShearlingError(
+            f"{len(sizes)} models were named, but not the size to predict for; give "
+            "--target-params 0.8x or 113M, or name the source model alone."
+        )
+    try:
+        return parse_params(target_params, sizes[0])
+    except ShearlingError as error:
+        raise ShearlingError(str(error).replace("--params", "--target-params")) from None
+
+
+def _measured(
+    checkpoint: Checkpoint, store: Store, sequences: int | None, stream: bool | None
+) -> Reference:
+    from shearling.files.terminal import progress_bars
+    from shearling.model.manifest import identity
+    from shearling.train.reference import SEQUENCES, Reference, measure
+
+    sequences = SEQUENCES if sequences is None else sequences
+    with progress_bars() as progress:
+        losses = measure(checkpoint, store, sequences, stream=stream, progress=progress)
+    how = {
+        "method": "measured",
+        "model": identity(checkpoint),
+        "parameters": checkpoint.parameters,
+        "store": {"name": store.path.resolve().name, "tokenizer": store.tokenizer},
+        "sequences": {
+            domain: min(sequences, len(store.sequences(domain, "held_out"))) for domain in losses
+        },
+        "length": store.length,
+    }
+    return Reference(losses, how)
+
+
+def _point(found: Reference) -> Point:
+    from shearling.train.reference import Point
+
+    how = found.how
+    return Point(how["model"]["name"], how["parameters"], found.losses, how["store"]["tokenizer"])
+
+
+def _lines(found: Reference) -> list[str]:
+    """The losses for a person."""
+    how: dict[str, Any] = found.how
+    wide = max(len(domain) for domain in found.losses)
+    if how["method"] == "measured":
+        head = f"losses of {how['model']['name']}, {how['parameters']:,} parameters"
+    elif how["method"] == "law":
+        head = f"losses predicted at {how['target_parameters']:,} parameters"
+    else:
+        head = "losses as given"
+    lines = [f"{head} (nats per token):"]
+    for domain, loss in found.losses.items():
+        line = f"  {domain:{wide}}  {loss:.4f}"
+        if how["method"] == "law":
+            law = how["laws"][domain]
+            error = max(map(abs, law["relative_errors"]))
+            line += (
+                f"  = {law['a']:.4g} * N^-{law['b']:.4g} + {law['c']:.4g}, "
+                f"off by at most {error:.2%}"
+            )
+        lines.append(line)
+    return lines

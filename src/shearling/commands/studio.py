@@ -1,0 +1,53 @@
+"""``shearling studio``: what the command line says, checked, and handed to :mod:`studio.serve`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from shearling.commands.options import Models, warn
+from shearling.errors import ShearlingError
+
+
+def studio(
+    models: Models,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than loopback have no password.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")
+    ] = 8465,
+    together: Annotated[
+        bool, typer.Option("--together", help="Answer all at once; in turns, speeds are fair.")
+    ] = False,
+    dtype: Annotated[str, typer.Option(help="What to compute in.")] = "float32",
+    device: Annotated[str, typer.Option(help="A torch device.")] = "cpu",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of torch.")] = None,
+) -> None:
+    """Open a local page on which the models answer your prompts side by side.
+
+    Each model has a process of its own. The first is what the others are measured by.
+    """
+    try:
+        from shearling.studio.serve import serve, warning
+    except ModuleNotFoundError as error:
+        raise ShearlingError(
+            f"the studio needs {error.name}, which is not installed; "
+            "pip install 'shearling[studio]'."
+        ) from error
+    from shearling.files.terminal import progress_bars
+
+    if sentence := warning(host):
+        warn(sentence)
+    with progress_bars() as progress:
+        serve(
+            models, host=host, port=port, together=together, dtype=dtype, device=device,
+            threads=threads, ready=_ready, progress=progress,
+        )  # fmt: skip
+
+
+def _ready(address: str) -> None:
+    print(f"studio: {address}  (Ctrl-C ends it)")
+    sys.stdout.flush()

@@ -1,0 +1,117 @@
+"""The halves of a block that write into the residual stream, found in the table.
+
+A branch is attention or MLP. Its writer is the matrix that ends it (o_proj, down_proj); what
+reaches the stream is the writer's output, or that of the norm behind it where a family has one.
+
+Shapes: B sequences of a batch, S positions, D hidden, K columns of a writer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from shearling.engine.stream import Call
+from shearling.model.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """One half of every block.
+
+    Attributes:
+        axis: whose units it consists of, ``heads`` or ``mlp``.
+        writer: path inside a block of the matrix that ends it.
+        norm: path of the norm between the writer and the stream, or None.
+    """
+
+    axis: str
+    writer: str
+    norm: str | None
+
+    @property
+    def end(self) -> str:
+        """Path of the module whose output is added to the stream."""
+        return self.norm or self.writer
+
+
+def branches(checkpoint: Checkpoint) -> tuple[Branch, ...]:
+    """The branches of a model's blocks, in the order in which they run: attention, then MLP."""
+    family = checkpoint.family
+    prefix = f"{family.blocks}.{{}}."
+    found = {}
+    for row in checkpoint.layout.block_rows():
+        if row.role != "linear" or "hidden" not in row.output.axes:
+            continue
+        (axis,) = row.dims[1].axes & {"heads", "mlp"}
+        writer = row.name.removeprefix(prefix).removesuffix(".weight")
+        found[axis] = Branch(axis, writer, family.post_norms.get(axis))
+    return found["heads"], found["mlp"]
+
+
+class Reached(Exception):
+    """Ends a block's run where no more of it is needed."""
+
+
+@dataclass
+class Seen:
+    """What passed through a block in one run.
+
+    Attributes:
+        inputs: branch axis -> what entered its writer (B, S, K).
+        outputs: branch axis -> what its writer gave (B, S, D), before any norm.
+        contributions: branch axis -> what was added to the stream (B, S, D).
+    """
+
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+    contributions: dict[str, Tensor]
+
+
+@contextmanager
+def watching(
+    block: nn.Module, halves: Sequence[Branch], *, until: Branch | None = None
+) -> Generator[Seen]:
+    """Note what passes a block's writers; with ``until``, stop a run as that writer is reached."""
+    seen = Seen({}, {}, {})
+    rows = torch.Size()
+
+    def shaped(x: Tensor) -> Tensor:  # OPT's MLP takes all tokens of a batch in one row
+        return x.view(*rows, -1)
+
+    def start(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        nonlocal rows
+        rows = args[0].shape[:-1]
+
+    hooks = [block.register_forward_pre_hook(start)]
+    for half in halves:
+
+        def enter(_: nn.Module, args: tuple[Tensor, ...], half: Branch = half) -> None:
+            seen.inputs[half.axis] = shaped(args[0])
+            if half is until:
+                raise Reached
+
+        def leave(_: nn.Module, args: object, out: Tensor, half: Branch = half) -> None:
+            seen.outputs[half.axis] = shaped(out)
+
+        def add(_: nn.Module, args: object, out: Tensor, half: Branch = half) -> None:
+            seen.contributions[half.axis] = shaped(out)
+
+        hooks.append(block.get_submodule(half.writer).register_forward_pre_hook(enter))
+        hooks.append(block.get_submodule(half.writer).register_forward_hook(leave))
+        hooks.append(block.get_submodule(half.end).register_forward_hook(add))
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def run_until(block: nn.Module, call: Call, h_BSD: Tensor) -> None:
+    """Run a block that is being watched, as far as it is wanted."""
+    with suppress(Reached):
+        call(block, h_BSD)

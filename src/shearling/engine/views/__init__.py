@@ -1,0 +1,1 @@
+"""Models that exist only as they are read: cut, masked, in another basis."""

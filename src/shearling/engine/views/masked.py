@@ -1,0 +1,179 @@
+"""The source model with the units that a Keep removes masked, and nothing else changed.
+
+What a cut must compute, got without cutting: weights keep the source's geometry, and removed
+units are silenced where they write. A removed neuron or head has its column of the matrix that
+writes into the residual stream set to zero; a removed channel is never written to by anything,
+and norms over the stream take their statistics over the surviving channels; logits are those of
+the kept tokens; removed blocks are skipped. Readers keep all their weights.
+
+Shapes: B sequences of a batch, S positions, D hidden of the source, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shearling.engine.stream import BlockStream
+from shearling.model.checkpoint import Checkpoint
+from shearling.table.axes import Indices, Keep, Row, Selection, Shape
+
+STREAM = "hidden"
+
+
+@torch.inference_mode()
+def masked_logits(
+    checkpoint: Checkpoint,
+    keep: Keep,
+    ids_BS: Tensor,
+    *,
+    replaced: Mapping[str, Tensor] | None = None,
+    resident: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Logits of the source with what ``keep`` removes masked.
+
+    Args:
+        checkpoint: the source; none of the cut's weights are used but ``replaced``.
+        keep: what survives.
+        ids_BS: tokens, in the source's numbering; only kept ones make sense.
+        replaced: tensors of the result that are no cuts of the source's, by their name and in
+            their shape there; they are put back into the source's geometry, zeros elsewhere.
+        resident: hold the model in memory, or read block by block.
+        dtype: what is computed in.
+
+    Returns:
+        Logits (B, S, V), V being the kept tokens, in order.
+
+    Raises:
+        ShearlingError: ``keep`` is not possible.
+    """
+    masked = _masked(checkpoint, keep, replaced or {})
+    stream = _MaskedStream(masked, keep, resident=resident, dtype=dtype)
+    h_BSD, calls = stream.begin(ids_BS)
+    for index in keep.model.get("layers", range(stream.depth)):
+        with stream.block(index) as block:
+            h_BSD = calls[index](block, h_BSD)
+    logits_BSV = stream.logits(h_BSD, ids_BS)
+    vocab = keep.model.get("vocab")
+    return logits_BSV if vocab is None else logits_BSV[..., list(vocab)]
+
+
+@dataclass(frozen=True)
+class _Masked(Checkpoint):
+    """A checkpoint whose tensors are masked as they are read.
+
+    Attributes:
+        source: what is masked; may itself be a view of a checkpoint.
+        selections: source tensor name -> what of it survives; nothing of removed blocks.
+        after: sizes after the cut.
+        replaced: target tensor name -> tensor of the result.
+    """
+
+    source: Checkpoint
+    selections: Mapping[str, Selection]
+    after: Shape
+    replaced: Mapping[str, Tensor]
+
+    def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        """Yield ``(name, tensor)`` in the source's geometry, removed units silenced."""
+        for name, tensor in self.source.read(names):
+            selection = self.selections[name]
+            tensor = self._restored(selection, tensor)
+            writes = STREAM in selection.row.output.axes
+            yield name, _silence(tensor, selection) if writes else tensor
+
+    def _restored(self, selection: Selection, tensor: Tensor) -> Tensor:
+        """The source's tensor, or what stands in its place, as the source would hold it."""
+        rescale = self.family.rescale(selection.row, self.shape, self.after)
+        if selection.target in self.replaced:
+            found = self.replaced[selection.target]
+            found = found if rescale is None else rescale.undo(found)
+            return _scatter(found, selection, tuple(tensor.shape))
+        # The result holds rescaled values rounded; the rounding is no fault of the surgery.
+        return tensor if rescale is None else rescale.undo(rescale.apply(tensor))
+
+
+def _masked(checkpoint: Checkpoint, keep: Keep, replaced: Mapping[str, Tensor]) -> _Masked:
+    layout, shape = checkpoint.layout, checkpoint.shape
+    selections = {s.source: s for s in layout.select(keep, shape)}
+    own = {field.name: getattr(checkpoint, field.name) for field in fields(Checkpoint)}
+    return _Masked(
+        **own, source=checkpoint, selections=selections,
+        after=layout.shape_after(keep, shape), replaced=replaced,
+    )  # fmt: skip
+
+
+def _silence(tensor: Tensor, selection: Selection) -> Tensor:
+    """Zero what removed units write, and what is written of them; tokens stay what they are."""
+    for dim, indices in enumerate(selection.indices):
+        if indices is not None and "vocab" not in selection.row.dims[dim].axes:
+            dead = torch.ones(tensor.shape[dim], dtype=torch.bool)
+            dead[list(indices)] = False
+            sizes = [-1 if each == dim else 1 for each in range(tensor.ndim)]
+            tensor = tensor.masked_fill(dead.view(sizes), 0)
+    return tensor
+
+
+def _scatter(tensor: Tensor, selection: Selection, sizes: tuple[int, ...]) -> Tensor:
+    """A tensor of the result in the source's geometry, zeros where it has nothing."""
+    for dim, indices in enumerate(selection.indices):
+        if indices is not None:
+            whole = (*tensor.shape[:dim], sizes[dim], *tensor.shape[dim + 1 :])
+            tensor = tensor.new_zeros(whole).index_copy(dim, torch.tensor(indices), tensor)
+    assert tuple(tensor.shape) == sizes, f"{selection.target} is not of the result's shape"
+    return tensor
+
+
+class _MaskedStream(BlockStream):
+    """A masked model run block by block, its norms over surviving channels alone."""
+
+    def __init__(
+        self, checkpoint: _Masked, keep: Keep, *, resident: bool, dtype: torch.dtype
+    ) -> None:
+        super().__init__(checkpoint, resident=resident, dtype=dtype)
+        kept = keep.model.get(STREAM)
+        if kept is not None:
+            for norm in self._norms():
+                _narrow(norm, kept)
+
+    def _norms(self) -> Iterator[nn.Module]:
+        """Every norm over the residual stream, as the table tells them, parameters or none."""
+        family = self.checkpoint.family
+        for row in self.checkpoint.layout.rows:
+            if not _normalises_stream(row):
+                continue
+            path = row.name.rpartition(".")[0]
+            if row.in_block:
+                inside = path.removeprefix(f"{family.blocks}.{{}}.")
+                yield from (block.get_submodule(inside) for block in self._shells)
+            else:
+                yield self._model.get_submodule(path)
+
+
+def _normalises_stream(row: Row) -> bool:
+    return row.role == "norm" and STREAM in row.output.axes
+
+
+def _narrow(norm: nn.Module, kept: Indices) -> None:
+    """Have a norm run its own code on the channels ``kept`` alone, and write zeros elsewhere."""
+    alive = torch.tensor(kept)
+
+    def over_kept(norm: nn.Module, args: tuple[Any, ...], _: Tensor) -> Tensor:
+        narrow = copy.copy(norm)
+        vars(narrow)["_parameters"] = {
+            name: weight if weight is None else weight[alive]
+            for name, weight in norm._parameters.items()
+        }
+        if isinstance(narrow, nn.LayerNorm):
+            narrow.normalized_shape = (len(kept),)
+        (h_BSD,) = args
+        found = narrow.forward(h_BSD[..., alive])
+        return torch.zeros_like(h_BSD).index_copy(-1, alive, found)
+
+    norm.register_forward_hook(over_kept)

@@ -1,0 +1,213 @@
+"""A model in another basis of its residual stream: read through a matrix, or written down so.
+
+What :mod:`shearling.repair.rotate` chooses is applied here. A rotated checkpoint stands in for its
+source: every tensor is turned as it is read, one at a time.
+
+Shapes: D hidden, K of them to be kept, R rows and C columns of a matrix.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from shearling.files.progress import Progress
+from shearling.files.writer import check_space, new_directory, write_json, write_weights
+from shearling.model.checkpoint import Checkpoint, torch_dtype
+from shearling.table.axes import Dim, Layout, Row, Shape
+from shearling.table.families.base import Affine
+
+STREAM = Dim.parse("hidden")
+TIED = "tie_word_embeddings"
+_ROWS = 4096  # of a matrix that are turned together, in double precision
+
+
+@dataclass(frozen=True)
+class RotatedCheckpoint(Checkpoint):
+    """A model in another basis of its stream; but for its tensors it is the source.
+
+    Attributes:
+        source: whose name, fingerprint, tokenizer and side files it has.
+    """
+
+    source: Checkpoint
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The source's: this is no model that anybody has."""
+        return self.source.fingerprint
+
+
+@dataclass(frozen=True, slots=True)
+class Norms:
+    """Names of the norms before attention, before the MLP and before the head."""
+
+    heads: str
+    mlp: str
+    head: str
+
+    def before(self, row: Row) -> str:
+        """The norm whose output a reader reads."""
+        if not row.in_block:
+            return self.head
+        return self.mlp if "mlp" in row.output.axes else self.heads
+
+    def names(self, layers: int) -> list[str]:
+        """All of them, in every block."""
+        return [n.format(i) for n in (self.heads, self.mlp) for i in range(layers)] + [self.head]
+
+
+def norms_of(layout: Layout) -> Norms | None:
+    """The norms over the stream; a table names those of a block in the order in which they run."""
+    rows = [row for row in layout.stored if row.role == "norm" and row.dims == (STREAM,)]
+    inside = [row.name for row in rows if row.in_block]
+    outside = [row.name for row in rows if not row.in_block]
+    return Norms(*inside, *outside) if (len(inside), len(outside)) == (2, 1) else None
+
+
+def tied_heads(layout: Layout) -> dict[str, str]:
+    """Head -> the embedding whose storage it shares."""
+    return {row.name: row.tied_to for row in layout.rows if row.tied_to is not None}
+
+
+@dataclass(frozen=True)
+class TurnedCheckpoint(RotatedCheckpoint):
+    """The rotated model, turned as it is read; its head is a matrix of its own.
+
+    Attributes:
+        norms: which norm is read by what.
+        basis_DD: Q, in double precision.
+        gains: every norm's gain, in double precision.
+        sizes_D: every norm's gain afterwards; 1 where there is none.
+        stored: give tensors in the type that they are stored in, or in double precision.
+    """
+
+    norms: Norms
+    basis_DD: Tensor
+    gains: Mapping[str, Tensor]
+    sizes_D: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    stored: bool = False
+
+    def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        """Yield ``(name, tensor)`` in the new basis."""
+        tied = tied_heads(self.source.layout)
+        for name in names:
+            row, block = self.places[name]
+            for _, tensor in self.source.read([tied.get(name, name)]):
+                dtype = torch_dtype(self.dtypes[name]) if self.stored else torch.float64
+                yield name, self._turn(row, block, tensor, dtype)
+
+    @cached_property
+    def places(self) -> Mapping[str, tuple[Row, int | None]]:
+        """Tensor name -> its row, and the block that it is in."""
+        return self.layout.places(self.shape)
+
+    def _turn(self, row: Row, block: int | None, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        if STREAM not in row.dims:
+            return tensor.to(dtype, copy=True)
+        if row.role == "norm":
+            name = row.name.format(block)
+            return self.sizes_D.get(name, torch.ones_like(tensor.double())).to(dtype)
+        if row.role == "bias":
+            return (tensor.double() @ self.basis_DD).to(dtype)
+        if row.output == STREAM and row.role != "embedding":  # a writer
+            return self._product(tensor.T, None, dtype).T.contiguous()
+        reads = row.role != "embedding"
+        norm = self.norms.before(row).format(block) if reads else None
+        return self._product(tensor, norm, dtype)
+
+    def _product(self, x_RD: Tensor, norm: str | None, dtype: torch.dtype) -> Tensor:
+        """x diag(g) Q / h, some rows at a time; x Q where there is no norm."""
+        basis_DD = self.basis_DD
+        if norm is not None:
+            basis_DD = self.gains[norm][:, None] * basis_DD
+            basis_DD = basis_DD / self.sizes_D[norm] if norm in self.sizes_D else basis_DD
+        return torch.cat([(part.double() @ basis_DD).to(dtype) for part in x_RD.split(_ROWS)])
+
+
+def turn(
+    checkpoint: Checkpoint, norms: Norms, basis_DD: Tensor, gains: Mapping[str, Tensor]
+) -> TurnedCheckpoint:
+    """The checkpoint in the basis Q = ``basis_DD``, all gains folded in and none left."""
+    own = _fields(checkpoint, Checkpoint)
+    tied = tied_heads(checkpoint.layout)
+    if tied:
+        config = copy.deepcopy(checkpoint.config)
+        setattr(config, TIED, False)
+        layout = checkpoint.family.layout(config)
+        own |= {"raw": {**checkpoint.raw, TIED: False}, "config": config, "layout": layout}
+        for what in ("files", "dtypes"):
+            own[what] = {**own[what], **{head: own[what][name] for head, name in tied.items()}}
+    own["family"] = dataclasses.replace(checkpoint.family, rescale=_widen)
+    return TurnedCheckpoint(**own, source=checkpoint, norms=norms, basis_DD=basis_DD, gains=gains)
+
+
+def column_sizes(turned: TurnedCheckpoint) -> dict[str, Tensor]:
+    """Root mean square of the columns of what reads each norm, over that of all; some rows do."""
+    sums: dict[str, Tensor] = {}
+    for name, (row, block) in turned.places.items():
+        if row.role in ("norm", "bias", "embedding") or STREAM not in row.dims[1:]:
+            continue
+        norm = turned.norms.before(row).format(block)
+        for _, tensor in turned.read([name]):
+            found_D = tensor[:_ROWS].double().square().sum(0)
+            sums[norm] = sums[norm] + found_D if norm in sums else found_D
+    return {norm: (sum_D / sum_D.mean()).sqrt().clamp_min(1e-4) for norm, sum_D in sums.items()}
+
+
+def _fields(checkpoint: Checkpoint, kind: type[Checkpoint]) -> dict[str, Any]:
+    """The attributes that a ``kind`` of checkpoint has."""
+    return {field.name: getattr(checkpoint, field.name) for field in dataclasses.fields(kind)}
+
+
+def _widen(row: Row, before: Shape, after: Shape) -> Affine | None:
+    """Norms that take their mean square over fewer channels: what is cut is all but nothing."""
+    if row.role != "norm" or row.dims != (STREAM,) or before["hidden"] == after["hidden"]:
+        return None
+    return Affine(math.sqrt(before["hidden"] / after["hidden"]), 0.0, lasting=True)
+
+
+def write(
+    turned: TurnedCheckpoint, directory: Path, shard_bytes: int, progress: Progress
+) -> RotatedCheckpoint:
+    """The rotated weights on disk, read back as they are stored."""
+    stored = dataclasses.replace(turned, stored=True)
+    check_space(directory, stored.bytes)
+    with new_directory(directory) as staging:
+        write_json(staging / "config.json", turned.raw)
+        write_weights(
+            staging,
+            stored.sizes,
+            lambda names: dict(stored.read(names)),
+            shard_bytes=shard_bytes,
+            progress=lambda _, done, total: progress("writing the rotated weights", done, total),
+        )
+    own = _fields(turned, RotatedCheckpoint)
+    own["files"] = Checkpoint.open(directory).files
+    return RotatedCheckpoint(**own)
+
+
+def retie(
+    exact: RotatedCheckpoint, norm: str, gain_D: Tensor, directory: Path
+) -> RotatedCheckpoint:
+    """The rotated model with the source's tied head, the final norm's gain before it."""
+    source, file = exact.source, directory / "readout.safetensors"
+    save_file({norm: gain_D.to(torch_dtype(source.dtypes[norm]))}, file)
+    return dataclasses.replace(
+        exact,
+        raw=source.raw,
+        config=source.config,
+        layout=source.layout,
+        files={name: exact.files[name] for name in source.files} | {norm: file},
+        dtypes=source.dtypes,
+    )

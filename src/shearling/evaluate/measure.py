@@ -1,0 +1,88 @@
+"""Measurements of opened checkpoints, as the result files of docs/files.md."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from shearling.errors import ShearlingError
+from shearling.evaluate.generation import generate
+from shearling.evaluate.perplexity import LOGITS_BYTES, evaluate, perplexity
+from shearling.files.progress import Progress, silent
+from shearling.model.checkpoint import Checkpoint
+from shearling.model.loading import DTYPES, check_fits, load_model, loaded_bytes
+from shearling.model.manifest import stamp
+
+
+def evaluate_model(
+    checkpoint: Checkpoint, text: Path, *, progress: Progress = silent, **options: Any
+) -> dict[str, Any]:
+    """Perplexity on ``text``; options as in ``shearling.evaluate.perplexity.evaluate``."""
+    figures = evaluate(checkpoint.path, text, progress=progress, **options)
+    return {"kind": "evaluation"} | stamp(checkpoint) | {"text": text.name} | figures
+
+
+def evaluate_text(
+    subject: Any, model: Any, tokenizer: Any, documents: Sequence[str], name: str, **options: Any
+) -> dict[str, Any]:
+    """The same of a model in memory, on documents called ``name``."""
+    figures = perplexity(model, tokenizer, documents, **options)
+    return {"kind": "evaluation"} | stamp(subject) | {"text": name} | figures
+
+
+def measure_degeneration(
+    subject: Any, model: Any, tokenizer: Any, documents: Sequence[str], name: str, **options: Any
+) -> dict[str, Any]:
+    """Repetition in what a model in memory writes; options as in ``evaluate.degeneration``."""
+    from shearling.evaluate.degeneration import degeneration
+
+    figures = degeneration(model, tokenizer, documents, **options)
+    return {"kind": "degeneration"} | stamp(subject) | {"text": name} | figures
+
+
+def generate_samples(
+    checkpoint: Any,
+    prompts: Sequence[str],
+    *,
+    model: Any = None,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    dtype: str = "float32",
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Continuations of ``prompts``; empty where there are none. ``model``: if it is loaded."""
+    if not prompts:
+        return {}
+    if model is None:
+        model = load_model(checkpoint.path, dtype=dtype)
+    samples = generate(
+        model, checkpoint.tokenizer(), prompts,
+        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed,
+        progress=progress,
+    )  # fmt: skip
+    sampling = {"temperature": temperature, "top_p": top_p, "seed": seed}
+    return (
+        {"kind": "generations"}
+        | stamp(checkpoint)
+        | {
+            "sampling": sampling if temperature else {"method": "greedy"},
+            "max_new_tokens": max_new_tokens,
+            "samples": samples,
+        }
+    )
+
+
+def memory_needed(subject: Any, *, dtype: str, device: str = "cpu") -> int:
+    """Bytes that a model's weights, computing in ``dtype``, and its logits take.
+
+    Raises:
+        ShearlingError: an unknown dtype, or more bytes than are free.
+    """
+    if dtype not in DTYPES:
+        raise ShearlingError(f"The dtype {dtype!r} is not known here; give {', '.join(DTYPES)}.")
+    logits = 2 * LOGITS_BYTES  # the logits and their exponentials
+    check_fits(subject, dtype, extra_bytes=logits, device=device)
+    return loaded_bytes(Path(subject.path), DTYPES[dtype]) + logits

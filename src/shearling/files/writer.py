@@ -1,0 +1,207 @@
+"""Outputs that appear whole or not at all: write beside, flush to disk, rename."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from shearling.errors import ShearlingError
+from shearling.files.progress import Progress, silent
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def check_output(output: Path) -> None:
+    """Raise ShearlingError if ``output`` is taken, before any work is done."""
+    if output.is_dir():
+        if output.samefile(os.curdir):  # the rename would leave us, and the shell, in no place
+            raise ShearlingError(f"output {output} is the working directory; name a new one in it.")
+        if any(output.iterdir()):
+            raise ShearlingError(
+                f"output directory {output} exists and is not empty; name a new one, or remove it."
+            )
+    elif output.exists() or output.is_symlink():
+        raise ShearlingError(f"output {output} is a file; name a new directory.")
+
+
+def check_space(output: Path, needed: int) -> None:
+    """Raise ShearlingError if the file system of ``output`` lacks ``needed`` bytes."""
+    existing = next(parent for parent in output.resolve().parents if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise ShearlingError(
+            f"{output} needs {needed / 1e9:.2f} GB, but its disk has {free / 1e9:.2f} GB left; "
+            "free some space, or name an output on another disk."
+        )
+
+
+@contextmanager
+def new_directory(output: Path) -> Generator[Path]:
+    """A directory to fill, renamed to ``output`` when the block ends without an error.
+
+    Raises:
+        ShearlingError: ``output`` exists and is not empty, or the disk ran full.
+    """
+    check_output(output)
+    output = output.resolve()  # nothing can be renamed to a link
+    output.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.partial-", dir=output.parent))
+    try:
+        with disk_errors(output):
+            yield staging
+            sync_tree(staging)
+            staging.chmod(0o777 & ~_umask())  # mkdtemp makes its directory private
+            os.replace(staging, output)
+        sync(output.parent)  # should this fail, the output is there nevertheless, and whole
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def sync_tree(directory: Path) -> None:
+    """Flush a directory with all in it to disk, files readable as the user's umask has them."""
+    mask = _umask()
+    for file in directory.rglob("*"):
+        if file.is_file():
+            file.chmod(0o666 & ~mask)  # safetensors makes its files private
+        sync(file)
+    sync(directory)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text``, whole or not at all; parent directories are made.
+
+    Raises:
+        ShearlingError: ``path`` is a directory, or the disk ran full.
+    """
+    if path.is_dir():
+        raise ShearlingError(f"{path} is a directory; name a file.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, staging = tempfile.mkstemp(prefix=f".{path.name}.partial-", dir=path.parent)
+    try:
+        with disk_errors(path):
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(staging, 0o666 & ~_umask())
+            os.replace(staging, path)
+    finally:
+        Path(staging).unlink(missing_ok=True)
+
+
+def write_weights(
+    directory: Path,
+    sizes: Mapping[str, int],
+    load: Callable[[list[str]], dict[str, Tensor]],
+    *,
+    shard_bytes: int,
+    progress: Progress = silent,
+) -> dict[str, str]:
+    """Write tensors as safetensors with at most one shard in memory.
+
+    Args:
+        directory: where; nothing is there yet.
+        sizes: bytes of every tensor, in the order in which they are to be stored.
+        load: gives the tensors of one shard, by name; called once for each.
+        shard_bytes: a shard holds at most this, or a single larger tensor.
+        progress: told the bytes written.
+
+    Returns:
+        File name -> SHA-256 of what was written.
+    """
+    shards = plan_shards(sizes, shard_bytes)
+    done, total = 0, sum(sizes.values())
+    weight_map: dict[str, str] = {}
+    digests = {}
+    # Hashing a shard that is still in the page cache overlaps with writing the next one.
+    with ThreadPoolExecutor(max_workers=1) as hasher:
+        for number, names in enumerate(shards, 1):
+            file = _shard_name(number, len(shards))
+            save_file(load(names), directory / file, metadata={"format": "pt"})
+            digests[file] = hasher.submit(file_digest, directory / file)
+            weight_map |= dict.fromkeys(names, file)
+            done += sum(sizes[name] for name in names)
+            progress("writing weights", done, total)
+        if len(shards) > 1:
+            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+            write_json(directory / "model.safetensors.index.json", index)
+        return {file: digest.result() for file, digest in digests.items()}
+
+
+def file_digest(file: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def plan_shards(sizes: Mapping[str, int], shard_bytes: int) -> list[list[str]]:
+    """Names per shard, in order, each shard within ``shard_bytes`` if its tensors allow."""
+    shards: list[list[str]] = []
+    room = 0
+    for name, size in sizes.items():
+        if not shards or size > room:
+            shards.append([])
+            room = shard_bytes
+        shards[-1].append(name)
+        room -= size
+    return shards
+
+
+@contextmanager
+def disk_errors(output: Path) -> Generator[None]:
+    """Turn a full disk into one sentence; whoever staged the output removes it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise _full(output) from error
+    except Exception as error:  # safetensors wraps the system's error in its own
+        if type(error).__name__ != "SafetensorError" or "os error" not in str(error):
+            raise
+        if not any(f"os error {number}" in str(error) for number in _FULL):
+            raise
+        raise _full(output) from error
+
+
+def _full(output: Path) -> ShearlingError:
+    return ShearlingError(
+        f"the disk ran full while writing {output}, of which nothing was left behind; "
+        "free some space, or name an output on another disk."
+    )
+
+
+def _shard_name(number: int, count: int) -> str:
+    return "model.safetensors" if count == 1 else f"model-{number:05}-of-{count:05}.safetensors"
+
+
+def sync(path: Path) -> None:
+    """Flush a file, or a directory's list of names, to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,337 @@
+"""One lazy handle on a pretrained model: a local directory, a hub id or a GGUF file.
+
+Opening reads the configuration and the shards' headers, and proves that the tensors on disk are
+those the family's table expects, before anything else is done. Tensors are read by name. A model
+directory is never written to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from shearling.errors import ShearlingError
+from shearling.table.axes import Layout, Shape
+from shearling.table.families import Family, family_of
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_SAMPLE_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model on disk, opened and checked; weights stay there until they are asked for.
+
+    Attributes:
+        path: the directory.
+        raw: config.json as it is written.
+        config: the same, resolved by transformers.
+        family, layout, shape: what the architecture's table says of it.
+        files: tensor name -> shard that holds it.
+        dtypes: tensor name -> safetensors' name of its type, such as ``BF16``.
+    """
+
+    path: Path
+    raw: Mapping[str, Any]
+    config: Any
+    family: Family
+    layout: Layout
+    shape: Shape
+    files: Mapping[str, Path]
+    dtypes: Mapping[str, str]
+
+    @staticmethod
+    def open(model: str | Path) -> Checkpoint:
+        """Open ``model`` and check it against its family's table.
+
+        Args:
+            model: a directory with config.json and safetensors, a ``.gguf`` file (converted once,
+                into the cache), or a hub id such as ``HuggingFaceTB/SmolLM2-135M``.
+
+        Raises:
+            ShearlingError: nothing there, an unknown architecture, pickled weights, a shard that
+                is absent, truncated or corrupt, a tensor that is missing, of the wrong shape or
+                unknown.
+        """
+        from shearling.model.resolve import resolve
+
+        path = resolve(model)
+        raw = read_json(path / "config.json")
+        family = family_of(raw.get("model_type"), str(model))
+        _require_plain(raw, model)
+        config = resolve_config(path)
+        layout = family.layout(config)
+        shape = family.shape(config)
+        layout.check(shape)
+        headers = _headers(path)
+        files, dtypes = _match(layout.tensors(shape), headers, layout, family, path)
+        _check_tied(layout, headers, path)
+        return Checkpoint(path, raw, config, family, layout, shape, files, dtypes)
+
+    @property
+    def name(self) -> str:
+        """The directory's name, or the hub's when the directory is a snapshot of it."""
+        return directory_name(self.path)
+
+    @cached_property
+    def sizes(self) -> Mapping[str, int]:
+        """Bytes of every tensor on disk."""
+        shapes = self.layout.tensors(self.shape)
+        return {
+            name: math.prod(shapes[name]) * torch_dtype(dtype).itemsize
+            for name, dtype in self.dtypes.items()
+        }
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all tensors on disk."""
+        return sum(self.sizes.values())
+
+    @property
+    def parameters(self) -> int:
+        """Parameters, tied ones once."""
+        return self.layout.count(self.shape)
+
+    @property
+    def plain_head(self) -> bool:
+        """Whether logits are the head's product and no more: not where they are soft-capped."""
+        return getattr(self.config, "final_logit_softcapping", None) is None
+
+    def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        """Yield ``(name, tensor)``, each shard opened once, in the order of the shards.
+
+        Tensors are views of the mapped file: reading costs nothing until they are touched, and
+        their memory goes when they do, provided the iteration has moved to its end.
+        """
+        by_file: dict[Path, list[str]] = {}
+        for name in names:
+            by_file.setdefault(self.files[name], []).append(name)
+        for file, wanted in by_file.items():
+            with safe_open(file, "pt") as shard:
+                for name in wanted:
+                    yield name, shard.get_tensor(name)
+
+    def block_names(self, block: int) -> dict[str, str]:
+        """Tensor name -> name inside the block's module, for block ``block``."""
+        prefix = f"{self.family.blocks}.{block}."
+        return {
+            row.name.format(block): row.name.format(block).removeprefix(prefix)
+            for row in self.layout.block_rows()
+        }
+
+    def outer_names(self) -> list[str]:
+        """Names of the tensors outside the blocks."""
+        return [row.name for row in self.layout.stored if not row.in_block]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Tells models and fine-tunes apart without reading whole files; see docs/files.md."""
+        digest = hashlib.sha256(json.dumps(self.raw, sort_keys=True).encode())
+        shapes = self.layout.tensors(self.shape)
+        for name, tensor in sorted_read(self):
+            digest.update(f"{name} {self.dtypes[name]} {shapes[name]}".encode())
+            head = tensor.flatten()[: _SAMPLE_BYTES // tensor.element_size()]
+            digest.update(head.view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def tokenizer(self) -> Any:
+        """The tokenizer that lies beside the weights."""
+        from transformers import AutoTokenizer
+
+        try:
+            return AutoTokenizer.from_pretrained(self.path)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ShearlingError(
+                f"{self.path} has no tokenizer that transformers can read ({_first_line(error)}); "
+                "put tokenizer.json and tokenizer_config.json beside the weights."
+            ) from error
+
+
+def directory_name(path: Path) -> str:
+    """A model directory's name, or the hub's when the directory is a snapshot of it."""
+    parts = path.resolve().parts
+    hub = [part for part in parts if part.startswith("models--")]
+    return hub[-1].rsplit("--", 1)[-1] if hub else parts[-1]
+
+
+def sorted_read(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in the order of names, whatever shards they lie in."""
+    handles = {
+        file: safe_open(file, "pt").__enter__() for file in sorted(set(checkpoint.files.values()))
+    }
+    try:
+        for name in sorted(checkpoint.files):
+            yield name, handles[checkpoint.files[name]].get_tensor(name)
+    finally:
+        for handle in handles.values():
+            handle.__exit__(None, None, None)
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """torch's type for a safetensors type name."""
+    types = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+    if name not in types:
+        raise ShearlingError(
+            f"weights are stored as {name}, but shearling cuts {', '.join(types)}; "
+            "give the checkpoint from before quantisation."
+        )
+    return getattr(torch, types[name])
+
+
+def resolve_config(path: Path) -> Any:
+    """transformers' reading of the config.json in a directory (ShearlingError if it refuses)."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(path)
+    except Exception as error:  # transformers raises whatever its validators raise
+        raise ShearlingError(
+            f"{path / 'config.json'} is refused by transformers: {_first_line(error)}; "
+            "repair the configuration first."
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, or one sentence on what is wrong with it."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ShearlingError(
+            f"{path} is not valid JSON ({error}); fetch or write it again."
+        ) from error
+    except OSError as error:
+        raise ShearlingError(
+            f"{path} cannot be read ({error.strerror}); a model directory holds config.json "
+            "and safetensors."
+        ) from error
+    if not isinstance(value, dict):
+        raise ShearlingError(f"{path} holds a {type(value).__name__}, but an object was expected.")
+    return value
+
+
+def _shards(path: Path) -> list[Path]:
+    """The weight files of a directory, all of them present."""
+    if (path / SINGLE).is_file():  # where there are both, transformers reads this one
+        return [path / SINGLE]
+    if (path / INDEX).exists():
+        index = read_json(path / INDEX).get("weight_map")
+        if not isinstance(index, dict):
+            raise ShearlingError(f"{path / INDEX} has no weight_map; fetch the index again.")
+        names = sorted({str(file) for file in index.values()})
+        for name in names:
+            if (path / name).parent != path or not (path / name).is_file():
+                raise ShearlingError(
+                    f"{path / INDEX} names {name}, which is not a file beside it; "
+                    "fetch the missing shard, or the whole checkpoint again."
+                )
+        return [path / name for name in names]
+    pickles = sorted(file.name for pattern in PICKLES for file in path.glob(pattern))
+    if pickles:
+        raise ShearlingError(
+            f"{path} holds pickled weights ({pickles[0]}), which can run code when loaded and are "
+            "refused; give a safetensors version of the model."
+        )
+    raise ShearlingError(
+        f"{path} holds no weights; expected {SINGLE} or {INDEX} with its shards, or a .gguf file."
+    )
+
+
+def _require_plain(raw: Mapping[str, Any], model: str | Path) -> None:
+    """Raise ShearlingError if the weights are quantised: they can be measured, and not cut."""
+    how = raw.get("quantization_config")
+    if isinstance(how, Mapping):
+        raise ShearlingError(
+            f"{model} is quantised (by {how.get('quant_method', 'some method')}), and shearling "
+            "cuts and trains unquantised weights; give the checkpoint that it was made from."
+        )
+
+
+def _headers(path: Path) -> dict[str, tuple[Path, str, tuple[int, ...]]]:
+    """Tensor name -> (shard, type, sizes); every shard's header is validated by safetensors."""
+    found: dict[str, tuple[Path, str, tuple[int, ...]]] = {}
+    for file in _shards(path):
+        try:
+            with safe_open(file, "pt") as shard:
+                for name in shard.keys():  # noqa: SIM118 - a handle is not a mapping
+                    view = shard.get_slice(name)
+                    found[name] = (file, view.get_dtype(), tuple(view.get_shape()))
+        except SafetensorError as error:
+            raise ShearlingError(
+                f"{file} is truncated or corrupt ({_first_line(error)}, "
+                f"{file.stat().st_size} bytes); fetch it again."
+            ) from error
+    return found
+
+
+def _match(
+    expected: Mapping[str, tuple[int, ...]],
+    headers: Mapping[str, tuple[Path, str, tuple[int, ...]]],
+    layout: Layout,
+    family: Family,
+    path: Path,
+) -> tuple[dict[str, Path], dict[str, str]]:
+    """Prove that what is stored is what the table expects, one for one."""
+    for name, sizes in expected.items():
+        if name not in headers:
+            raise ShearlingError(
+                f"{path} lacks the tensor {name}, which its config.json calls for; "
+                "fetch the checkpoint again, or repair the configuration."
+            )
+        if headers[name][2] != sizes:
+            raise ShearlingError(
+                f"{path} stores {name} as {list(headers[name][2])}, but its config.json "
+                f"calls for {list(sizes)}; one of the two is wrong."
+            )
+        torch_dtype(headers[name][1])
+    tied = {row.name for row in layout.rows if row.tied_to}
+    unknown = [
+        name
+        for name in headers
+        if name not in expected and name not in tied and not name.endswith(family.ignored)
+    ]
+    if unknown:
+        raise ShearlingError(
+            f"{path} holds {len(unknown)} tensors that a {family.model_type} model does not have, "
+            f"such as {unknown[0]}; give a plain causal language model, adapters merged."
+        )
+    return (
+        {name: headers[name][0] for name in expected},
+        {name: headers[name][1] for name in expected},
+    )
+
+
+def _check_tied(
+    layout: Layout, headers: Mapping[str, tuple[Path, str, tuple[int, ...]]], path: Path
+) -> None:
+    """Prove that a tied tensor which is stored all the same is the one it is tied to.
+
+    transformers does not tie the two when their values differ, whatever the configuration says.
+    """
+    for row in layout.rows:
+        if row.tied_to is None or row.name not in headers:
+            continue
+        tensors = []
+        for name in (row.name, row.tied_to):
+            with safe_open(headers[name][0], "pt") as shard:
+                tensors.append(shard.get_tensor(name))
+        if not torch.equal(*tensors):
+            raise ShearlingError(
+                f"{path} stores {row.name} with other values than {row.tied_to}, but its "
+                "config.json ties the two; set tie_word_embeddings to false there, or remove "
+                f"{row.name}."
+            )

@@ -1,0 +1,90 @@
+"""What a model is, in figures that need no weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shearling.model.checkpoint import Checkpoint
+from shearling.model.manifest import describe, read_manifest
+from shearling.table.axes import Shape
+from shearling.table.cost import flops_per_token, kv_cache_bytes
+
+CONTEXT = 1024
+
+
+def inspect(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Shape, exact parameter counts, operations, memory and lineage of a model."""
+    layout, shape = checkpoint.layout, checkpoint.shape
+    block = layout.count_block(shape)
+    return describe(checkpoint) | {
+        "path": str(checkpoint.path),
+        "architecture": checkpoint.family.model_type,
+        "dtypes": sorted(set(checkpoint.dtypes.values())),
+        "tied_embeddings": any(row.tied_to for row in layout.rows),
+        "parameters_in_blocks": block * shape["layers"],
+        "parameters_per_block": block,
+        "flops_per_token": flops_per_token(layout, shape, CONTEXT),
+        "flops_context": CONTEXT,
+        "kv_cache_bytes_per_token": kv_cache_bytes(shape, 1),
+        "prunable_axes": [axis.name for axis in layout.axes if not axis.rigid],
+        "manifest": read_manifest(checkpoint.path),
+    }
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """The same for a person."""
+    count, blocks = found["parameters"], found["parameters_in_blocks"]
+    text = [
+        f"{found['name']} ({found['architecture']}, {'/'.join(found['dtypes'])})",
+        f"  shape        {', '.join(f'{axis}={size}' for axis, size in found['shape'].items())}",
+        f"  parameters   {count:,} ({blocks:,} in blocks, {found['parameters_per_block']:,} each)",
+        f"  on disk      {found['bytes'] / 1e6:,.1f} MB",
+        f"  per token    {found['flops_per_token'] / 1e9:.3f} GFLOP at {CONTEXT} tokens of context",
+        f"  KV cache     {found['kv_cache_bytes_per_token'] / 1024:.2f} KiB a token in 16 bits",
+        f"  fingerprint  {found['fingerprint'][:16]}",
+    ]
+    if found["tied_embeddings"]:
+        text.append("  embeddings   tied: one storage, counted once")
+    manifest = found["manifest"]
+    while manifest:
+        source = manifest["source"]
+        kept = (manifest.get("keep") or {}).get("layers")
+        text.append(
+            f"  made from    {source['name']} {source['fingerprint'][:16]}, "
+            f"{manifest['source_parameters']:,} parameters"
+            + (f", blocks {_ranges(kept)} kept" if kept else "")
+        )
+        manifest = manifest["parent"]
+    return text
+
+
+def comparison(source: Checkpoint, shape: Shape) -> dict[str, Any]:
+    """Before and after, without running anything."""
+    layout = source.layout
+    before, after = layout.count(source.shape), layout.count(shape)
+    flops = [flops_per_token(layout, s, CONTEXT) for s in (source.shape, shape)]
+    return {
+        "figures": {
+            "source_shape": dict(source.shape),
+            "shape": dict(shape),
+            "source_parameters": before,
+            "parameters": after,
+        },
+        "text": [
+            f"blocks      {source.shape['layers']} -> {shape['layers']}",
+            f"parameters  {before:,} -> {after:,} ({after / before - 1:+.1%})",
+            f"per token   {flops[0] / 1e9:.3f} -> {flops[1] / 1e9:.3f} GFLOP "
+            f"({flops[1] / flops[0] - 1:+.1%}) at {CONTEXT} tokens of context",
+        ],
+    }
+
+
+def _ranges(numbers: list[int]) -> str:
+    """``[0, 1, 2, 5]`` as ``0-2, 5``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

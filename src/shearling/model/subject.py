@@ -1,0 +1,165 @@
+"""What can be measured: checkpoints that shearling cuts, and models that only run.
+
+A quantised directory has no tensors that the families' tables know, and some architectures have no
+table; stock transformers runs both. They get a lighter handle with what measuring needs of one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from shearling.errors import ShearlingError
+from shearling.model.checkpoint import Checkpoint, directory_name, read_json, resolve_config
+from shearling.model.resolve import resolve
+from shearling.table.axes import Layout, Shape
+from shearling.table.families import FAMILIES
+
+_SAMPLE_BYTES = 4096
+_AXES = {
+    "layers": "num_hidden_layers",
+    "hidden": "hidden_size",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "mlp": "intermediate_size",
+    "vocab": "vocab_size",
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model directory that stock transformers runs, and that shearling does not cut.
+
+    Attributes:
+        path: the directory.
+        raw: config.json as it is written.
+        config: the same, resolved by transformers.
+        layout: the architecture's table, for what it says of sizes and costs; None if unknown.
+        shape: sizes by axis, those that the configuration gives.
+        parameters: of the model before it was quantised, tied ones once.
+    """
+
+    path: Path
+    raw: Mapping[str, Any]
+    config: Any
+    layout: Layout | None
+    shape: Shape
+    parameters: int
+
+    @property
+    def name(self) -> str:
+        """The directory's name, or the hub's when the directory is a snapshot of it."""
+        return directory_name(self.path)
+
+    @property
+    def quantization(self) -> Mapping[str, Any] | None:
+        """What config.json says of how the weights were rounded; None where they were not."""
+        return quantization(self.raw)
+
+    @cached_property
+    def bytes(self) -> int:
+        """Bytes of all weight files."""
+        return sum(file.stat().st_size for file in _weights(self.path))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Tells models apart without reading whole files, as a checkpoint's; docs/files.md."""
+        digest = hashlib.sha256(json.dumps(self.raw, sort_keys=True).encode())
+        found: dict[str, tuple[str, bytes]] = {}
+        for file in _weights(self.path):
+            try:
+                with safe_open(file, "pt") as shard:
+                    for name in shard.keys():  # noqa: SIM118 - a handle is not a mapping
+                        view = shard.get_slice(name)
+                        label = f"{name} {view.get_dtype()} {tuple(view.get_shape())}"
+                        tensor = shard.get_tensor(name).flatten()
+                        head = tensor[: _SAMPLE_BYTES // tensor.element_size()]
+                        found[name] = (label, head.view(torch.uint8).numpy().tobytes())
+            except SafetensorError as error:
+                raise ShearlingError(
+                    f"{file} is truncated or corrupt ({error}); fetch or make it again."
+                ) from error
+        for name in sorted(found):
+            digest.update(found[name][0].encode() + found[name][1])
+        return digest.hexdigest()
+
+    def tokenizer(self) -> Any:
+        """The tokenizer that lies beside the weights."""
+        from shearling.model.loading import load_tokenizer
+
+        return load_tokenizer(self.path)
+
+
+def open_subject(model: str | Path) -> Checkpoint | Subject:
+    """Open a model to be measured.
+
+    Args:
+        model: a model directory, a ``.gguf`` file or a hub id.
+
+    Returns:
+        A checkpoint wherever shearling knows the architecture and the weights are not quantised;
+        otherwise a handle with the same ``name``, ``path``, ``fingerprint``, ``parameters``,
+        ``bytes``, ``shape``, ``config`` and ``tokenizer()``, and a ``layout`` where there is one.
+
+    Raises:
+        ShearlingError: nothing there, no safetensors, or what :meth:`Checkpoint.open` refuses.
+    """
+    path = resolve(model)
+    raw = read_json(path / "config.json")
+    known = raw.get("model_type") in FAMILIES
+    if known and quantization(raw) is None:
+        return Checkpoint.open(path)
+    _weights(path)
+    config = resolve_config(path).get_text_config()
+    if not known:
+        return Subject(path, raw, config, None, _sizes(config), _counted(config, path))
+    family = FAMILIES[raw["model_type"]]
+    layout, shape = family.layout(config), family.shape(config)
+    return Subject(path, raw, config, layout, shape, layout.count(shape))
+
+
+def quantization(raw: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What a config.json says of quantisation, or None."""
+    found = raw.get("quantization_config")
+    return found if isinstance(found, Mapping) else None
+
+
+def _weights(path: Path) -> list[Path]:
+    """The safetensors files of a directory, at least one."""
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise ShearlingError(f"{path} holds no safetensors; give a version of the model that does.")
+    return files
+
+
+def _sizes(config: Any) -> Shape:
+    """Sizes by axis of a model without a table, as far as the configuration gives them."""
+    found = {axis: getattr(config, key, None) for axis, key in _AXES.items()}
+    return Shape({axis: size for axis, size in found.items() if isinstance(size, int) and size > 0})
+
+
+def _counted(config: Any, path: Path) -> int:
+    """Parameters of transformers' own model of ``config``, tied ones once; no memory is taken."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (ValueError, KeyError, ImportError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise ShearlingError(
+            f"the model in {path} cannot be built by transformers ({reason}); give a causal "
+            "language model that it knows."
+        ) from error
+    model.tie_weights()
+    return sum(math.prod(parameter.shape) for parameter in model.parameters())

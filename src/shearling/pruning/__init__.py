@@ -1,0 +1,1 @@
+"""From a wish to a proven smaller checkpoint: plan, choose, cut, prove."""

@@ -1,0 +1,230 @@
+"""Which tokens stay: a corpus is counted, and what it misses least goes first."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from shearling.data.text import pieces
+from shearling.errors import ShearlingError
+from shearling.model.checkpoint import read_json
+from shearling.model.token_ids import Move, named_ids
+from shearling.pruning.vocabulary.pieces import (
+    Parts,
+    indispensable,
+    model_kind,
+    model_tokens,
+    read_tokenizer,
+    spelling,
+)
+
+BATCH = 64  # documents tokenised at a time
+PIECE_CHARACTERS = 100_000  # of a longer document; more at a time costs memory and gains nothing
+
+
+def choose_tokens(
+    directory: Path, documents: Iterable[str], size: int | None = None
+) -> tuple[int, ...]:
+    """Source ids of the tokens to keep, ascending.
+
+    The tokens of ``documents`` are counted with the source's tokenizer. Then one token after
+    another goes, that whose going lengthens the corpus least; its count passes to the tokens its
+    text is spelt with from then on. A BPE token goes only after all that are merged from it, so
+    what is kept holds the ingredients of every kept token, down to single characters or bytes.
+    Among equals the highest id goes first: in BPE, the rarest in the text it was trained on.
+
+    Special and added tokens, ids that config.json and generation_config.json name, byte tokens
+    and the unknown token always stay, and so do single characters where bytes cannot stand for
+    them. Rows of the embedding that no token uses go, unless a configuration names them; tokens
+    that have no row, which the model cannot have been given, go too.
+
+    Args:
+        directory: a model directory with tokenizer.json; nothing in it is changed.
+        documents: text like that which the cut model is for.
+        size: how many to keep, exactly; tokens the corpus does not use fill it up if need be.
+            None keeps all the corpus uses, and what must stay.
+
+    Raises:
+        ShearlingError: no tokenizer that can be cut, a damaged file, no text, or a ``size`` below
+            what must stay or above what there is.
+    """
+    raw = read_tokenizer(directory)
+    tokenizer = load_tokenizer(directory)
+    rows = embedding_rows(directory)
+    tokens = {i for i in model_tokens(raw["model"]).values() if i < rows}
+    fixed = {i for i in _named(directory, raw, tokenizer) if i < rows}
+    fixed |= indispensable(raw) & tokens
+    parts = spelling(raw["model"])
+    needs = parts if model_kind(raw["model"]) == "BPE" else _nothing
+    fixed = _closed(fixed, needs)
+    everything = tokens | fixed
+    if size is not None and not len(fixed) <= size <= len(everything):
+        raise ShearlingError(
+            f"a vocabulary of {size:,} tokens was asked for, but {directory} has "
+            f"{len(everything):,}, of which {len(fixed):,} must stay (special tokens, bytes, "
+            f"characters); ask for {len(fixed):,} to {len(everything):,}."
+        )
+    counts = _count(tokenizer, documents)
+    if not counts:
+        raise ShearlingError(
+            "the text to choose tokens by is empty; give documents like those the model is for."
+        )
+    return tuple(sorted(_trim(everything, fixed, counts, parts, needs, size)))
+
+
+def load_tokenizer(directory: Path) -> Any:
+    """The tokenizer as users load it: for some models transformers departs from tokenizer.json.
+
+    Raises:
+        ShearlingError: transformers cannot read it, or not with the tokenizers library.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(
+            directory, trust_remote_code=False, local_files_only=True
+        )
+    except Exception as error:  # the tokenizers library raises bare exceptions
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ShearlingError(
+            f"the tokenizer in {directory} is refused by transformers ({reason}); give a directory "
+            "with tokenizer.json and tokenizer_config.json as the model was published."
+        ) from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise ShearlingError(
+            f"the tokenizer in {directory} loads as {type(tokenizer).__name__}, but only those "
+            "that the tokenizers library runs can be cut; keep the whole vocabulary."
+        )
+    return tokenizer
+
+
+def visit_tokenizer(raw: dict[str, Any], move: Move) -> dict[str, Any]:
+    """tokenizer.json with ``move`` applied to the ids outside its model and added tokens."""
+    moved = dict(raw)
+    if raw.get("post_processor"):
+        moved["post_processor"] = _visit_processor(raw["post_processor"], move)
+    if raw.get("padding"):
+        moved["padding"] = raw["padding"] | {"pad_id": move(raw["padding"]["pad_id"])}
+    return moved
+
+
+def _visit_processor(processor: dict[str, Any], move: Move) -> dict[str, Any]:
+    moved = dict(processor)
+    if "processors" in processor:
+        moved["processors"] = [_visit_processor(one, move) for one in processor["processors"]]
+    if processor["type"] == "TemplateProcessing":
+        moved["special_tokens"] = {
+            name: token | {"ids": [move(old) for old in token["ids"]]}
+            for name, token in processor["special_tokens"].items()
+        }
+    for name in ("sep", "cls"):  # of BertProcessing and RobertaProcessing
+        if name in processor:
+            moved[name] = [processor[name][0], move(processor[name][1])]
+    return moved
+
+
+def embedding_rows(directory: Path) -> float:
+    """Rows of the embedding; without config.json there is no bound."""
+    file = directory / "config.json"
+    config = read_json(file) if file.is_file() else {}
+    return config.get("vocab_size", config.get("text_config", {}).get("vocab_size", float("inf")))
+
+
+def _named(directory: Path, raw: dict[str, Any], tokenizer: Any) -> set[int]:
+    """Ids that some file names: special and added tokens, and those of the configurations."""
+    found = {added["id"] for added in raw.get("added_tokens") or []}
+    found |= set(tokenizer.added_tokens_decoder)  # special tokens that tokenizer.json lacks
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        if (directory / name).is_file():
+            config = read_json(directory / name)
+            found |= named_ids(config)
+            found |= {int(old) for old in config.get("added_tokens_decoder", {})}
+    if (directory / "added_tokens.json").is_file():
+        found |= set(read_json(directory / "added_tokens.json").values())
+
+    def note(old: int) -> int:
+        found.add(old)
+        return old
+
+    visit_tokenizer(raw, note)
+    return found
+
+
+def _nothing(_: int) -> tuple[int, ...]:
+    """A Unigram piece needs no other: each is scored by itself."""
+    return ()
+
+
+def _closed(ids: set[int], needs: Parts) -> set[int]:
+    """``ids`` and all they are merged from."""
+    found, left = set(ids), list(ids)
+    while left:
+        new = [part for part in needs(left.pop()) if part not in found]
+        found.update(new)
+        left.extend(new)
+    return found
+
+
+def _count(tokenizer: Any, documents: Iterable[str]) -> Counter[int]:
+    """How often each token occurs in the documents, no special tokens added."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    counts: Counter[int] = Counter()
+    parts = (part for document in documents for part in pieces(document, PIECE_CHARACTERS))
+    while batch := list(islice(parts, BATCH)):
+        for encoding in backend.encode_batch_fast(batch, add_special_tokens=False):
+            counts.update(encoding.ids)
+    return counts
+
+
+def _trim(
+    everything: set[int],
+    fixed: set[int],
+    counts: Counter[int],
+    parts: Parts,
+    needs: Parts,
+    size: int | None,
+) -> set[int]:
+    """Drop the cheapest token that no kept one needs, until ``size`` are left or all are used."""
+    kept, counts = set(everything), Counter(counts)
+    needed = Counter(part for token in kept for part in needs(token))
+
+    def cost(token: int) -> int:
+        """Tokens by which the corpus grows without this one; 0 only if it is not used."""
+        return counts[token] and counts[token] * max(1, len(parts(token)) - 1)
+
+    heap = [(cost(token), -token) for token in kept - fixed if not needed[token]]
+    heapq.heapify(heap)
+    while heap and (size is None or len(kept) > size):
+        noted, token = heap[0][0], -heap[0][1]
+        if noted != cost(token):  # it has taken over counts since
+            heapq.heapreplace(heap, (cost(token), -token))
+            continue
+        if size is None and noted:
+            break
+        heapq.heappop(heap)
+        kept.remove(token)
+        _pass_on(token, kept, counts, parts)
+        for part in needs(token):
+            needed[part] -= 1
+            if not needed[part] and part not in fixed:
+                heapq.heappush(heap, (cost(part), -part))
+    return kept
+
+
+def _pass_on(token: int, kept: set[int], counts: Counter[int], parts: Parts) -> None:
+    """Add a dropped token's count to the kept tokens that its text is now spelt with."""
+    if not counts[token]:
+        return
+    left = list(parts(token))
+    while left:
+        part = left.pop()
+        if part in kept:
+            counts[part] += counts[token]
+        else:
+            left.extend(parts(part))

@@ -1,0 +1,106 @@
+"""Calibration text: windows of real text, and what the source model makes of them for a repair.
+
+Criteria see the windows as they are. A repair, which solves for more numbers than they settle, sees
+them together with copies that the source model rewrote in part
+(:mod:`shearling.repair.rewritten`) and with sequences that it wrote itself
+(:mod:`shearling.repair.written`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shearling.data.text import calibration_windows, documents
+from shearling.engine.stream import BlockStream
+from shearling.files.progress import Progress, silent
+from shearling.model.checkpoint import Checkpoint
+from shearling.repair.rewritten import SHARES, augment
+from shearling.repair.written import write
+
+WRITTEN = 4  # sequences of the model's own for each window
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Text, and how it is used.
+
+    Attributes:
+        file: .jsonl, .txt or a directory of such.
+        samples, length: windows of text, and tokens in each.
+        seed: of every random choice.
+        shares: the repair also sees copies of the windows in which the source model rewrote these
+            shares of the tokens; none with an empty tuple.
+        written: and so many sequences that the source model writes itself; four for each window
+            with None.
+    """
+
+    file: Path
+    samples: int = 64
+    length: int = 256
+    seed: int = 0
+    shares: tuple[float, ...] = SHARES
+    written: int | None = None
+
+    @property
+    def sequences(self) -> int:
+        """How many sequences the source model writes."""
+        return WRITTEN * self.samples if self.written is None else self.written
+
+    def windows(self, checkpoint: Checkpoint) -> Tensor:
+        """Tokens (samples, length)."""
+        return calibration_windows(
+            documents(self.file), checkpoint.tokenizer(),
+            samples=self.samples, length=self.length, seed=self.seed,
+        )  # fmt: skip
+
+    def as_json(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {
+            "file": self.file.name, "samples": self.samples, "length": self.length,
+            "seed": self.seed, "rewritten_shares": list(self.shares), "written": self.sequences,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens(Calibration):
+    """Calibration windows that are at hand already, from ``file``, which is not read.
+
+    Attributes:
+        ids_NS: tokens (samples, length).
+    """
+
+    ids_NS: Tensor
+
+    def windows(self, checkpoint: Checkpoint) -> Tensor:
+        """Tokens (samples, length)."""
+        return self.ids_NS
+
+
+def repair_text(
+    checkpoint: Checkpoint,
+    calibration: Calibration,
+    *,
+    stream: bool | None = None,
+    progress: Progress = silent,
+) -> Tensor:
+    """What a repair is solved on: the windows, copies of them, and what the model writes itself.
+
+    A model that is streamed writes nothing: every token would be a walk through all of it.
+
+    Returns:
+        Tokens (sequences, length); the windows come first, and what is some multiple of
+        ``calibration.samples`` behind a window derives from it.
+    """
+    ids_NS = calibration.windows(checkpoint)
+    blocks = BlockStream(checkpoint, resident=None if stream is None else not stream)
+    seed = calibration.seed
+    found = [augment(blocks, ids_NS, shares=calibration.shares, seed=seed, progress=progress)]
+    if blocks.resident:
+        del blocks  # the weights are loaded once more
+        found += [write(checkpoint, ids_NS, calibration.sequences, seed=seed, progress=progress)]
+    return torch.cat(found)

@@ -1,0 +1,94 @@
+"""More calibration text from little: windows in which the model rewrote some of the tokens.
+
+A repair solves for more numbers than 16 thousand tokens determine. Each window is read once by
+the source model, and in copies of it a share of the tokens is replaced by what the model itself
+would have said there, drawn from its distribution given the real text before. One walk through
+the model serves any number of copies, streamed or not. On SmolLM2, three copies of 64 windows took
+a pruned model from 53.9 to 52.7 perplexity on the calibration's domain, and from 62.3 to 55.5 on
+another (LOG.md, 2026-11-22). Drawing calibration data from the model that is compressed goes back
+to Williams et al., arXiv 2410.17170.
+
+Shapes: N sequences of S positions, in batches of B; V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from shearling.engine.products import fast_products
+from shearling.engine.stream import LOGITS_BYTES, BlockStream
+from shearling.errors import ShearlingError
+from shearling.files.progress import Progress, silent
+
+SHARES = (0.5,)
+
+
+@torch.inference_mode()
+@fast_products()
+def augment(
+    stream: BlockStream,
+    ids_NS: Tensor,
+    *,
+    shares: Sequence[float] = SHARES,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Tensor:
+    """The sequences themselves, then a rewritten copy of all of them for each share.
+
+    Args:
+        stream: the model that rewrites.
+        ids_NS: tokens (N, S).
+        shares: of the tokens after the first, how many are replaced in each copy.
+        seed: of every draw.
+        progress: told the blocks done.
+
+    Returns:
+        Tokens (N * (1 + len(shares)), S); copy c of sequence n is row (1 + c) * N + n.
+
+    Raises:
+        ShearlingError: a share that is not between 0 and 1.
+    """
+    if not all(0 < share <= 1 for share in shares):
+        raise ShearlingError(
+            f"shares of tokens to rewrite {list(shares)} were given, but each must lie between "
+            "0 and 1, such as 0.5."
+        )
+    if not shares:
+        return ids_NS
+    generator = torch.Generator().manual_seed(seed)
+    batches = stream.batches(ids_NS)
+    begun = [stream.begin(ids_BS) for ids_BS in batches]
+    states = [h_BSD for h_BSD, _ in begun]
+    for index in range(stream.depth):
+        with stream.block(index) as block:
+            states = [
+                calls[index](block, h_BSD) for (_, calls), h_BSD in zip(begun, states, strict=True)
+            ]
+        progress("rewriting calibration text", index + 1, stream.depth)
+    copies: list[list[Tensor]] = [[] for _ in shares]
+    for ids_BS, h_BSD in zip(batches, states, strict=True):
+        rows = max(1, LOGITS_BYTES // (4 * ids_BS.shape[1] * stream.checkpoint.shape["vocab"]))
+        for ids, h in zip(ids_BS.split(rows), h_BSD.split(rows), strict=True):
+            # One running sum serves the draws of all copies.
+            sums_TV = stream.logits(h, ids)[:, :-1].flatten(0, 1).float().softmax(-1).cumsum_(-1)
+            for copy, share in zip(copies, shares, strict=True):
+                at_T1 = torch.rand(len(sums_TV), 1, generator=generator)
+                said = draw(sums_TV, at_T1).view(len(ids), ids.shape[1] - 1)
+                chosen = torch.rand(said.shape, generator=generator) < share
+                rest = torch.where(chosen, said, ids[:, 1:])
+                copy.append(torch.cat([ids[:, :1], rest], 1))
+    return torch.cat([ids_NS, *(torch.cat(copy) for copy in copies)])
+
+
+def draw(sums_TV: Tensor, at_T1: Tensor) -> Tensor:
+    """Tokens (T, 1) drawn from distributions.
+
+    Args:
+        sums_TV: running sums of the probabilities, which need not end at 1.
+        at_T1: uniform draws between 0 and 1.
+    """
+    found_T1 = torch.searchsorted(sums_TV, at_T1 * sums_TV[:, -1:], right=True)
+    return found_T1.clamp_(max=sums_TV.shape[1] - 1)  # rounding may have drawn the very end

@@ -1,0 +1,337 @@
+"""What a comparison still lacks, and measuring it: every result a file, so that a rerun goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
+
+from shearling.files.progress import Progress, silent
+from shearling.files.writer import file_digest, write_json
+from shearling.report.decide.selection import Candidate
+from shearling.report.records.collect import read_directory
+from shearling.report.records.records import Records
+from shearling.report.records.results import measurements
+
+if TYPE_CHECKING:
+    from shearling.evaluate.tasks.suite import Degeneration, Suite, Text
+
+ENDINGS = (".jsonl", ".txt", ".md")  # which a report leaves out of a text's name
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a short benchmark runs: tokens, and how often."""
+
+    batches: tuple[int, ...] = (1,)
+    prompt: int = 128
+    new: int = 32
+    repeats: int = 3
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked for of every model.
+
+    Attributes:
+        name: of the suite, for results.
+        suite: texts, tasks and repetition; a text of ``--text`` is among them.
+        limit: questions of each task; None asks all.
+        bench: None times nothing.
+    """
+
+    name: str
+    suite: Suite
+    limit: int | None = None
+    prompts: tuple[str, ...] = ()
+    max_new_tokens: int = 64
+    bench: Load | None = None
+    seed: int = 0
+    dtype: str = "float32"
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One result that is missing; ``subject`` is None for a benchmark, which times all in turns."""
+
+    subject: Any
+    kind: str  # evaluation, tasks, degeneration, generations or bench
+    what: str
+    file: Path
+    item: Any = None
+
+    def as_json(self) -> dict[str, Any]:
+        """For ``--dry-run --json``."""
+        name = self.subject.name if self.subject is not None else None
+        return {"model": name, "kind": self.kind, "what": self.what, "file": str(self.file)}
+
+
+def gather(subjects: Sequence[Any], given: Iterable[Path]) -> Records:
+    """Read every result about these models that can be found.
+
+    They lie in the model's own directory, in ``MODEL.results`` beside it, and in the directories
+    given; one of those that is not there holds none.
+
+    Raises:
+        ShearlingError: a result file is damaged.
+    """
+    records, seen = Records(), set[Path]()
+    for subject in subjects:
+        path = Path(subject.path)
+        beside = path.resolve().parent / f"{path.resolve().name}.results"
+        for directory in (path, beside):
+            if directory.is_dir():
+                read_directory(directory, records, seen)
+    for directory in given:
+        if directory.is_dir():
+            read_directory(directory, records, seen)
+    return records
+
+
+def candidate(subject: Any, given: str) -> Candidate:
+    """A model as the page knows it; ``given`` is how the user named it."""
+    local = Path(given).exists()
+    shape = getattr(subject, "shape", None)
+    return Candidate(
+        name=subject.name,
+        fingerprint=subject.fingerprint,
+        parameters=getattr(subject, "parameters", None),
+        bytes=getattr(subject, "bytes", None),
+        shape=dict(shape) if shape else {},
+        where=Path(given).resolve().name if local else given,
+    )
+
+
+@dataclass
+class Missing:
+    """Finds out what is wanted and not there.
+
+    Args:
+        place: a directory for results. A file of ours there is known by its name, which holds a
+            digest of all that it depends on.
+        elsewhere: what others wrote, which is known by what it says of itself.
+        known: that, and what lies in ``place``.
+    """
+
+    subjects: Sequence[Any]
+    wanted: Wanted
+    place: Path
+    elsewhere: Records
+    known: Records
+    _digests: dict[Path, str] = field(default_factory=dict)
+
+    def jobs(self) -> list[Job]:
+        """Everything missing, model by model, the benchmark last."""
+        found = [job for subject in self.subjects for job in self._of(subject)]
+        bench = self._bench()
+        return [*found, *([bench] if bench else [])]
+
+    def _of(self, subject: Any) -> list[Job]:
+        wanted, found = self.wanted, []
+        for text in wanted.suite.texts:
+            file = self._file(subject, f"evaluation-{text.stem}", self._key(text))
+            if not (file.is_file() or self._has_evaluation(subject, text)):
+                windows = f"{text.max_windows} windows" if text.max_windows else "all windows"
+                what = f"perplexity on {text.label}, {windows} of {text.window} tokens"
+                found.append(Job(subject, "evaluation", what, file, text))
+        tasks = [task.model_dump(mode="json") for task in wanted.suite.tasks]
+        file = self._file(subject, f"tasks-{wanted.name}", [tasks, wanted.limit, wanted.seed])
+        if tasks and not (file.is_file() or self._has_tasks(subject)):
+            few = f", {wanted.limit} questions each" if wanted.limit else ""
+            what = f"{len(tasks)} tasks of {wanted.name}{few}"
+            found.append(Job(subject, "tasks", what, file))
+        for each in wanted.suite.degeneration:
+            file = self._file(subject, f"degeneration-{each.stem}", self._key(each))
+            if not (file.is_file() or self._has_degeneration(subject, each)):
+                what = f"repetition in {each.prompts} continuations of {each.label}"
+                found.append(Job(subject, "degeneration", what, file, each))
+        prompts = [one for one in wanted.prompts if one not in self._said(subject)]
+        if prompts:
+            key = [prompts, wanted.max_new_tokens]
+            file = self._file(subject, "generations", key)
+            what = f"{len(prompts)} prompts continued by up to {wanted.max_new_tokens} tokens"
+            found.append(Job(subject, "generations", what, file, prompts))
+        return found
+
+    def _key(self, part: Any) -> list[Any]:
+        """What a result of a text depends on, its content included."""
+        content = self._digest(part.file) if part.file else part.hub
+        return [part.model_dump(mode="json", exclude={"file"}), content, self.wanted.dtype]
+
+    def _digest(self, path: Path) -> str:
+        if path not in self._digests:
+            files = sorted(path.rglob("*")) if path.is_dir() else [path]
+            parts = [file_digest(file) for file in files if file.is_file()]
+            self._digests[path] = _short(parts)
+        return self._digests[path]
+
+    def _file(self, subject: Any, stem: str, key: Any) -> Path:
+        folder = f"{subject.name}-{subject.fingerprint[:8]}"
+        return self.place / folder / f"{stem}-{_short(key)}.json"
+
+    def _has_evaluation(self, subject: Any, text: Text) -> bool:
+        """Whether it was measured by somebody: with so many windows, or, where all are asked for,
+        with as many as every other model here."""
+        alike: dict[int, set[str]] = {}
+        for one in self.elsewhere.evaluations:
+            same = (one.text, one.window, one.bos) == (_called(text.label), text.window, text.bos)
+            if same and text.max_windows in (None, one.windows):
+                alike.setdefault(one.tokens, set()).add(one.model.fingerprint)
+        if text.max_windows is None:
+            everyone = {one.fingerprint for one in self.subjects}
+            return any(everyone <= models for models in alike.values())
+        return any(subject.fingerprint in models for models in alike.values())
+
+    def _has_tasks(self, subject: Any) -> bool:
+        wanted = self.wanted
+        return any(
+            one.model.fingerprint == subject.fingerprint
+            and one.suite == wanted.name
+            and len(one.tasks) >= len(wanted.suite.tasks)
+            and all(task.limit == wanted.limit for task in one.tasks)
+            for one in self.elsewhere.tasks
+        )
+
+    def _has_degeneration(self, subject: Any, each: Degeneration) -> bool:
+        sizes = (each.prompts, each.prompt_tokens, each.new_tokens)
+        return any(
+            one.model.fingerprint == subject.fingerprint
+            and one.text == _called(each.label)
+            and (one.prompts, one.prompt_tokens, one.new_tokens) == sizes
+            and _temperature(one.sampling) == each.temperature
+            for one in self.elsewhere.degenerations
+        )
+
+    def _said(self, subject: Any) -> set[str]:
+        """Prompts that the model has continued, greedily and as far as wanted."""
+        return {
+            prompt
+            for one in self.known.generations
+            if one.model.fingerprint == subject.fingerprint
+            and one.max_new_tokens == self.wanted.max_new_tokens
+            and _temperature(one.sampling) == 0
+            for prompt, _ in one.samples
+        }
+
+    def _bench(self) -> Job | None:
+        """Timings count only if all models took turns: one that is missing, and all are timed."""
+        load = self.wanted.bench
+        if load is None:
+            return None
+        everyone = {one.fingerprint for one in self.subjects}
+        timed: dict[tuple[str, str], dict[int, set[str]]] = {}
+        for run in measurements(self.known).runs:
+            if (run.prompt, run.new) == (load.prompt, load.new):
+                batches = timed.setdefault((run.machine, run.created), {})
+                batches.setdefault(run.batch, set()).add(run.model.fingerprint)
+        for batches in timed.values():
+            if all(everyone <= batches.get(batch, set()) for batch in load.batches):
+                return None
+        key = [sorted(everyone), load.__dict__, self.wanted.dtype, self.wanted.device]
+        sizes = ", ".join(map(str, load.batches))
+        what = (
+            f"speed of {len(self.subjects)} models in turns: batch {sizes}, prompt of "
+            f"{load.prompt}, {load.new} new tokens, {load.repeats} rounds"
+        )
+        return Job(None, "bench", what, self.place / f"bench-{_short(key)}.json")
+
+
+def measure(jobs: Sequence[Job], subjects: Sequence[Any], paths: Sequence[str], wanted: Wanted,
+            progress: Progress = silent) -> None:  # fmt: skip
+    """Measure what is missing, a model at a time; each result is written as soon as it is there.
+
+    Args:
+        subjects: all models of the comparison, and ``paths``, how the user named each.
+
+    Raises:
+        ShearlingError: a model, text or task that cannot be measured, or a model that does not fit
+            in memory.
+    """
+    from shearling.model.loading import load_model
+
+    for subject in subjects:
+        mine = [job for job in jobs if job.subject is subject]
+        if not mine:
+            continue
+        loaded: list[Any] = []
+
+        def load(subject: Any = subject, loaded: list[Any] = loaded) -> tuple[Any, Any]:
+            if not loaded:
+                model = load_model(subject.path, dtype=wanted.dtype, device=wanted.device)
+                loaded.extend((model, subject.tokenizer()))
+            return loaded[0], loaded[1]
+
+        for job in mine:
+            write_json(job.file, _run(job, load, wanted, progress))
+    for job in jobs:
+        if job.kind == "bench" and wanted.bench is not None:
+            write_json(job.file, _time(paths, wanted, wanted.bench, progress))
+
+
+def _run(job: Job, load: Any, wanted: Wanted, progress: Progress) -> dict[str, Any]:
+    """The result file of one job on one model."""
+    from shearling.evaluate.measure import evaluate_text, generate_samples, measure_degeneration
+
+    subject, item = job.subject, job.item
+    if job.kind == "evaluation":
+        windows = {"window": item.window, "max_windows": item.max_windows, "bos": item.bos}
+        text = _documents(item)
+        return evaluate_text(subject, *load(), text, item.label, progress=progress, **windows)
+    if job.kind == "degeneration":
+        options = item.model_dump(exclude={"file", "hub"}) | {"seed": wanted.seed}
+        return measure_degeneration(
+            subject, *load(), _documents(item), item.label, progress=progress, **options
+        )
+    if job.kind == "generations":
+        return generate_samples(
+            subject, item, model=load()[0], max_new_tokens=wanted.max_new_tokens,
+            seed=wanted.seed, progress=progress,
+        )  # fmt: skip
+    from shearling.evaluate.tasks.run import Tasks
+
+    tasks = Tasks(
+        wanted.name, wanted.suite.tasks, limit=wanted.limit, seed=wanted.seed, dtype=wanted.dtype
+    )
+    return tasks.run(subject, load, recalled=tasks.recalled(subject), progress=progress)
+
+
+def _documents(part: Any) -> list[str]:
+    if part.hub:
+        from shearling.evaluate.tasks.hub import hub_text
+
+        return hub_text(part.hub)
+    from shearling.data.text import documents
+
+    return documents(part.file)
+
+
+def _time(paths: Sequence[str], wanted: Wanted, load: Load, progress: Progress) -> dict[str, Any]:
+    from shearling.evaluate.benchmark import bench_models
+
+    return bench_models(
+        paths, batches=load.batches, prompts=[load.prompt], news=[load.new],
+        repeats=load.repeats, dtype=wanted.dtype, device=wanted.device, threads=load.threads,
+        progress=progress,
+    )  # fmt: skip
+
+
+def _called(label: str) -> str:
+    """What results call a text, as ``report`` reads it."""
+    return PurePath(label).stem if label.endswith(ENDINGS) else label
+
+
+def _temperature(sampling: Any) -> float:
+    """0 for a greedy choice, however it is written."""
+    value = sampling.get("temperature") if isinstance(sampling, dict) else None
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+def _short(value: Any) -> str:
+    """A digest for a file's name."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]

@@ -1,0 +1,26 @@
+"""What every kind of result file says alike: which model it speaks of, and when it was written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shearling.report.records.fields import Fields
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """The model a file speaks of; files are joined by the fingerprint alone."""
+
+    name: str
+    fingerprint: str
+
+
+def read_ref(fields: Fields) -> ModelRef:
+    """A model from the object that names it."""
+    return ModelRef(fields.label("name"), fields.text("fingerprint"))
+
+
+def read_created(fields: Fields) -> str:
+    """When a file was written, or nothing where it does not say."""
+    created = fields.raw("created")
+    return created if isinstance(created, str) else ""

@@ -1,0 +1,1 @@
+"""What each unit is worth: one registry of criteria, one type for their scores."""

@@ -1,0 +1,47 @@
+"""First-order estimate of the loss that a block's removal costs.
+
+Shortened LLaMA, arXiv 2402.02834, section 3.1: the sum over a block's weights of |W * dL/dW|,
+the product summed over the calibration set before its absolute value is taken.
+
+The gradients are computed block by block, so that a model larger than memory can be scored: a
+walk forward keeps the state that enters each block, a walk backward runs each block once more
+with the gradient that its successor sent. Each block's weights are read twice; the figures are
+those of an ordinary backward pass.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from shearling.engine.products import fast_products
+from shearling.engine.stream import BlockStream
+from shearling.engine.walk import backward_walk
+from shearling.files.progress import Progress, silent
+from shearling.scoring.blocks.magnitude import weight_names
+from shearling.scoring.scores import Scores
+
+
+@fast_products()
+def taylor(
+    stream: BlockStream, ids_NS: Tensor, *, protected: tuple[int, ...], progress: Progress = silent
+) -> Scores:
+    """Sum over each block's matrices and norm weights of |W * dL/dW|, L the mean NLL."""
+    values = [0.0] * stream.depth
+    stage = "scoring by Taylor expansion"
+    for index, block, passes in backward_walk(stream, ids_NS, stage, weights=True, tell=progress):
+        for _ in passes:
+            pass
+        values[index] = _product(stream, block, index)
+    return Scores("taylor", "layers", tuple(values), protected)
+
+
+def _product(stream: BlockStream, block: nn.Module, index: int) -> float:
+    inner = stream.checkpoint.block_names(index)
+    weights = dict(block.named_parameters())
+    total = 0.0
+    for name in weight_names(stream.checkpoint.layout.block_rows(), index):
+        weight = weights[inner[name]]
+        assert weight.grad is not None, name
+        total += float((weight.detach() * weight.grad).abs().sum(dtype=torch.float64))
+    return total

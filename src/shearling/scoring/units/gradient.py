@@ -1,0 +1,73 @@
+"""Taylor expansions: what the loss would change by if a unit's weights were zero.
+
+LLM-Pruner, arXiv 2305.11627, first order. The weights that go with a unit are
+those of its coupled group (see weights.py); for the residual channels those inside the blocks.
+
+Shapes: U units of an axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from shearling.engine.stream import BlockStream
+from shearling.engine.walk import backward_walk, check_state
+from shearling.errors import ShearlingError
+from shearling.files.progress import Progress, silent
+from shearling.scoring.units.places import STREAM, Slot, slots, unit_sums
+
+
+def taylor(
+    stream: BlockStream,
+    ids_NS: Tensor,
+    axes: Sequence[str],
+    *,
+    element: bool,
+    progress: Progress = silent,
+) -> dict[str, list[Tensor]]:
+    """Sum over a unit's matrices of |sum of w dL/dw|, or of |w dL/dw| element by element.
+
+    L is the mean NLL over the calibration tokens, and gradients are summed over them before any
+    absolute value. Matrices fused into one tensor one after the other count as several; a bias
+    counts as a matrix.
+
+    Returns:
+        By axis, a row (U) for each block, or one for ``hidden``.
+
+    Raises:
+        ShearlingError: activations or gradients that are not finite; names the block.
+    """
+    checkpoint = stream.checkpoint
+    layout, shape = checkpoint.layout, checkpoint.shape
+    places = {axis: [s for s in slots(layout, shape, axis) if s.row.in_block] for axis in axes}
+    rows = {axis: [torch.zeros(shape[axis]).double()] * stream.depth for axis in axes}
+    stage = "scoring units by Taylor expansion"
+    walk = backward_walk(stream, ids_NS, stage, weights=True, tell=progress, forward=check_state)
+    for index, block, passes in walk:
+        for _ in passes:
+            pass
+        names, weights = checkpoint.block_names(index), dict(block.named_parameters())
+        for axis in axes:
+            parts = [
+                _part(weights[names[slot.row.name.format(index)]], slot, element=element)
+                for slot in places[axis]
+            ]
+            rows[axis][index] = torch.stack(parts).sum(0)
+            if not bool(rows[axis][index].isfinite().all()):
+                raise ShearlingError(
+                    f"block {index} has gradients that are not finite numbers; the model's "
+                    "weights hold NaN or infinity, or overflow: fetch the checkpoint again."
+                )
+    return {
+        axis: [torch.stack(found).sum(0)] if axis == STREAM else found
+        for axis, found in rows.items()
+    }
+
+
+def _part(weight: Tensor, slot: Slot, *, element: bool) -> Tensor:
+    assert weight.grad is not None, slot.row.name
+    product = weight.detach() * weight.grad
+    return unit_sums(product, slot, torch.abs) if element else unit_sums(product, slot).abs()

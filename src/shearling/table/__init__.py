@@ -1,0 +1,1 @@
+"""Axes, and what every tensor of an architecture says about them."""

@@ -1,0 +1,32 @@
+"""The architectures shearling knows, one file a family."""
+
+from __future__ import annotations
+
+from shearling.errors import ShearlingError
+from shearling.table.families.base import Family
+from shearling.table.families.gemma import GEMMA2, GEMMA3
+from shearling.table.families.gpt_neox import GPT_NEOX
+from shearling.table.families.llama import LLAMA
+from shearling.table.families.mistral import MISTRAL
+from shearling.table.families.opt import OPT
+from shearling.table.families.phi3 import PHI3
+from shearling.table.families.qwen2 import QWEN2
+from shearling.table.families.qwen3 import QWEN3
+
+FAMILIES: dict[str, Family] = {
+    family.model_type: family
+    for family in (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, PHI3, GPT_NEOX, OPT)
+}
+
+
+def family_of(model_type: object, where: str) -> Family:
+    """The family of ``model_type``, or a ShearlingError that names those we know."""
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise ShearlingError(
+            f"{where} is of the architecture {model_type!r}, which shearling does not know yet; "
+            f"it knows {', '.join(FAMILIES)}."
+        )
+    return FAMILIES[model_type]
+
+
+__all__ = ["FAMILIES", "Family", "family_of"]

@@ -1,0 +1,233 @@
+"""What a family file says about an architecture, and the rows that many of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from shearling.table.axes import Axis, Layout, Row, Shape
+from shearling.table.families import legal
+
+LAYERS = Axis("layers")
+HIDDEN = Axis("hidden")
+VOCAB = Axis("vocab")
+HEADS = Axis("heads", per_block=True, inside="kv_heads")
+KV_HEADS = Axis("kv_heads", per_block=True)
+HEAD_DIM = Axis("head_dim", rigid=True)
+MLP = Axis("mlp", per_block=True)
+GROUPED_QUERY_AXES = (LAYERS, HIDDEN, VOCAB, HEADS, KV_HEADS, HEAD_DIM, MLP)
+
+GROUPED_QUERY_KEYS = {
+    "layers": "num_hidden_layers",
+    "hidden": "hidden_size",
+    "vocab": "vocab_size",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "mlp": "intermediate_size",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Affine:
+    """What a tensor's values become when the sizes around it change: scale * tensor + shift.
+
+    Computed in double precision and rounded to the type that the tensor is stored in.
+
+    Attributes:
+        scale, shift: the change.
+        lasting: it makes up for norms over fewer channels. The source with removed channels
+            masked, whose norms pass them over as well, then needs it too, and nothing undoes it.
+    """
+
+    scale: float
+    shift: float
+    lasting: bool = False
+
+    def apply(self, tensor: Tensor) -> Tensor:
+        """The values after the cut, in the tensor's own type."""
+        return (self.scale * tensor.double() + self.shift).to(tensor.dtype)
+
+    def undo(self, tensor: Tensor) -> Tensor:
+        """What the masked source has where the result has ``tensor``, in double precision.
+
+        The values that would have become it, or, where the change is lasting, these themselves.
+        """
+        return tensor.double() if self.lasting else (tensor.double() - self.shift) / self.scale
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture of transformers.
+
+    Attributes:
+        model_type: ``model_type`` in config.json.
+        blocks: path of the module list that holds the blocks.
+        layout: the table, from a resolved transformers config.
+        keys: axis -> config key, both to read a Shape and to write one.
+        rigid: sizes of axes that no single config key gives.
+        per_layer: config lists with one entry a block; they follow the blocks that survive.
+        ignored: endings of tensor names that old checkpoints carry and the model does not load.
+        renamed: name in the checkpoint -> name in the model, where transformers renames on load.
+        rules: what a Shape must satisfy to be written, beyond what the table says; from a config.
+        adapt: completes a config.json that already carries the new sizes; from it, the source's
+            resolved config, and the new Shape.
+        remarks: what a user should know of a Shape that can be written; from the source's
+            resolved config, and the new Shape.
+        rescale: how a row's values change between two Shapes, where code that we cannot change
+            computes with a size; None where they do not.
+        post_norms: axis -> module inside a block that norms what the axis' units write before it
+            is added to the residual stream.
+        additive: whether a block's output is its input plus what its halves write (it is not
+            where a norm follows the addition); from a resolved config.
+        gain_offset: what is added to a norm's weight before it multiplies.
+    """
+
+    model_type: str
+    blocks: str
+    layout: Callable[[Any], Layout]
+    keys: Mapping[str, str]
+    rigid: Callable[[Any], dict[str, int]]
+    per_layer: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = (".rotary_emb.inv_freq",)
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    rules: Callable[[Any], tuple[legal.Rule, ...]] = lambda config: ()
+    adapt: Callable[[dict[str, Any], Any, Shape], dict[str, Any]] = lambda raw, config, shape: raw
+    remarks: Callable[[Any, Shape], list[str]] = lambda config, shape: []
+    rescale: Callable[[Row, Shape, Shape], Affine | None] = lambda row, before, after: None
+    post_norms: Mapping[str, str] = field(default_factory=dict)
+    additive: Callable[[Any], bool] = lambda config: True
+    gain_offset: float = 0.0
+
+    def shape(self, config: Any) -> Shape:
+        """Sizes by axis, from a resolved transformers config."""
+        return Shape(
+            {axis: getattr(config, key) for axis, key in self.keys.items()} | self.rigid(config)
+        )
+
+    def legality(self, config: Any) -> tuple[legal.Rule, ...]:
+        """Every rule that a Shape must satisfy to be a cut of the model of ``config``.
+
+        That sizes lie between 1 and the source's goes without saying.
+        """
+        return (*legal.nesting(self.layout(config), self.shape(config)), *self.rules(config))
+
+    def check(self, config: Any, after: Shape) -> None:
+        """Refuse what this architecture, or transformers' code for it, cannot express.
+
+        Args:
+            config: the source's, resolved by transformers.
+            after: every axis with its size after the cut.
+
+        Raises:
+            ShearlingError: an axis the architecture has not, a size that is not between 1 and the
+                source's, a rigid axis with another size, or a rule that does not hold, with the
+                nearest shapes for which it does.
+        """
+        legal.check(
+            self.model_type, self.layout(config), self.legality(config), self.shape(config), after
+        )
+
+    def notes(self, config: Any, after: Shape) -> list[str]:
+        """Sentences on what writing ``after`` entails that a user would not expect."""
+        return self.remarks(config, after)
+
+    def write(
+        self, raw: Mapping[str, Any], config: Any, shape: Shape, layers: tuple[int, ...]
+    ) -> dict[str, Any]:
+        """The config.json of a model cut to ``shape``.
+
+        Args:
+            raw: the source's config.json; keys that do not speak of sizes are kept as they are,
+                so that every program that could read the source can read the result.
+            config: the same, resolved by transformers (which fills in per-layer lists).
+            shape: sizes after the cut.
+            layers: surviving blocks, in the source's numbering.
+        """
+        before = self.shape(config)
+        changed = {k: shape[a] for a, k in self.keys.items() if shape[a] != before[a]}
+        lists = {
+            key: [values[i] for i in layers]
+            for key in self.per_layer
+            if (values := getattr(config, key, None)) is not None
+        }
+        return self.adapt({**raw, **changed, **lists}, config, shape)
+
+
+def explicit_head_dim(raw: dict[str, Any], config: Any, shape: Shape) -> dict[str, Any]:
+    """Write the width of a head down once hidden size and heads no longer give it."""
+    before = (config.hidden_size, config.num_attention_heads)
+    unchanged = before == (shape["hidden"], shape["heads"])
+    if unchanged or raw.get("head_dim") is not None or not odd_heads(shape):
+        return raw
+    return {**raw, "head_dim": shape["head_dim"]}
+
+
+def odd_heads(shape: Shape) -> bool:
+    """Whether the width of a head is not what hidden size and heads give."""
+    return shape["hidden"] != shape["heads"] * shape["head_dim"]
+
+
+def head_dim(config: Any) -> dict[str, int]:
+    """Width of a head: explicit, or what hidden size and heads give."""
+    explicit = getattr(config, "head_dim", None)
+    return {"head_dim": explicit or config.hidden_size // config.num_attention_heads}
+
+
+def embedding_rows(
+    embedding: str, tied: bool, *, width: str = "hidden", head: str = "lm_head.weight"
+) -> tuple[Row, Row]:
+    """The token embedding and the output head, one storage when tied."""
+    return (
+        Row.of(embedding, "embedding", "vocab", width),
+        Row.of(head, "head", "vocab", width, tied_to=embedding if tied else None),
+    )
+
+
+def linear(name: str, rows: str, columns: str, *, bias: bool) -> tuple[Row, ...]:
+    """A matrix product's weight (out, in) and, if it has one, its bias."""
+    weight = Row.of(f"{name}.weight", "linear", rows, columns)
+    return (weight, Row.of(f"{name}.bias", "bias", rows)) if bias else (weight,)
+
+
+def layer_norm(name: str, *, affine: bool = True) -> tuple[Row, ...]:
+    """A LayerNorm over the residual stream: a weight and a bias, if it has them."""
+    weight = Row.of(f"{name}.weight", "norm", "hidden", bare=not affine)
+    bias = Row.of(f"{name}.bias", "bias", "hidden")
+    return (weight, bias) if affine else (weight,)
+
+
+def gated_decoder(
+    config: Any,
+    *,
+    qkv_bias: bool = False,
+    o_bias: bool = False,
+    mlp_bias: bool = False,
+    qk_norm: bool = False,
+    norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm"),
+) -> Layout:
+    """Llama and its kin: grouped queries, a gated MLP, RMSNorms, separate projections."""
+    block = "model.layers.{}"
+    attention, mlp = f"{block}.self_attn", f"{block}.mlp"
+    query, key = "heads*head_dim", "kv_heads*head_dim"
+    return Layout(
+        GROUPED_QUERY_AXES,
+        (
+            *embedding_rows("model.embed_tokens.weight", config.tie_word_embeddings),
+            *linear(f"{attention}.q_proj", query, "hidden", bias=qkv_bias),
+            *linear(f"{attention}.k_proj", key, "hidden", bias=qkv_bias),
+            *linear(f"{attention}.v_proj", key, "hidden", bias=qkv_bias),
+            *linear(f"{attention}.o_proj", "hidden", query, bias=o_bias),
+            *(
+                Row.of(f"{attention}.{name}.weight", "norm", "head_dim")
+                for name in (("q_norm", "k_norm") if qk_norm else ())
+            ),
+            *linear(f"{mlp}.gate_proj", "mlp", "hidden", bias=mlp_bias),
+            *linear(f"{mlp}.up_proj", "mlp", "hidden", bias=mlp_bias),
+            *linear(f"{mlp}.down_proj", "hidden", "mlp", bias=mlp_bias),
+            *(Row.of(f"{block}.{name}.weight", "norm", "hidden") for name in norms),
+            Row.of("model.norm.weight", "norm", "hidden"),
+        ),
+    )

@@ -1,0 +1,79 @@
+"""Gemma 2 and Gemma 3 (text): norms before and after both halves of a block, tied embeddings
+scaled by the square root of the hidden size, block types that alternate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from shearling.table.axes import Layout, Row, Shape
+from shearling.table.families.base import (
+    GROUPED_QUERY_KEYS,
+    Affine,
+    Family,
+    explicit_head_dim,
+    gated_decoder,
+    head_dim,
+)
+from shearling.table.families.legal import divided_hidden
+
+_AFTER_ATTENTION, _AFTER_MLP = "post_attention_layernorm", "post_feedforward_layernorm"
+_NORMS = ("input_layernorm", _AFTER_ATTENTION, "pre_feedforward_layernorm", _AFTER_MLP)
+
+
+def _gemma2(config: Any) -> Layout:
+    bias = config.attention_bias
+    return gated_decoder(config, qkv_bias=bias, o_bias=bias, norms=_NORMS)
+
+
+def _gemma3(config: Any) -> Layout:
+    bias = config.attention_bias
+    return gated_decoder(config, qkv_bias=bias, o_bias=bias, norms=_NORMS, qk_norm=True)
+
+
+def _rescale(row: Row, before: Shape, after: Shape) -> Affine | None:
+    """Let blocks write as much less into the stream as embeddings do.
+
+    The stock code multiplies embeddings by the square root of whatever the hidden size is; they
+    may be tied to the head, and cannot make up for it. What reads the stream divides by its size
+    first, up to epsilon, so that all of it may be scaled by c = sqrt(after / before): the norms
+    through which blocks write, weights w used as 1 + w, become c(1 + w) - 1.
+    """
+    if not row.name.endswith((f"{_AFTER_ATTENTION}.weight", f"{_AFTER_MLP}.weight")):
+        return None
+    if before["hidden"] == after["hidden"]:
+        return None
+    scale = math.sqrt(after["hidden"] / before["hidden"])
+    return Affine(scale, scale - 1)
+
+
+def _remarks(config: Any, shape: Shape) -> list[str]:
+    if config.hidden_size == shape["hidden"]:
+        return []
+    return [
+        f"Gemma scales embeddings by the square root of the hidden size, so the norms after "
+        f"attention and MLP are scaled by sqrt({shape['hidden']}/{config.hidden_size}) to match."
+    ]
+
+
+def _gemma(model_type: str, name: str, layout: Callable[[Any], Layout]) -> Family:
+    return Family(
+        model_type,
+        "model.layers",
+        layout,
+        GROUPED_QUERY_KEYS,
+        head_dim,
+        per_layer=("layer_types",),
+        rules=lambda config: (divided_hidden(name),),
+        adapt=explicit_head_dim,
+        remarks=_remarks,
+        rescale=_rescale,
+        post_norms={"heads": _AFTER_ATTENTION, "mlp": _AFTER_MLP},
+        gain_offset=1.0,
+    )
+
+
+GEMMA2 = _gemma("gemma2", "Gemma 2", _gemma2)
+GEMMA3 = _gemma("gemma3_text", "Gemma 3", _gemma3)

@@ -1,0 +1,20 @@
+"""Mistral: Llama's table without biases, and heads whose width need not follow the hidden size."""
+
+from __future__ import annotations
+
+from shearling.table.families.base import (
+    GROUPED_QUERY_KEYS,
+    Family,
+    explicit_head_dim,
+    gated_decoder,
+    head_dim,
+)
+
+MISTRAL = Family(
+    "mistral",
+    "model.layers",
+    gated_decoder,
+    GROUPED_QUERY_KEYS,
+    head_dim,
+    adapt=explicit_head_dim,
+)

@@ -1,0 +1,102 @@
+"""What a source model writes itself: from real beginnings, by its own distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import naive
+import shearling.repair.written
+from shearling.model.checkpoint import Checkpoint
+from shearling.repair.written import PREFIX, write
+
+Models = Callable[[str], Path]
+
+
+def windows(sequences: int = 3, length: int = 17) -> Tensor:
+    generator = torch.Generator().manual_seed(5)
+    return torch.randint(3, 101, (sequences, length), generator=generator)
+
+
+@pytest.mark.parametrize("variant", ["llama", "gpt_neox", "gemma2", "opt"])
+def test_beginnings_are_of_the_text(models: Models, variant: str) -> None:
+    ids_NS = windows()
+    found = write(Checkpoint.open(models(variant)), ids_NS, 7, seed=1)
+    assert found.shape == (7, 17)
+    assert found.dtype == ids_NS.dtype
+    for number, row in enumerate(found):
+        window = ids_NS[number % 3]
+        starts = [window[i : i + PREFIX] for i in range(17 - PREFIX + 1)]
+        assert any(torch.equal(row[:PREFIX], start) for start in starts)
+
+
+@pytest.mark.parametrize("variant", ["llama", "mistral", "gemma3", "gpt_neox", "opt"])
+def test_each_token_is_what_the_whole_text_before_it_gives(models: Models, variant: str) -> None:
+    """Without a cache, one sequence at a time: no less than a draw that rounding moved."""
+    found = write(Checkpoint.open(models(variant)), windows(), 5, seed=3)
+    stock = naive.stock(models(variant))
+    generator = torch.Generator().manual_seed(3)
+    torch.randint(17 - PREFIX + 1, (5, 1), generator=generator)  # where sequences begin
+    at_NT = torch.rand(5, 17 - PREFIX, generator=generator)
+    for row, at_T in zip(found, at_NT, strict=True):
+        for step, at in enumerate(at_T):
+            with torch.no_grad():
+                logits = stock(input_ids=row[None, : PREFIX + step], use_cache=False).logits
+            sums_V = logits[0, -1].double().softmax(-1).cumsum(-1)
+            token = int(row[PREFIX + step])
+            low = float(sums_V[token - 1]) if token else 0.0
+            assert low - 1e-5 < at < float(sums_V[token]) + 1e-5
+
+
+def test_tokens_are_drawn_from_the_models_distribution(models: Models) -> None:
+    """Frequencies of the first token written, against the stock model's probabilities."""
+    ids_NS = windows(1, PREFIX + 1)[:, : PREFIX + 1]
+    many = write(Checkpoint.open(models("llama")), ids_NS, 4000, seed=2)
+    start = many[:1, :PREFIX]
+    same = many[(many[:, :PREFIX] == start).all(1)]
+    with torch.no_grad():
+        logits = naive.stock(models("llama"))(input_ids=start, use_cache=False).logits
+    expected = logits[0, -1].double().softmax(-1)
+    share = same[:, PREFIX].bincount(minlength=101).double() / len(same)
+    assert len(same) > 1500
+    # Five standard errors of a frequency, and no token kept out (top_k is 50 by default).
+    assert ((share - expected).abs() < 5 * (expected / len(same)).sqrt() + 1e-3).all()
+    assert (share > 0).sum() > 60
+
+
+def test_an_end_of_text_ends_nothing(models: Models) -> None:
+    """Every token is an end for once."""
+    checkpoint = Checkpoint.open(models("llama"))
+    found = write(checkpoint, windows(), 8, seed=1)
+    assert found.shape == (8, 17)
+    assert (found[:, PREFIX:] == 2).sum() < 8 * 13 / 4, "no padding with the end"
+
+
+def test_a_seed_says_it_all(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = Checkpoint.open(models("llama"))
+    before = torch.get_rng_state()
+    first = write(checkpoint, windows(), 6, seed=3)
+    assert torch.equal(torch.get_rng_state(), before), "the caller's draws are left alone"
+    assert torch.equal(write(checkpoint, windows(), 6, seed=3), first)
+    assert not torch.equal(write(checkpoint, windows(), 6, seed=4), first)
+    # Two at a time at most.
+    monkeypatch.setattr(shearling.repair.written, "CACHE_BYTES", 2 * 17 * 4 * 2 * 5 * 3 * 6 + 1)
+    assert torch.equal(write(checkpoint, windows(), 6, seed=3), first)
+    assert write(checkpoint, windows(), 5, seed=3).shape == (5, 17)
+
+
+def test_nothing_to_write(models: Models) -> None:
+    checkpoint = Checkpoint.open(models("llama"))
+    assert write(checkpoint, windows(), 0).shape == (0, 17)
+    assert write(checkpoint, windows(3, PREFIX), 5).shape == (0, PREFIX)
+
+
+def test_what_it_tells(models: Models) -> None:
+    told: list[tuple[str, int, int]] = []
+    checkpoint = Checkpoint.open(models("llama"))
+    write(checkpoint, windows(), 2, progress=lambda *each: told.append(each))
+    assert told == [("writing calibration text", n, 13) for n in range(1, 14)]

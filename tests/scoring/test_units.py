@@ -1,0 +1,577 @@
+"""Scores of units against their definitions on whole stock models, and the choice they lead to."""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import naive
+import shearling.engine.stream
+from shearling.engine.stream import BlockStream
+from shearling.errors import ShearlingError
+from shearling.model.checkpoint import Checkpoint
+from shearling.scoring.unit_scores import UnitScores, group_sums, keep_units
+from shearling.scoring.units import TEXTLESS, UNIT_CRITERIA, score_units, unit_axes
+from shearling.scoring.units.statistics import Inlet, Sums, geometric_mean, obs
+from shearling.table.axes import Shape
+from shearling.table.families.base import gated_decoder
+
+Models = Callable[[str], Path]
+Pieces = dict[str, list[Tensor]]
+DEPTH, HEADS, HIDDEN, MLP = 5, 9, 36, 50
+# Matrices whose inputs hold an axis; those in brackets share an input.
+MLP_OUT = [("down_proj",), ("dense_4h_to_h",), ("fc2",)]
+HEADS_OUT = [("o_proj",), ("dense",), ("out_proj",)]
+READERS = [
+    ("q_proj", "k_proj", "v_proj"),
+    ("qkv_proj",),
+    ("query_key_value",),
+    ("gate_proj", "up_proj"),
+    ("gate_up_proj",),
+    ("dense_h_to_4h",),
+    ("fc1",),
+]
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four sequences of 17 tokens in a batch, the last of two."""
+    monkeypatch.setattr(shearling.engine.stream, "BATCH_TOKENS", 4 * 17)
+
+
+# --- references ----------------------------------------------------------------------------------
+
+
+class Whole:
+    """One ordinary forward and backward pass over all sequences, inputs and outputs noted."""
+
+    def __init__(self, path: Path, ids_NS: Tensor) -> None:
+        self.model = naive.stock(path)
+        config = self.model.config
+        self.grouped = hasattr(config, "num_key_value_heads")
+        self.kv: int = getattr(config, "num_key_value_heads", HEADS)
+        self.head_dim = getattr(config, "head_dim", None) or HIDDEN // HEADS
+        self.io: list[dict[str, tuple[Tensor, Tensor]]] = [{} for _ in range(DEPTH)]
+        self.after: list[Tensor] = []
+        for number, block in enumerate(naive.blocks(self.model)):
+            block.register_forward_hook(lambda _, __, out: self.after.append(out.detach()))
+            for name, module in block.named_modules():
+                if isinstance(module, torch.nn.Linear):
+                    module.register_forward_hook(self._note(number, name.split(".")[-1]))
+        logits = self.model(input_ids=ids_NS, use_cache=False).logits
+        predicted = ids_NS[:, 1:].flatten()
+        nll = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), predicted)
+        nll.backward()
+        self.predicted = len(predicted)
+
+    def _note(self, number: int, leaf: str) -> Any:
+        def hook(module: Any, args: Any, out: Tensor) -> None:
+            out.retain_grad()
+            self.io[number][leaf] = (args[0].detach(), out)
+
+        return hook
+
+    def inlets(self, number: int, groups: list[tuple[str, ...]]) -> list[tuple[Tensor, ...]]:
+        """x (T, C), W (O, C), x dL/dx (T, C) with L the summed NLL; in double."""
+        found = []
+        for leaves in groups:
+            if leaves[0] not in self.io[number]:
+                continue
+            x = self.io[number][leaves[0]][0].double().flatten(0, -2)
+            weights, gradient = [], torch.zeros_like(x)
+            for leaf in leaves:
+                (module,) = (
+                    m
+                    for n, m in naive.blocks(self.model)[number].named_modules()
+                    if n.split(".")[-1] == leaf
+                )
+                weights.append(module.weight.detach().double())
+                out = self.io[number][leaf][1]
+                assert out.grad is not None
+                gradient += out.grad.double().flatten(0, -2) @ weights[-1] * self.predicted
+            found.append((x, torch.cat(weights), x * gradient))
+        return found
+
+    def observed(self, by: str, axis: str) -> list[list[float]]:
+        if axis == "kv_heads" and by != "obs":
+            each = HEADS // self.kv
+            return [
+                [sum(row[g * each : (g + 1) * each]) for g in range(self.kv)]
+                for row in self.observed(by, "heads")
+            ]
+        if by == "fisher-energy":
+            rows = zip(self.observed("fisher", axis), self.observed("energy", axis), strict=True)
+            return [
+                [
+                    math.sqrt(a / sum(f) * len(f) * b / sum(e) * len(e))
+                    for a, b in zip(f, e, strict=True)
+                ]
+                for f, e in rows
+            ]
+        groups = {"mlp": MLP_OUT, "hidden": READERS}.get(axis, HEADS_OUT)
+        width = {"heads": self.head_dim}.get(axis, 1)
+        width = self.head_dim * HEADS // self.kv if axis == "kv_heads" else width
+        rows = []
+        for number in range(DEPTH):
+            h = self.after[number].double().flatten(0, -2)
+            w = torch.ones(len(h)).double() if axis == "hidden" else 1 / (h**2).sum(1)
+            parts = [unit_values(by, *i, w, width) for i in self.inlets(number, groups)]
+            rows.append([sum(each) for each in zip(*parts, strict=True)])
+        return [[sum(each) for each in zip(*rows, strict=True)]] if axis == "hidden" else rows
+
+
+def unit_values(by: str, x: Tensor, W: Tensor, z: Tensor, w: Tensor, width: int) -> list[float]:
+    """The definition, one unit at a time."""
+    gram = (x * w[:, None]).T @ x / len(x)
+    inverse = torch.linalg.inv(gram + 0.01 * gram.diagonal().mean() * torch.eye(len(gram)))
+    found = []
+    for start in range(0, x.shape[1], width):
+        u = slice(start, start + width)
+        length = (W[:, u] ** 2).sum(0)
+        value = {
+            "activation": lambda u=u, length=length: x[:, u].norm(dim=1).mean(),
+            "wanda-sp": lambda u=u, length=length: (W[:, u].abs() * x[:, u].norm(dim=0)).sum(),
+            "flap": lambda u=u, length=length: (x[:, u].var(0, correction=0) * length).sum(),
+            "energy": lambda u=u, length=length: (
+                (x[:, u] ** 2 * w[:, None]).mean(0) * length
+            ).sum(),
+            "obs": lambda u=u, length=length: torch.trace(
+                W[:, u] @ torch.linalg.inv(inverse[u, u]) @ W[:, u].T
+            ),
+            "fisher": lambda u=u, length=length: (z[:, u].sum(1) ** 2).sum(),
+        }[by]
+        found.append(float(value()))
+    return found
+
+
+def pieces(tensors: dict[str, Tensor], whole: Whole) -> Pieces:
+    """By axis, matrices (U, n) of all that goes with each unit in a block, by tensor name."""
+    kv, hd = whole.kv, whole.head_dim
+    found: Pieces = {"mlp": [], "heads": [], "kv_heads": [], "hidden": []}
+
+    def add(axis: str, tensor: Tensor, units: int) -> None:
+        found[axis].append(tensor.reshape(units, -1))
+
+    def queries(tensor: Tensor) -> None:
+        add("heads", tensor, HEADS)
+        add("kv_heads", tensor, kv)
+
+    for name, tensor in tensors.items():
+        leaf, kind = name.split(".")[-2:]
+        weight = tensor if kind == "weight" else tensor[:, None]
+        if leaf in ("gate_proj", "up_proj", "dense_h_to_4h", "fc1"):
+            add("mlp", weight, MLP)
+        elif leaf == "gate_up_proj":
+            add("mlp", weight[:MLP], MLP)
+            add("mlp", weight[MLP:], MLP)
+        elif leaf in ("down_proj", "dense_4h_to_h", "fc2") and kind == "weight":
+            add("mlp", weight.T, MLP)
+        elif leaf in ("o_proj", "dense", "out_proj") and kind == "weight":
+            queries(weight.T)
+        elif leaf in ("q_proj", "query_key_value") or (leaf in ("k_proj", "v_proj") and kv == 9):
+            queries(weight)
+        elif leaf in ("k_proj", "v_proj"):
+            add("kv_heads", weight, kv)
+        elif leaf == "qkv_proj":
+            query, key, value = weight.split([HEADS * hd, kv * hd, kv * hd])
+            queries(query)
+            add("kv_heads", key, kv)
+            add("kv_heads", value, kv)
+        if "norm" in leaf and leaf not in ("q_norm", "k_norm"):
+            add("hidden", weight if weight.ndim == 2 else weight[:, None], HIDDEN)
+        elif any(leaf in group for group in READERS):
+            if kind == "weight":
+                add("hidden", weight.T, HIDDEN)
+        elif leaf not in ("q_norm", "k_norm"):  # what is left in a block writes into the stream
+            add("hidden", weight, HIDDEN)
+    return found
+
+
+def outer_pieces(model: Any) -> list[Tensor]:
+    inside = {id(p) for p in naive.blocks(model).parameters()}
+    outer = [p.detach() for p in model.parameters() if id(p) not in inside]
+    found = [p[:, None] if p.ndim == 1 else p for p in outer]
+    return [p if len(p) == HIDDEN else p.T for p in found if HIDDEN in p.shape]
+
+
+def coupled(whole: Whole, by: str, axis: str) -> list[list[float]]:
+    rows = []
+    for block in naive.blocks(whole.model):
+        tensors = {}
+        for name, parameter in block.named_parameters():
+            weight = parameter.detach().double()
+            if by.startswith("taylor"):
+                assert parameter.grad is not None
+                weight = weight * parameter.grad.double()
+            tensors[name] = weight
+        rows.append(pieces(tensors, whole)[axis])
+    if axis == "hidden":
+        rows = [[piece for row in rows for piece in row]]
+        if by.startswith("magnitude"):
+            rows[0] += [piece.double() for piece in outer_pieces(whole.model)]
+    return [
+        {
+            "taylor": lambda row=row: torch.stack([p.sum(1).abs() for p in row]).sum(0),
+            "taylor-element": lambda row=row: torch.cat(row, 1).abs().sum(1),
+            "magnitude-l1": lambda row=row: torch.cat(row, 1).abs().sum(1),
+            "magnitude-l2": lambda row=row: torch.cat(row, 1).norm(dim=1),
+        }[by]().tolist()
+        for row in rows
+    ]
+
+
+def close(found: UnitScores, expected: list[list[float]]) -> None:
+    """Equal up to the rounding of single precision, relative to the largest of a row."""
+    for row, reference in zip(found.values, expected, strict=True):
+        scale = max(map(abs, reference))
+        assert list(row) == pytest.approx(reference, rel=2e-4, abs=2e-6 * scale), found.axis
+
+
+# --- criteria ------------------------------------------------------------------------------------
+
+
+def test_every_criterion_on_every_axis(models: Models, variant: str, ids: Tensor) -> None:
+    """By definition on the whole model; the same streamed, resident, and axis by axis."""
+    checkpoint = Checkpoint.open(models(variant))
+    whole = Whole(models(variant), ids)
+    axes = ("mlp", "heads", *(("kv_heads",) if whole.grouped else ()), "hidden")
+    assert set(unit_axes(checkpoint.layout)) == set(axes)
+    resident = BlockStream(checkpoint, resident=True)
+    for by in UNIT_CRITERIA:
+        if by == "random":
+            continue
+        found = score_units(resident, by, ids, axes)
+        assert tuple(found) == axes
+        kind = coupled if by.startswith(("taylor", "magnitude")) else Whole.observed
+        for axis in axes:
+            expected = kind(whole, by, axis)
+            assert found[axis].criterion == by
+            close(found[axis], expected)
+        if by in ("fisher-energy", "obs", "taylor"):
+            streamed = BlockStream(checkpoint, resident=False)
+            assert score_units(streamed, by, ids, axes) == found
+            for shell in streamed._shells:
+                assert all(t.is_meta and not t.requires_grad for t in shell.parameters())
+                assert not any(m._forward_pre_hooks for m in shell.modules())
+
+
+@pytest.mark.parametrize("by", UNIT_CRITERIA)
+def test_an_axis_is_scored_the_same_alone(models: Models, ids: Tensor, by: str) -> None:
+    stream = BlockStream(Checkpoint.open(models("llama")), resident=True)
+    axes = ("mlp", "heads", "kv_heads", "hidden")
+    together = score_units(stream, by, ids, axes)
+    for axis in axes:
+        assert score_units(stream, by, ids, [axis, axis]) == {axis: together[axis]}
+    assert len(together["hidden"].values) == 1
+    assert len(together["mlp"].values) == DEPTH
+
+
+def test_a_caller_without_gradients_gets_the_same_scores(models: Models, ids: Tensor) -> None:
+    stream = BlockStream(Checkpoint.open(models("llama")), resident=True)
+    expected = score_units(stream, "fisher", ids, ["mlp", "heads"])
+    with torch.no_grad():
+        assert score_units(stream, "fisher", ids, ["mlp", "heads"]) == expected
+
+
+def test_random_follows_the_seed(models: Models, ids: Tensor) -> None:
+    stream = BlockStream(Checkpoint.open(models("llama")), resident=True)
+
+    def draw(seed: int) -> dict[str, UnitScores]:
+        return score_units(stream, "random", ids, ["mlp", "hidden"], seed=seed)
+
+    assert draw(0) == draw(0)
+    assert draw(0)["mlp"].values != draw(1)["mlp"].values
+    values = [value for row in draw(0)["mlp"].values for value in row]
+    assert len(set(values)) == DEPTH * MLP
+    assert draw(0)["hidden"].values[0] != draw(0)["mlp"].values[0][:HIDDEN]
+
+
+def test_no_batch_outlives_its_turn(models: Models, ids: Tensor) -> None:
+    """What a batch leaves goes at once, not when the collector comes: graphs are large."""
+    stream = BlockStream(Checkpoint.open(models("llama")), resident=True)
+    score_units(stream, "fisher-energy", ids, ["mlp", "hidden"])
+    gc.collect()
+    before = sum(issubclass(type(held), Tensor) for held in gc.get_objects())
+    gc.disable()
+    try:
+        score_units(stream, "fisher-energy", ids, ["mlp", "hidden"])
+        after = sum(issubclass(type(held), Tensor) for held in gc.get_objects())
+    finally:
+        gc.enable()
+    assert after == before
+
+
+def test_progress_is_told(models: Models, ids: Tensor) -> None:
+    for by in set(UNIT_CRITERIA) - {"random"}:
+        heard: list[tuple[float, float]] = []
+        stream = BlockStream(Checkpoint.open(models("opt")), resident=True)
+        score_units(stream, by, ids, ["mlp"], progress=lambda _, *told, h=heard: h.append(told))
+        assert [done for done, _ in heard] == list(range(1, len(heard) + 1))
+        assert {total for _, total in heard} == {len(heard)}
+
+
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_obs_is_the_error_of_the_best_repair(width: int) -> None:
+    """Against least squares for the columns that stay, tokens weighted."""
+    draw = torch.Generator().manual_seed(width)
+    x = torch.randn(200, 6, generator=draw).double() @ torch.randn(6, 6, generator=draw).double()
+    w = torch.rand(200, generator=draw).double()
+    weight_OC = torch.randn(4, 6, generator=draw).double()
+    sums = Sums(frozenset({"gram"}), width)
+    sums.add(x[:90].float(), w[:90], None)
+    sums.add(x[90:].float(), w[90:], None)
+    found = obs(Inlet(sums.sums, sums.tokens, weight_OC), width, ridge=1e-9)
+    scaled = x * w.sqrt()[:, None]
+    for unit, cost in enumerate(found.tolist()):
+        left = [c for c in range(6) if c // width != unit]
+        solved = torch.linalg.lstsq(scaled[:, left], scaled @ weight_OC.T).solution
+        error = scaled[:, left] @ solved - scaled @ weight_OC.T
+        assert cost == pytest.approx(float(error.square().sum() / len(x)), rel=1e-3)
+
+
+def test_nothing_is_heard() -> None:
+    """A matrix no token reaches costs nothing, and a criterion without a say has none."""
+    silent = Inlet({"gram": torch.zeros(4, 4).double()}, 3, torch.ones(2, 4))
+    assert obs(silent, 2).tolist() == [0, 0]
+    some, none = torch.tensor([0.0, 3.0, 1.0]).double(), torch.zeros(3).double()
+    for mixed in (geometric_mean(some, none), geometric_mean(none, some)):
+        assert mixed.argsort().tolist() == [0, 2, 1]
+        assert bool(mixed.isfinite().all())
+    assert geometric_mean(torch.tensor([1.0, 3.0]), torch.tensor([6.0, 2.0])).tolist() == (
+        pytest.approx([math.sqrt(0.5 * 1.5), math.sqrt(1.5 * 0.5)])
+    )
+
+
+# --- bad input -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("variant", "by", "axes", "message"),
+    [
+        ("llama", "entropy", ["mlp"], "'entropy' is not known; choose one of fisher-energy, fish"),
+        ("llama", "energy", ["vocab"], "'vocab' has no units .* hidden, heads, kv_heads, mlp"),
+        ("llama", "energy", ["layers"], "axis 'layers' has no units"),
+        ("llama", "random", ["head_dim"], "axis 'head_dim' has no units"),
+        ("gpt_neox", "fisher", ["mlp", "kv_heads"], "'kv_heads' .* choose of hidden, heads, mlp"),
+        ("llama", "energy", [], "no axis was named"),
+    ],
+)
+def test_what_cannot_be_scored_is_said(
+    models: Models, ids: Tensor, variant: str, by: str, axes: list[str], message: str
+) -> None:
+    with pytest.raises(ShearlingError, match=message):
+        score_units(BlockStream(Checkpoint.open(models(variant))), by, ids, axes)
+
+
+@pytest.mark.parametrize("shape", [(0, 17), (3, 1), (5,)])
+def test_text_is_needed(models: Models, shape: tuple[int, ...]) -> None:
+    stream, ids = BlockStream(Checkpoint.open(models("llama"))), torch.ones(shape).long()
+    with pytest.raises(ShearlingError, match="tokens of shape .* at least 2 tokens"):
+        score_units(stream, "fisher", ids, ["mlp"])
+    for by in TEXTLESS:
+        score_units(stream, by, ids, ["mlp"])
+
+
+def poisoned(models: Models, target: Path, name: str) -> BlockStream:
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(models("llama"), target)
+    tensors = load_file(target / "model.safetensors")
+    tensors[name][0, 0] = math.nan
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    return BlockStream(Checkpoint.open(target))
+
+
+def test_values_that_are_not_numbers(models: Models, tmp_path: Path, ids: Tensor) -> None:
+    """The first block that shows it is named, whichever way the walk goes."""
+    stream = poisoned(models, tmp_path / "block", "model.layers.1.mlp.up_proj.weight")
+    for by in set(UNIT_CRITERIA) - {"random"}:
+        where = r"block 1\b.* finite|not finite .* block 1\b"
+        with pytest.raises(ShearlingError, match=where):
+            score_units(stream, by, ids, ["mlp"])
+    with pytest.raises(ShearlingError, match="not finite numbers to hidden of the model"):
+        score_units(stream, "magnitude-l2", ids, ["hidden"])
+    stream = poisoned(models, tmp_path / "head", "lm_head.weight")
+    for by in ("fisher", "taylor", "taylor-element", "fisher-energy"):
+        with pytest.raises(ShearlingError, match="block 4 has .*gradients that are not finite"):
+            score_units(stream, by, ids, ["mlp"])
+    score_units(stream, "energy", ids, ["mlp"])
+
+
+# --- the choice ----------------------------------------------------------------------------------
+
+LAYOUT = gated_decoder(SimpleNamespace(tie_word_embeddings=False))
+SMOL = Shape(
+    {"layers": 3, "hidden": 7, "vocab": 11, "heads": 9, "kv_heads": 3, "head_dim": 2, "mlp": 5}
+)
+
+
+@st.composite
+def cuts(draw: st.DrawFn) -> tuple[Shape, Shape, tuple[int, ...], dict[str, UnitScores]]:
+    """A geometry, a smaller one, blocks that survive, and scores with many ties."""
+    layers, kv, each = draw(st.tuples(*[st.integers(1, 4)] * 3))
+    before = Shape(
+        {"layers": layers, "vocab": 11, "head_dim": 2, "heads": kv * each, "kv_heads": kv}
+        | {"mlp": draw(st.integers(1, 9)), "hidden": draw(st.integers(1, 9))}
+    )
+    chosen = tuple(sorted(draw(st.sets(st.integers(0, layers - 1), min_size=1))))
+    fewer = draw(st.integers(1, kv))
+    after = before.with_(
+        layers=len(chosen),
+        kv_heads=fewer,
+        heads=fewer * draw(st.integers(1, each)),
+        mlp=draw(st.integers(1, before["mlp"])),
+        hidden=draw(st.integers(1, before["hidden"])),
+    )
+    axes = draw(st.sampled_from([("kv_heads", "heads"), ("heads",)]))
+    scores = {}
+    for axis in ("mlp", "hidden", *axes):
+        row = st.tuples(*[st.integers(0, 3).map(float)] * before[axis])
+        rows = draw(st.tuples(*[row] * (1 if axis == "hidden" else layers)))
+        scores[axis] = UnitScores("any", axis, rows)
+    return before, after, chosen, scores
+
+
+def best(row: tuple[float, ...], among: list[int], count: int) -> list[int]:
+    left = list(among)
+    while len(left) > count:  # the last of the lowest goes first
+        lowest = min(row[i] for i in left)
+        left.remove(max(i for i in left if row[i] == lowest))
+    return left
+
+
+@settings(max_examples=60, deadline=None)
+@given(cut=cuts())
+def test_the_highest_stay(cut: tuple[Shape, Shape, tuple[int, ...], dict[str, UnitScores]]) -> None:
+    before, after, chosen, scores = cut
+    keep = keep_units(scores, LAYOUT, before, after, chosen)
+    assert LAYOUT.complete(keep, before) == keep
+    assert LAYOUT.shape_after(keep, before) == after
+    each, fewer = before["heads"] // before["kv_heads"], after["heads"] // after["kv_heads"]
+    (row,) = scores["hidden"].values
+    hidden = best(row, list(range(before["hidden"])), after["hidden"])
+    assert keep.model.get("hidden", tuple(range(before["hidden"]))) == tuple(hidden)
+    assert keep.model.get("layers", tuple(range(before["layers"]))) == chosen
+    for at, block in enumerate(chosen):
+        if after["mlp"] < before["mlp"]:
+            row = scores["mlp"].values[block]
+            neurons = best(row, list(range(before["mlp"])), after["mlp"])
+            assert list(keep.blocks["mlp"][at]) == neurons
+        heads = scores["heads"].values[block]
+        groups = [sum(heads[g * each : (g + 1) * each]) for g in range(before["kv_heads"])]
+        if "kv_heads" in scores:
+            groups = list(scores["kv_heads"].values[block])
+        kept = best(tuple(groups), list(range(before["kv_heads"])), after["kv_heads"])
+        inside = [
+            h for g in kept for h in best(heads, list(range(g * each, g * each + each)), fewer)
+        ]
+        if after["kv_heads"] < before["kv_heads"]:
+            assert list(keep.blocks["kv_heads"][at]) == kept
+        if after["heads"] < before["heads"]:
+            assert list(keep.blocks["heads"][at]) == inside
+
+
+def test_axes_that_stay_need_no_scores() -> None:
+    keep = keep_units({}, LAYOUT, SMOL, SMOL.with_(vocab=5), (0, 1, 2))
+    assert keep.as_json() == {}
+    assert keep_units({}, LAYOUT, SMOL, SMOL.with_(layers=2), (0, 2)).as_json() == {
+        "layers": [0, 2]
+    }
+    whole_groups = UnitScores("any", "kv_heads", ((0.0, 2.0, 1.0),) * 3)
+    after = SMOL.with_(kv_heads=2, heads=6)
+    keep = keep_units({"kv_heads": whole_groups}, LAYOUT, SMOL, after, (0, 1, 2))
+    assert keep.blocks["heads"] == ((3, 4, 5, 6, 7, 8),) * 3
+
+
+def test_a_scored_model_can_be_chosen_from(models: Models, ids: Tensor, variant: str) -> None:
+    checkpoint = Checkpoint.open(models(variant))
+    layout, shape = checkpoint.layout, checkpoint.shape
+    axes = unit_axes(layout)
+    scores = score_units(BlockStream(checkpoint), "magnitude-l2", ids, axes)
+    after = shape.with_(layers=3, mlp=21, heads=6, hidden=30)
+    after = after.with_(kv_heads=2) if "kv_heads" in axes else after
+    keep = keep_units(scores, layout, shape, after, (0, 2, 4))
+    assert layout.shape_after(keep, shape) == after
+
+
+@pytest.mark.parametrize(
+    ("scores", "sizes", "layers", "message"),
+    [
+        ({}, {"mlp": 4}, (0, 1, 2), "mlp is to shrink, but there are no scores of mlp"),
+        ({}, {"kv_heads": 2, "heads": 6}, (0, 1, 2), "no scores of kv_heads"),
+        ({}, {"heads": 6}, (0, 1, 2), "no scores of heads"),
+        ({}, {"heads": 7}, (0, 1, 2), "heads=7 cannot be spread evenly"),
+        ({}, {"kv_heads": 2, "heads": 8}, (0, 1, 2), "would put 4 in each, .* at most 6"),
+        ({}, {"mlp": 6}, (0, 1, 2), "mlp=6 was asked for, but the model has only 5"),
+        ({}, {"mlp": 0}, (0, 1, 2), "mlp must be at least 1"),
+        ({}, {}, (0, 1), "2 surviving blocks were named, but layers=3"),
+        ({}, {"layers": 2}, (1, 0), "layers must be increasing"),
+        ({}, {"layers": 2}, (1, 3), "layers must be increasing and lie in 0..2"),
+        ({"mlp": ((1.0,) * 5,) * 2}, {"mlp": 4}, (0, 1, 2), "2 x 5 units of mlp, .* has 3 x 5"),
+        ({"hidden": ((1.0,) * 7,) * 3}, {"hidden": 4}, (0, 1, 2), "3 x 7 units .* has 1 x 7"),
+        ({"mlp": ((1.0,) * 9,) * 3}, {"mlp": 4}, (0, 1, 2), "3 x 9 units of mlp"),
+    ],
+)
+def test_what_cannot_be_chosen_is_said(
+    scores: dict[str, Any], sizes: dict[str, int], layers: tuple[int, ...], message: str
+) -> None:
+    given_scores = {axis: UnitScores("any", axis, rows) for axis, rows in scores.items()}
+    with pytest.raises(ShearlingError, match=message):
+        keep_units(given_scores, LAYOUT, SMOL, SMOL.with_(**sizes), layers)
+
+
+def test_group_sums() -> None:
+    assert group_sums((1.0, 2.0, 3.0, 4.0, 5.0, 6.0), 2) == (6.0, 15.0)
+
+
+# --- the file ------------------------------------------------------------------------------------
+
+
+def test_file_round_trip(tmp_path: Path) -> None:
+    file = tmp_path / "mlp.json"
+    scores = UnitScores("energy", "mlp", ((1.5, 0.25), (3.0, 1e-30))).with_details(seconds=2)
+    file.write_text(json.dumps(scores.as_json()))
+    assert UnitScores.load(file) == scores
+    assert scores.as_json()["kind"] == "unit-scores"
+    assert scores.as_json()["seconds"] == 2
+
+
+GOOD = {"kind": "unit-scores", "criterion": "energy", "axis": "mlp", "scores": [[1.0, 2.0]]}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "scores"}, "not a file of unit scores .its kind is 'scores'"),
+        ({"scores": [[1.0], [1.0, 2.0]]}, r"cannot be used: .* rows of \[1, 2\]"),
+        ({"scores": []}, "rows of equally many numbers"),
+        ({"scores": [[]]}, "rows of equally many numbers"),
+        ({"scores": [[math.nan, 1.0]]}, "cannot be used: .* not finite"),
+        ({"scores": [1.0]}, "not a file of unit scores"),
+        ({"scores": [["a"]]}, "not a file of unit scores"),
+        ({"axis": ...}, "it has no 'axis'"),
+    ],
+)
+def test_bad_files(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    file = tmp_path / "bad.json"
+    data = {key: value for key, value in (GOOD | change).items() if value is not ...}
+    file.write_text(json.dumps(data))
+    with pytest.raises(ShearlingError, match=message):
+        UnitScores.load(file)
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ShearlingError, match="not a file of unit scores"):
+        UnitScores.load(tmp_path / "none.json")
