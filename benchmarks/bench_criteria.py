@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from common import save, source_directory, text_file
 from shearling.commands.demo_text import write_demo_text
 from shearling.data.text import calibration_windows, documents
+from shearling.engine.place import Place
 from shearling.engine.stream import BlockStream
 from shearling.model.checkpoint import Checkpoint
 from shearling.scoring.registry import score_tokens
@@ -69,10 +70,10 @@ def main() -> None:
         naive += [naive_perplexity(path, ids_NS, block) for block in third]
         naive_seconds += time.perf_counter() - started
         started = time.perf_counter()
-        held = score_tokens(BlockStream(checkpoint, resident=True), "perplexity", ids_NS)
+        held = score_tokens(BlockStream(checkpoint, Place.cpu()), "perplexity", ids_NS)
         wave_seconds.append(time.perf_counter() - started)
     started = time.perf_counter()
-    streamed = score_tokens(BlockStream(checkpoint, resident=False), "perplexity", ids_NS)
+    streamed = score_tokens(BlockStream(checkpoint, Place.cpu(streamed=True)), "perplexity", ids_NS)
     streamed_seconds = time.perf_counter() - started
 
     def worst(values: tuple[float, ...]) -> float:

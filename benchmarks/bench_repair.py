@@ -17,9 +17,10 @@ from pathlib import Path
 
 from common import first_nine_tenths, save, source_directory, text_file
 from shearling.commands.demo_text import write_demo_text
+from shearling.engine.place import Place
 from shearling.model.checkpoint import Checkpoint
 from shearling.pruning.plan import parse_shape
-from shearling.pruning.run import choose, prune_to
+from shearling.pruning.run import Run, Wanted
 from shearling.repair.calibration import Calibration
 
 SHAPE = "layers=28,mlp=1243"
@@ -35,10 +36,8 @@ def stages(source: Checkpoint, text: Path, windows: int, output: Path) -> dict[s
         ends[stage] = time.perf_counter()
 
     calibration = Calibration(text, windows, LENGTH)
-    choice = choose(
-        source, parse_shape(SHAPE, source), calibration=calibration, stream=False, progress=mark
-    )
-    prune_to(source, choice, output, calibration=calibration, stream=False, progress=mark)
+    run = Run(source, calibration, place=Place.cpu(), progress=mark)
+    run.write(run.choose(Wanted(parse_shape(SHAPE, source))), output)
     seconds, last = {}, begun
     for stage, end in ends.items():
         seconds[stage], last = round(end - last, 1), end

@@ -24,6 +24,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from common import measured, save
+from shearling.engine.place import Place
 from shearling.files.writer import new_directory, write_json, write_weights
 from shearling.model.checkpoint import Checkpoint
 from shearling.pruning.choose import without
@@ -97,7 +98,7 @@ def cut_times(path: Path, scratch: Path) -> dict[str, object]:
             source,
             without(range(2, depth, 4), depth),
             scratch / "cut",
-            stream=True,
+            place=Place.cpu(streamed=True),
             progress=mark,
         )
         whole = time.perf_counter() - started

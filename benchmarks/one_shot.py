@@ -156,9 +156,10 @@ def _chooser(
 
     Scores that do not depend on how much goes are computed once.
     """
-    from shearling import criteria
+    from shearling.engine.place import Place
     from shearling.pruning.choose import keep_layers
-    from shearling.pruning.run import BLOCK_LENGTH, BLOCK_SAMPLES, score_axis
+    from shearling.pruning.run import BLOCK_LENGTH, BLOCK_SAMPLES, Run
+    from shearling.scoring import registry
     from shearling.scoring.unit_scores import keep_units
 
     found: dict[str, Any] = {}
@@ -169,14 +170,15 @@ def _chooser(
             _restart_peak()
             started = time.perf_counter()
             if axis == "width":
-                scores = score_axis(source, criterion, "mlp", calibration, stream=False)
+                scores = Run(source, calibration, place=Place.cpu()).score_axis(criterion, "mlp")
             else:
                 samples, length = (BLOCK_SAMPLES, BLOCK_LENGTH)
                 if criterion == "repair":
                     samples, length = calibration.samples, calibration.length
-                scores = criteria.score(
+                scores = registry.score(
                     source, criterion, calibration=calibration.file, samples=samples,
-                    length=length, stream=False, remove=blocks if criterion == "repair" else 12,
+                    length=length, place=Place.cpu(),
+                    remove=blocks if criterion == "repair" else 12,
                 )  # fmt: skip
             found[key] = scores, round(time.perf_counter() - started, 1), _peak()
         return found[key]
@@ -199,9 +201,11 @@ def _by_default(source: Any, axis: str) -> Callable[[int, str, Any, dict[str, An
 
     What survives is chosen once for each size: the model's own text has no part in it.
     """
+    from shearling.engine.place import Place
+    from shearling.engine.stream import BlockStream
     from shearling.engine.views.cut import cut_view
     from shearling.pruning.plan import parse_params, parse_shape, shape_for
-    from shearling.pruning.run import choose
+    from shearling.pruning.run import Run, Wanted
     from shearling.repair.calibration import repair_text
 
     chosen: dict[int, tuple[Any, dict[str, Any]]] = {}
@@ -214,7 +218,8 @@ def _by_default(source: Any, axis: str) -> Callable[[int, str, Any, dict[str, An
                 after = parse_shape(SHAPES[axis, removed], source)
             _restart_peak()
             started = time.perf_counter()
-            keep = choose(source, after, calibration=calibration, stream=False).keep
+            run = Run(source, calibration, place=Place.cpu())
+            keep = run.choose(Wanted(after)).keep
             seconds = round(time.perf_counter() - started, 1)
             row = {"seconds_choosing": seconds, "peak_mib": _peak(), "shape": str(after)}
             chosen[removed] = keep, row
@@ -230,7 +235,8 @@ def _by_default(source: Any, axis: str) -> Callable[[int, str, Any, dict[str, An
             if repair != "none":
                 _restart_peak()
                 started = time.perf_counter()
-                ids_NS = repair_text(source, calibration, stream=False)
+                blocks = BlockStream(source, Place.cpu())
+                ids_NS = repair_text(blocks, calibration, calibration.windows(source))
                 row["seconds_writing"] = round(time.perf_counter() - started, 1)
                 row["peak_mib"] = max(row["peak_mib"], _peak())
                 windows = calibration.samples
@@ -245,10 +251,13 @@ def _by_default(source: Any, axis: str) -> Callable[[int, str, Any, dict[str, An
 def _repaired(
     source: Any, keep: Any, ids_NS: Any, windows: int, scratch: Path, row: dict[str, Any]
 ) -> dict[str, Any]:
+    from shearling.engine.place import Place
+    from shearling.engine.stream import BlockStream
     from shearling.repair.refit import refit
 
     _restart_peak()
-    found = refit(source, keep, ids_NS, scratch, windows=windows, stream=False)
+    blocks = BlockStream(source, Place.cpu())
+    found = refit(blocks, keep, ids_NS, scratch, windows=windows)
     row["seconds_repairing"] = round(found.seconds, 1)
     row["peak_mib"] = max(row["peak_mib"], _peak())
     return {name: load() for name, load in found.replaced.items()}

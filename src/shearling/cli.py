@@ -33,6 +33,7 @@ from shearling.commands.options import (
     Seed,
     Stream,
     check_file,
+    place_of,
     print_result,
     protection,
     unit_lines,
@@ -216,7 +217,7 @@ def _score(
     with progress_bars() as progress:
         return run(
             source, by, calibration=calibration, samples=samples, length=length, seed=seed,
-            stream=stream, protect=protect, remove=remove, progress=progress,
+            place=place_of(source, stream), protect=protect, remove=remove, progress=progress,
         )  # fmt: skip
 
 
@@ -231,12 +232,13 @@ def _score_units(
     stream: bool | None,
 ) -> UnitScores:
     from shearling.files.terminal import progress_bars
-    from shearling.pruning.run import score_axis
+    from shearling.pruning.run import Run
     from shearling.repair.calibration import Calibration as Text
 
     text = None if calibration is None else Text(calibration, samples, length, seed)
     with progress_bars() as progress:
-        return score_axis(source, by, axis, text, seed=seed, stream=stream, progress=progress)
+        run = Run(source, text, place=place_of(source, stream), progress=progress)
+        return run.score_axis(by, axis)
 
 
 def _stop(_signal: int, _frame: object) -> NoReturn:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import naive
+from places import place
 from shearling.engine.views.masked import masked_logits
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
@@ -70,7 +71,7 @@ def test_all_axes(models: Models, variant: str, tmp_path: Path) -> None:
     result = check(checkpoint, keep, tmp_path / "out")
     changed = {axis for axis in result.shape if result.shape[axis] != checkpoint.shape[axis]}
     assert changed == set(AXES) & checkpoint.shape.keys()
-    streamed = prove(checkpoint, keep, result, stream=True)
+    streamed = prove(checkpoint, keep, result, place=place(False))
     assert streamed.max_relative_difference < 1e-5
     _, ids_BS = tokens(keep, checkpoint.shape["vocab"])
     expected = naive.masked_logits(checkpoint.path, keep, ids_BS)
@@ -254,7 +255,7 @@ def test_rounding_is_told_from_faults_in_double_precision(
     assert (single.passed, single.computed_in) == (True, "float32")
     monkeypatch.setattr(import_module("shearling.pruning.cut"), "TOLERANCE", 1e-9)
     for stream in (False, True):
-        double = prove(checkpoint, keep, result, stream=stream)
+        double = prove(checkpoint, keep, result, place=place(not stream))
         assert double.passed
         rounded = single.max_relative_difference > 1e-9  # 3e-6, on the machine of the day
         assert double.computed_in == ("float64" if rounded else "float32")

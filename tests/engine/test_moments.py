@@ -25,7 +25,7 @@ def drawn(tokens: int, inputs: int, outputs: int, seed: int = 0, noise: float = 
 
 
 def moments(*sets: Tokens) -> Moments:
-    found = Moments(sets[0][0].shape[1], sets[0][1].shape[1])
+    found = Moments(torch.empty(sets[0][1].shape[1], sets[0][0].shape[1]))
     for x_TK, r_TD, w_T in sets:
         found.add(x_TK, r_TD, w_T)
     return found
@@ -83,10 +83,10 @@ def test_error(bias: bool) -> None:
 def test_outputs_of_unequal_importance() -> None:
     fit, held = drawn(60, 8, 5), drawn(25, 8, 5, seed=1)
     importance_D = torch.tensor([0.0, 1.0, 4.0, 0.25, 9.0])
-    found = Moments(8, 5, importance_D)
+    found = Moments(torch.empty(5, 8), importance_D)
     for x_TK, r_TD, w_T in (fit, held):
         found.add(x_TK.float(), r_TD.float(), w_T.float())
-    found += Moments(8, 5, importance_D)
+    found += Moments(torch.empty(5, 8), importance_D)
     plain = moments(fit, held)
     d_KD = solve(found, 0.1, bias=True)
     torch.testing.assert_close(d_KD, solve(plain, 0.1, bias=True), rtol=1e-4, atol=1e-4)

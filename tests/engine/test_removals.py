@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import naive
-import shearling.engine.stream
+import shearling.engine.place
+from places import place
 from shearling.engine.removals import Removed, removal_nll
 from shearling.engine.states import States
 from shearling.engine.stream import BlockStream
@@ -54,11 +56,11 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches of two sequences, the last of one."""
-    monkeypatch.setattr(shearling.engine.stream, "BATCH_TOKENS", 22)
+    monkeypatch.setattr(shearling.engine.place, "BATCH_TOKENS", 22)
 
 
 def run(path: Path, removals: Sequence[Removed], resident: bool) -> list[float]:
-    stream = BlockStream(Checkpoint.open(path), resident=resident)
+    stream = BlockStream(Checkpoint.open(path), place(resident))
     return removal_nll(stream, tokens(), removals)
 
 
@@ -82,7 +84,7 @@ def test_any_removals_in_any_batches(
     models: Models, variant: str, removals: list[Removed], batch: int, resident: bool
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shearling.engine.stream, "BATCH_TOKENS", 11 * batch)
+        patch.setattr(shearling.engine.place, "BATCH_TOKENS", 11 * batch)
         found = run(models(variant), removals, resident)
     assert found == pytest.approx([expected(models(variant), r) for r in removals], rel=1e-5)
 
@@ -95,17 +97,19 @@ def test_removals_differ(models: Models, variant: str) -> None:
 
 @pytest.mark.usefixtures("small_batches", "scratch")
 def test_each_block_is_read_once(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = BlockStream(Checkpoint.open(models("llama")), resident=False)
+    stream = BlockStream(Checkpoint.open(models("llama")), place(False))
     loaded = []
-    load = stream._load
-    monkeypatch.setattr(stream, "_load", lambda index: loaded.append(index) or load(index))
+    read = stream._weights._read
+    monkeypatch.setattr(
+        stream._weights, "_read", lambda index, device: loaded.append(index) or read(index, device)
+    )
     removal_nll(stream, tokens(), [*SINGLES, *AWKWARD])
     assert loaded == list(range(DEPTH))
 
 
 @pytest.mark.usefixtures("small_batches")
 def test_no_state_is_computed_twice(models: Models) -> None:
-    stream = BlockStream(Checkpoint.open(models("llama")), resident=True)
+    stream = BlockStream(Checkpoint.open(models("llama")), place(True))
     runs = [0] * (DEPTH + 1)
 
     def count(index: int) -> Callable[..., None]:
@@ -114,7 +118,7 @@ def test_no_state_is_computed_twice(models: Models) -> None:
 
         return hook
 
-    for index, module in enumerate([*stream._shells, stream._model.get_submodule("lm_head")]):
+    for index, module in enumerate([*stream.shells, stream._model.get_submodule("lm_head")]):
         module.register_forward_hook(count(index))
     removal_nll(stream, tokens(), [*SINGLES, *SINGLES])
     # Before block b only the b single removals of earlier blocks and the intact model differ.
@@ -143,7 +147,7 @@ def test_scratch_files_go(
 
 
 def test_scratch_files_go_after_an_error(models: Models, scratch: Path) -> None:
-    stream = BlockStream(Checkpoint.open(models("llama")), resident=False)
+    stream = BlockStream(Checkpoint.open(models("llama")), place(False))
 
     def stop(stage: str, done: float, total: float, /) -> None:
         assert list(scratch.rglob("*.states"))
@@ -152,13 +156,13 @@ def test_scratch_files_go_after_an_error(models: Models, scratch: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         removal_nll(stream, tokens(), SINGLES, progress=stop)
     assert list(scratch.iterdir()) == []
-    assert all(t.is_meta for shell in stream._shells for t in shell.parameters())
+    assert all(t.is_meta for shell in stream.shells for t in shell.parameters())
 
 
 @pytest.mark.parametrize("removals", [SINGLES, AWKWARD, [NONE], [frozenset(range(DEPTH))]])
 def test_progress_ends_at_its_total(models: Models, removals: list[Removed]) -> None:
     heard: list[tuple[str, float, float]] = []
-    stream = BlockStream(Checkpoint.open(models("llama")), resident=True)
+    stream = BlockStream(Checkpoint.open(models("llama")), place(True))
     removal_nll(
         stream, tokens(), removals, progress=lambda *told: heard.append(told), stage="walking"
     )
@@ -169,7 +173,7 @@ def test_progress_ends_at_its_total(models: Models, removals: list[Removed]) -> 
 
 
 def test_a_state_is_replaced_and_moved(tmp_path: Path) -> None:
-    states = States(tmp_path)
+    states = States(replace(place(False), scratch=tmp_path))
     first, second = torch.randn(2, 3, 4).bfloat16(), torch.randn(3, 2, 4).transpose(0, 1)
     states.put(NONE, 0, first)
     assert torch.equal(states.get(NONE, 0), first)
@@ -177,6 +181,7 @@ def test_a_state_is_replaced_and_moved(tmp_path: Path) -> None:
     assert torch.equal(states.get(NONE, 0), second)
     states.move(NONE, frozenset({2}), 0)
     assert torch.equal(states.get(frozenset({2}), 0), second)
-    assert len(list(tmp_path.iterdir())) == 1
+    (scratch,) = tmp_path.iterdir()
+    assert len(list(scratch.iterdir())) == 1
     with pytest.raises(KeyError):
         states.get(NONE, 0)

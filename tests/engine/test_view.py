@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import naive
+from places import place
 from shearling.engine.stream import BlockStream
 from shearling.engine.views.cut import cut_view
 from shearling.errors import ShearlingError
@@ -27,7 +28,7 @@ Models = Callable[[str], Path]
 
 def states(checkpoint: Checkpoint, ids_BS: Tensor, *, resident: bool) -> list[Tensor]:
     """The state that enters every block, the one that leaves the last, and logits."""
-    stream = BlockStream(checkpoint, resident=resident)
+    stream = BlockStream(checkpoint, place(resident))
     h_BSD, calls = stream.begin(ids_BS)
     found = [h_BSD]
     for index, call in enumerate(calls):
@@ -88,7 +89,7 @@ def test_ids_move_with_their_tokens(models: Models, tmp_path: Path) -> None:
     view = cut_view(Checkpoint.open(source), keep)
     assert view.raw == cut(Checkpoint.open(source), keep, tmp_path / "out").raw
     assert view.raw["pad_token_id"] == 0
-    BlockStream(view, resident=False)  # an embedding whose padding lies inside it
+    BlockStream(view, place(False))  # an embedding whose padding lies inside it
 
 
 @pytest.mark.parametrize(

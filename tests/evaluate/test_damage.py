@@ -9,6 +9,7 @@ import pytest
 from torch import Tensor
 
 import naive
+from places import place
 from shearling.engine.stream import BlockStream
 from shearling.evaluate.damage import damage
 from shearling.model.checkpoint import Checkpoint
@@ -22,7 +23,7 @@ def llama(models: Models) -> Path:
 
 
 def test_every_point_is_the_naive_perplexity(llama: Path, ids: Tensor) -> None:
-    stream = BlockStream(Checkpoint.open(llama), resident=False)
+    stream = BlockStream(Checkpoint.open(llama), place(False))
     orders = {"perplexity": (3, 1, 0, 4), "taylor": (1, 3, 2), "magnitude": (4, 2, 0, 1)}
     stages = set()
     curves = damage(
@@ -40,7 +41,7 @@ def test_every_point_is_the_naive_perplexity(llama: Path, ids: Tensor) -> None:
 
 
 def test_counts_beyond_an_order_are_left_out(llama: Path, ids: Tensor) -> None:
-    stream = BlockStream(Checkpoint.open(llama), resident=True)
+    stream = BlockStream(Checkpoint.open(llama), place(True))
     short, empty, whole = damage(
         stream, ids, {"short": (2, 1), "empty": (), "whole": (0, 1, 2, 3, 4)}, [0, 1, 2, 3, 5, 9]
     )
@@ -58,6 +59,6 @@ def test_a_broken_model_gives_a_finite_point(
     import shearling.evaluate.damage as module
 
     monkeypatch.setattr(module, "removal_nll", lambda *_, **__: [5000.0])
-    stream = BlockStream(Checkpoint.open(llama), resident=True)
+    stream = BlockStream(Checkpoint.open(llama), place(True))
     (curve,) = damage(stream, ids, {"any": ()}, [0])
     assert 1e300 < curve["perplexity"][0] < float("inf")

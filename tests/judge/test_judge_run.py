@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stub import longer, shown
 
+from judge_stub import longer, shown
 from shearling.errors import ShearlingError
 from shearling.evaluate.generation import Sampling
 from shearling.judge.endpoint import Judge

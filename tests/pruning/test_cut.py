@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from places import place
 from shearling.errors import ShearlingError
 from shearling.files import writer
 from shearling.model.checkpoint import Checkpoint
@@ -190,12 +191,12 @@ def test_the_source_is_not_touched(models: Models, variant: str, tmp_path: Path)
 
 def test_a_streamed_proof_is_the_same(models: Models, pruned: Models, variant: str) -> None:
     source, written = Checkpoint.open(models(variant)), Checkpoint.open(pruned(variant))
-    streamed = prove(source, KEEP, written, stream=True)
+    streamed = prove(source, KEEP, written, place=place(False))
     assert streamed.passed
     assert streamed.loaded_with == "block by block"
     assert streamed.max_relative_difference <= 1e-5
     # It can fail: the same files are no cut to other blocks.
-    other = prove(source, Keep({"layers": (1, 2, 3)}), written, stream=True)
+    other = prove(source, Keep({"layers": (1, 2, 3)}), written, place=place(False))
     assert not other.passed
     assert other.max_relative_difference > 1e-2
 
@@ -416,7 +417,7 @@ def test_the_proof_notices_swapped_blocks(
 
     monkeypatch.setattr(module, "_load", swapped)
     with pytest.raises(ShearlingError, match="proof of surgery failed"):
-        cut(Checkpoint.open(models("llama")), KEEP, tmp_path / "out", stream=stream)
+        cut(Checkpoint.open(models("llama")), KEEP, tmp_path / "out", place=place(not stream))
     assert list(tmp_path.iterdir()) == []
 
 

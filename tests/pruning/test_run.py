@@ -16,10 +16,11 @@ from safetensors.torch import load_file
 import naive
 import shearling.files.writer
 import shearling.pruning.run
+from places import choose, prune_to, score_axis
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
 from shearling.pruning.choose import without
-from shearling.pruning.run import choose, criteria_for, kinds, prune_to, score_axis
+from shearling.pruning.run import criteria_for, kinds
 from shearling.repair.calibration import Calibration
 from shearling.scoring.registry import CRITERIA, score
 from shearling.scoring.scores import Scores

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 import naive
-import shearling.engine.stream
-import shearling.repair.final_norm
+import shearling.engine.place
+from places import place
 from shearling.engine.stream import BlockStream
 from shearling.model.checkpoint import Checkpoint
 from shearling.pruning.cut import cut
-from shearling.repair.final_norm import States, fit_gain, gain_name, some
+from shearling.repair.final_norm import Triple, fit_gain, gain_name, some
 from shearling.table.axes import Keep
 
 Models = Callable[[str], Path]
@@ -27,7 +27,7 @@ FAMILIES = ["llama", "llama-tied", "gemma2", "gemma3", "gpt_neox", "opt", "phi3"
 @pytest.fixture(autouse=True)
 def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits of three sequences at a time, the last slice of one."""
-    monkeypatch.setattr(shearling.repair.final_norm, "LOGITS_BYTES", 3 * 4 * 17 * 101)
+    monkeypatch.setattr(shearling.engine.place, "LOGITS_BYTES", 3 * 4 * 17 * 101)
 
 
 def drawn(sequences: int, seed: int) -> Tensor:
@@ -44,15 +44,15 @@ def last(stream: BlockStream, ids_BS: Tensor) -> Tensor:
     return h_BSD
 
 
-def states(source: BlockStream, cut_stream: BlockStream, seed: int) -> list[States]:
+def states(source: BlockStream, cut_stream: BlockStream, seed: int) -> list[Triple]:
     ids_BS = drawn(4, seed)
     return [(ids_BS, last(source, ids_BS), last(cut_stream, ids_BS))]
 
 
-def streams(path: Path, place: Path) -> tuple[BlockStream, BlockStream, Path]:
+def streams(path: Path, directory: Path) -> tuple[BlockStream, BlockStream, Path]:
     checkpoint = Checkpoint.open(path)
-    result = cut(checkpoint, DEPTH, place / "cut")
-    source, narrow = (BlockStream(each, resident=True) for each in (checkpoint, result))
+    result = cut(checkpoint, DEPTH, directory / "cut")
+    source, narrow = (BlockStream(each, place(True)) for each in (checkpoint, result))
     return source, narrow, result.path
 
 

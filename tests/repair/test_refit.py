@@ -15,14 +15,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import naive
-import shearling.engine.stream
+import shearling.engine.place
+from places import place, refit
 from shearling.engine.moments import STRENGTHS
 from shearling.engine.stream import BlockStream
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
 from shearling.pruning.cut import cut
 from shearling.repair.final_norm import gain_name
-from shearling.repair.refit import HELD_OUT, Repair, refit
+from shearling.repair.refit import HELD_OUT, Repair
 from shearling.table.axes import Keep
 from tiny_cuts import AXES, PRODUCT, random_keep, relative, sizes_of
 from tiny_models import VARIANTS, tiny_model
@@ -63,7 +64,7 @@ def mild(tmp_path_factory: pytest.TempPathFactory) -> Models:
 
 
 def gain_of(checkpoint: Checkpoint) -> str | None:
-    return gain_name(BlockStream(checkpoint, resident=True))
+    return gain_name(BlockStream(checkpoint, place(True)))
 
 
 def keep_of(checkpoint: Checkpoint, variant: str, *axes: str) -> Keep:
@@ -213,7 +214,7 @@ def test_against_whole_models(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Every writer of the repaired model, from what a stock model of it and the source see."""
-    monkeypatch.setattr(shearling.engine.stream, "BATCH_TOKENS", 5 * 17)
+    monkeypatch.setattr(shearling.engine.place, "BATCH_TOKENS", 5 * 17)
     ids_NS = drawn(23)
     checkpoint = Checkpoint.open(mild(variant))
     keep = keep_of(checkpoint, variant, *axes)
@@ -318,9 +319,9 @@ def test_freed_memory_is_given_back_only_when_streamed(
 ) -> None:
     """It costs half of the time: every larger array is then cleared by the system anew."""
     kept: list[bool] = []
-    monkeypatch.setattr(shearling.engine.stream, "_keep_freed_memory", kept.append)
+    monkeypatch.setattr(shearling.engine.place, "keep_freed_memory", kept.append)
     refit(Checkpoint.open(mild("llama")), DEPTH, drawn(4), tmp_path, stream=stream)
-    assert kept == [not stream] * 2, "the source's stream and the cut's"
+    assert kept == [not stream], "one place for both streams"
 
 
 def test_a_cut_vocabulary_changes_nothing(mild: Models, tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 import naive
-import shearling.engine.stream
-import shearling.repair.rewritten
+import shearling.engine.place
+from places import place
 from shearling.engine.stream import BlockStream
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
@@ -24,12 +24,12 @@ Models = Callable[[str], Path]
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four sequences of 17 tokens in a batch, the last of two; logits of three at a time."""
-    monkeypatch.setattr(shearling.engine.stream, "BATCH_TOKENS", 4 * 17)
-    monkeypatch.setattr(shearling.repair.rewritten, "LOGITS_BYTES", 3 * 4 * 17 * 101)
+    monkeypatch.setattr(shearling.engine.place, "BATCH_TOKENS", 4 * 17)
+    monkeypatch.setattr(shearling.engine.place, "LOGITS_BYTES", 3 * 4 * 17 * 101)
 
 
 def opened(path: Path, *, resident: bool = True) -> BlockStream:
-    return BlockStream(Checkpoint.open(path), resident=resident)
+    return BlockStream(Checkpoint.open(path), place(resident))
 
 
 @torch.no_grad()

@@ -20,13 +20,13 @@ from transformers import AutoModelForCausalLM
 import shearling.engine.views.rotated
 import shearling.repair.rotate
 from naive import stock
+from places import choose, place, prune_to, refit
 from shearling.cli import main
+from shearling.engine.stream import BlockStream
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
 from shearling.pruning.cut import cut
-from shearling.pruning.run import choose, prune_to
 from shearling.repair.calibration import Calibration
-from shearling.repair.refit import refit
 from shearling.repair.rotate import Rotation, refusal, rotate
 from shearling.table.axes import Keep, Row, Shape
 from shearling.table.families.base import Affine
@@ -86,8 +86,11 @@ def projected(source: Path, path: Path) -> Path:
     return path
 
 
-def turned(path: Path, ids: Tensor, directory: Path, **options: Any) -> Rotation:
-    return rotate(Checkpoint.open(path), ids, WIDTH, directory, **options)
+def turned(
+    path: Path, ids: Tensor, directory: Path, stream: bool = False, **options: Any
+) -> Rotation:
+    source = BlockStream(Checkpoint.open(path), place(not stream))
+    return rotate(source, ids, WIDTH, directory, **options)
 
 
 @torch.no_grad()
@@ -167,13 +170,13 @@ def test_a_lossy_cut_is_proven_and_loads(
     models: Models, variant: str, ids: Tensor, tmp_path: Path
 ) -> None:
     source = Checkpoint.open(models(variant))
-    found = rotate(source, ids, WIDTH, tmp_path / "r")
+    found = rotate(BlockStream(source, place()), ids, WIDTH, tmp_path / "r")
     (tmp_path / "solved").mkdir()
     keep = Keep({**NARROW.model, "layers": (0, 1, 3)})
     solved = refit(found.cuttable, keep, ids, tmp_path / "solved", reference=found.exact)
     for stream in (False, True):
         out = tmp_path / f"out-{stream}"
-        result = cut(found.cuttable, keep, out, replaced=solved.replaced, stream=stream)
+        result = cut(found.cuttable, keep, out, replaced=solved.replaced, place=place(not stream))
         manifest = json.loads((out / "shearling.json").read_text())
         assert manifest["proof"]["max_relative_difference"] < 1e-5
         assert manifest["source"]["fingerprint"] == source.fingerprint
@@ -261,7 +264,7 @@ def test_what_cannot_be_rotated_is_refused(
     checkpoint = Checkpoint.open(models(variant))
     assert REFUSED[variant] in (refusal(checkpoint) or "")
     with pytest.raises(ShearlingError, match=f"because .*{REFUSED[variant]}.*--no-rotate"):
-        rotate(checkpoint, ids, WIDTH, tmp_path / "r")
+        rotate(BlockStream(checkpoint, place()), ids, WIDTH, tmp_path / "r")
     assert not (tmp_path / "r").exists()
 
 

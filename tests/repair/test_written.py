@@ -11,6 +11,8 @@ from torch import Tensor
 
 import naive
 import shearling.repair.written
+from places import place
+from shearling.engine.stream import BlockStream
 from shearling.model.checkpoint import Checkpoint
 from shearling.repair.written import PREFIX, write
 
@@ -25,7 +27,7 @@ def windows(sequences: int = 3, length: int = 17) -> Tensor:
 @pytest.mark.parametrize("variant", ["llama", "gpt_neox", "gemma2", "opt"])
 def test_beginnings_are_of_the_text(models: Models, variant: str) -> None:
     ids_NS = windows()
-    found = write(Checkpoint.open(models(variant)), ids_NS, 7, seed=1)
+    found = write(BlockStream(Checkpoint.open(models(variant)), place()), ids_NS, 7, seed=1)
     assert found.shape == (7, 17)
     assert found.dtype == ids_NS.dtype
     for number, row in enumerate(found):
@@ -37,7 +39,7 @@ def test_beginnings_are_of_the_text(models: Models, variant: str) -> None:
 @pytest.mark.parametrize("variant", ["llama", "mistral", "gemma3", "gpt_neox", "opt"])
 def test_each_token_is_what_the_whole_text_before_it_gives(models: Models, variant: str) -> None:
     """Without a cache, one sequence at a time: no less than a draw that rounding moved."""
-    found = write(Checkpoint.open(models(variant)), windows(), 5, seed=3)
+    found = write(BlockStream(Checkpoint.open(models(variant)), place()), windows(), 5, seed=3)
     stock = naive.stock(models(variant))
     generator = torch.Generator().manual_seed(3)
     torch.randint(17 - PREFIX + 1, (5, 1), generator=generator)  # where sequences begin
@@ -55,7 +57,7 @@ def test_each_token_is_what_the_whole_text_before_it_gives(models: Models, varia
 def test_tokens_are_drawn_from_the_models_distribution(models: Models) -> None:
     """Frequencies of the first token written, against the stock model's probabilities."""
     ids_NS = windows(1, PREFIX + 1)[:, : PREFIX + 1]
-    many = write(Checkpoint.open(models("llama")), ids_NS, 4000, seed=2)
+    many = write(BlockStream(Checkpoint.open(models("llama")), place()), ids_NS, 4000, seed=2)
     start = many[:1, :PREFIX]
     same = many[(many[:, :PREFIX] == start).all(1)]
     with torch.no_grad():
@@ -71,7 +73,7 @@ def test_tokens_are_drawn_from_the_models_distribution(models: Models) -> None:
 def test_an_end_of_text_ends_nothing(models: Models) -> None:
     """Every token is an end for once."""
     checkpoint = Checkpoint.open(models("llama"))
-    found = write(checkpoint, windows(), 8, seed=1)
+    found = write(BlockStream(checkpoint, place()), windows(), 8, seed=1)
     assert found.shape == (8, 17)
     assert (found[:, PREFIX:] == 2).sum() < 8 * 13 / 4, "no padding with the end"
 
@@ -79,24 +81,24 @@ def test_an_end_of_text_ends_nothing(models: Models) -> None:
 def test_a_seed_says_it_all(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = Checkpoint.open(models("llama"))
     before = torch.get_rng_state()
-    first = write(checkpoint, windows(), 6, seed=3)
+    first = write(BlockStream(checkpoint, place()), windows(), 6, seed=3)
     assert torch.equal(torch.get_rng_state(), before), "the caller's draws are left alone"
-    assert torch.equal(write(checkpoint, windows(), 6, seed=3), first)
-    assert not torch.equal(write(checkpoint, windows(), 6, seed=4), first)
+    assert torch.equal(write(BlockStream(checkpoint, place()), windows(), 6, seed=3), first)
+    assert not torch.equal(write(BlockStream(checkpoint, place()), windows(), 6, seed=4), first)
     # Two at a time at most.
     monkeypatch.setattr(shearling.repair.written, "CACHE_BYTES", 2 * 17 * 4 * 2 * 5 * 3 * 6 + 1)
-    assert torch.equal(write(checkpoint, windows(), 6, seed=3), first)
-    assert write(checkpoint, windows(), 5, seed=3).shape == (5, 17)
+    assert torch.equal(write(BlockStream(checkpoint, place()), windows(), 6, seed=3), first)
+    assert write(BlockStream(checkpoint, place()), windows(), 5, seed=3).shape == (5, 17)
 
 
 def test_nothing_to_write(models: Models) -> None:
     checkpoint = Checkpoint.open(models("llama"))
-    assert write(checkpoint, windows(), 0).shape == (0, 17)
-    assert write(checkpoint, windows(3, PREFIX), 5).shape == (0, PREFIX)
+    assert write(BlockStream(checkpoint, place()), windows(), 0).shape == (0, 17)
+    assert write(BlockStream(checkpoint, place()), windows(3, PREFIX), 5).shape == (0, PREFIX)
 
 
 def test_what_it_tells(models: Models) -> None:
     told: list[tuple[str, int, int]] = []
     checkpoint = Checkpoint.open(models("llama"))
-    write(checkpoint, windows(), 2, progress=lambda *each: told.append(each))
+    write(BlockStream(checkpoint, place()), windows(), 2, progress=lambda *each: told.append(each))
     assert told == [("writing calibration text", n, 13) for n in range(1, 14)]

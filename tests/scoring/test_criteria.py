@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 import naive
-import shearling.engine.stream
+import shearling.engine.place
+from places import place
 from shearling.engine.stream import BlockStream
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
@@ -27,7 +28,7 @@ DEPTH = 5
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four sequences of 17 tokens in a batch, the last of two."""
-    monkeypatch.setattr(shearling.engine.stream, "BATCH_TOKENS", 4 * 17)
+    monkeypatch.setattr(shearling.engine.place, "BATCH_TOKENS", 4 * 17)
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +113,7 @@ def naive_greedy(
 @pytest.mark.usefixtures("small_batches")
 def test_perplexity(models: Models, variant: str, ids: Tensor) -> None:
     path = models(variant)
-    found = score_tokens(BlockStream(Checkpoint.open(path), resident=True), "perplexity", ids)
+    found = score_tokens(BlockStream(Checkpoint.open(path), place(True)), "perplexity", ids)
     expected = [naive.perplexity(path, ids, [block]) for block in range(DEPTH)]
     assert list(found.values) == pytest.approx(expected, rel=1e-5)
     assert found.baseline_perplexity == pytest.approx(naive.perplexity(path, ids), rel=1e-5)
@@ -124,8 +125,8 @@ def test_perplexity(models: Models, variant: str, ids: Tensor) -> None:
 def test_taylor(
     models: Models, variant: str, ids: Tensor, batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shearling.engine.stream, "BATCH_TOKENS", 17 * batch)
-    found = score_tokens(BlockStream(Checkpoint.open(models(variant))), "taylor", ids)
+    monkeypatch.setattr(shearling.engine.place, "BATCH_TOKENS", 17 * batch)
+    found = score_tokens(BlockStream(Checkpoint.open(models(variant)), place()), "taylor", ids)
     expected = naive_taylor(models(variant), ids)
     assert list(found.values) == pytest.approx(expected, rel=1e-5)
     assert found.order == order(expected)
@@ -149,7 +150,7 @@ def test_magnitude(models: Models, variant: str) -> None:
 
 @pytest.mark.usefixtures("small_batches")
 def test_influence(models: Models, variant: str, ids: Tensor) -> None:
-    found = score_tokens(BlockStream(Checkpoint.open(models(variant))), "influence", ids)
+    found = score_tokens(BlockStream(Checkpoint.open(models(variant)), place()), "influence", ids)
     expected = naive_influence(models(variant), ids)
     assert list(found.values) == pytest.approx(expected, rel=1e-5)
     assert found.order == order(expected)
@@ -158,7 +159,7 @@ def test_influence(models: Models, variant: str, ids: Tensor) -> None:
 @pytest.mark.usefixtures("small_batches")
 def test_greedy(models: Models, variant: str, ids: Tensor) -> None:
     path = models(variant)
-    stream = BlockStream(Checkpoint.open(path), resident=True)
+    stream = BlockStream(Checkpoint.open(path), place(True))
     found = score_tokens(stream, "greedy", ids, remove=3)
     gone, values = naive_greedy(path, ids, (), 3)
     assert list(found.removal_order) == gone
@@ -170,7 +171,7 @@ def test_greedy(models: Models, variant: str, ids: Tensor) -> None:
 
 def test_greedy_never_removes_what_is_protected(models: Models, ids: Tensor) -> None:
     path = models("llama")
-    stream = BlockStream(Checkpoint.open(path), resident=True)
+    stream = BlockStream(Checkpoint.open(path), place(True))
     free = score_tokens(stream, "greedy", ids, remove=3)
     protected = tuple(sorted(free.removal_order[:2]))
     found = score_tokens(stream, "greedy", ids, protected=protected, remove=3)
@@ -184,14 +185,14 @@ def test_greedy_never_removes_what_is_protected(models: Models, ids: Tensor) -> 
 def test_greedy_refuses_what_cannot_be_removed(
     models: Models, ids: Tensor, remove: int, free: int
 ) -> None:
-    stream = BlockStream(Checkpoint.open(models("llama")), resident=True)
+    stream = BlockStream(Checkpoint.open(models("llama")), place(True))
     protected = tuple(range(DEPTH - free))
     with pytest.raises(ShearlingError, match=rf"remove {remove} blocks, .* {min(free, 4)} of 5"):
         score_tokens(stream, "greedy", ids, protected=protected, remove=remove)
 
 
 def test_greedy_removes_half_by_default(models: Models, ids: Tensor) -> None:
-    stream = BlockStream(Checkpoint.open(models("opt")), resident=True)
+    stream = BlockStream(Checkpoint.open(models("opt")), place(True))
     assert len(score_tokens(stream, "greedy", ids).removal_order) == 2
     assert len(score_tokens(stream, "greedy", ids, protected=(0,)).removal_order) == 2
 
@@ -200,24 +201,24 @@ def test_greedy_removes_half_by_default(models: Models, ids: Tensor) -> None:
 def test_streamed_equals_in_memory(models: Models, variant: str, ids: Tensor) -> None:
     """One resident stream serves all criteria in turn; each streamed one starts afresh."""
     checkpoint = Checkpoint.open(models(variant))
-    resident = BlockStream(checkpoint, resident=True)
+    resident = BlockStream(checkpoint, place(True))
     for by in ("perplexity", "taylor", "influence", "greedy"):
-        streamed = BlockStream(checkpoint, resident=False)
+        streamed = BlockStream(checkpoint, place(False))
         assert score_tokens(streamed, by, ids) == score_tokens(resident, by, ids)
-        assert all(t.is_meta for shell in streamed._shells for t in shell.parameters())
-        assert not any(t.requires_grad for shell in streamed._shells for t in shell.parameters())
+        assert all(t.is_meta for shell in streamed.shells for t in shell.parameters())
+        assert not any(t.requires_grad for shell in streamed.shells for t in shell.parameters())
 
 
 @pytest.mark.parametrize("resident", [True, False])
 def test_taylor_after_inference_on_the_same_stream(
     models: Models, ids: Tensor, resident: bool
 ) -> None:
-    stream = BlockStream(Checkpoint.open(models("gemma2")), resident=resident)
+    stream = BlockStream(Checkpoint.open(models("gemma2")), place(resident))
     alone = score_tokens(stream, "taylor", ids)
-    fresh = BlockStream(Checkpoint.open(models("gemma2")), resident=resident)
+    fresh = BlockStream(Checkpoint.open(models("gemma2")), place(resident))
     score_tokens(fresh, "perplexity", ids)
     assert score_tokens(fresh, "taylor", ids) == alone
-    assert all(p.grad is None for shell in fresh._shells for p in shell.parameters())
+    assert all(p.grad is None for shell in fresh.shells for p in shell.parameters())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -227,7 +228,7 @@ def test_half_precision_is_scored_in_float32(
     naive.stock(models("qwen2")).to(dtype).save_pretrained(tmp_path)
     checkpoint = Checkpoint.open(tmp_path)
     assert set(checkpoint.dtypes.values()) == {"BF16" if dtype == torch.bfloat16 else "F16"}
-    stream = BlockStream(checkpoint, resident=False)
+    stream = BlockStream(checkpoint, place(False))
     singles = [naive.perplexity(tmp_path, ids, [block]) for block in range(DEPTH)]
     for by, expected in (
         ("perplexity", singles),

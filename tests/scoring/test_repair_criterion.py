@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import naive
-import shearling.engine.stream
+import shearling.engine.place
+from places import place
 from shearling.engine.moments import STRENGTHS
 from shearling.engine.stream import BlockStream
 from shearling.errors import ShearlingError
@@ -33,7 +34,7 @@ REPAIRABLE = [
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four sequences of 17 tokens in a batch, the last of fewer."""
-    monkeypatch.setattr(shearling.engine.stream, "BATCH_TOKENS", 4 * 17)
+    monkeypatch.setattr(shearling.engine.place, "BATCH_TOKENS", 4 * 17)
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def ids_NS() -> Tensor:
 
 
 def opened(path: Path, *, resident: bool = True) -> BlockStream:
-    return BlockStream(Checkpoint.open(path), resident=resident)
+    return BlockStream(Checkpoint.open(path), place(resident))
 
 
 def writer(block: nn.Module) -> nn.Linear:

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import naive
-import shearling.engine.stream
+import shearling.engine.place
+from places import place
 from shearling.engine.stream import BlockStream
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
@@ -48,7 +49,7 @@ READERS = [
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four sequences of 17 tokens in a batch, the last of two."""
-    monkeypatch.setattr(shearling.engine.stream, "BATCH_TOKENS", 4 * 17)
+    monkeypatch.setattr(shearling.engine.place, "BATCH_TOKENS", 4 * 17)
 
 
 # --- references ----------------------------------------------------------------------------------
@@ -248,7 +249,7 @@ def test_every_criterion_on_every_axis(models: Models, variant: str, ids: Tensor
     whole = Whole(models(variant), ids)
     axes = ("mlp", "heads", *(("kv_heads",) if whole.grouped else ()), "hidden")
     assert set(unit_axes(checkpoint.layout)) == set(axes)
-    resident = BlockStream(checkpoint, resident=True)
+    resident = BlockStream(checkpoint, place(True))
     for by in UNIT_CRITERIA:
         if by == "random":
             continue
@@ -260,16 +261,16 @@ def test_every_criterion_on_every_axis(models: Models, variant: str, ids: Tensor
             assert found[axis].criterion == by
             close(found[axis], expected)
         if by in ("fisher-energy", "obs", "taylor"):
-            streamed = BlockStream(checkpoint, resident=False)
+            streamed = BlockStream(checkpoint, place(False))
             assert score_units(streamed, by, ids, axes) == found
-            for shell in streamed._shells:
+            for shell in streamed.shells:
                 assert all(t.is_meta and not t.requires_grad for t in shell.parameters())
                 assert not any(m._forward_pre_hooks for m in shell.modules())
 
 
 @pytest.mark.parametrize("by", UNIT_CRITERIA)
 def test_an_axis_is_scored_the_same_alone(models: Models, ids: Tensor, by: str) -> None:
-    stream = BlockStream(Checkpoint.open(models("llama")), resident=True)
+    stream = BlockStream(Checkpoint.open(models("llama")), place(True))
     axes = ("mlp", "heads", "kv_heads", "hidden")
     together = score_units(stream, by, ids, axes)
     for axis in axes:
@@ -279,14 +280,14 @@ def test_an_axis_is_scored_the_same_alone(models: Models, ids: Tensor, by: str) 
 
 
 def test_a_caller_without_gradients_gets_the_same_scores(models: Models, ids: Tensor) -> None:
-    stream = BlockStream(Checkpoint.open(models("llama")), resident=True)
+    stream = BlockStream(Checkpoint.open(models("llama")), place(True))
     expected = score_units(stream, "fisher", ids, ["mlp", "heads"])
     with torch.no_grad():
         assert score_units(stream, "fisher", ids, ["mlp", "heads"]) == expected
 
 
 def test_random_follows_the_seed(models: Models, ids: Tensor) -> None:
-    stream = BlockStream(Checkpoint.open(models("llama")), resident=True)
+    stream = BlockStream(Checkpoint.open(models("llama")), place(True))
 
     def draw(seed: int) -> dict[str, UnitScores]:
         return score_units(stream, "random", ids, ["mlp", "hidden"], seed=seed)
@@ -300,7 +301,7 @@ def test_random_follows_the_seed(models: Models, ids: Tensor) -> None:
 
 def test_no_batch_outlives_its_turn(models: Models, ids: Tensor) -> None:
     """What a batch leaves goes at once, not when the collector comes: graphs are large."""
-    stream = BlockStream(Checkpoint.open(models("llama")), resident=True)
+    stream = BlockStream(Checkpoint.open(models("llama")), place(True))
     score_units(stream, "fisher-energy", ids, ["mlp", "hidden"])
     gc.collect()
     before = sum(issubclass(type(held), Tensor) for held in gc.get_objects())
@@ -316,7 +317,7 @@ def test_no_batch_outlives_its_turn(models: Models, ids: Tensor) -> None:
 def test_progress_is_told(models: Models, ids: Tensor) -> None:
     for by in set(UNIT_CRITERIA) - {"random"}:
         heard: list[tuple[float, float]] = []
-        stream = BlockStream(Checkpoint.open(models("opt")), resident=True)
+        stream = BlockStream(Checkpoint.open(models("opt")), place(True))
         score_units(stream, by, ids, ["mlp"], progress=lambda _, *told, h=heard: h.append(told))
         assert [done for done, _ in heard] == list(range(1, len(heard) + 1))
         assert {total for _, total in heard} == {len(heard)}
@@ -372,12 +373,12 @@ def test_what_cannot_be_scored_is_said(
     models: Models, ids: Tensor, variant: str, by: str, axes: list[str], message: str
 ) -> None:
     with pytest.raises(ShearlingError, match=message):
-        score_units(BlockStream(Checkpoint.open(models(variant))), by, ids, axes)
+        score_units(BlockStream(Checkpoint.open(models(variant)), place()), by, ids, axes)
 
 
 @pytest.mark.parametrize("shape", [(0, 17), (3, 1), (5,)])
 def test_text_is_needed(models: Models, shape: tuple[int, ...]) -> None:
-    stream, ids = BlockStream(Checkpoint.open(models("llama"))), torch.ones(shape).long()
+    stream, ids = BlockStream(Checkpoint.open(models("llama")), place()), torch.ones(shape).long()
     with pytest.raises(ShearlingError, match="tokens of shape .* at least 2 tokens"):
         score_units(stream, "fisher", ids, ["mlp"])
     for by in TEXTLESS:
@@ -391,7 +392,7 @@ def poisoned(models: Models, target: Path, name: str) -> BlockStream:
     tensors = load_file(target / "model.safetensors")
     tensors[name][0, 0] = math.nan
     save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
-    return BlockStream(Checkpoint.open(target))
+    return BlockStream(Checkpoint.open(target), place())
 
 
 def test_values_that_are_not_numbers(models: Models, tmp_path: Path, ids: Tensor) -> None:
@@ -499,7 +500,7 @@ def test_a_scored_model_can_be_chosen_from(models: Models, ids: Tensor, variant:
     checkpoint = Checkpoint.open(models(variant))
     layout, shape = checkpoint.layout, checkpoint.shape
     axes = unit_axes(layout)
-    scores = score_units(BlockStream(checkpoint), "magnitude-l2", ids, axes)
+    scores = score_units(BlockStream(checkpoint, place()), "magnitude-l2", ids, axes)
     after = shape.with_(layers=3, mlp=21, heads=6, hidden=30)
     after = after.with_(kv_heads=2) if "kv_heads" in axes else after
     keep = keep_units(scores, layout, shape, after, (0, 2, 4))

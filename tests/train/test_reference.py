@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import naive
-import shearling.engine.stream
 import shearling.engine.walk
+import shearling.engine.weights
+from places import place
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
 from shearling.train.reference import Point, Reference, given, measure, predict
@@ -83,9 +84,9 @@ def expected(path: Path, store: FakeStore, most: int) -> dict[str, float]:
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("variant", ["llama", "gemma2"])
 def test_measured_losses_are_a_stock_models(models: Models, variant: str, stream: bool) -> None:
-    found = measure(models(variant), STORE, 180, stream=stream)
+    found = measure(models(variant), STORE, 180, place=place(not stream))
     assert found == pytest.approx(expected(models(variant), STORE, 180), rel=2e-6)
-    fewer = measure(Checkpoint.open(models(variant)), STORE, 2, stream=stream)
+    fewer = measure(Checkpoint.open(models(variant)), STORE, 2, place=place(not stream))
     assert fewer == pytest.approx(expected(models(variant), STORE, 2), rel=2e-6)
     assert fewer != pytest.approx(found, rel=1e-3)
 
@@ -95,17 +96,17 @@ def test_streamed_states_keep_within_their_space(
 ) -> None:
     """Fewer batches at a time, in more walks, and the same losses; progress reaches its total."""
     steps: list[tuple[float, float]] = []
-    whole = measure(models("llama"), STORE, 170, stream=True)
+    whole = measure(models("llama"), STORE, 170, place=place(False))
     monkeypatch.setattr(shearling.engine.walk, "SCRATCH_BYTES", 1)
     loads: list[int] = []
-    load = shearling.engine.stream.BlockStream._load
+    read = shearling.engine.weights.BlockWeights._read
     monkeypatch.setattr(
-        shearling.engine.stream.BlockStream,
-        "_load",
-        lambda self, index: (loads.append(index), load(self, index))[1],
+        shearling.engine.weights.BlockWeights,
+        "_read",
+        lambda self, index, device: (loads.append(index), read(self, index, device))[1],
     )
     found = measure(
-        models("llama"), STORE, 170, stream=True, progress=lambda _, *at: steps.append(at)
+        models("llama"), STORE, 170, place=place(False), progress=lambda _, *at: steps.append(at)
     )
     assert found == whole
     batches = 4  # of up to 157 sequences of 13 tokens: two of web, one each of the others

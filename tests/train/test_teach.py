@@ -19,6 +19,7 @@ from torch.nn import functional
 import naive
 import shearling.train.objective
 import shearling.train.teach
+from places import place
 from shearling.data.store import IGNORED, Store
 from shearling.data.teacher import Cache, Kept
 from shearling.errors import ShearlingError
@@ -70,7 +71,8 @@ def test_what_is_kept_is_what_the_stock_model_says(
     store, top = stored(tmp_path / "store"), 9
     seen: list[tuple[float, float]] = []
     cache = teach(
-        Checkpoint.open(models(variant)), store, tmp_path / "cache", top=top, stream=stream,
+        Checkpoint.open(models(variant)), store, tmp_path / "cache", top=top,
+        place=place(not stream),
         progress=lambda stage, *at: seen.append(at) if "running" in stage else None,
     )  # fmt: skip
     assert sorted(f.relative_to(cache.path).as_posix() for f in cache.path.rglob("*.*")) == [
@@ -82,17 +84,15 @@ def test_what_is_kept_is_what_the_stock_model_says(
     model = naive.stock(models(variant))
     rows = [("fell", 6), ("pen", 2), ("fell", 0), ("pen", 0), ("fell", 4), ("fell", 6)]
     kept = cache.read(rows)
-    for place, (domain, row) in enumerate(rows):
+    for at, (domain, row) in enumerate(rows):
         ids, _ = store.sequences(domain)[[row]]
         with torch.no_grad():
             logp = model(input_ids=ids, use_cache=False).logits[0, :-1].log_softmax(-1)
         expected, tokens = logp.sort(-1, descending=True)
-        assert torch.equal(kept.ids[place].long(), tokens[:, :top])
+        assert torch.equal(kept.ids[at].long(), tokens[:, :top])
+        torch.testing.assert_close(kept.logp[at].float(), expected[:, :top], rtol=2**-10, atol=1e-5)
         torch.testing.assert_close(
-            kept.logp[place].float(), expected[:, :top], rtol=2**-10, atol=1e-5
-        )
-        torch.testing.assert_close(
-            kept.rest[place], expected[:, top:].exp().sum(-1), rtol=1e-4, atol=1e-7
+            kept.rest[at], expected[:, top:].exp().sum(-1), rtol=1e-4, atol=1e-7
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from shearling.commands.demo_text import write_demo_text
 from shearling.data.text import documents, evaluation_windows
+from shearling.engine.place import Place
 from shearling.engine.stream import BlockStream
 from shearling.errors import ShearlingError
 from shearling.evaluate.benchmark import bench_models
@@ -179,7 +180,9 @@ def _damage(
         max_windows=CURVE_WINDOWS,
     )
     orders = {each.criterion: each.order for each in scores}
-    curves = damage(BlockStream(source), ids_NS, orders, counts, progress=progress)
+    curves = damage(
+        BlockStream(source, Place.best(source)), ids_NS, orders, counts, progress=progress
+    )
     return (
         {"kind": "damage"}
         | stamp(source)

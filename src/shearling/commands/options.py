@@ -65,6 +65,13 @@ def protection(by: str, first: int | None, last: int | None) -> tuple[int, int] 
     return default[0] if first is None else first, default[1] if last is None else last
 
 
+def place_of(model: Any, stream: bool | None, need: Any = None) -> Any:
+    """Where a model runs, by what the user asked for and what is free."""
+    from shearling.engine.place import Place, Wish
+
+    return Place.best(model, Wish(stream=stream), need)
+
+
 def check_file(output: Path | None) -> None:
     """Refuse a name that cannot become a file before any work is done."""
     if output is not None and output.is_dir():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,7 @@ from shearling.commands.options import (
     Seed,
     Stream,
     numbers,
+    place_of,
     print_result,
     protection,
     warn,
@@ -28,7 +30,7 @@ from shearling.errors import ShearlingError
 
 if TYPE_CHECKING:
     from shearling.model.checkpoint import Checkpoint
-    from shearling.pruning.run import Choice
+    from shearling.pruning.run import Wanted
     from shearling.repair.calibration import Calibration as Text
     from shearling.scoring.scores import Scores
     from shearling.table.axes import Keep, Shape
@@ -119,16 +121,18 @@ def prune(
     from shearling.files.terminal import progress_bars
     from shearling.files.writer import check_output
     from shearling.model.checkpoint import Checkpoint
-    from shearling.pruning.run import prune_to
+    from shearling.pruning.run import Run, repair_need
     from shearling.repair.calibration import Calibration as Text
 
     _require_one_size(shape, params, layers, remove, by, scores)
     check_output(output)
     source = Checkpoint.open(model)
-    text = None
+    text, place = None, place_of(source, stream)
     if calibration is not None:
-        shares, written = _own_text(source, stream, copies, written)
-        text = Text(calibration, samples, length, seed, shares, written)
+        asked = Text(calibration, samples, length, seed, _shares(1), written)
+        place = place_of(source, stream, repair_need(source, asked))
+        shares, written = _own_text(place.weights == "resident", copies, written)
+        text = replace(asked, shares=shares, written=written)
     repaired = _repaired(refit, text)
     after = _shape(source, shape, params, layers, remove)
     rotated = _rotated(rotate, source, after, text)
@@ -137,16 +141,14 @@ def prune(
         _print_plan(source, after, {}, as_json)
         return
     with progress_bars() as progress:
-        choice = _choose(
-            source, after, by=by, calibration=text, scores=scores, remove=remove,
-            repaired=repaired, rotated=rotated, first=protect_first, last=protect_last,
-            stream=stream, progress=progress,
+        run = Run(source, text, place=place, progress=progress)
+        wanted = _wanted(
+            source, after, by=by, scores=scores, remove=remove, repaired=repaired,
+            rotated=rotated, protect=(protect_first, protect_last),
         )  # fmt: skip
+        choice = run.choose(wanted)
         if not dry_run:
-            prune_to(
-                source, choice, output, calibration=text, repaired=repaired, stream=stream,
-                shard_bytes=int(shard_size * 1e9), progress=progress,
-            )  # fmt: skip
+            run.write(choice, output, repaired=repaired, shard_bytes=int(shard_size * 1e9))
     if dry_run:
         _print_plan(source, after, dict(choice.options), as_json)
     else:
@@ -177,14 +179,10 @@ def _require_one_size(
 
 
 def _own_text(
-    source: Checkpoint, stream: bool | None, copies: int | None, written: int | None
+    resident: bool, copies: int | None, written: int | None
 ) -> tuple[tuple[float, ...], int | None]:
     """Shares to rewrite and sequences to write; a streamed model writes none, and rewrites more."""
-    import torch
-
-    from shearling.engine.stream import fits
-
-    if fits(source, torch.float32) if stream is None else not stream:
+    if resident:
         return _shares(1 if copies is None else copies), written
     warn_ignored({"--written": written or None}, "a streamed model writes no text")
     return _shares(3 if copies is None else copies), 0
@@ -282,26 +280,24 @@ def _shape(
     return parse_layers(layers, source)
 
 
-def _choose(
-    source: Checkpoint, after: Shape, *, by: str | None, calibration: Any, scores: Path | None,
-    remove: str | None, repaired: bool, rotated: bool, first: int | None, last: int | None,
-    stream: bool | None, progress: Any,
-) -> Choice:  # fmt: skip
+def _wanted(
+    source: Checkpoint, after: Shape, *, by: str | None, scores: Path | None, remove: str | None,
+    repaired: bool, rotated: bool, protect: tuple[int | None, int | None],
+) -> Wanted:  # fmt: skip
     from shearling.pruning.choose import without
-    from shearling.pruning.run import choose, criteria_for
+    from shearling.pruning.run import Wanted, criteria_for
 
     keep: Keep | None = None
     if remove is not None:
         keep = without(numbers(remove, "--remove"), source.shape["layers"])
     if (scores is not None or remove is not None) and after["layers"] < source.shape["layers"]:
-        ignored = {"--protect-first": first, "--protect-last": last}
+        ignored = dict(zip(("--protect-first", "--protect-last"), protect, strict=True))
         warn_ignored(ignored, "the blocks are already chosen")
     criterion, _ = criteria_for(by, source, repaired=repaired)
-    return choose(
-        source, after, by=by, calibration=calibration,
-        scores=None if scores is None else load_scores(scores, source),
+    return Wanted(
+        after, by=by, scores=None if scores is None else load_scores(scores, source),
         keep_blocks=keep, repaired=repaired, rotated=rotated,
-        protect=protection(criterion, first, last), stream=stream, progress=progress,
+        protect=protection(criterion, *protect),
     )  # fmt: skip
 
 

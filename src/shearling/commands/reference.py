@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shearling.commands.options import Json, Stream, check_file, warn, warn_ignored
+from shearling.commands.options import Json, Stream, check_file, place_of, warn, warn_ignored
 from shearling.errors import ShearlingError
 
 if TYPE_CHECKING:
@@ -172,7 +172,9 @@ def _measured(
 
     sequences = SEQUENCES if sequences is None else sequences
     with progress_bars() as progress:
-        losses = measure(checkpoint, store, sequences, stream=stream, progress=progress)
+        losses = measure(
+            checkpoint, store, sequences, place=place_of(checkpoint, stream), progress=progress
+        )
     how = {
         "method": "measured",
         "model": identity(checkpoint),

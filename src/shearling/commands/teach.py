@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from shearling.commands.options import Json, Model, Stream, TokenStore
+from shearling.commands.options import Json, Model, Stream, TokenStore, place_of
 
 
 def teach(
@@ -39,7 +39,9 @@ def teach(
     expected = cost(teacher, store, top)
     if not dry_run:
         with progress_bars() as progress:
-            cache = run(teacher, store, output, top=top, stream=stream, progress=progress)
+            cache = run(
+                teacher, store, output, top=top, place=place_of(teacher, stream), progress=progress
+            )
         described = dict(cache.manifest) | {"fingerprint": cache.fingerprint}
         lines = [
             f"{expected.sequences:,} sequences, {expected.bytes / 1e9:,.2f} GB",

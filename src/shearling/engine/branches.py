@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from shearling.engine.stream import Call
+from shearling.engine.calls import Call
 from shearling.model.checkpoint import Checkpoint
 
 

@@ -16,7 +16,8 @@ Shapes: T tokens, K inputs, D outputs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -53,19 +54,27 @@ def held_apart(
 class Moments:
     """Weighted second moments of inputs and of what is missing, summed over batches."""
 
-    def __init__(self, inputs: int, outputs: int, importance_D: Tensor | None = None) -> None:
+    def __init__(self, weight_DK: Tensor, importance_D: Tensor | None = None) -> None:
         """Start empty; with a constant as one more input, which a bias can take up.
 
-        Errors count an output's square ``importance_D`` times; the correction does not depend
-        on it.
+        Args:
+            weight_DK: the matrix in question; sums are kept where it lies.
+            importance_D: how often errors count an output's square; the correction does not
+                depend on it.
         """
-        ones_D = torch.ones(outputs, dtype=torch.float64)
+        outputs, inputs = weight_DK.shape
+        ones_D = weight_DK.new_ones(outputs, dtype=torch.float64)
         self.importance_D = ones_D if importance_D is None else importance_D.double()
         dtype = torch.float64 if inputs <= DOUBLE_INPUTS else torch.float32
-        self.gram_KK = torch.zeros(inputs + 1, inputs + 1, dtype=dtype)
-        self.cross_KD = torch.zeros(inputs + 1, outputs, dtype=dtype)
-        self.square = 0.0
+        self.gram_KK = weight_DK.new_zeros(inputs + 1, inputs + 1, dtype=dtype)
+        self.cross_KD = weight_DK.new_zeros(inputs + 1, outputs, dtype=dtype)
+        self._square = weight_DK.new_zeros((), dtype=torch.float64)
         self.tokens = 0
+
+    @property
+    def square(self) -> float:
+        """Weighted squared norm of what is missing."""
+        return float(self._square)
 
     def add(self, x_TK: Tensor, r_TD: Tensor, w_T: Tensor) -> None:
         """Take tokens in: inputs (T, K), missing outputs (T, D), weights (T,)."""
@@ -78,17 +87,17 @@ class Moments:
         sums_K = xw_KT.sum(1).to(self.gram_KK.dtype)
         self.gram_KK[:k, k] += sums_K
         self.gram_KK[k, :k] += sums_K
-        self.gram_KK[k, k] += float(w_T.sum(dtype=torch.float64))
+        self.gram_KK[k, k] += w_T.sum(dtype=torch.float64)
         self.cross_KD[:k] += nn.functional.linear(xw_KT, r_TD.T)
         self.cross_KD[k] += (r_TD * w_T[:, None]).sum(0)
-        self.square += float((w_T @ r_TD.square()).double() @ self.importance_D)
+        self._square += (w_T @ r_TD.square()).double() @ self.importance_D
         self.tokens += len(x_TK)
 
     def __iadd__(self, other: Moments) -> Moments:
         """Take another set of tokens in; in place, since these matrices are large."""
         self.gram_KK += other.gram_KK
         self.cross_KD += other.cross_KD
-        self.square += other.square
+        self._square += other._square
         self.tokens += other.tokens
         return self
 
@@ -121,6 +130,17 @@ class Correction:
     error_after: float
 
 
+@contextmanager
+def _every_digit() -> Generator[None]:
+    """Solve without TF32: what is compared differs by less than its rounding."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
 def solve(moments: Moments, strength: float, *, bias: bool) -> Tensor:
     """The correction (K + 1, D) at one strength; its last row is the bias, zero without one.
 
@@ -129,13 +149,14 @@ def solve(moments: Moments, strength: float, *, bias: bool) -> Tensor:
     """
     cross = moments.cross_KD[: _inputs(moments, bias)]
     factor = _penalised(moments, strength, bias=bias)
-    info = torch.empty((), dtype=torch.int32)
+    info = torch.empty((), dtype=torch.int32, device=factor.device)
     torch.linalg.cholesky_ex(factor, out=(factor, info))  # in place: these matrices are large
     if int(info) == 0:
         found = torch.cholesky_solve(cross, factor)
     else:
-        gram = _penalised(moments, strength, bias=bias)
-        found = torch.linalg.lstsq(gram, cross, driver="gelsd").solution
+        # Rare, and this driver is there for the processor alone.
+        gram = _penalised(moments, strength, bias=bias).cpu()
+        found = torch.linalg.lstsq(gram, cross.cpu(), driver="gelsd").solution.to(cross.device)
     return found if bias else torch.cat([found, found.new_zeros(1, found.shape[1])])
 
 
@@ -163,6 +184,11 @@ def correct(
     The held-out error has one valley in the strength; it is walked down from ``start``, so that
     two or three systems are solved for most matrices instead of all seven.
     """
+    with _every_digit():
+        return _corrected(fit, held, bias=bias, start=start, refit=refit)
+
+
+def _corrected(fit: Moments, held: Moments, *, bias: bool, start: float, refit: bool) -> Correction:
     errors = {None: held.square}
 
     def error(at: int) -> float:

@@ -11,23 +11,21 @@ Shapes: N sequences, split into batches of B; S positions, D hidden.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from shearling.engine.products import fast_products
 from shearling.engine.states import States
 from shearling.engine.stream import BlockStream
+from shearling.engine.walk import Runs, Text, forward
 from shearling.files.progress import Progress, silent
 
 Removed = frozenset[int]
+_NONE: Removed = frozenset()
 
 
 @torch.inference_mode()
-@fast_products()
 def removal_nll(
     stream: BlockStream,
     ids_NS: Tensor,
@@ -52,40 +50,39 @@ def removal_nll(
     batches = stream.batches(ids_NS)
     plan = [_step(wanted, block) for block in range(stream.depth)]
     # The head costs about as much as it has parameters; it is counted in runs of a block.
-    total = sum(len(runs) for runs, _ in plan) + len(wanted)
+    total = (sum(len(runs) for runs, _ in plan) + len(wanted)) * len(batches)
     done = 0
-    with tempfile.TemporaryDirectory(prefix="shearling-") as scratch:
-        states = States(None if stream.resident else Path(scratch))
-        calls = []
-        for number, ids_BS in enumerate(batches):
-            h_BSD, call = stream.begin(ids_BS)
-            states.put(frozenset(), number, h_BSD)
-            calls.append(call)
-        for index, (runs, skips) in enumerate(plan):
-            for key in skips:
-                for number in range(len(batches)):
-                    if key in runs:
-                        states.put(key | {index}, number, states.get(key, number))
-                    else:
-                        states.move(key, key | {index}, number)
-            if not runs:  # every variant skips it: its weights are not even read
-                continue
-            with stream.block(index) as block:
-                for key in runs:
-                    for number, call in enumerate(calls):
-                        states.put(key, number, call[index](block, states.get(key, number)))
-                    done += 1
-                    progress(stage, done, total)
+    with stream.place.running(), States(stream.place) as states:
+        text = Text(stream, states, _NONE).begin(batches)
+
+        def runs(index: int) -> Runs:
+            going, skipping = plan[index]
+            for key in skipping:
+                _skip(states, key, index, len(batches), shared=key in going)
+            return [(key, number) for number in range(len(batches)) for key in going]
+
+        for step in forward(text, runs=runs, merged=True):
+            for _ in step.passes:
+                done += 1
+                progress(stage, done, total)
         losses: dict[Removed, float] = {}
         for key in wanted:
-            nll = [
-                stream.nll(states.get(key, number), ids_BS).double().sum()
-                for number, ids_BS in enumerate(batches)
-            ]
+            nll = []
+            for number, ids_BS in enumerate(batches):
+                nll.append(stream.nll(states.get(key, number), ids_BS).double().sum())
+                done += 1
+                progress(stage, done, total)
             losses[key] = float(sum(nll)) / (ids_NS.shape[0] * (ids_NS.shape[1] - 1))
-            done += 1
-            progress(stage, done, total)
     return [losses[removed] for removed in removals]
+
+
+def _skip(states: States, key: Removed, block: int, batches: int, *, shared: bool) -> None:
+    """Let a variant's states stand behind a block that it skips; others may still need them."""
+    for number in range(batches):
+        if shared:
+            states.put(key | {block}, number, states.get(key, number))
+        else:
+            states.move(key, key | {block}, number)
 
 
 def _step(wanted: Sequence[Removed], block: int) -> tuple[list[Removed], list[Removed]]:

@@ -3,42 +3,27 @@
 Everything outside the blocks (embeddings, rotary tables, masks, final norm, head, soft-capping)
 is transformers' own code: the model is built without blocks, and stand-ins in their places note
 what the model hands to each block and, at the end, put a given state in its hands. Blocks are
-loaded one at a time, run on as many states as there are, and freed.
+loaded one at a time, run on as many states as there are, and freed; where that is, and in which
+type they compute, says a :class:`shearling.engine.place.Place`.
 
 Shapes: B sequences of a batch, S positions, D hidden, V vocabulary.
 """
 
 from __future__ import annotations
 
-import ctypes
-import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor, nn
 
+from shearling.engine.branches import Branch, branches, watching
+from shearling.engine.calls import Call, cast
+from shearling.engine.place import Place
+from shearling.engine.weights import BlockWeights, ordinary_tensors
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # malloc.h
-LOGITS_BYTES = 16 * 2**20  # what a processor keeps close; more is slower
-BATCH_TOKENS = 2048
-
-
-@dataclass(frozen=True)
-class Call:
-    """What the model hands a block besides the state: masks, positions, rotary tables."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    def __call__(self, block: nn.Module, h_BSD: Tensor) -> Tensor:
-        """Run ``block`` on a state of the batch shape this call was recorded with."""
-        return block(h_BSD, *self.args, **self.kwargs)
 
 
 class _StandIn(nn.Module):
@@ -60,57 +45,81 @@ class BlockStream:
 
     Args:
         checkpoint: the model.
-        resident: hold all blocks in memory, or read each from disk whenever it is asked for.
-            None decides by the memory that is free.
-        dtype: what is computed in.
-        like: a stream of a model that is the same outside its blocks; the embedding and the head,
-            which can be a third of the memory a stream takes, are then shared with it.
-        thrifty: give freed memory back to the system at once, so that the process stays small, at
-            the price of having every larger array cleared anew; by default if not resident.
-            Otherwise the process keeps what it once had. Both until the next stream says else.
+        place: where it runs.
     """
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        *,
-        resident: bool | None = None,
-        dtype: torch.dtype = torch.float32,
-        like: BlockStream | None = None,
-        thrifty: bool | None = None,
-    ) -> None:
+    def __init__(self, checkpoint: Checkpoint, place: Place) -> None:
         """Build the outside of the model and load its weights; blocks come later."""
-        self.checkpoint = checkpoint
-        self.dtype = dtype
+        self._open(checkpoint, place, None)
+
+    def _open(self, checkpoint: Checkpoint, place: Place, like: nn.Module | None) -> None:
+        self.checkpoint, self.place = checkpoint, place
         self.depth = checkpoint.shape["layers"]
-        self.resident = fits(checkpoint, dtype) if resident is None else resident
-        _keep_freed_memory(self.resident if thrifty is None else not thrifty)
-        self._shells = _block_shells(checkpoint, dtype)
-        self._loaded: dict[int, nn.Module] = {}
-        with _ordinary_tensors():
-            self._model = _outside(checkpoint, dtype, None if like is None else like._model)
+        outer_dtype = torch.promote_types(place.dtype, torch.float32)
+        with ordinary_tensors():
+            self._model = _outside(checkpoint, outer_dtype, like).to(place.device)
+        self._weights = BlockWeights(checkpoint, _block_shells(checkpoint, place.dtype), place)
         self._stand_ins = [_StandIn() for _ in range(self.depth)]
-        parent, _, leaf = checkpoint.family.blocks.rpartition(".")
-        setattr(self._model.get_submodule(parent), leaf, nn.ModuleList(self._stand_ins))
+        self._put(self._stand_ins)
         self._calls: dict[tuple[int, ...], list[Call]] = {}
+        self._halves: tuple[Branch, ...] = ()
+        if place.dtype != outer_dtype and checkpoint.family.additive(checkpoint.config):
+            self._halves = branches(checkpoint)
+
+    def beside(self, checkpoint: Checkpoint, place: Place) -> BlockStream:
+        """A stream of a model that is the same outside its blocks.
+
+        The embedding and the head, which can be a third of the memory a stream takes, are shared.
+        """
+        stream = BlockStream.__new__(BlockStream)
+        stream._open(checkpoint, place, self._model)
+        return stream
+
+    @property
+    def shells(self) -> list[nn.Module]:
+        """Every block's modules, whether their weights are loaded or not."""
+        return self._weights.shells
 
     def batches(self, ids_NS: Tensor) -> list[Tensor]:
-        """Split sequences into batches of about 2,048 tokens, which fill the cores' caches."""
-        rows = max(1, BATCH_TOKENS // ids_NS.shape[1])
+        """Split sequences into batches of as many tokens as the place runs at a time."""
+        rows = max(1, self.place.batch_tokens // ids_NS.shape[1])
         return list(ids_NS.split(rows))
 
     def begin(self, ids_BS: Tensor) -> tuple[Tensor, list[Call]]:
         """The state that enters the first block, and the call for every block."""
         self._check_tokens(ids_BS)
-        with _ordinary_tensors():
+        with ordinary_tensors():
             self._run(ids_BS, None, logits_to_keep=1)
         h_BSD = self._stand_ins[0].seen
         assert h_BSD is not None
         # Calls depend on the batch's shape alone: there is no padding and no cache.
         key = tuple(ids_BS.shape)
         if key not in self._calls:
-            self._calls[key] = [s.call for s in self._stand_ins if s.call is not None]
+            calls = [s.call for s in self._stand_ins if s.call is not None]
+            if self.place.dtype != h_BSD.dtype:
+                with ordinary_tensors():
+                    calls = cast(calls, self.place.dtype)
+            self._calls[key] = calls
         return h_BSD, self._calls[key]
+
+    def calls_for(self, ids_BS: Tensor) -> list[Call]:
+        """The call for every block, for tokens of this shape."""
+        known = self._calls.get(tuple(ids_BS.shape))
+        return self.begin(ids_BS)[1] if known is None else known
+
+    def run(self, block: nn.Module, call: Call, h_BSD: Tensor) -> Tensor:
+        """The state (B, S, D) behind a block, of the type of the state before it.
+
+        A block of a narrower type adds what its halves write to the state as it is, in the state's
+        own type, wherever a block's output is such a sum: rounding then does not pile up.
+        """
+        if not self._halves:
+            return call(block, h_BSD).to(h_BSD.dtype)
+        with watching(block, self._halves) as seen:
+            call(block, h_BSD)
+        for half in self._halves:
+            h_BSD = h_BSD + seen.contributions[half.axis]
+        return h_BSD
 
     def logits(self, h_BSD: Tensor, ids_BS: Tensor) -> Tensor:
         """Logits (B, S, V) of the state that left the last block."""
@@ -120,49 +129,59 @@ class BlockStream:
         """A parameter that lies outside the blocks, by its name in the checkpoint."""
         return self._model.get_parameter(self.checkpoint.family.renamed.get(name, name))
 
+    def slices(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """As many sequences (of tensors B, S, ...) at a time as logits are to be alive of."""
+        rows = self.place.rows(tensors[0].shape[1], self.checkpoint.shape["vocab"])
+        yield from zip(*(tensor.split(rows) for tensor in tensors), strict=True)
+
     def nll(self, h_BSD: Tensor, ids_BS: Tensor) -> Tensor:
         """Negative log-likelihoods (B, S-1), in nats, of each token after the first.
 
         The logits of one slice of the batch are alive at a time.
         """
-        rows = max(1, LOGITS_BYTES // (4 * ids_BS.shape[1] * self.checkpoint.shape["vocab"]))
         # The last position predicts nothing; leaving it to the head to drop saves copying logits.
-        predicting = torch.arange(ids_BS.shape[1] - 1)
+        predicting = torch.arange(ids_BS.shape[1] - 1, device=h_BSD.device)
+        ids_BS = ids_BS.to(h_BSD.device)
         return torch.cat(
             [
                 token_nll(self._run(ids, h, logits_to_keep=predicting), ids[:, 1:])
-                for h, ids in zip(h_BSD.split(rows), ids_BS.split(rows), strict=True)
+                for h, ids in self.slices(h_BSD, ids_BS)
             ]
         )
 
     @contextmanager
-    def block(self, index: int) -> Generator[nn.Module]:
-        """Block ``index`` with its weights, freed on leaving unless the model is resident."""
-        block = self._loaded.get(index) or self._load(index)
-        if self.resident:
-            self._loaded[index] = block
-        try:
-            yield block
-        finally:
-            if not self.resident:
-                block.to("meta")
+    def block(self, index: int, then: int | None = None) -> Generator[nn.Module]:
+        """Block ``index`` with its weights, freed on leaving unless the model is resident.
 
-    def _load(self, index: int) -> nn.Module:
-        names = self.checkpoint.block_names(index)
-        block = self._shells[index]
-        # Copies, so that the mapped file can be let go of: mapped pages count as memory in use.
-        with _ordinary_tensors():
-            weights = {
-                names[name]: tensor.to(self.dtype, copy=True)
-                for name, tensor in self.checkpoint.read(names)
-            }
-            block.load_state_dict(weights, strict=True, assign=True)
-        assert not any(t.is_meta for t in (*block.parameters(), *block.buffers()))
-        return block
+        ``then`` is fetched meanwhile, where there is something to be gained by it.
+        """
+        with self._weights.ready(index, then) as block:
+            yield block
+
+    @contextmanager
+    def whole(self) -> Generator[nn.Module]:
+        """The stock model itself, all blocks in their places; only where it is resident."""
+        assert self.place.weights == "resident", "a model that is streamed is never whole"
+        self._put([self._weights.held(index) for index in range(self.depth)])
+        # Blocks of a narrower type take their input, and the tables made after it, in that type.
+        embedding: Any = self._model
+        hook = embedding.get_input_embeddings().register_forward_hook(
+            lambda _, args, h_BSD: h_BSD.to(self.place.dtype)
+        )
+        try:
+            yield self._model
+        finally:
+            hook.remove()
+            self._put(self._stand_ins)
+
+    def _put(self, blocks: list[Any]) -> None:
+        parent, _, leaf = self.checkpoint.family.blocks.rpartition(".")
+        setattr(self._model.get_submodule(parent), leaf, nn.ModuleList(blocks))
 
     def _run(self, ids_BS: Tensor, state: Tensor | None, logits_to_keep: int | Tensor) -> Tensor:
         for stand_in in self._stand_ins:
             stand_in.state = state
+        ids_BS = ids_BS.to(self.place.device)
         try:
             out = self._model(input_ids=ids_BS, use_cache=False, logits_to_keep=logits_to_keep)
             return out.logits
@@ -185,46 +204,11 @@ class BlockStream:
             )
 
 
-@contextmanager
-def _ordinary_tensors() -> Generator[None]:
-    """What is kept between walks serves inference and differentiation alike.
-
-    Tensors made in inference mode could never take part in a backward pass.
-    """
-    with torch.inference_mode(False), torch.no_grad():
-        yield
-
-
 def token_nll(logits_BSV: Tensor, targets_BS: Tensor) -> Tensor:
     """Negative log-likelihoods (B, S) of the target at each position, in nats and float32."""
     logits = logits_BSV.flatten(0, 1).float()
     nll = nn.functional.cross_entropy(logits, targets_BS.flatten(), reduction="none")
     return nll.view(targets_BS.shape)
-
-
-def fits(checkpoint: Checkpoint, dtype: torch.dtype) -> bool:
-    """Whether the model can be held in memory with as much again left free."""
-    return 2 * checkpoint.parameters * dtype.itemsize < psutil.virtual_memory().available
-
-
-def _keep_freed_memory(keep: bool) -> None:
-    """Have glibc keep large arrays when they are freed, or give them back to the system at once.
-
-    By default it learns to keep those of up to 32 MB, which serves neither end. Streamed, with
-    blocks coming and going, the gaps between them add up: memory grew by 400 MB over 24 blocks of
-    220 MB. In memory, every larger array is mapped and cleared anew: a third of a repair's
-    processor time (LOG.md, 2026-11-22).
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if mallopt is None:
-        return
-    if keep:
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, -1)  # never
-    else:
-        mallopt(_M_MMAP_MAX, 65536)  # glibc's default
-        mallopt(_M_TRIM_THRESHOLD, 2**17)  # likewise
-        mallopt(_M_MMAP_THRESHOLD, 2**20)
 
 
 def _outside(checkpoint: Checkpoint, dtype: torch.dtype, like: nn.Module | None) -> nn.Module:

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from shearling.data.store import Store
+from shearling.engine.place import Place
+from shearling.engine.stream import BlockStream
 from shearling.files.progress import Progress, silent
 from shearling.files.writer import write_json
 from shearling.gates.attach import folder
@@ -105,7 +107,8 @@ def _cut_and_repair(
 ) -> Checkpoint:  # fmt: skip
     """Cut to ``keep``, repaired on tokens (N, S) towards ``reference``."""
     with tempfile.TemporaryDirectory(prefix="shearling-") as scratch:
-        solved = refit(source, keep, ids_NS, Path(scratch), reference=reference, progress=progress)
+        towards = BlockStream(reference, Place.best(reference))
+        solved = refit(towards, keep, ids_NS, Path(scratch), cuttable=source, progress=progress)
         return cut(
             source, keep, output, replaced=solved.replaced, options={"repair": solved.as_json()},
             progress=progress,

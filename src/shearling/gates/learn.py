@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from shearling.data.store import Store
-from shearling.engine.products import fast_products
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
 from shearling.gates import start
@@ -29,7 +28,7 @@ from shearling.gates.learner import Learner
 from shearling.gates.options import LearnOptions
 from shearling.model.checkpoint import Checkpoint
 from shearling.pruning.plan import require_smaller
-from shearling.pruning.run import choose, prune_to
+from shearling.pruning.run import Run, Wanted
 from shearling.repair.calibration import Tokens
 from shearling.table.axes import Shape
 from shearling.train import heal as healing
@@ -136,8 +135,7 @@ def _learner(
     file = output / RUN / START
     if world.first and not file.exists():
         if options.warm_start:
-            with fast_products():
-                blocks, units = start.score(source, after, ids_NS, progress=progress)
+            blocks, units = start.score(source, after, ids_NS, progress=progress)
             start.set_out(bank, blocks, units, options.spread)
         else:
             generator = torch.Generator().manual_seed(options.seed)
@@ -173,12 +171,10 @@ def _by_scores(
     place = output / healing.RUN / "cut"
     if world.first and not (place / "config.json").exists():
         text = Tokens(store.path, *ids_NS.shape, options.seed, shares=(), written=0, ids_NS=ids_NS)
-        with fast_products():
-            choice = choose(
-                source, after, calibration=text, repaired=options.refit, progress=progress
-            )
+        run = Run(source, text, progress=progress)
+        choice = run.choose(Wanted(after, repaired=options.refit))
         place.parent.mkdir(parents=True, exist_ok=True)
-        prune_to(source, choice, place, calibration=text, repaired=options.refit, progress=progress)
+        run.write(choice, place, repaired=options.refit)
     world.barrier()
     return healing.heal(
         Checkpoint.open(place), store, options.healing(), output, teacher=teacher,

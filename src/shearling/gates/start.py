@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from shearling.data.store import Store
+from shearling.engine.place import Place
 from shearling.engine.stream import BlockStream
 from shearling.files.progress import Progress, silent
 from shearling.gates.bank import GateBank, ranks
@@ -46,12 +47,12 @@ def score(
     after: Shape,
     ids_NS: Tensor,
     *,
-    stream: bool | None = None,
+    place: Place | None = None,
     progress: Progress = silent,
 ) -> tuple[Scores | None, dict[str, UnitScores]]:
     """Scores of the blocks, if some are to go, and of the units of every width that shrinks."""
     before = checkpoint.shape
-    blocks = BlockStream(checkpoint, resident=None if stream is None else not stream)
+    blocks = BlockStream(checkpoint, place or Place.best(checkpoint))
     remove = before["layers"] - after["layers"]
     of_blocks = None
     if remove:

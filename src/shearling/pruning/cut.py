@@ -16,9 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shearling.engine.stream import fits
+from shearling.engine.place import Place
+from shearling.engine.stream import BlockStream
 from shearling.engine.views.cut import select
 from shearling.engine.views.masked import masked_logits
+from shearling.engine.walk import logits_of
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
 from shearling.files.quiet import no_progress_bars
@@ -74,7 +76,7 @@ def cut(
     replaced: Replaced | None = None,
     options: Mapping[str, Any] | None = None,
     seed: int | None = None,
-    stream: bool | None = None,
+    place: Place | None = None,
     shard_bytes: int = SHARD_BYTES,
     progress: Progress = silent,
 ) -> Checkpoint:
@@ -88,8 +90,8 @@ def cut(
             function that gives it, in the result's shape; rounded to the type stored.
         options: how ``keep`` came about, for the manifest.
         seed: of whatever was random about it, for the manifest.
-        stream: prove the result block by block (True), load it whole with transformers (False),
-            or go by the memory that is free (None).
+        place: where it is proved: whole with stock transformers if a model fits there, or block
+            by block; chosen by the memory that is free, if not given.
         shard_bytes: largest size of a weight file, and what is held in memory while writing.
         progress: told how far the work is.
 
@@ -119,7 +121,7 @@ def cut(
         )
         written = Checkpoint.open(staging)
         proof = prove(
-            checkpoint, keep, written, changed=replaced.keys(), stream=stream, progress=progress
+            checkpoint, keep, written, changed=replaced.keys(), place=place, progress=progress
         )
         _require(proof, output)
         manifest = _manifest(checkpoint, keep, written, proof) | {
@@ -149,15 +151,15 @@ def prove(
     written: Checkpoint,
     *,
     changed: Collection[str] = (),
-    stream: bool | None = None,
+    place: Place | None = None,
     tokens: int = 32,
     progress: Progress = silent,
 ) -> Proof:
     """Compare the written model's logits with those of the source with removed units masked.
 
     The source is run block by block from its own files. The written model is loaded by stock
-    transformers, or, when it does not fit in memory or ``stream`` asks for it, block by block as
-    well, its tensors having been matched with its configuration one by one.
+    transformers, or, when it does not fit in memory or ``place`` streams, block by block as well,
+    its tensors having been matched with its configuration one by one.
 
     Args:
         checkpoint: the source.
@@ -165,7 +167,7 @@ def prove(
         written: the result.
         changed: names of the result's tensors that are no cuts of the source's; the masked source
             takes them from the result, so that they prove their place but not their values.
-        stream: see ``cut``.
+        place: see ``cut``.
         tokens: length of the two sequences compared.
         progress: told how far the work is.
 
@@ -178,16 +180,18 @@ def prove(
     vocab = keep.model.get("vocab")
     source_ids_BS = ids_BS if vocab is None else torch.tensor(vocab)[ids_BS]
     replaced = _Stored(written, frozenset(changed))
+    place = place or Place.best(checkpoint)
+    place.for_proof().settle()
 
     def compare(dtype: torch.dtype) -> Proof:
         progress("proving the cut", 0, 2)
         expected_BSV = masked_logits(
-            checkpoint, keep, source_ids_BS, replaced=replaced, dtype=dtype
+            checkpoint, keep, source_ids_BS, replaced=replaced, place=place.for_proof(dtype)
         )
         progress("proving the cut", 1, 2)
-        whole = fits(written, dtype) if stream is None else not stream
+        whole = place.holds(written, dtype)
         run = _stock_logits if whole else _streamed_logits
-        found_BSV = run(written, ids_BS, dtype)
+        found_BSV = run(written, ids_BS, place.for_proof(dtype))
         progress("proving the cut", 2, 2)
         difference = float((found_BSV - expected_BSV).abs().max())
         relative = difference / max(float(expected_BSV.abs().max()), 1e-30)
@@ -229,18 +233,18 @@ class _Stored(Mapping[str, Tensor]):
         return len(self.names)
 
 
-def _streamed_logits(checkpoint: Checkpoint, ids_BS: Tensor, dtype: torch.dtype) -> Tensor:
-    """Logits (B, S, V) of a model run from disk block by block."""
-    return masked_logits(checkpoint, Keep(), ids_BS, dtype=dtype)
+def _streamed_logits(checkpoint: Checkpoint, ids_BS: Tensor, place: Place) -> Tensor:
+    """Logits (B, S, V), block by block."""
+    return logits_of(BlockStream(checkpoint, place), ids_BS)
 
 
-def _stock_logits(checkpoint: Checkpoint, ids_BS: Tensor, dtype: torch.dtype) -> Tensor:
+def _stock_logits(checkpoint: Checkpoint, ids_BS: Tensor, place: Place) -> Tensor:
     """Logits (B, S, V) as stock transformers gives them, every tensor accounted for."""
     from transformers import AutoModelForCausalLM
 
     with no_progress_bars():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            checkpoint.path, dtype=dtype, use_safetensors=True, output_loading_info=True
+            checkpoint.path, dtype=place.dtype, use_safetensors=True, output_loading_info=True
         )
     model, info = loaded
     wrong = {key: sorted(info[key]) for key in ("missing_keys", "unexpected_keys") if info[key]}
@@ -249,7 +253,8 @@ def _stock_logits(checkpoint: Checkpoint, ids_BS: Tensor, dtype: torch.dtype) ->
             f"the cut model does not load cleanly in transformers ({wrong}); "
             "nothing was written, please report this."
         )
-    return model.eval()(input_ids=ids_BS, use_cache=False).logits
+    model = model.eval().to(place.device)
+    return model(input_ids=ids_BS.to(place.device), use_cache=False).logits
 
 
 def _check(

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,18 @@ import torch
 from torch import Tensor
 
 from shearling.data.text import documents
+from shearling.engine.place import Need, Place
 from shearling.engine.stream import BlockStream
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
 from shearling.files.writer import check_output, check_space
 from shearling.model.checkpoint import Checkpoint
+from shearling.model.manifest import stamp
 from shearling.pruning.choose import account, keep_layers
 from shearling.pruning.cut import SHARD_BYTES, cut, written_bytes
 from shearling.repair.calibration import Calibration, repair_text
-from shearling.repair.refit import Repair, refit
+from shearling.repair.refit import KEPT_WIDTHS, refit
+from shearling.repair.result import Repair
 from shearling.repair.rotate import require_rotatable, rotate
 from shearling.scoring.blocks.magnitude import magnitude
 from shearling.scoring.blocks.repair import repairable, run_starts
@@ -88,240 +92,262 @@ def kinds(name: str) -> tuple[str, ...]:
     return ("blocks",) * of_blocks + ("units",) * of_units
 
 
-def score_axis(
-    checkpoint: Checkpoint,
-    by: str,
-    axis: str,
-    calibration: Calibration | None,
-    *,
-    seed: int = 0,
-    stream: bool | None = None,
-    progress: Progress = silent,
-) -> UnitScores:
-    """Score the units of one width axis.
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a cut is to be, and how it is chosen.
 
-    Raises:
-        ShearlingError: an unknown criterion or axis, or no text where one is needed.
-    """
-    from shearling.model.manifest import stamp
-
-    started = time.perf_counter()
-    if by not in UNIT_CRITERIA:
-        raise ShearlingError(
-            f"criterion {by!r} does not score units of {axis}; choose one of "
-            f"{', '.join(UNIT_CRITERIA)}."
-        )
-    check_axes(checkpoint.layout, (axis,))
-    ids_NS = _Windows(checkpoint, calibration).of_units(by)
-    blocks = BlockStream(checkpoint, resident=None if stream is None else not stream)
-    found = score_units(blocks, by, ids_NS, [axis], seed=seed, progress=progress)[axis]
-    return found.with_details(
-        **stamp(checkpoint),
-        calibration=calibration.as_json() if calibration else None,
-        seconds=round(time.perf_counter() - started, 2),
-    )
-
-
-def choose(
-    checkpoint: Checkpoint,
-    after: Shape,
-    *,
-    by: str | None = None,
-    calibration: Calibration | None = None,
-    scores: Scores | None = None,
-    keep_blocks: Keep | None = None,
-    repaired: bool = True,
-    rotated: bool = False,
-    protect: tuple[int, int] | None = None,
-    stream: bool | None = None,
-    progress: Progress = silent,
-) -> Choice:
-    """Choose what survives a cut to ``after``.
-
-    Args:
-        checkpoint: the source.
+    Attributes:
         after: every axis with its size after the cut.
         by: criteria, as in :func:`criteria_for`.
-        calibration: text; criteria by magnitude and at random need none.
         scores: of blocks, if they are known already.
         keep_blocks: the surviving blocks, if they are chosen already.
         repaired: whether a repair will follow.
         rotated: cut ``hidden``, if it shrinks, in the stream's principal basis
             (:mod:`shearling.repair.rotate`); no criterion then chooses channels.
         protect: how many of the first and of the last blocks are never removed.
-        stream: read blocks from disk (True), hold the model in memory (False), or as memory allows.
-        progress: told how far the work is.
-
-    Raises:
-        ShearlingError: an impossible shape, an unknown criterion, no text where one is needed.
     """
-    started = time.perf_counter()
-    before = checkpoint.shape
-    checkpoint.family.check(checkpoint.config, after)
-    by_blocks, by_units = criteria_for(by, checkpoint, repaired=repaired)
-    windows = _Windows(checkpoint, calibration)
-    rotated = rotated and after["hidden"] < before["hidden"]
-    widths = _widths(checkpoint, after, windows, rotated=rotated)
-    keep = keep_blocks or Keep()
-    remove = before["layers"] - after["layers"] if keep_blocks is None else 0
-    # What can be refused is refused here, before the model is read.
-    if remove and scores is not None:
-        keep = keep_layers(scores, after["layers"])
-    scoring = remove > 0 and scores is None
-    if scoring:
-        _check_blocks(checkpoint, by_blocks, windows, protect, remove)
-    ids_NS = windows.of_units(by_units) if widths else None
-    if repaired and calibration is not None:
-        windows.of("repair")
-    vocab = _vocabulary(checkpoint, after, windows)
-    blocks = None
-    if scoring or widths:
-        blocks = BlockStream(checkpoint, resident=None if stream is None else not stream)
-    if scoring and blocks is not None:
-        scores = _score_blocks(blocks, by_blocks, windows, protect, remove, progress)
-        keep = keep_layers(scores, after["layers"])
-    options = account(keep, before["layers"], scores) if "layers" in keep.model else {}
-    if blocks is not None and ids_NS is not None:
-        seed = calibration.seed if calibration else 0
-        found = score_units(blocks, by_units, ids_NS, widths, seed=seed, progress=progress)
-        layers = keep.model.get("layers", tuple(range(before["layers"])))
-        scored = after.with_(hidden=before["hidden"]) if rotated else after
-        units = keep_units(found, checkpoint.layout, before, scored, layers)
-        keep = Keep({**keep.model, **units.model}, units.blocks)
-        options |= {"unit_criterion": by_units}
-    hidden = {"hidden": tuple(range(after["hidden"]))} if rotated else {}
-    keep = replace(keep, model={**keep.model, **hidden, **vocab})
-    if calibration is not None:
-        options["calibration"] = calibration.as_json()
-    options["seconds_choosing"] = round(time.perf_counter() - started, 2)
-    return Choice(keep, options, rotated)
+
+    after: Shape
+    by: str | None = None
+    scores: Scores | None = None
+    keep_blocks: Keep | None = None
+    repaired: bool = True
+    rotated: bool = False
+    protect: tuple[int, int] | None = None
 
 
-def _widths(checkpoint: Checkpoint, after: Shape, windows: _Windows, *, rotated: bool) -> list[str]:
+class Run:
+    """One model and one text on their way through a command.
+
+    The model is opened once as a running one, and the text tokenised once, when first needed.
+
+    Attributes:
+        source: the model.
+        calibration: the text; criteria by magnitude and at random need none.
+        place: where blocks run.
+        progress: told how far the work is.
+        notify: told where the model runs, and why, when it is opened.
+    """
+
+    def __init__(
+        self,
+        source: Checkpoint,
+        calibration: Calibration | None = None,
+        *,
+        place: Place | None = None,
+        progress: Progress = silent,
+        notify: Callable[[str], None] = lambda sentence: None,
+    ) -> None:
+        """Nothing is read yet."""
+        self.source, self.calibration = source, calibration
+        self.place = place or Place.best(source, need=repair_need(source, calibration))
+        self.progress, self.notify = progress, notify
+
+    @cached_property
+    def stream(self) -> BlockStream:
+        """The running model."""
+        for line in self.place.lines():
+            self.notify(line)
+        return BlockStream(self.source, self.place)
+
+    @cached_property
+    def windows(self) -> Tensor:
+        """Calibration tokens (samples, length)."""
+        assert self.calibration is not None
+        return self.calibration.windows(self.source)
+
+    @property
+    def seed(self) -> int:
+        """Of every random choice."""
+        return self.calibration.seed if self.calibration else 0
+
+    def text_for(self, by: str) -> Tensor:
+        """The windows, for a criterion or a repair (ShearlingError if there is no text)."""
+        if self.calibration is None:
+            raise ShearlingError(f"criterion {by} runs the model on text; give --calibration FILE.")
+        return self.windows
+
+    def text_for_units(self, by: str) -> Tensor:
+        """The windows, or no tokens for a criterion that looks at none."""
+        return torch.zeros(0, 0, dtype=torch.long) if by in TEXTLESS else self.text_for(by)
+
+    def file_for(self, purpose: str) -> Path:
+        """The text itself (ShearlingError if there is none)."""
+        if self.calibration is None:
+            raise ShearlingError(f"{purpose} is chosen by a text; give --calibration FILE.")
+        return self.calibration.file
+
+    def score_axis(self, by: str, axis: str) -> UnitScores:
+        """Score the units of one width axis.
+
+        Raises:
+            ShearlingError: an unknown criterion or axis, or no text where one is needed.
+        """
+        started = time.perf_counter()
+        if by not in UNIT_CRITERIA:
+            raise ShearlingError(
+                f"criterion {by!r} does not score units of {axis}; choose one of "
+                f"{', '.join(UNIT_CRITERIA)}."
+            )
+        check_axes(self.source.layout, (axis,))
+        ids_NS = self.text_for_units(by)
+        scores = score_units(
+            self.stream, by, ids_NS, [axis], seed=self.seed, progress=self.progress
+        )
+        return scores[axis].with_details(
+            **stamp(self.source),
+            calibration=self.calibration.as_json() if self.calibration else None,
+            seconds=round(time.perf_counter() - started, 2),
+        )
+
+    def choose(self, wanted: Wanted) -> Choice:
+        """Choose what survives a cut.
+
+        What can be refused is refused before the model is read.
+
+        Raises:
+            ShearlingError: an impossible shape, an unknown criterion, no text where one is needed.
+        """
+        started = time.perf_counter()
+        before, after = self.source.shape, wanted.after
+        self.source.family.check(self.source.config, after)
+        by_blocks, by_units = criteria_for(wanted.by, self.source, repaired=wanted.repaired)
+        rotated = wanted.rotated and after["hidden"] < before["hidden"]
+        widths = _widths(self, after, rotated=rotated)
+        keep, scores = wanted.keep_blocks or Keep(), wanted.scores
+        remove = before["layers"] - after["layers"] if wanted.keep_blocks is None else 0
+        if remove and scores is not None:
+            keep = keep_layers(scores, after["layers"])
+        scoring = remove > 0 and scores is None
+        if scoring:
+            _check_blocks(self, by_blocks, wanted.protect, remove)
+        ids_NS = self.text_for_units(by_units) if widths else None
+        if wanted.repaired and self.calibration is not None:
+            self.text_for("repair")
+        vocab = _vocabulary(self, after)
+        if scoring:
+            scores = _score_blocks(self, by_blocks, wanted.protect, remove)
+            keep = keep_layers(scores, after["layers"])
+        options = account(keep, before["layers"], scores) if "layers" in keep.model else {}
+        if ids_NS is not None:
+            units = _keep_units(self, by_units, ids_NS, widths, keep, after, rotated=rotated)
+            keep = Keep({**keep.model, **units.model}, units.blocks)
+            options |= {"unit_criterion": by_units}
+        hidden = {"hidden": tuple(range(after["hidden"]))} if rotated else {}
+        keep = replace(keep, model={**keep.model, **hidden, **vocab})
+        if self.calibration is not None:
+            options["calibration"] = self.calibration.as_json()
+        options["seconds_choosing"] = round(time.perf_counter() - started, 2)
+        return Choice(keep, options, rotated)
+
+    def write(
+        self, choice: Choice, output: Path, *, repaired: bool = True, shard_bytes: int = SHARD_BYTES
+    ) -> Checkpoint:
+        """Cut to a choice, repaired if asked, and prove it.
+
+        Raises:
+            ShearlingError: as :func:`shearling.repair.refit.refit` and
+                :func:`shearling.pruning.cut.cut`.
+        """
+        check_output(output)  # what would be refused at the end, before minutes of repair
+        check_space(output, written_bytes(self.source, choice.keep))
+        if repaired and self.calibration is None:
+            raise ShearlingError(
+                "a repair runs the model on text; give --calibration FILE, or --no-refit."
+            )
+        options = dict(choice.options)
+        with tempfile.TemporaryDirectory(prefix="shearling-") as scratch:
+            cuttable, exact = self.source, self.source
+            if choice.rotated:
+                turned = rotate(
+                    self.stream, self.windows, len(choice.keep.model["hidden"]),
+                    Path(scratch) / "rotated", shard_bytes=shard_bytes, progress=self.progress,
+                )  # fmt: skip
+                options["rotation"] = dict(turned.figures)
+                cuttable, exact = turned.cuttable, turned.exact
+            solved = None
+            if repaired:
+                solved = self._repair(choice, cuttable, exact, Path(scratch))
+                options["repair"] = solved.as_json()
+            return cut(
+                cuttable, choice.keep, output, replaced=solved.replaced if solved else None,
+                options=options, seed=self.calibration.seed if self.calibration else None,
+                place=self.place, shard_bytes=shard_bytes, progress=self.progress,
+            )  # fmt: skip
+
+    def _repair(
+        self, choice: Choice, cuttable: Checkpoint, exact: Checkpoint, directory: Path
+    ) -> Repair:
+        """Solve what a cut of ``cuttable`` leaves anew, towards ``exact``, the source's equal."""
+        assert self.calibration is not None
+        ids_NS = repair_text(self.stream, self.calibration, self.windows, progress=self.progress)
+        source = self.stream if exact is self.source else BlockStream(exact, self.place)
+        return refit(
+            source, choice.keep, ids_NS, directory, cuttable=cuttable,
+            windows=self.calibration.samples, progress=self.progress,
+        )  # fmt: skip
+
+
+def repair_need(source: Checkpoint, calibration: Calibration | None) -> Need:
+    """What a repair keeps of its text between two blocks; a criterion keeps less."""
+    if calibration is None:
+        return Need()
+    copies = 1 + len(calibration.shares)
+    sequences = copies * calibration.samples + calibration.sequences
+    shape = source.shape
+    widest = max(shape["mlp"], shape["heads"] * shape["head_dim"])
+    return Need(sequences * calibration.length, KEPT_WIDTHS * shape["hidden"] + widest)
+
+
+def _keep_units(
+    run: Run, by: str, ids_NS: Tensor, widths: list[str], keep: Keep, after: Shape, *, rotated: bool
+) -> Keep:
+    """The units that survive on the axes that shrink."""
+    before, layout = run.source.shape, run.source.layout
+    scores = score_units(run.stream, by, ids_NS, widths, seed=run.seed, progress=run.progress)
+    layers = keep.model.get("layers", tuple(range(before["layers"])))
+    scored = after.with_(hidden=before["hidden"]) if rotated else after
+    return keep_units(scores, layout, before, scored, layers)
+
+
+def _widths(run: Run, after: Shape, *, rotated: bool) -> list[str]:
     """The axes that shrink and whose units a criterion chooses: not those of a rotated stream."""
-    widths = [axis for axis in _WIDTHS if after.get(axis) != checkpoint.shape.get(axis)]
+    widths = [axis for axis in _WIDTHS if after.get(axis) != run.source.shape.get(axis)]
     if rotated:
-        require_rotatable(checkpoint)
-        windows.file("the stream's basis")
+        require_rotatable(run.source)
+        run.file_for("the stream's basis")
         widths.remove("hidden")
     return widths
 
 
-def _vocabulary(checkpoint: Checkpoint, after: Shape, windows: _Windows) -> dict[str, Indices]:
+def _vocabulary(run: Run, after: Shape) -> dict[str, Indices]:
     """The tokens that stay, if some are to go."""
-    if after["vocab"] == checkpoint.shape["vocab"]:
+    if after["vocab"] == run.source.shape["vocab"]:
         return {}
     from shearling.pruning.vocabulary import choose_tokens
 
-    text = documents(windows.file("a smaller vocabulary"))
-    return {"vocab": choose_tokens(checkpoint.path, text, after["vocab"])}
+    text = documents(run.file_for("a smaller vocabulary"))
+    return {"vocab": choose_tokens(run.source.path, text, after["vocab"])}
 
 
-def prune_to(
-    checkpoint: Checkpoint,
-    choice: Choice,
-    output: Path,
-    *,
-    calibration: Calibration | None = None,
-    repaired: bool = True,
-    stream: bool | None = None,
-    shard_bytes: int = SHARD_BYTES,
-    progress: Progress = silent,
-) -> Checkpoint:
-    """Cut to a choice, repaired if asked, and prove it.
-
-    Raises:
-        ShearlingError: as :func:`shearling.repair.refit.refit` and
-            :func:`shearling.pruning.cut.cut`.
-    """
-    check_output(output)  # what would be refused at the end, before minutes of repair
-    check_space(output, written_bytes(checkpoint, choice.keep))
-    options = dict(choice.options)
-    with tempfile.TemporaryDirectory(prefix="shearling-") as scratch:
-        solved: Repair | None = None
-        cuttable, reference = checkpoint, None
-        if choice.rotated:
-            assert calibration is not None, "a choice in a rotated stream is made with text"
-            turned = rotate(
-                checkpoint, calibration.windows(checkpoint), len(choice.keep.model["hidden"]),
-                Path(scratch) / "rotated", stream=stream, shard_bytes=shard_bytes,
-                progress=progress,
-            )  # fmt: skip
-            cuttable, reference = turned.cuttable, turned.exact
-            options["rotation"] = dict(turned.figures)
-        if repaired:
-            if calibration is None:
-                raise ShearlingError(
-                    "a repair runs the model on text; give --calibration FILE, or --no-refit."
-                )
-            ids_NS = repair_text(checkpoint, calibration, stream=stream, progress=progress)
-            solved = refit(
-                cuttable, choice.keep, ids_NS, Path(scratch), reference=reference,
-                windows=calibration.samples, stream=stream, progress=progress,
-            )  # fmt: skip
-            options["repair"] = solved.as_json()
-        return cut(
-            cuttable, choice.keep, output, replaced=solved.replaced if solved else None,
-            options=options, seed=calibration.seed if calibration else None, stream=stream,
-            shard_bytes=shard_bytes, progress=progress,
-        )  # fmt: skip
-
-
-class _Windows:
-    """Calibration windows, read once when they are first needed."""
-
-    def __init__(self, checkpoint: Checkpoint, calibration: Calibration | None) -> None:
-        self._checkpoint, self._calibration = checkpoint, calibration
-        self._ids: Tensor | None = None
-
-    def file(self, what: str) -> Path:
-        if self._calibration is None:
-            raise ShearlingError(f"{what} is chosen by a text; give --calibration FILE.")
-        return self._calibration.file
-
-    def of(self, by: str) -> Tensor:
-        if self._calibration is None:
-            raise ShearlingError(f"criterion {by} runs the model on text; give --calibration FILE.")
-        if self._ids is None:
-            self._ids = self._calibration.windows(self._checkpoint)
-        return self._ids
-
-    def of_units(self, by: str) -> Tensor:
-        """The windows, or no tokens for a criterion that looks at none."""
-        return torch.zeros(0, 0, dtype=torch.long) if by in TEXTLESS else self.of(by)
-
-
-def _check_blocks(
-    checkpoint: Checkpoint,
-    by: str,
-    windows: _Windows,
-    protect: tuple[int, int] | None,
-    remove: int,
-) -> None:
+def _check_blocks(run: Run, by: str, protect: tuple[int, int] | None, remove: int) -> None:
     """Raise ShearlingError if blocks cannot be scored so."""
-    name, protected = protected_blocks(by, protect, checkpoint.shape["layers"], remove)
+    name, protected = protected_blocks(by, protect, run.source.shape["layers"], remove)
     if name != "magnitude":
-        sequences = len(windows.of(by))
+        sequences = len(run.text_for(by))
         if name == "repair":
-            run_starts(checkpoint, sequences, protected, remove)
+            run_starts(run.source, sequences, protected, remove)
 
 
-def _score_blocks(
-    blocks: BlockStream,
-    by: str,
-    windows: _Windows,
-    protect: tuple[int, int] | None,
-    remove: int,
-    progress: Progress,
-) -> Scores:
-    name, protected = protected_blocks(by, protect, blocks.depth, remove)
+def _score_blocks(run: Run, by: str, protect: tuple[int, int] | None, remove: int) -> Scores:
+    name, protected = protected_blocks(by, protect, run.source.shape["layers"], remove)
     if name == "magnitude":
-        scores = magnitude(blocks.checkpoint, protected=protected, progress=progress)
+        scores = magnitude(run.source, protected=protected, progress=run.progress)
     else:
-        ids_NS = windows.of(by)
+        ids_NS = run.text_for(by)
         if name != "repair":
             ids_NS = ids_NS[:BLOCK_SAMPLES, :BLOCK_LENGTH]
         scores = score_tokens(
-            blocks, name, ids_NS, protected=protected, remove=remove, progress=progress
+            run.stream, name, ids_NS, protected=protected, remove=remove, progress=run.progress
         )
-    return replace(require_finite(scores, blocks.checkpoint, by), criterion=by)
+    return replace(require_finite(scores, run.source, by), criterion=by)

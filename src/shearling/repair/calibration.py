@@ -82,25 +82,28 @@ class Tokens(Calibration):
 
 
 def repair_text(
-    checkpoint: Checkpoint,
+    source: BlockStream,
     calibration: Calibration,
+    ids_NS: Tensor,
     *,
-    stream: bool | None = None,
     progress: Progress = silent,
 ) -> Tensor:
     """What a repair is solved on: the windows, copies of them, and what the model writes itself.
 
-    A model that is streamed writes nothing: every token would be a walk through all of it.
+    A model that is not resident writes nothing: every token would be a walk through all of it.
+
+    Args:
+        source: the model.
+        calibration: how the text is used.
+        ids_NS: its windows.
+        progress: told how far the work is.
 
     Returns:
         Tokens (sequences, length); the windows come first, and what is some multiple of
         ``calibration.samples`` behind a window derives from it.
     """
-    ids_NS = calibration.windows(checkpoint)
-    blocks = BlockStream(checkpoint, resident=None if stream is None else not stream)
     seed = calibration.seed
-    found = [augment(blocks, ids_NS, shares=calibration.shares, seed=seed, progress=progress)]
-    if blocks.resident:
-        del blocks  # the weights are loaded once more
-        found += [write(checkpoint, ids_NS, calibration.sequences, seed=seed, progress=progress)]
-    return torch.cat(found)
+    parts = [augment(source, ids_NS, shares=calibration.shares, seed=seed, progress=progress)]
+    if source.place.weights == "resident":
+        parts.append(write(source, ids_NS, calibration.sequences, seed=seed, progress=progress))
+    return torch.cat(parts)

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from shearling.engine.stream import LOGITS_BYTES, BlockStream
+from shearling.engine.stream import BlockStream
 from shearling.files.progress import Progress, silent
 
 TOKENS = 6144  # a vector of some hundred numbers is settled by less
@@ -31,7 +31,7 @@ STEPS = 8
 STAGE = "fitting the final norm"
 ROUNDING = 1e-9  # nats; the cut and the source say the same
 
-States = tuple[Tensor, Tensor, Tensor]  # tokens (B, S), the source's last state, the cut's
+Triple = tuple[Tensor, Tensor, Tensor]  # tokens (B, S), the source's last state, the cut's
 
 
 def gain_name(stream: BlockStream) -> str | None:
@@ -54,8 +54,8 @@ def some(numbers: Sequence[int], tokens: int) -> list[int]:
 def fit_gain(
     source: BlockStream,
     cut: BlockStream,
-    fit: Sequence[States],
-    held: Sequence[States],
+    fit: Sequence[Triple],
+    held: Sequence[Triple],
     *,
     progress: Progress = silent,
 ) -> tuple[Tensor, float, float] | None:
@@ -116,7 +116,7 @@ class _Objective:
     """The mean divergence in nats a token; its gradient is left on the gain."""
 
     def __init__(
-        self, source: BlockStream, cut: BlockStream, states: Sequence[States], gain: nn.Parameter
+        self, source: BlockStream, cut: BlockStream, states: Sequence[Triple], gain: nn.Parameter
     ) -> None:
         self.source, self.cut, self.states, self.gain = source, cut, states, gain
         self.tokens = sum(ids_BS.numel() for ids_BS, _, _ in states)
@@ -152,15 +152,14 @@ class _Objective:
         return self.gain.detach().clone(), slope_D, value
 
 
-def _slices(stream: BlockStream, states: Sequence[States]) -> Iterator[States]:
+def _slices(stream: BlockStream, states: Sequence[Triple]) -> Iterator[tuple[Tensor, ...]]:
     """As many sequences at a time as logits are to be alive of."""
-    for ids_BS, h_BSD, c_BSE in states:
-        rows = max(1, LOGITS_BYTES // (4 * ids_BS.shape[1] * stream.checkpoint.shape["vocab"]))
-        yield from zip(ids_BS.split(rows), h_BSD.split(rows), c_BSE.split(rows), strict=True)
+    for batch in states:
+        yield from stream.slices(*batch)
 
 
 def _divergence(
-    source: BlockStream, cut: BlockStream, states: Sequence[States], *, backward: bool
+    source: BlockStream, cut: BlockStream, states: Sequence[Triple], *, backward: bool
 ) -> float:
     """Mean nats a token; with ``backward``, gradients are left on the gain."""
     total = sum(ids_BS.numel() for ids_BS, _, _ in states)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class Solved:
     """What one writer's repair achieved.
 
     Attributes:
@@ -43,7 +43,7 @@ class Repair:
     """
 
     replaced: Mapping[str, Callable[[], Tensor]]
-    steps: tuple[Step, ...]
+    steps: tuple[Solved, ...]
     warnings: tuple[str, ...]
     seconds: float
     tokens: int

@@ -18,8 +18,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from shearling.engine.products import fast_products
-from shearling.engine.stream import LOGITS_BYTES, BlockStream
+from shearling.engine.states import MAIN, States
+from shearling.engine.stream import BlockStream
+from shearling.engine.walk import Text, forward
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
 
@@ -27,7 +28,6 @@ SHARES = (0.5,)
 
 
 @torch.inference_mode()
-@fast_products()
 def augment(
     stream: BlockStream,
     ids_NS: Tensor,
@@ -59,28 +59,27 @@ def augment(
     if not shares:
         return ids_NS
     generator = torch.Generator().manual_seed(seed)
-    batches = stream.batches(ids_NS)
-    begun = [stream.begin(ids_BS) for ids_BS in batches]
-    states = [h_BSD for h_BSD, _ in begun]
-    for index in range(stream.depth):
-        with stream.block(index) as block:
-            states = [
-                calls[index](block, h_BSD) for (_, calls), h_BSD in zip(begun, states, strict=True)
-            ]
-        progress("rewriting calibration text", index + 1, stream.depth)
     copies: list[list[Tensor]] = [[] for _ in shares]
-    for ids_BS, h_BSD in zip(batches, states, strict=True):
-        rows = max(1, LOGITS_BYTES // (4 * ids_BS.shape[1] * stream.checkpoint.shape["vocab"]))
-        for ids, h in zip(ids_BS.split(rows), h_BSD.split(rows), strict=True):
-            # One running sum serves the draws of all copies.
-            sums_TV = stream.logits(h, ids)[:, :-1].flatten(0, 1).float().softmax(-1).cumsum_(-1)
-            for copy, share in zip(copies, shares, strict=True):
-                at_T1 = torch.rand(len(sums_TV), 1, generator=generator)
-                said = draw(sums_TV, at_T1).view(len(ids), ids.shape[1] - 1)
-                chosen = torch.rand(said.shape, generator=generator) < share
-                rest = torch.where(chosen, said, ids[:, 1:])
-                copy.append(torch.cat([ids[:, :1], rest], 1))
+    with stream.place.running(), States(stream.place) as states:
+        text = Text(stream, states).begin(stream.batches(ids_NS))
+        for step in forward(text, "rewriting calibration text", progress):
+            step.finish()
+        for number, ids_BS in enumerate(text.batches):
+            for ids, h in stream.slices(ids_BS, states.take(MAIN, number)):
+                # One running sum serves the draws of all copies.
+                sums_TV = stream.logits(h, ids)[:, :-1].flatten(0, 1).float().softmax(-1)
+                sums_TV.cumsum_(-1)
+                for copy, share in zip(copies, shares, strict=True):
+                    copy.append(_rewritten(ids, sums_TV, share, generator))
     return torch.cat([ids_NS, *(torch.cat(copy) for copy in copies)])
+
+
+def _rewritten(ids_BS: Tensor, sums_TV: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """A copy of sequences in which a share of the tokens behind the first is drawn anew."""
+    at_T1 = torch.rand(len(sums_TV), 1, generator=generator).to(sums_TV.device)
+    said = draw(sums_TV, at_T1).view(len(ids_BS), ids_BS.shape[1] - 1).to(ids_BS.device)
+    chosen = torch.rand(said.shape, generator=generator) < share
+    return torch.cat([ids_BS[:, :1], torch.where(chosen, said, ids_BS[:, 1:])], 1)
 
 
 def draw(sums_TV: Tensor, at_T1: Tensor) -> Tensor:

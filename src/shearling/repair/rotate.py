@@ -38,7 +38,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shearling.engine.products import fast_products
+from shearling.engine.place import Place
+from shearling.engine.states import States
 from shearling.engine.stream import BlockStream
 from shearling.engine.views.rotated import (
     STREAM,
@@ -50,7 +51,7 @@ from shearling.engine.views.rotated import (
     turn,
     write,
 )
-from shearling.engine.walk import check_state, forward_walk
+from shearling.engine.walk import Text, check_state, forward, logits_of
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
 from shearling.model.checkpoint import Checkpoint
@@ -105,14 +106,12 @@ def require_rotatable(checkpoint: Checkpoint) -> None:
 
 
 @torch.no_grad()
-@fast_products()
 def rotate(
-    checkpoint: Checkpoint,
+    source: BlockStream,
     ids_NS: Tensor,
     keep: int,
     directory: Path,
     *,
-    stream: bool | None = None,
     shard_bytes: int = 10**9,
     progress: Progress = silent,
 ) -> Rotation:
@@ -121,11 +120,10 @@ def rotate(
     Memory is that of one block or shard, and of a few matrices of D x D.
 
     Args:
-        checkpoint: the source; never written to.
+        source: the model; never written to.
         ids_NS: calibration tokens (N, S).
         keep: how many channels are to stay, K; the basis of a tied model depends on it.
         directory: where the rotated weights are put, of the source's types; a new one.
-        stream: read blocks from disk (True), hold the model in memory (False), or as memory allows.
         shard_bytes: largest size of a weight file.
         progress: told how far the work is.
 
@@ -134,21 +132,19 @@ def rotate(
             disk, or the proof fails.
     """
     started = time.perf_counter()
+    checkpoint = source.checkpoint
     require_rotatable(checkpoint)
     norms = norms_of(checkpoint.layout)
     assert norms is not None
-    blocks = BlockStream(checkpoint, resident=None if stream is None else not stream)
-    thrifty = not blocks.resident
-    covariance_DD = _covariance(blocks, ids_NS, norms, progress)
-    del blocks
-    names = norms.names(checkpoint.shape["layers"])
-    gains = {name: tensor.double() for name, tensor in checkpoint.read(names)}
+    gains = {n: t.double() for n, t in checkpoint.read(norms.names(checkpoint.shape["layers"]))}
     tied = bool(tied_heads(checkpoint.layout))
-    basis_DD, share = _basis(covariance_DD, keep, gains[norms.head] if tied else None)
-    turned = turn(checkpoint, norms, basis_DD, gains)
-    turned = dataclasses.replace(turned, sizes_D=column_sizes(turned))
-    proof = _prove(checkpoint, turned, progress, thrifty=thrifty)
-    exact = write(turned, directory, shard_bytes, progress)
+    with source.place.running():
+        covariance_DD = _covariance(source, ids_NS, norms, progress)
+        basis_DD, share = _basis(covariance_DD, keep, gains[norms.head] if tied else None)
+        turned = turn(checkpoint, norms, basis_DD, gains)
+        turned = dataclasses.replace(turned, sizes_D=column_sizes(turned))
+        proof = _prove(checkpoint, turned, source.place, progress)
+        exact = write(turned, directory, shard_bytes, progress)
     cuttable = exact
     if tied:
         gain_D = torch.einsum("dk,d,dk->k", basis_DD, gains[norms.head], basis_DD)
@@ -166,27 +162,29 @@ def rotate(
 def _covariance(stream: BlockStream, ids_NS: Tensor, norms: Norms, tell: Progress) -> Tensor:
     """Second moments (D, D) of the states at all norms, each token's of trace 1 at each."""
     width = stream.checkpoint.shape["hidden"]
-    sum_DD = torch.zeros(width, width, dtype=torch.float64)
+    sum_DD = torch.zeros(width, width, dtype=torch.float64, device=stream.place.device)
 
     def add(h_BSD: Tensor) -> None:
-        h_TD = h_BSD.flatten(0, 1)
+        h_TD = h_BSD.flatten(0, 1).float()
         h_TD = h_TD / h_TD.norm(dim=-1, keepdim=True).clamp_min(1e-30)
         sum_DD.add_(h_TD.T @ h_TD)
 
     prefix = f"{stream.checkpoint.family.blocks}.{{}}."
     inside = [n.removeprefix(prefix).removesuffix(".weight") for n in (norms.heads, norms.mlp)]
-    for index, block, passes in forward_walk(stream, ids_NS, "finding the stream's axes", tell):
-        hooks = [
-            block.get_submodule(path).register_forward_pre_hook(lambda _, args: add(args[0]))
-            for path in inside
-        ]
-        for h_BSD in passes:
-            check_state(index, h_BSD)
-            if index == stream.depth - 1:
-                add(h_BSD)
-        for hook in hooks:
-            hook.remove()
-    return sum_DD
+    with States(stream.place) as states:
+        text = Text(stream, states).begin(stream.batches(ids_NS))
+        for step in forward(text, "finding the stream's axes", tell):
+            hooks = [
+                step.block.get_submodule(path).register_forward_pre_hook(lambda _, a: add(a[0]))
+                for path in inside
+            ]
+            for run in step.passes:
+                check_state(step.index, run.after_BSD)
+                if step.index == stream.depth - 1:
+                    add(run.after_BSD)
+            for hook in hooks:
+                hook.remove()
+    return sum_DD.cpu()
 
 
 def _basis(covariance_DD: Tensor, keep: int, gain_D: Tensor | None) -> tuple[Tensor, float]:
@@ -204,7 +202,7 @@ def _basis(covariance_DD: Tensor, keep: int, gain_D: Tensor | None) -> tuple[Ten
 
 
 def _prove(
-    source: Checkpoint, turned: Checkpoint, progress: Progress, *, thrifty: bool
+    source: Checkpoint, turned: Checkpoint, place: Place, progress: Progress
 ) -> dict[str, Any]:
     """How far the rotated model's logits are from the source's, before rounding.
 
@@ -219,9 +217,9 @@ def _prove(
     relative, dtype = math.inf, torch.float32
     for dtype in (torch.float32, torch.float64):
         progress("proving the rotation", 0, 2)
-        expected_BSV = _logits(source, ids_BS, dtype, thrifty)
+        expected_BSV = logits_of(BlockStream(source, place.for_proof(dtype)), ids_BS)
         progress("proving the rotation", 1, 2)
-        found_BSV = _logits(turned, ids_BS, dtype, thrifty)
+        found_BSV = logits_of(BlockStream(turned, place.for_proof(dtype)), ids_BS)
         progress("proving the rotation", 2, 2)
         largest = max(float(expected_BSV.abs().max()), 1e-30)
         relative = float((found_BSV - expected_BSV).abs().max()) / largest
@@ -236,13 +234,3 @@ def _prove(
     return {
         "max_relative_difference": relative, "tokens": ids_BS.numel(), "computed_in": computed_in,
     }  # fmt: skip
-
-
-def _logits(checkpoint: Checkpoint, ids_BS: Tensor, dtype: torch.dtype, thrifty: bool) -> Tensor:
-    # Each block is needed once, so none is kept, whether or not there is memory for all.
-    stream = BlockStream(checkpoint, resident=False, dtype=dtype, thrifty=thrifty)
-    h_BSD, calls = stream.begin(ids_BS)
-    for index, call in enumerate(calls):
-        with stream.block(index) as block:
-            h_BSD = call(block, h_BSD)
-    return stream.logits(h_BSD, ids_BS)

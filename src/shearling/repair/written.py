@@ -15,13 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from shearling.engine.products import fast_products
+from shearling.engine.stream import BlockStream
 from shearling.files.progress import Progress, silent
 from shearling.model.checkpoint import Checkpoint
-from shearling.model.loading import load_model
 from shearling.repair.rewritten import draw
 
 PREFIX = 4  # tokens of the real text: enough for a subject, too few to bind the rest
@@ -30,7 +29,7 @@ CACHE_BYTES = 2 * 2**30  # of keys and values alive at once
 
 @torch.no_grad()  # in inference mode, weights could not be packed
 def write(
-    checkpoint: Checkpoint,
+    stream: BlockStream,
     ids_NS: Tensor,
     sequences: int,
     *,
@@ -39,13 +38,13 @@ def write(
 ) -> Tensor:
     """Sequences that the model writes, each from ``PREFIX`` neighbouring tokens of a window.
 
-    The stock model is held in memory, and a second time in the order that fast products want.
-    Every token is drawn from the model's whole distribution; an end of text does not end a
-    sequence, as in packed text. What is drawn does not depend on how many are written at once,
-    but for the rounding of products.
+    The model is resident, and on a processor its weights are there a second time in the order
+    that fast products want. Every token is drawn from the model's whole distribution; an end of
+    text does not end a sequence, as in packed text. What is drawn does not depend on how many are
+    written at once, but for the rounding of products.
 
     Args:
-        checkpoint: the model that writes.
+        stream: the model that writes.
         ids_NS: windows (N, S) of real text.
         sequences: how many to write.
         seed: of every draw.
@@ -58,29 +57,26 @@ def write(
     prefix = min(PREFIX, length)
     if sequences == 0 or prefix == length:
         return ids_NS[:0]
-    model = load_model(checkpoint.path)
     generator = torch.Generator().manual_seed(seed)
-    found = torch.cat(
-        [
-            _starts(ids_NS, sequences, prefix, generator),
-            ids_NS.new_empty(sequences, length - prefix),
-        ],
-        1,
-    )
+    starts = _starts(ids_NS, sequences, prefix, generator)
+    written_NS = torch.cat([starts, ids_NS.new_empty(sequences, length - prefix)], 1)
     at_NT = torch.rand(sequences, length - prefix, generator=generator)
-    most = max(1, CACHE_BYTES // (_cached_bytes(checkpoint) * length))
+    most = max(1, CACHE_BYTES // (_cached_bytes(stream.checkpoint) * length))
     batches = -(-sequences // most)
-    with fast_products(packed=None):
+    parts = []
+    with stream.place.running(packed=None), stream.whole() as model:
         for number, (ids_BS, at_BT) in enumerate(
-            zip(found.tensor_split(batches), at_NT.tensor_split(batches), strict=True)
+            zip(written_NS.tensor_split(batches), at_NT.tensor_split(batches), strict=True)
         ):
             done = number * at_BT.shape[1]
+            ids_BS, at_BT = ids_BS.to(stream.place.device), at_BT.to(stream.place.device)
             for step in _continue(model, ids_BS, at_BT):
                 progress("writing calibration text", done + step, batches * at_BT.shape[1])
-    return found
+            parts.append(ids_BS.cpu())
+    return torch.cat(parts)
 
 
-def _continue(model: PreTrainedModel, ids_BS: Tensor, at_BT: Tensor) -> Iterator[int]:
+def _continue(model: Any, ids_BS: Tensor, at_BT: Tensor) -> Iterator[int]:
     """Fill the last T tokens of each row by its draws; tells how many are filled."""
     start = ids_BS.shape[1] - at_BT.shape[1]
     cache = DynamicCache(config=model.config)

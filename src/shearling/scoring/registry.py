@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from shearling.data.text import calibration_windows, documents
+from shearling.engine.place import Place
 from shearling.engine.stream import BlockStream
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
@@ -33,7 +34,7 @@ def score(
     samples: int = 10,
     length: int = 128,
     seed: int = 0,
-    stream: bool | None = None,
+    place: Place | None = None,
     protect: tuple[int, int] | None = None,
     remove: int | None = None,
     progress: Progress = silent,
@@ -48,8 +49,7 @@ def score(
         samples: number of calibration sequences.
         length: tokens in each.
         seed: of the choice of sequences.
-        stream: read blocks from disk as they are needed (True), hold the model in memory (False),
-            or go by the memory that is free (None).
+        place: where it runs; chosen by the memory that is free, if not given.
         protect: how many of the first and of the last blocks are never removed; default by
             criterion.
         remove: how many blocks are to go: refused beforehand if too many are protected, and for
@@ -73,7 +73,7 @@ def score(
     ids_NS = calibration_windows(
         documents(calibration), checkpoint.tokenizer(), samples=samples, length=length, seed=seed
     )
-    blocks = BlockStream(checkpoint, resident=None if stream is None else not stream)
+    blocks = BlockStream(checkpoint, place or Place.best(checkpoint))
     scores = score_tokens(
         blocks, name, ids_NS, protected=protected, remove=remove, progress=progress
     )

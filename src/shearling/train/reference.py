@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from shearling.data.store import IGNORED
-from shearling.engine.products import fast_products
+from shearling.engine.place import Place
 from shearling.engine.stream import BlockStream
 from shearling.engine.walk import last_states
 from shearling.errors import ShearlingError
@@ -127,7 +127,7 @@ def measure(
     store: Held,
     sequences: int = SEQUENCES,
     *,
-    stream: bool | None = None,
+    place: Place | None = None,
     progress: Progress = silent,
 ) -> dict[str, float]:
     """A model's own losses on the held-out part of each domain, computed in float32.
@@ -139,8 +139,7 @@ def measure(
         model: a model, or where it is.
         store: tokens; the first ``sequences`` held-out sequences of each domain are taken.
         sequences: at most so many of each domain.
-        stream: read blocks from disk as they are needed (True), hold the model in memory (False),
-            or go by the memory that is free (None).
+        place: where it runs; chosen by the memory that is free, if not given.
         progress: told the block runs done.
 
     Returns:
@@ -152,8 +151,9 @@ def measure(
     """
     checkpoint = model if isinstance(model, Checkpoint) else Checkpoint.open(model)
     text = {domain: _held_out(store, domain, sequences) for domain in store.domains}
-    with torch.inference_mode(), fast_products():
-        walk = BlockStream(checkpoint, resident=None if stream is None else not stream)
+    place = place or Place.best(checkpoint)
+    with torch.inference_mode(), place.running():
+        walk = BlockStream(checkpoint, place)
         batches = [
             (domain, ids_BS, labels_BS)
             for domain, (ids_NS, labels_NS) in text.items()
@@ -172,7 +172,9 @@ def measure(
             zip(batches, states, strict=True)
         ):
             nll_BT = walk.nll(h_BSD, ids_BS)
-            sums[domain] += float(nll_BT[labels_BS[:, 1:] != IGNORED].double().sum())
+            sums[domain] += float(
+                nll_BT[(labels_BS[:, 1:] != IGNORED).to(nll_BT.device)].double().sum()
+            )
             tell(number)
     means = {
         domain: sums[domain] / int((labels_NS[:, 1:] != IGNORED).sum())

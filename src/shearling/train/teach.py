@@ -20,8 +20,8 @@ from shearling.data import teacher as caches
 from shearling.data.pack import PLAN
 from shearling.data.store import UNFINISHED, Store
 from shearling.data.teacher import KIND, VERSION, Cache, id_dtype, log_mass_outside, shard_name
-from shearling.engine.products import fast_products
-from shearling.engine.stream import LOGITS_BYTES, BlockStream
+from shearling.engine.place import Place
+from shearling.engine.stream import BlockStream
 from shearling.engine.walk import last_states
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
@@ -94,7 +94,7 @@ def check(teacher: Checkpoint, store: Store, output: Path, top: int) -> None:
 
 
 def teach(
-    teacher: Checkpoint, store: Store, output: Path, *, top: int = TOP, stream: bool | None = None,
+    teacher: Checkpoint, store: Store, output: Path, *, top: int = TOP, place: Place | None = None,
     progress: Progress = silent,
 ) -> Cache:  # fmt: skip
     """Keep a model's likeliest next tokens for every train sequence of a store.
@@ -107,8 +107,7 @@ def teach(
         store: packed text of the same tokenizer.
         output: a new directory, or one where the same was begun.
         top: tokens kept of each distribution; the mass of all others is kept as one number.
-        stream: read blocks from disk as they are needed (True), hold the model in memory (False),
-            or go by the memory that is free (None).
+        place: where the teacher runs; chosen by the memory that is free, if not given.
         progress: told the sequences done.
 
     Raises:
@@ -129,7 +128,10 @@ def teach(
             rows = sum(count for *_, count in left)
             check_space(output, rows * caches.row_bytes(store.length, top, plan["vocab"]))
             write_json(unfinished / PLAN, plan)
-            _walk(teacher, store, output, top, shards, left, stream, progress)
+            if left:
+                walk = BlockStream(teacher, place or Place.best(teacher))
+                total = sum(count for *_, count in shards)
+                _compute(walk, store, output, plan["top"], left, total, progress)
             files = _described(output, [shard_name(*shard[:2]) for shard in shards], progress)
             write_json(output / caches.MANIFEST, plan | {"versions": versions(), "files": files})
         (unfinished / PLAN).unlink(missing_ok=True)
@@ -183,17 +185,12 @@ def _shards(store: Store, rows: int) -> list[tuple[str, int, int]]:
 
 
 @torch.inference_mode()
-@fast_products()
-def _walk(
-    teacher: Checkpoint, store: Store, output: Path, top: int,
-    shards: Sequence[tuple[str, int, int]], left: Sequence[tuple[str, int, int]],
-    stream: bool | None, progress: Progress,
+def _compute(
+    walk: BlockStream, store: Store, output: Path, top: int, left: Sequence[tuple[str, int, int]],
+    total: int, progress: Progress,
 ) -> None:  # fmt: skip
     """Compute and write the shards that are left; each is there when it is whole."""
-    if not left:
-        return
-    walk = BlockStream(teacher, resident=None if stream is None else not stream)
-    total = sum(count for *_, count in shards)
+    name = walk.checkpoint.name
     done = float(total - sum(count for *_, count in left))
     for domain, first, count in left:
         ids_NS, _ = store.sequences(domain)[range(first, first + count)]
@@ -202,17 +199,18 @@ def _walk(
         def tell(number: int, batches: Sequence[Tensor] = batches) -> None:
             nonlocal done
             done += len(batches[number]) / (walk.depth + 1)
-            progress(f"running {teacher.name}", min(round(done, 2), total), total)
+            progress(f"running {name}", min(round(done, 2), total), total)
 
-        found: list[tuple[Tensor, Tensor, Tensor]] = []
-        states = last_states(walk, batches, tell)
-        for number, (ids_BS, h_BSD) in enumerate(zip(batches, states, strict=True)):
-            found += _likeliest(walk, ids_BS, h_BSD, top)
-            tell(number)
-        ids_NPK, logp_NPK, rest_NP = (torch.cat(each) for each in zip(*found, strict=True))
+        parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        with walk.place.running():
+            states = last_states(walk, batches, tell)
+            for number, (ids_BS, h_BSD) in enumerate(zip(batches, states, strict=True)):
+                parts += _likeliest(walk, ids_BS, h_BSD, top)
+                tell(number)
+        ids_NPK, logp_NPK, rest_NP = (torch.cat(each) for each in zip(*parts, strict=True))
         if not rest_NP.isfinite().all() or logp_NPK.isnan().any():
             raise ShearlingError(
-                f"{teacher.name} computes values that are not numbers on the domain {domain}; "
+                f"{name} computes values that are not numbers on the domain {domain}; "
                 "check its weights."
             )
         _write(output, shard_name(domain, first), ids_NPK, logp_NPK, rest_NP)
@@ -223,15 +221,14 @@ def _likeliest(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Ids (B, P, K), log-probabilities and the rest (B, P), as stored, a slice of B at a time."""
     vocab = walk.checkpoint.shape["vocab"]
-    rows = max(1, LOGITS_BYTES // (4 * ids_BS.shape[1] * vocab))
-    for ids, h in zip(ids_BS.split(rows), h_BSD.split(rows), strict=True):
+    for ids, h in walk.slices(ids_BS, h_BSD):
         found = []
         for logits_TV in walk.logits(h, ids)[:, :-1].flatten(0, 1).float().split(CHUNK):
             norm_T1 = logits_TV.logsumexp(-1, keepdim=True)
             logits_TK, ids_TK = logits_TV.topk(top)
             rest_T = (log_mass_outside(logits_TV, ids_TK) - norm_T1.squeeze(-1)).exp()
             found.append((ids_TK, logits_TK - norm_T1, rest_T))
-        ids_TK, logp_TK, rest_T = (torch.cat(each) for each in zip(*found, strict=True))
+        ids_TK, logp_TK, rest_T = (torch.cat(each).cpu() for each in zip(*found, strict=True))
         shape = (len(ids), -1, top)
         yield (
             ids_TK.to(torch.int32).to(id_dtype(vocab)).view(shape),

@@ -19,7 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from shearling.engine.place import Place
 from shearling.engine.stream import BlockStream
+from shearling.engine.walk import logits_of
 from shearling.model.checkpoint import Checkpoint
 from shearling.table.axes import Indices, Keep, Row, Selection, Shape
 
@@ -33,8 +35,7 @@ def masked_logits(
     ids_BS: Tensor,
     *,
     replaced: Mapping[str, Tensor] | None = None,
-    resident: bool = False,
-    dtype: torch.dtype = torch.float32,
+    place: Place | None = None,
 ) -> Tensor:
     """Logits of the source with what ``keep`` removes masked.
 
@@ -44,8 +45,7 @@ def masked_logits(
         ids_BS: tokens, in the source's numbering; only kept ones make sense.
         replaced: tensors of the result that are no cuts of the source's, by their name and in
             their shape there; they are put back into the source's geometry, zeros elsewhere.
-        resident: hold the model in memory, or read block by block.
-        dtype: what is computed in.
+        place: where it runs; the processor, block by block, if not given.
 
     Returns:
         Logits (B, S, V), V being the kept tokens, in order.
@@ -54,12 +54,8 @@ def masked_logits(
         ShearlingError: ``keep`` is not possible.
     """
     masked = _masked(checkpoint, keep, replaced or {})
-    stream = _MaskedStream(masked, keep, resident=resident, dtype=dtype)
-    h_BSD, calls = stream.begin(ids_BS)
-    for index in keep.model.get("layers", range(stream.depth)):
-        with stream.block(index) as block:
-            h_BSD = calls[index](block, h_BSD)
-    logits_BSV = stream.logits(h_BSD, ids_BS)
+    stream = _MaskedStream(masked, keep, place or Place.cpu(streamed=True))
+    logits_BSV = logits_of(stream, ids_BS, keep.model.get("layers"))
     vocab = keep.model.get("vocab")
     return logits_BSV if vocab is None else logits_BSV[..., list(vocab)]
 
@@ -133,10 +129,8 @@ def _scatter(tensor: Tensor, selection: Selection, sizes: tuple[int, ...]) -> Te
 class _MaskedStream(BlockStream):
     """A masked model run block by block, its norms over surviving channels alone."""
 
-    def __init__(
-        self, checkpoint: _Masked, keep: Keep, *, resident: bool, dtype: torch.dtype
-    ) -> None:
-        super().__init__(checkpoint, resident=resident, dtype=dtype)
+    def __init__(self, checkpoint: _Masked, keep: Keep, place: Place) -> None:
+        super().__init__(checkpoint, place)
         kept = keep.model.get(STREAM)
         if kept is not None:
             for norm in self._norms():
@@ -151,7 +145,7 @@ class _MaskedStream(BlockStream):
             path = row.name.rpartition(".")[0]
             if row.in_block:
                 inside = path.removeprefix(f"{family.blocks}.{{}}.")
-                yield from (block.get_submodule(inside) for block in self._shells)
+                yield from (block.get_submodule(inside) for block in self.shells)
             else:
                 yield self._model.get_submodule(path)
 
@@ -162,9 +156,11 @@ def _normalises_stream(row: Row) -> bool:
 
 def _narrow(norm: nn.Module, kept: Indices) -> None:
     """Have a norm run its own code on the channels ``kept`` alone, and write zeros elsewhere."""
-    alive = torch.tensor(kept)
+    kept_E = torch.tensor(kept)
 
     def over_kept(norm: nn.Module, args: tuple[Any, ...], _: Tensor) -> Tensor:
+        (h_BSD,) = args
+        alive = kept_E.to(h_BSD.device)
         narrow = copy.copy(norm)
         vars(narrow)["_parameters"] = {
             name: weight if weight is None else weight[alive]
@@ -172,7 +168,6 @@ def _narrow(norm: nn.Module, kept: Indices) -> None:
         }
         if isinstance(narrow, nn.LayerNorm):
             narrow.normalized_shape = (len(kept),)
-        (h_BSD,) = args
         found = narrow.forward(h_BSD[..., alive])
         return torch.zeros_like(h_BSD).index_copy(-1, alive, found)
 

@@ -14,25 +14,24 @@ Shapes: N sequences of S positions, in batches of B; D hidden, K columns of the 
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from shearling.engine.branches import branches, watching
 from shearling.engine.moments import HELD_OUT, Moments, correct, held_apart
-from shearling.engine.products import fast_products
-from shearling.engine.states import States
+from shearling.engine.states import MAIN, Key, States
 from shearling.engine.stream import BlockStream
+from shearling.engine.walk import Step, Text, forward
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
 from shearling.model.checkpoint import Checkpoint
 from shearling.scoring.blocks.perplexity import exp_of
 from shearling.scoring.scores import Scores
 
-_MAIN = frozenset({-1})
+# What is kept of a batch beside the source's own states, each with a block's number.
+REPAIRED, INPUTS, OUTPUTS = "repaired", "inputs", "outputs"
 
 
 def repairable(checkpoint: Checkpoint) -> bool:
@@ -42,7 +41,6 @@ def repairable(checkpoint: Checkpoint) -> bool:
 
 
 @torch.inference_mode()
-@fast_products()
 def repair(
     stream: BlockStream,
     ids_NS: Tensor,
@@ -61,12 +59,11 @@ def repair(
             architecture whose blocks do not simply add to the stream.
     """
     starts = run_starts(stream.checkpoint, len(ids_NS), protected, remove)
-    with tempfile.TemporaryDirectory(prefix="shearling-") as scratch:
-        walk = _Walk(stream, ids_NS, starts, remove, None if stream.resident else Path(scratch))
-        for index in range(stream.depth):
-            walk.step(index)
-            progress("scoring runs after repair", index + 1, stream.depth)
-        losses = walk.losses()
+    with stream.place.running(), States(stream.place) as states:
+        gaps = _Gaps(stream, ids_NS, starts, remove, states)
+        for step in forward(gaps.text, "scoring runs after repair", progress, runs=gaps.runs):
+            gaps.step(step)
+        losses = gaps.losses()
     _require_finite(losses)
     best = min(losses, key=lambda start: losses[start])
     worst = max(losses.values())
@@ -123,97 +120,76 @@ def _require_finite(losses: dict[int, float]) -> None:
         )
 
 
-class _Walk:
+class _Gaps:
     """The source's stream, the inputs kept until their gap ends, and the repaired streams."""
 
     def __init__(
-        self, stream: BlockStream, ids_NS: Tensor, starts: list[int], remove: int,
-        scratch: Path | None,
-    ) -> None:  # fmt: skip
-        self.stream, self.starts, self.remove = stream, starts, remove
+        self, stream: BlockStream, ids_NS: Tensor, starts: list[int], remove: int, states: States
+    ) -> None:
+        """Held-out sequences come in batches of their own: only they go on past a gap."""
+        self.stream, self.starts, self.remove, self.states = stream, starts, remove, states
         self.last = branches(stream.checkpoint)[-1]
-        self.states = States(scratch)
-        # Held-out sequences come in batches of their own: only they go on past a gap.
-        self.batches = held_apart(ids_NS, stream.batches)
-        self.calls = []
-        for number, (ids_BS, _) in enumerate(self.batches):
-            h_BSD, calls = stream.begin(ids_BS)
-            self.states.put(_MAIN, number, h_BSD)
-            self.calls.append(calls)
+        batches = held_apart(ids_NS, stream.batches)
+        self.held = [is_held for _, is_held in batches]
+        self.text = Text(stream, states).begin([ids_BS for ids_BS, _ in batches])
         self.open: set[int] = set()
 
-    def step(self, index: int) -> None:
-        """Run one block on every stream, then close the gap that ends with it."""
-        with self.stream.block(index) as block, watching(block, [self.last]) as seen:
-            for number, (_, held) in enumerate(self.batches):
-                call = self.calls[number][index]
-                for start in sorted(self.open) if held else ():
-                    key = _repaired(start)
-                    self.states.put(key, number, call(block, self.states.get(key, number)))
-                out_BSD = call(block, self.states.get(_MAIN, number))
-                self.states.put(_MAIN, number, out_BSD)
-                if index + 1 in self.starts:
-                    self.states.put(_inputs(index), number, seen.inputs[self.last.axis])
-                    self.states.put(_outputs(index), number, out_BSD)
-            start = index + 1 - self.remove
-            if start in self.starts:
-                self._close(start)
+    def runs(self, index: int) -> list[tuple[Key, int]]:
+        """What a block runs: the source's states, and held-out ones of every gap behind us."""
+        return [
+            (key, number)
+            for number, is_held in enumerate(self.held)
+            for key in [*((REPAIRED, start) for start in sorted(self.open) if is_held), MAIN]
+        ]
 
-    def _close(self, start: int) -> None:
+    def step(self, step: Step) -> None:
+        """Run one block on every stream, then close the gap that ends with it."""
+        with watching(step.block, [self.last]) as seen:
+            for run in step.passes:
+                if run.key == MAIN and step.index + 1 in self.starts:
+                    inputs_BSK = seen.inputs[self.last.axis]
+                    self.states.put((INPUTS, step.index), run.number, inputs_BSK)
+                    self.states.put((OUTPUTS, step.index), run.number, run.after_BSD)
+        start = step.index + 1 - self.remove
+        if start in self.starts:
+            self._close(start, step.block.get_submodule(self.last.writer).get_parameter("weight"))
+
+    def _close(self, start: int, like_DK: Tensor) -> None:
         """Solve for the gap that starts at ``start``, and let the model without it go on."""
         before = start - 1
-        fit, held = self._moments(before, False), self._moments(before, True)
+        fit, held = (self._moments(before, is_held, like_DK) for is_held in (False, True))
         if not (fit.finite() and held.finite()):
             raise ShearlingError(
                 f"block {before} or one of the {self.remove} behind it gives states that are not "
                 "finite numbers on the calibration text; fetch the checkpoint again."
             )
         # The choice of strength uses the held-out sequences, the solution does not.
-        found = correct(fit, held, bias=False, refit=False)
-        for number, (_, is_held) in enumerate(self.batches):
-            x_BSK = self.states.get(_inputs(before), number)
-            h_BSD = self.states.get(_outputs(before), number)
-            self.states.drop(_inputs(before), number)
-            self.states.drop(_outputs(before), number)
+        correction = correct(fit, held, bias=False, refit=False)
+        for number, is_held in enumerate(self.held):
+            x_BSK = self.states.take((INPUTS, before), number)
+            h_BSD = self.states.take((OUTPUTS, before), number)
             if is_held:
-                repaired = h_BSD + x_BSK @ found.weight_KD.to(x_BSK.dtype)
-                self.states.put(_repaired(start), number, repaired)
+                repaired_BSD = h_BSD + x_BSK.to(h_BSD.dtype) @ correction.weight_KD.to(h_BSD.dtype)
+                self.states.put((REPAIRED, start), number, repaired_BSD)
         self.open.add(start)
 
-    def _moments(self, before: int, held: bool) -> Moments:
-        numbers = [n for n, (_, is_held) in enumerate(self.batches) if is_held == held]
-        width = self.states.get(_inputs(before), numbers[0]).shape[-1]
-        moments = Moments(width, self.stream.checkpoint.shape["hidden"])
-        for number in numbers:
-            wanted_TD = self.states.get(_MAIN, number).flatten(0, 1)
-            missing_TD = wanted_TD - self.states.get(_outputs(before), number).flatten(0, 1)
-            x_TK = self.states.get(_inputs(before), number).flatten(0, 1)
+    def _moments(self, before: int, is_held: bool, like_DK: Tensor) -> Moments:
+        moments = Moments(like_DK)
+        for number in (n for n, other in enumerate(self.held) if other == is_held):
+            wanted_TD = self.states.get(MAIN, number).flatten(0, 1)
+            missing_TD = wanted_TD - self.states.get((OUTPUTS, before), number).flatten(0, 1)
+            x_TK = self.states.get((INPUTS, before), number).flatten(0, 1).float()
             moments.add(x_TK, missing_TD, 1 / wanted_TD.square().sum(-1).clamp_min(1e-12))
         return moments
 
     def losses(self) -> dict[int, float]:
         """Mean nats per token on the held-out sequences, by the run's first block."""
-        held = [(n, ids_BS) for n, (ids_BS, is_held) in enumerate(self.batches) if is_held]
-        return {
-            start: float(
-                torch.cat(
-                    [
-                        self.stream.nll(self.states.get(_repaired(start), n), ids_BS).flatten()
-                        for n, ids_BS in held
-                    ]
-                ).mean(dtype=torch.float64)
-            )
-            for start in self.starts
-        }
+        held = [n for n, is_held in enumerate(self.held) if is_held]
+        return {start: self._loss((REPAIRED, start), held) for start in self.starts}
 
-
-def _repaired(start: int) -> frozenset[int]:
-    return frozenset({-2, start})
-
-
-def _inputs(index: int) -> frozenset[int]:
-    return frozenset({-3, index})
-
-
-def _outputs(index: int) -> frozenset[int]:
-    return frozenset({-4, index})
+    def _loss(self, key: Key, numbers: list[int]) -> float:
+        nll = [
+            self.stream.nll(self.states.get(key, n), self.text.batches[n]).flatten()
+            for n in numbers
+        ]
+        return float(torch.cat(nll).mean(dtype=torch.float64))

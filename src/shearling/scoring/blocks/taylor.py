@@ -14,25 +14,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from shearling.engine.products import fast_products
 from shearling.engine.stream import BlockStream
-from shearling.engine.walk import backward_walk
+from shearling.engine.walk import backward
 from shearling.files.progress import Progress, silent
 from shearling.scoring.blocks.magnitude import weight_names
 from shearling.scoring.scores import Scores
 
 
-@fast_products()
 def taylor(
     stream: BlockStream, ids_NS: Tensor, *, protected: tuple[int, ...], progress: Progress = silent
 ) -> Scores:
     """Sum over each block's matrices and norm weights of |W * dL/dW|, L the mean NLL."""
     values = [0.0] * stream.depth
     stage = "scoring by Taylor expansion"
-    for index, block, passes in backward_walk(stream, ids_NS, stage, weights=True, tell=progress):
-        for _ in passes:
-            pass
-        values[index] = _product(stream, block, index)
+    with stream.place.running():
+        for step in backward(stream, ids_NS, stage, weights=True, tell=progress):
+            step.finish()
+            values[step.index] = _product(stream, step.block, step.index)
     return Scores("taylor", "layers", tuple(values), protected)
 
 

@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from shearling.engine.products import fast_products
+from shearling.engine.states import States
 from shearling.engine.stream import BlockStream
-from shearling.engine.walk import backward_walk, check_state, forward_walk
+from shearling.engine.walk import Text, backward, check_state, forward
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
 from shearling.scoring.unit_scores import UnitScores
-from shearling.scoring.units.forward import observe
 from shearling.scoring.units.gradient import taylor
+from shearling.scoring.units.listening import observe
 from shearling.scoring.units.places import STREAM, Tap, check_axes, scored_axis, tap, unit_axes
 from shearling.scoring.units.statistics import OBSERVED, Inlet, geometric_mean
 from shearling.scoring.units.weights import chance, magnitude
@@ -42,7 +42,6 @@ _MIXED = {"fisher-energy": ("fisher", "energy")}
 Rows = dict[str, list[Tensor]]
 
 
-@fast_products()
 def score_units(
     stream: BlockStream,
     by: str,
@@ -87,11 +86,12 @@ def score_units(
         rows = magnitude(stream.checkpoint, axes, power=power, progress=progress)
     else:
         _check_tokens(by, ids_NS)
-        if by.startswith("taylor"):
-            element = by == "taylor-element"
-            rows = taylor(stream, ids_NS, axes, element=element, progress=progress)
-        else:
-            rows = _observed(stream, by, ids_NS, axes, progress)
+        with stream.place.running():
+            if by.startswith("taylor"):
+                element = by == "taylor-element"
+                rows = taylor(stream, ids_NS, axes, element=element, progress=progress)
+            else:
+                rows = _observed(stream, by, ids_NS, axes, progress)
     return {
         axis: UnitScores(by, axis, tuple(tuple(row.tolist()) for row in rows[axis]))
         for axis in axes
@@ -141,11 +141,14 @@ def _observations(
     """A walk forward, or forward and backward where a sum takes gradients."""
     stage = f"scoring units by {by}"
     if "fisher" not in wanted:
-        return observe(forward_walk(stream, ids_NS, stage, progress), taps, wanted)
-    walk = backward_walk(stream, ids_NS, stage, weights=False, tell=progress, forward=check_state)
+        with States(stream.place) as states:
+            text = Text(stream, states).begin(stream.batches(ids_NS))
+            yield from observe(forward(text, stage, progress), taps, wanted)
+        return
+    walk = backward(stream, ids_NS, stage, weights=False, tell=progress, forward_check=check_state)
     # The walk's loss is the mean NLL of the predicted tokens, the Fisher information's their sum.
     predicted = ids_NS.shape[0] * (ids_NS.shape[1] - 1)
-    return observe(walk, taps, wanted, gradient_scale=predicted)
+    yield from observe(walk, taps, wanted, gradient_scale=predicted)
 
 
 def _sum(rows: Sequence[Tensor]) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from shearling.engine.stream import BlockStream
-from shearling.engine.walk import backward_walk, check_state
+from shearling.engine.walk import backward, check_state
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
 from shearling.scoring.units.places import STREAM, Slot, slots, unit_sums
@@ -45,11 +45,11 @@ def taylor(
     places = {axis: [s for s in slots(layout, shape, axis) if s.row.in_block] for axis in axes}
     rows = {axis: [torch.zeros(shape[axis]).double()] * stream.depth for axis in axes}
     stage = "scoring units by Taylor expansion"
-    walk = backward_walk(stream, ids_NS, stage, weights=True, tell=progress, forward=check_state)
-    for index, block, passes in walk:
-        for _ in passes:
-            pass
-        names, weights = checkpoint.block_names(index), dict(block.named_parameters())
+    walk = backward(stream, ids_NS, stage, weights=True, tell=progress, forward_check=check_state)
+    for step in walk:
+        step.finish()
+        index = step.index
+        names, weights = checkpoint.block_names(index), dict(step.block.named_parameters())
         for axis in axes:
             parts = [
                 _part(weights[names[slot.row.name.format(index)]], slot, element=element)

@@ -115,7 +115,7 @@ def unit_sums(
     """
     length = slot.outer * slot.size * slot.inner
     part = tensor.narrow(slot.dim, slot.start, length).movedim(slot.dim, -1).reshape(-1, length)
-    total = torch.zeros(length, dtype=torch.float64)
+    total = tensor.new_zeros(length, dtype=torch.float64)
     for rows_RC in part.split(max(1, _CHUNK // length)):
         total += entry(rows_RC.float()).sum(0, dtype=torch.float64)
     return total.view(slot.outer, slot.size, slot.inner).sum((0, 2))

@@ -128,8 +128,9 @@ def obs(inlet: Inlet, width: int, ridge: float = RIDGE) -> Tensor:
     gram_CC = inlet.sums["gram"] / inlet.tokens
     damping = ridge * gram_CC.diagonal().mean()
     if not damping > 0:  # no token reaches the matrix: nothing costs anything
-        return torch.zeros(gram_CC.shape[0] // width, dtype=torch.float64)
-    factor_CC = torch.linalg.cholesky(gram_CC + damping * torch.eye(len(gram_CC)).double())
+        return gram_CC.new_zeros(gram_CC.shape[0] // width)
+    identity_CC = torch.eye(len(gram_CC), dtype=gram_CC.dtype, device=gram_CC.device)
+    factor_CC = torch.linalg.cholesky(gram_CC + damping * identity_CC)
     inverse_UKK = _blocks(torch.cholesky_inverse(factor_CC), width)
     weight_UOK = inlet.weight_OC.double().unflatten(1, (-1, width)).movedim(1, 0)
     product_UKK = weight_UOK.mT @ weight_UOK

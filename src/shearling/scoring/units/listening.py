@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shearling.engine.walk import Walk, check_state
+from shearling.engine.walk import Step, check_state
 from shearling.errors import ShearlingError
 from shearling.scoring.units.places import STREAM, Tap
 from shearling.scoring.units.statistics import Inlet, Sums
@@ -31,7 +31,7 @@ class _Heard:
 
 
 def observe(
-    walk: Walk,
+    walk: Iterator[Step],
     taps: Sequence[Tap],
     wanted: frozenset[str],
     *,
@@ -56,12 +56,12 @@ def observe(
         ShearlingError: activations or gradients that are not finite; names the block.
     """
     paths = {path for tap in taps for path in tap.paths}
-    for index, block, passes in walk:
+    for step in walk:
         sums: dict[tuple[str, tuple[str, ...]], Sums] = {}
-        with _listening(block, paths, gradients=gradient_scale is not None) as heard:
-            for after_BSD in passes:
-                check_state(index, after_BSD)
-                weight_T = _inverse_energy(after_BSD)
+        with _listening(step.block, paths, gradients=gradient_scale is not None) as heard:
+            for run in step.passes:
+                check_state(step.index, run.after_BSD)
+                weight_T = _inverse_energy(run.after_BSD)
                 for tap in taps:
                     even = torch.ones_like(weight_T) if tap.axis == STREAM else weight_T
                     for sharing in _sharing(heard, tap.paths):
@@ -72,7 +72,7 @@ def observe(
                             gradient_TC = gradient_scale * _gradient(heard, sharing)
                         taken.add(x_TC, even, gradient_TC)
                 heard.clear()
-        yield index, _inlets(index, block, sums)
+        yield step.index, _inlets(step.index, step.block, sums)
 
 
 @contextmanager

@@ -1,0 +1,340 @@
+"""Where a model runs block by block: device, arithmetic, and where weights and states wait.
+
+A :class:`Place` is chosen once for a command, by the memory that is free for weights *and* states,
+and handed to everything that runs a model. Nothing outside this room and ``train`` names a device.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from shearling.engine.products import fast_products
+from shearling.engine.room import Room, free_memory, roomiest
+from shearling.errors import ShearlingError
+from shearling.model.checkpoint import Checkpoint
+
+Weights = Literal["resident", "pinned", "disk"]
+Shelf = Literal["device", "host", "disk"]
+
+BATCH_TOKENS = 2048  # fill a processor's caches; more is slower there
+LOGITS_BYTES = 16 * 2**20  # what a processor keeps close; more is slower
+GPU_BATCH_TOKENS = 16_384
+GPU_LOGITS_BYTES = 2**29
+# On a GPU, models below compute in float32: they are quick in any type, and keep every digit.
+SMALL = 10**9  # parameters
+GPU_MARGIN = 2**30  # bytes that libraries and fragmentation take
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # malloc.h
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where and how blocks run.
+
+    Attributes:
+        device: what computes.
+        dtype: of the blocks' weights and products. What lies outside the blocks, states, sums and
+            solutions are float32 or better.
+        weights: where a block waits that is not in use: on the device, in pinned memory of the
+            host (copied while the block before it computes), or in its file.
+        states: where states between blocks wait.
+        batch_tokens: tokens that run at a time.
+        logits_bytes: bytes of logits, in float32, that are alive at a time.
+        tf32: whether float32 products on the device round their factors to TF32; never in a proof.
+        scratch: directory for states on disk; None where they are not, or for the system's own.
+        reasons: sentences for the user on what was chosen.
+    """
+
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+    weights: Weights = "resident"
+    states: Shelf = "host"
+    batch_tokens: int = 0
+    logits_bytes: int = 0
+    tf32: bool = False
+    scratch: Path | None = None
+    reasons: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Fill in the sizes that suit the device."""
+        gpu = self.device.type != "cpu"
+        if not self.batch_tokens:
+            object.__setattr__(self, "batch_tokens", GPU_BATCH_TOKENS if gpu else BATCH_TOKENS)
+        if not self.logits_bytes:
+            object.__setattr__(self, "logits_bytes", GPU_LOGITS_BYTES if gpu else LOGITS_BYTES)
+
+    @staticmethod
+    def cpu(*, streamed: bool = False) -> Place:
+        """The processor, with the model in memory or read block by block."""
+        waiting: tuple[Weights, Shelf] = ("disk", "disk") if streamed else ("resident", "host")
+        return Place(torch.device("cpu"), weights=waiting[0], states=waiting[1])
+
+    @staticmethod
+    def best(checkpoint: Checkpoint, wish: Wish | None = None, need: Need | None = None) -> Place:
+        """The place that suits a model, a task and the memory that is free.
+
+        Args:
+            checkpoint: the model.
+            wish: what the user asked for.
+            need: how much the task keeps between two blocks.
+
+        Raises:
+            ShearlingError: a device that is not there, a type that it cannot compute in, or less
+                memory than one block needs.
+        """
+        wish, need = wish or Wish(), need or Need()
+        device = wish.torch_device()
+        dtype = wish.torch_dtype(device, checkpoint)
+        if device.type == "cpu":
+            return _on_cpu(checkpoint, dtype, wish, need)
+        return _on_gpu(checkpoint, device, dtype, wish, need)
+
+    @property
+    def streamed(self) -> bool:
+        """Whether blocks are read from their files each time."""
+        return self.weights == "disk"
+
+    @property
+    def merged_tokens(self) -> int:
+        """How many tokens of several states run together: none on a processor."""
+        return 0 if self.device.type == "cpu" else self.batch_tokens
+
+    def for_proof(self, dtype: torch.dtype = torch.float32) -> Place:
+        """The same for a proof: no TF32; each block is needed once, so none is kept."""
+        return replace(self, dtype=dtype, tf32=False, weights="disk", states="host")
+
+    def holds(self, checkpoint: Checkpoint, dtype: torch.dtype) -> bool:
+        """Whether a model can be loaded whole, in one type, with as much again left free."""
+        if self.streamed:
+            return False
+        free = free_memory()
+        if self.device.type == "cuda":
+            free = torch.cuda.mem_get_info(self.device)[0]
+        return 2 * checkpoint.parameters * dtype.itemsize < free
+
+    def settle(self) -> None:
+        """Have a processor's allocator serve this place."""
+        if self.device.type == "cpu":
+            keep_freed_memory(not self.streamed)
+
+    def rows(self, length: int, vocab: int) -> int:
+        """Sequences of so many tokens whose logits may be alive at a time."""
+        return max(1, self.logits_bytes // (4 * length * vocab))
+
+    @contextmanager
+    def running(self, packed: int | None = 8) -> Generator[None]:
+        """Have products and the allocator serve this place while blocks run.
+
+        Args:
+            packed: how many weights a processor keeps in its library's own order; None for all
+                (:func:`shearling.engine.products.fast_products`).
+        """
+        self.settle()
+        if self.device.type == "cpu":
+            with fast_products(packed):
+                yield
+            return
+        before = torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = self.tf32
+        try:
+            yield
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = before
+
+    def lines(self) -> list[str]:
+        """What was chosen and why, for a person."""
+        return list(self.reasons)
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a user asked of a place.
+
+    Attributes:
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        dtype: ``auto``, ``float32`` or ``bfloat16``.
+        stream: read blocks from disk (True), hold the model in memory (False), or as memory
+            allows (None).
+        memory: bytes of the device that may be used at most; None for what is free.
+    """
+
+    device: str = "auto"
+    dtype: str = "auto"
+    stream: bool | None = None
+    memory: int | None = None
+
+    def torch_device(self) -> torch.device:
+        """The device; a GPU that is there is taken by ``auto``."""
+        return named_device(self.device)
+
+    def torch_dtype(self, device: torch.device, checkpoint: Checkpoint) -> torch.dtype:
+        """The type that blocks compute in."""
+        if self.dtype == "auto":
+            large = device.type != "cpu" and checkpoint.parameters >= SMALL
+            return torch.bfloat16 if large else torch.float32
+        types = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+        if self.dtype not in types:
+            raise ShearlingError(
+                f"--dtype {self.dtype} was given, but blocks compute in auto, "
+                f"{' or '.join(types)}; give one of these."
+            )
+        if self.dtype == "bfloat16" and device.type == "cuda":
+            require_bfloat16(device)
+        return types[self.dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a task keeps between two blocks.
+
+    Attributes:
+        tokens: of all sequences together.
+        values: float32 numbers kept for each token at the same time.
+    """
+
+    tokens: int = 0
+    values: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """Of all states together."""
+        return 4 * self.tokens * self.values
+
+    def __or__(self, other: Need) -> Need:
+        """Whichever keeps more: tasks follow one another."""
+        return max(self, other, key=lambda need: need.bytes)
+
+
+def named_device(name: str) -> torch.device:
+    """A device by the name a user gives it.
+
+    Raises:
+        ShearlingError: an unknown name, or a device that is not there.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return torch.device("cuda", torch.cuda.current_device()) if gpus else torch.device("cpu")
+    kind, _, number = name.partition(":")
+    if name == "cpu":
+        return torch.device("cpu")
+    if kind != "cuda" or (number and not number.isdecimal()):
+        raise ShearlingError(f"--device {name} was given, but auto, cpu, cuda or cuda:N is meant.")
+    if int(number or 0) >= gpus:
+        there = f"only {gpus} of them" if gpus else "no GPU that torch can use"
+        raise ShearlingError(f"--device {name} was given, but there is {there}; give --device cpu.")
+    return torch.device("cuda", int(number) if number else torch.cuda.current_device())
+
+
+def require_bfloat16(device: torch.device) -> None:
+    """Raise ShearlingError unless a GPU computes in bfloat16."""
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
+        name = torch.cuda.get_device_name(device)
+        raise ShearlingError(f"{name} does not compute in bfloat16; give --dtype float32.")
+
+
+def resident_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
+    """Bytes of a model in memory: blocks in ``dtype``, the rest in float32 at least."""
+    blocks = checkpoint.layout.count_block(checkpoint.shape) * checkpoint.shape["layers"]
+    outside = checkpoint.parameters - blocks
+    return blocks * dtype.itemsize + outside * max(4, dtype.itemsize)
+
+
+def _on_cpu(checkpoint: Checkpoint, dtype: torch.dtype, wish: Wish, need: Need) -> Place:
+    free = free_memory()
+    model = resident_bytes(checkpoint, dtype)
+    # As much again is left free for what computes.
+    resident = 2 * model < free if wish.stream is None else not wish.stream
+    left = free - (2 * model if resident else 0)
+    in_memory = need.bytes <= left // 2 if need.bytes else resident
+    if wish.stream:
+        in_memory = False
+    told = f"{_gb(free)} of memory are free, the model takes {_gb(model)}"
+    told += f", its states {_gb(need.bytes)}" if need.bytes else ""
+    where = "in memory" if resident else "read block by block"
+    reasons = [f"cpu, {_name(dtype)}, weights {where}: {told}."]
+    scratch = None
+    if not in_memory:
+        place: Room = roomiest(need.bytes)
+        scratch = place.directory
+        reasons.append(f"States wait on disk in {scratch} ({_gb(place.free)} free).")
+    return Place(
+        torch.device("cpu"), dtype, "resident" if resident else "disk",
+        "host" if in_memory else "disk", scratch=scratch, reasons=tuple(reasons),
+    )  # fmt: skip
+
+
+def _on_gpu(
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, wish: Wish, need: Need
+) -> Place:
+    free, _ = torch.cuda.mem_get_info(device)
+    free = free if wish.memory is None else min(free, wish.memory)
+    model = resident_bytes(checkpoint, dtype)
+    block = checkpoint.layout.count_block(checkpoint.shape) * dtype.itemsize
+    outside = model - block * checkpoint.shape["layers"]
+    working = GPU_MARGIN + GPU_LOGITS_BYTES * 3 + 6 * block
+    if outside + working > free:
+        raise ShearlingError(
+            f"{checkpoint.name} needs {_gb(outside + working)} on the device for one block at a "
+            f"time, but {_gb(free)} are free or allowed; raise --memory, or give --device cpu."
+        )
+    room = free - outside - working
+    resident = model - outside <= room if wish.stream is None else not wish.stream
+    room -= (model - outside) if resident else 0
+    weights: Weights = "resident"
+    if not resident:
+        host = free_memory()
+        weights = "pinned" if 1.2 * model < host and wish.stream is None else "disk"
+    states: Shelf = "device"
+    scratch = None
+    if need.bytes > room:
+        states = "host"
+        held = model if weights == "pinned" else 0
+        if need.bytes + 1.2 * held > 0.8 * free_memory():
+            states, scratch = "disk", roomiest(need.bytes).directory
+    name = torch.cuda.get_device_name(device)
+    where = {
+        "resident": "on the device", "pinned": "in pinned memory", "disk": "read block by block",
+    }  # fmt: skip
+    reason = (
+        f"{device} ({name}), {_name(dtype)}, weights {where[weights]}, states on the {states}: "
+        f"{_gb(free)} free or allowed, the model takes {_gb(model)}, its states {_gb(need.bytes)}."
+    )
+    return Place(
+        device, dtype, weights, states, tf32=dtype != torch.float32, scratch=scratch,
+        reasons=(reason,),
+    )  # fmt: skip
+
+
+def keep_freed_memory(keep: bool) -> None:
+    """Have glibc keep large arrays when they are freed, or give them back to the system at once.
+
+    By default it learns to keep those of up to 32 MB, which serves neither end. Streamed, with
+    blocks coming and going, the gaps between them add up: memory grew by 400 MB over 24 blocks of
+    220 MB. In memory, every larger array is mapped and cleared anew: a third of a repair's
+    processor time (LOG.md, 2026-11-22).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is None:
+        return
+    if keep:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, -1)  # never
+    else:
+        mallopt(_M_MMAP_MAX, 65536)  # glibc's default
+        mallopt(_M_TRIM_THRESHOLD, 2**17)  # likewise
+        mallopt(_M_MMAP_THRESHOLD, 2**20)
+
+
+def _gb(count: float) -> str:
+    return f"{count / 1e9:.1f} GB"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,126 @@
+"""Blocks' weights on their way to the device: held there, in pinned memory, or read each time."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from shearling.engine.place import Place
+from shearling.model.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """Weights of a block on the device, and the event after which they are complete."""
+
+    weights: Mapping[str, Tensor]
+    arrived: torch.cuda.Event
+
+
+class BlockWeights:
+    """The blocks of a model, each loaded when it is asked for.
+
+    On a GPU the next block is read and copied, on a stream of its own, while the present one
+    computes; two blocks and what computes are on the device then.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, shells: list[nn.Module], place: Place) -> None:
+        """Blocks start without weights (on the meta device)."""
+        self.checkpoint, self.shells, self.place = checkpoint, shells, place
+        self._held: dict[int, nn.Module] = {}
+        self._pinned: dict[int, dict[str, Tensor]] = {}
+        self._ahead = place.device.type == "cuda" and place.weights != "resident"
+        self._reader = ThreadPoolExecutor(1, "shearling-weights") if self._ahead else None
+        self._copying = torch.cuda.Stream(place.device) if self._ahead else None
+        self._coming: dict[int, Future[_Sent]] = {}
+
+    @contextmanager
+    def ready(self, index: int, then: int | None = None) -> Generator[nn.Module]:
+        """Block ``index``; unless all are held, its weights are freed on leaving."""
+        if self.place.weights == "resident":
+            yield self.held(index)
+            return
+        block = self._fetch(index)
+        if then is not None and self._ahead and then not in self._coming:
+            self._send(then)
+        try:
+            yield block
+        finally:
+            block.to("meta")
+
+    def held(self, index: int) -> nn.Module:
+        """Block ``index``, loaded once and kept."""
+        if index not in self._held:
+            self._held[index] = self._filled(index, self._read(index, self.place.device))
+        return self._held[index]
+
+    def _fetch(self, index: int) -> nn.Module:
+        if not self._ahead:
+            return self._filled(index, self._read(index, self.place.device))
+        if index not in self._coming:
+            self._send(index)
+        sent = self._coming.pop(index).result()
+        computing = torch.cuda.current_stream(self.place.device)
+        computing.wait_event(sent.arrived)
+        for weight in sent.weights.values():
+            weight.record_stream(computing)  # its memory is not given away while it is read
+        return self._filled(index, sent.weights)
+
+    def _send(self, index: int) -> None:
+        assert self._reader is not None
+        self._coming[index] = self._reader.submit(self._copied, index)
+
+    def _copied(self, index: int) -> _Sent:
+        """Copy a block to the device; runs in the reader's thread."""
+        weights = self._pinned.get(index)
+        if weights is None:
+            weights = {n: t.pin_memory() for n, t in self._read(index, torch.device("cpu")).items()}
+            if self.place.weights == "pinned":
+                self._pinned[index] = weights
+        assert self._copying is not None
+        with torch.cuda.stream(self._copying):
+            sent = {n: t.to(self.place.device, non_blocking=True) for n, t in weights.items()}
+            arrived = torch.cuda.Event()
+            arrived.record(self._copying)
+        if self.place.weights != "pinned":
+            arrived.synchronize()  # the pinned copies are let go of
+        return _Sent(sent, arrived)
+
+    def _read(self, index: int, device: torch.device) -> dict[str, Tensor]:
+        """Name inside the block -> weight, as the blocks compute with it.
+
+        Copies, so that the mapped file can be let go of: mapped pages count as memory in use.
+        """
+        names = self.checkpoint.block_names(index)
+        with ordinary_tensors():
+            if device.type == "cpu":
+                return {
+                    names[name]: tensor.to(self.place.dtype, copy=True)
+                    for name, tensor in self.checkpoint.read(names)
+                }
+            return {  # moved as they are stored: often half as much
+                names[name]: tensor.to(device).to(self.place.dtype)
+                for name, tensor in self.checkpoint.read(names)
+            }
+
+    def _filled(self, index: int, weights: Mapping[str, Tensor]) -> nn.Module:
+        block = self.shells[index]
+        with ordinary_tensors():
+            block.load_state_dict(weights, strict=True, assign=True)
+        assert not any(t.is_meta for t in (*block.parameters(), *block.buffers()))
+        return block
+
+
+@contextmanager
+def ordinary_tensors() -> Generator[None]:
+    """What is kept between walks serves inference and differentiation alike.
+
+    Tensors made in inference mode could never take part in a backward pass.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        yield
