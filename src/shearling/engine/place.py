@@ -11,8 +11,9 @@ import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -118,6 +119,12 @@ class Place:
         if self.device.type == "cuda":
             free = torch.cuda.mem_get_info(self.device)[0]
         return 2 * checkpoint.parameters * dtype.itemsize < free
+
+    def loading(self) -> dict[str, Any]:
+        """Options with which transformers loads a model straight to the device, if it can."""
+        if self.device.type == "cpu" or find_spec("accelerate") is None:
+            return {}
+        return {"device_map": {"": self.device}}
 
     def settle(self) -> None:
         """Have a processor's allocator serve this place."""

@@ -83,7 +83,7 @@ class BlockWeights:
             if self.place.weights == "pinned":
                 self._pinned[index] = weights
         assert self._copying is not None
-        with torch.cuda.stream(self._copying):
+        with torch.cuda.device(self.place.device), torch.cuda.stream(self._copying):
             sent = {n: t.to(self.place.device, non_blocking=True) for n, t in weights.items()}
             arrived = torch.cuda.Event()
             arrived.record(self._copying)

@@ -244,8 +244,9 @@ def _stock_logits(checkpoint: Checkpoint, ids_BS: Tensor, place: Place) -> Tenso
 
     with no_progress_bars():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            checkpoint.path, dtype=place.dtype, use_safetensors=True, output_loading_info=True
-        )
+            checkpoint.path, dtype=place.dtype, use_safetensors=True, output_loading_info=True,
+            **place.loading(),
+        )  # fmt: skip
     model, info = loaded
     wrong = {key: sorted(info[key]) for key in ("missing_keys", "unexpected_keys") if info[key]}
     if wrong:
