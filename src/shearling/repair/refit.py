@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,6 +86,7 @@ def refit(
             solved += both.repair(target, block)
             progress("repairing the cut", target + 1, len(layers))
         divergence = both.fit_readout(progress)
+        both.finish()
     return Repair(
         both.replaced(), tuple(solved), both.warnings(ids_NS.shape[1]),
         time.perf_counter() - started, ids_NS.numel(), divergence,
@@ -124,6 +126,8 @@ class _SideBySide:
         self.scale = 1.0
         self.held: list[bool] = []
         self.files: dict[str, Path] = {}
+        self.writer = ThreadPoolExecutor(1, "shearling-solved")  # while the next is solved
+        self.writing: list[Future[None]] = []
         self.singular: dict[int, int] = {}
         self.strengths: dict[str, float] = {}
 
@@ -267,8 +271,17 @@ class _SideBySide:
 
     def _save(self, tensors: Mapping[str, Tensor], name: str) -> None:
         file = self.directory / f"{name}.safetensors"
-        save_file({name: tensor.cpu() for name, tensor in tensors.items()}, file)
+        for earlier in self.writing[:-1]:  # one waits at most; and a full disk is told at once
+            earlier.result()
+        on_host = {name: tensor.cpu() for name, tensor in tensors.items()}
+        self.writing.append(self.writer.submit(save_file, on_host, file))
         self.files |= dict.fromkeys(tensors, file)
+
+    def finish(self) -> None:
+        """Wait until everything is written, or raise what went wrong with it."""
+        for writing in self.writing:
+            writing.result()
+        self.writer.shutdown()
 
     def fit_readout(self, progress: Progress) -> tuple[float, float] | None:
         """Fit the final norm's gain; the divergence before and after, unless it is left alone."""
