@@ -31,17 +31,18 @@ if TYPE_CHECKING:
     from shearling.report import write_report
     from shearling.scoring.registry import score
     from shearling.scoring.scores import Scores
-    from shearling.table.axes import Keep, Layout, Shape
+    from shearling.table.axes import Layout
+    from shearling.table.values import Keep, Shape
 
 no_torchao_notices()  # here, since processes of their own import transformers first of all
 
 _HOMES = {
     "Checkpoint": "model.checkpoint.Checkpoint",
-    "Keep": "table.axes.Keep",
+    "Keep": "table.values.Keep",
     "Layout": "table.axes.Layout",
     "Proof": "pruning.cut.Proof",
     "Scores": "scoring.scores.Scores",
-    "Shape": "table.axes.Shape",
+    "Shape": "table.values.Shape",
     "bench_models": "evaluate.benchmark.bench_models",
     "evaluate_model": "evaluate.measure.evaluate_model",
     "generate_samples": "evaluate.measure.generate_samples",

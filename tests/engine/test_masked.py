@@ -20,7 +20,7 @@ from shearling.engine.views.masked import masked_logits
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
 from shearling.pruning.cut import cut, prove
-from shearling.table.axes import Keep
+from shearling.table.values import Keep
 from tiny_cuts import AXES, PRODUCT, prepared, random_keep, relative, sizes_of, tokens
 from tiny_models import VARIANTS
 from tiny_tokenizer import write_llama
@@ -42,7 +42,7 @@ def check(checkpoint: Checkpoint, keep: Keep, output: Path) -> Checkpoint:
     proof = json.loads((output / "shearling.json").read_text())["proof"]
     assert proof["max_relative_difference"] < 1e-5
     found = load_file(output / "model.safetensors")
-    after = checkpoint.layout.shape_after(keep, checkpoint.shape)
+    after = checkpoint.layout.cut(keep, checkpoint.shape).after
     assert checkpoint.layout.count(after) == sum(t.numel() for t in found.values())
     assert checkpoint.layout.tensors(after) == {n: tuple(t.shape) for n, t in found.items()}
     assert result.shape == after

@@ -20,7 +20,7 @@ from shearling.engine.views.cut import cut_view
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
 from shearling.pruning.cut import cut
-from shearling.table.axes import Keep
+from shearling.table.values import Keep
 from tiny_cuts import AXES, prepared, tokens
 
 Models = Callable[[str], Path]

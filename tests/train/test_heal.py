@@ -16,7 +16,7 @@ from shearling.data.store import Store
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
 from shearling.pruning.cut import cut
-from shearling.table.axes import Keep
+from shearling.table.values import Keep
 from shearling.train import adapters
 from shearling.train.estimate import estimate
 from shearling.train.heal import heal
@@ -141,7 +141,7 @@ def test_a_teacher_of_another_vocabulary(
 ) -> None:
     vocab = (*range(200), 256, 257)
     with_less = Keep({"vocab": vocab})
-    shape = teacher.layout.shape_after(with_less, teacher.shape)
+    shape = teacher.layout.cut(with_less, teacher.shape).after
     smaller = Checkpoint(
         teacher.path, teacher.raw, teacher.config, teacher.family, teacher.layout, shape,
         teacher.files, teacher.dtypes,

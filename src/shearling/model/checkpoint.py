@@ -21,8 +21,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from shearling.errors import ShearlingError
-from shearling.table.axes import Layout, Shape
+from shearling.table.axes import Layout
 from shearling.table.families import Family, family_of
+from shearling.table.values import Shape
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")

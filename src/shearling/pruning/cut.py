@@ -6,9 +6,10 @@ with the source whose removed units are masked, and only then given its name.
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from shearling.files.writer import (
 )
 from shearling.model.checkpoint import Checkpoint, read_json, torch_dtype
 from shearling.model.manifest import MANIFEST, describe, read_manifest, stamp, versions
-from shearling.table.axes import Keep, Selection, Shape
+from shearling.table.values import Cut, Keep, Selection
 
 # Target tensor name -> what gives it, in the result's shape; called when its shard is written.
 Replaced = Mapping[str, Callable[[], Tensor]]
@@ -70,7 +71,7 @@ class Proof:
 
 def cut(
     checkpoint: Checkpoint,
-    keep: Keep,
+    keep: Keep | Cut,
     output: Path,
     *,
     replaced: Replaced | None = None,
@@ -105,26 +106,25 @@ def cut(
     """
     started = time.perf_counter()
     replaced = replaced or {}
-    after = checkpoint.layout.shape_after(keep, checkpoint.shape)
-    selections = {s.target: s for s in checkpoint.layout.select(keep, checkpoint.shape)}
-    sizes = _sizes(checkpoint, after, selections)
-    _check(checkpoint, keep, after, output, replaced.keys() - selections.keys())
+    expanded = checkpoint.layout.cut(keep, checkpoint.shape)
+    sizes = _sizes(checkpoint, expanded)
+    _check(checkpoint, expanded, output, replaced.keys() - sizes.keys())
     check_space(output, sum(sizes.values()))
     with new_directory(output) as staging:
-        _write_side_files(checkpoint, keep, after, staging)
+        _write_side_files(checkpoint, expanded, staging)
         files = write_weights(
             staging,
             sizes,
-            lambda names: _load(checkpoint, after, [selections[name] for name in names], replaced),
+            lambda names: _load(checkpoint, expanded, names, replaced),
             shard_bytes=shard_bytes,
             progress=progress,
         )
         written = Checkpoint.open(staging)
         proof = prove(
-            checkpoint, keep, written, changed=replaced.keys(), place=place, progress=progress
+            checkpoint, expanded, written, changed=replaced.keys(), place=place, progress=progress
         )
         _require(proof, output)
-        manifest = _manifest(checkpoint, keep, written, proof) | {
+        manifest = _manifest(checkpoint, expanded.keep, written, proof) | {
             "model": {"name": output.resolve().name, "fingerprint": written.fingerprint},
             "options": dict(options or {}),
             "seed": seed,
@@ -137,17 +137,15 @@ def cut(
     return Checkpoint.open(output)
 
 
-def written_bytes(checkpoint: Checkpoint, keep: Keep) -> int:
+def written_bytes(checkpoint: Checkpoint, keep: Keep | Cut) -> int:
     """How much the tensors of a cut take on disk."""
-    after = checkpoint.layout.shape_after(keep, checkpoint.shape)
-    selections = {s.target: s for s in checkpoint.layout.select(keep, checkpoint.shape)}
-    return sum(_sizes(checkpoint, after, selections).values())
+    return sum(_sizes(checkpoint, checkpoint.layout.cut(keep, checkpoint.shape)).values())
 
 
 @torch.inference_mode()
 def prove(
     checkpoint: Checkpoint,
-    keep: Keep,
+    keep: Keep | Cut,
     written: Checkpoint,
     *,
     changed: Collection[str] = (),
@@ -177,7 +175,8 @@ def prove(
     generator = torch.Generator().manual_seed(0)
     length = min(tokens, getattr(checkpoint.config, "max_position_embeddings", tokens))
     ids_BS = torch.randint(written.shape["vocab"], (2, length), generator=generator)
-    vocab = keep.model.get("vocab")
+    expanded = checkpoint.layout.cut(keep, checkpoint.shape)
+    vocab = expanded.keep.model.get("vocab")
     source_ids_BS = ids_BS if vocab is None else torch.tensor(vocab)[ids_BS]
     replaced = _Stored(written, frozenset(changed))
     place = place or Place.best(checkpoint)
@@ -186,7 +185,7 @@ def prove(
     def compare(dtype: torch.dtype) -> Proof:
         progress("proving the cut", 0, 2)
         expected_BSV = masked_logits(
-            checkpoint, keep, source_ids_BS, replaced=replaced, place=place.for_proof(dtype)
+            checkpoint, expanded, source_ids_BS, replaced=replaced, place=place.for_proof(dtype)
         )
         progress("proving the cut", 1, 2)
         whole = place.holds(written, dtype)
@@ -258,11 +257,9 @@ def _stock_logits(checkpoint: Checkpoint, ids_BS: Tensor, place: Place) -> Tenso
     return model(input_ids=ids_BS.to(place.device), use_cache=False).logits
 
 
-def _check(
-    checkpoint: Checkpoint, keep: Keep, after: Shape, output: Path, unknown: Collection[str]
-) -> None:
+def _check(checkpoint: Checkpoint, cut: Cut, output: Path, unknown: Collection[str]) -> None:
     """Refuse what cannot work before any work is done."""
-    checkpoint.family.check(checkpoint.config, after)
+    checkpoint.family.check(checkpoint.config, cut.after)
     if unknown:
         raise ShearlingError(
             f"{min(unknown)} was to be replaced, but the result has no such tensor; "
@@ -275,7 +272,7 @@ def _check(
             "name a directory elsewhere."
         )
     files = [file.name for file in _matching(checkpoint.path, TOKENIZER_FILES)]
-    if "vocab" in keep.model and files and "tokenizer.json" not in files:
+    if "vocab" in cut.keep.model and files and "tokenizer.json" not in files:
         raise ShearlingError(
             f"the tokenizer of {checkpoint.path} ({files[0]}) cannot be cut along with the "
             "vocabulary, for which a tokenizer.json is needed; save it as a fast tokenizer first."
@@ -283,14 +280,15 @@ def _check(
 
 
 def _load(
-    checkpoint: Checkpoint, after: Shape, selections: list[Selection], replaced: Replaced
+    checkpoint: Checkpoint, cut: Cut, names: Iterable[str], replaced: Replaced
 ) -> dict[str, Tensor]:
     """Tensors of the result by name, in the order asked for; each source read once."""
+    selections = [cut.by_target[name] for name in names]
     sources = [s.source for s in selections if s.target not in replaced]
     read = dict(checkpoint.read(sources))
-    shapes = checkpoint.layout.tensors(after)
+    shapes = checkpoint.layout.tensors(cut.after)
     return {
-        s.target: select(checkpoint, after, read.pop(s.source), s)
+        s.target: select(checkpoint, cut.after, read.pop(s.source), s)
         if s.target not in replaced
         else _cast(checkpoint, replaced[s.target](), s, shapes[s.target])
         for s in selections
@@ -309,22 +307,18 @@ def _cast(
     return tensor.detach().to(torch_dtype(checkpoint.dtypes[selection.source])).contiguous()
 
 
-def _sizes(
-    checkpoint: Checkpoint, after: Shape, selections: Mapping[str, Selection]
-) -> dict[str, int]:
+def _sizes(checkpoint: Checkpoint, cut: Cut) -> dict[str, int]:
     """Bytes of the result's tensors, in the order of the selections."""
-    shapes = checkpoint.layout.tensors(after)
+    shapes = checkpoint.layout.tensors(cut.after)
     return {
-        name: torch.Size(shapes[name]).numel()
-        * torch_dtype(checkpoint.dtypes[selection.source]).itemsize
-        for name, selection in selections.items()
+        s.target: math.prod(shapes[s.target]) * torch_dtype(checkpoint.dtypes[s.source]).itemsize
+        for s in cut.selections
     }
 
 
-def _write_side_files(checkpoint: Checkpoint, keep: Keep, after: Shape, staging: Path) -> None:
-    layers = keep.model.get("layers", tuple(range(checkpoint.shape["layers"])))
-    config = checkpoint.family.write(checkpoint.raw, checkpoint.config, after, layers)
-    vocab = keep.model.get("vocab")
+def _write_side_files(checkpoint: Checkpoint, cut: Cut, staging: Path) -> None:
+    config = checkpoint.family.write(checkpoint.raw, checkpoint.config, cut.after, cut.layers)
+    vocab = cut.keep.model.get("vocab")
     for file in _matching(checkpoint.path, SIDE_FILES):
         shutil.copyfile(file, staging / file.name)
     if vocab is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from shearling.files.writer import write_json
 from shearling.model.checkpoint import Checkpoint, resolve_config
-from shearling.table.axes import Keep, Selection, Shape
 from shearling.table.families import family_of
+from shearling.table.values import Cut, Keep, Selection, Shape
 
 
 @dataclass(frozen=True)
@@ -22,34 +22,32 @@ class CutView(Checkpoint):
 
     Attributes:
         source: what is cut.
-        selections: name in the cut -> where it comes from and what of it survives.
+        cut: what survives of it.
     """
 
     source: Checkpoint
-    selections: Mapping[str, Selection]
+    cut: Cut
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         """Yield ``(name, tensor)`` of the cut, in the order of the source's shards."""
-        wanted = {self.selections[name].source: self.selections[name] for name in names}
+        wanted = {s.source: s for s in map(self.cut.by_target.__getitem__, names)}
         for name, tensor in self.source.read(wanted):
             yield wanted[name].target, select(self.source, self.shape, tensor, wanted[name])
 
 
-def cut_view(checkpoint: Checkpoint, keep: Keep) -> CutView:
+def cut_view(checkpoint: Checkpoint, keep: Keep | Cut) -> CutView:
     """What ``keep`` leaves of ``checkpoint``.
 
     Raises:
         ShearlingError: ``keep`` is not possible, or the architecture cannot express what it leaves.
     """
-    after = checkpoint.layout.shape_after(keep, checkpoint.shape)
-    checkpoint.family.check(checkpoint.config, after)
-    selections = {s.target: s for s in checkpoint.layout.select(keep, checkpoint.shape)}
-    layers = keep.model.get("layers", tuple(range(checkpoint.shape["layers"])))
-    raw = checkpoint.family.write(checkpoint.raw, checkpoint.config, after, layers)
-    if "vocab" in keep.model:
+    cut = checkpoint.layout.cut(keep, checkpoint.shape)
+    checkpoint.family.check(checkpoint.config, cut.after)
+    raw = checkpoint.family.write(checkpoint.raw, checkpoint.config, cut.after, cut.layers)
+    if "vocab" in cut.keep.model:
         from shearling.model.token_ids import renumber_ids
 
-        raw = renumber_ids(raw, keep.model["vocab"])
+        raw = renumber_ids(raw, cut.keep.model["vocab"])
     with tempfile.TemporaryDirectory(prefix="shearling-") as directory:
         write_json(Path(directory) / "config.json", raw)
         config = resolve_config(Path(directory))
@@ -60,11 +58,11 @@ def cut_view(checkpoint: Checkpoint, keep: Keep) -> CutView:
         config=config,
         family=family,
         layout=family.layout(config),
-        shape=after,
-        files={name: checkpoint.files[s.source] for name, s in selections.items()},
-        dtypes={name: checkpoint.dtypes[s.source] for name, s in selections.items()},
+        shape=cut.after,
+        files={s.target: checkpoint.files[s.source] for s in cut.selections},
+        dtypes={s.target: checkpoint.dtypes[s.source] for s in cut.selections},
         source=checkpoint,
-        selections=selections,
+        cut=cut,
     )
 
 

@@ -23,7 +23,8 @@ from shearling.engine.place import Place
 from shearling.engine.stream import BlockStream
 from shearling.engine.walk import logits_of
 from shearling.model.checkpoint import Checkpoint
-from shearling.table.axes import Indices, Keep, Row, Selection, Shape
+from shearling.table.axes import Row
+from shearling.table.values import Cut, Indices, Keep, Selection
 
 STREAM = "hidden"
 
@@ -31,7 +32,7 @@ STREAM = "hidden"
 @torch.inference_mode()
 def masked_logits(
     checkpoint: Checkpoint,
-    keep: Keep,
+    keep: Keep | Cut,
     ids_BS: Tensor,
     *,
     replaced: Mapping[str, Tensor] | None = None,
@@ -53,10 +54,11 @@ def masked_logits(
     Raises:
         ShearlingError: ``keep`` is not possible.
     """
-    masked = _masked(checkpoint, keep, replaced or {})
-    stream = _MaskedStream(masked, keep, place or Place.cpu(streamed=True))
-    logits_BSV = logits_of(stream, ids_BS, keep.model.get("layers"))
-    vocab = keep.model.get("vocab")
+    cut = checkpoint.layout.cut(keep, checkpoint.shape)
+    masked = _masked(checkpoint, cut, replaced or {})
+    stream = _MaskedStream(masked, cut.keep.model.get(STREAM), place or Place.cpu(streamed=True))
+    logits_BSV = logits_of(stream, ids_BS, cut.layers)
+    vocab = cut.keep.model.get("vocab")
     return logits_BSV if vocab is None else logits_BSV[..., list(vocab)]
 
 
@@ -66,27 +68,25 @@ class _Masked(Checkpoint):
 
     Attributes:
         source: what is masked; may itself be a view of a checkpoint.
-        selections: source tensor name -> what of it survives; nothing of removed blocks.
-        after: sizes after the cut.
+        cut: what survives of it.
         replaced: target tensor name -> tensor of the result.
     """
 
     source: Checkpoint
-    selections: Mapping[str, Selection]
-    after: Shape
+    cut: Cut
     replaced: Mapping[str, Tensor]
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         """Yield ``(name, tensor)`` in the source's geometry, removed units silenced."""
         for name, tensor in self.source.read(names):
-            selection = self.selections[name]
+            selection = self.cut.by_source[name]
             tensor = self._restored(selection, tensor)
             writes = STREAM in selection.row.output.axes
             yield name, _silence(tensor, selection) if writes else tensor
 
     def _restored(self, selection: Selection, tensor: Tensor) -> Tensor:
         """The source's tensor, or what stands in its place, as the source would hold it."""
-        rescale = self.family.rescale(selection.row, self.shape, self.after)
+        rescale = self.family.rescale(selection.row, self.cut.before, self.cut.after)
         if selection.target in self.replaced:
             found = self.replaced[selection.target]
             found = found if rescale is None else rescale.undo(found)
@@ -95,14 +95,9 @@ class _Masked(Checkpoint):
         return tensor if rescale is None else rescale.undo(rescale.apply(tensor))
 
 
-def _masked(checkpoint: Checkpoint, keep: Keep, replaced: Mapping[str, Tensor]) -> _Masked:
-    layout, shape = checkpoint.layout, checkpoint.shape
-    selections = {s.source: s for s in layout.select(keep, shape)}
+def _masked(checkpoint: Checkpoint, cut: Cut, replaced: Mapping[str, Tensor]) -> _Masked:
     own = {field.name: getattr(checkpoint, field.name) for field in fields(Checkpoint)}
-    return _Masked(
-        **own, source=checkpoint, selections=selections,
-        after=layout.shape_after(keep, shape), replaced=replaced,
-    )  # fmt: skip
+    return _Masked(**own, source=checkpoint, cut=cut, replaced=replaced)
 
 
 def _silence(tensor: Tensor, selection: Selection) -> Tensor:
@@ -129,9 +124,8 @@ def _scatter(tensor: Tensor, selection: Selection, sizes: tuple[int, ...]) -> Te
 class _MaskedStream(BlockStream):
     """A masked model run block by block, its norms over surviving channels alone."""
 
-    def __init__(self, checkpoint: _Masked, keep: Keep, place: Place) -> None:
+    def __init__(self, checkpoint: Checkpoint, kept: Indices | None, place: Place) -> None:
         super().__init__(checkpoint, place)
-        kept = keep.model.get(STREAM)
         if kept is not None:
             for norm in self._norms():
                 _narrow(norm, kept)

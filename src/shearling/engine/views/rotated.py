@@ -24,8 +24,9 @@ from torch import Tensor
 from shearling.files.progress import Progress
 from shearling.files.writer import check_space, new_directory, write_json, write_weights
 from shearling.model.checkpoint import Checkpoint, torch_dtype
-from shearling.table.axes import Dim, Layout, Row, Shape
+from shearling.table.axes import Dim, Layout, Row
 from shearling.table.families.base import Affine
+from shearling.table.values import Shape
 
 STREAM = Dim.parse("hidden")
 TIED = "tie_word_embeddings"
