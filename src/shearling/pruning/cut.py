@@ -19,7 +19,7 @@ from torch import Tensor
 
 from shearling.engine.place import Place
 from shearling.engine.stream import BlockStream
-from shearling.engine.views.cut import select
+from shearling.engine.views.cut import CutTensors
 from shearling.engine.views.masked import masked_logits
 from shearling.engine.walk import logits_of
 from shearling.errors import ShearlingError
@@ -283,15 +283,15 @@ def _load(
     checkpoint: Checkpoint, cut: Cut, names: Iterable[str], replaced: Replaced
 ) -> dict[str, Tensor]:
     """Tensors of the result by name, in the order asked for; each source read once."""
-    selections = [cut.by_target[name] for name in names]
-    sources = [s.source for s in selections if s.target not in replaced]
-    read = dict(checkpoint.read(sources))
+    names = list(names)
+    tensors = CutTensors(checkpoint.tensors, cut, checkpoint.family)
+    read = dict(tensors.read(name for name in names if name not in replaced))
     shapes = checkpoint.layout.tensors(cut.after)
     return {
-        s.target: select(checkpoint, cut.after, read.pop(s.source), s)
-        if s.target not in replaced
-        else _cast(checkpoint, replaced[s.target](), s, shapes[s.target])
-        for s in selections
+        name: _cast(checkpoint, replaced[name](), cut.by_target[name], shapes[name])
+        if name in replaced
+        else read.pop(name)
+        for name in names
     }
 
 

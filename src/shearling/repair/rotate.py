@@ -27,7 +27,6 @@ and C columns of a matrix.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Mapping
@@ -44,7 +43,6 @@ from shearling.engine.stream import BlockStream
 from shearling.engine.views.rotated import (
     STREAM,
     Norms,
-    column_sizes,
     norms_of,
     retie,
     tied_heads,
@@ -142,7 +140,6 @@ def rotate(
         covariance_DD = _covariance(source, ids_NS, norms, progress)
         basis_DD, share = _basis(covariance_DD, keep, gains[norms.head] if tied else None)
         turned = turn(checkpoint, norms, basis_DD, gains)
-        turned = dataclasses.replace(turned, sizes_D=column_sizes(turned))
         proof = _prove(checkpoint, turned, source.place, progress)
         exact = write(turned, directory, shard_bytes, progress)
     cuttable = exact

@@ -12,30 +12,41 @@ from torch import Tensor
 
 from shearling.files.writer import write_json
 from shearling.model.checkpoint import Checkpoint, resolve_config
-from shearling.table.families import family_of
-from shearling.table.values import Cut, Keep, Selection, Shape
+from shearling.model.tensors import Tensors
+from shearling.table.families import Family, family_of
+from shearling.table.values import Cut, Keep, Selection
 
 
 @dataclass(frozen=True)
-class CutView(Checkpoint):
-    """A cut that exists in memory alone; runs wherever a checkpoint on disk would.
+class CutTensors:
+    """What a cut leaves of other tensors.
 
     Attributes:
-        source: what is cut.
+        whole: what is cut.
         cut: what survives of it.
+        family: of the model that is cut; it says what is rescaled.
     """
 
-    source: Checkpoint
+    whole: Tensors
     cut: Cut
+    family: Family
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-        """Yield ``(name, tensor)`` of the cut, in the order of the source's shards."""
+        """Yield ``(name, tensor)`` of the cut, in the order of what is cut."""
         wanted = {s.source: s for s in map(self.cut.by_target.__getitem__, names)}
-        for name, tensor in self.source.read(wanted):
-            yield wanted[name].target, select(self.source, self.shape, tensor, wanted[name])
+        for name, tensor in self.whole.read(wanted):
+            yield wanted[name].target, self._select(wanted[name], tensor)
+
+    def _select(self, selection: Selection, tensor: Tensor) -> Tensor:
+        """What survives of a tensor, with the values that it has among the result's sizes."""
+        for dim, indices in enumerate(selection.indices):
+            if indices is not None:
+                tensor = tensor.index_select(dim, torch.tensor(indices))
+        rescale = self.family.rescale(selection.row, self.cut.before, self.cut.after)
+        return tensor if rescale is None else rescale.apply(tensor)
 
 
-def cut_view(checkpoint: Checkpoint, keep: Keep | Cut) -> CutView:
+def cut_view(checkpoint: Checkpoint, keep: Keep | Cut) -> Checkpoint:
     """What ``keep`` leaves of ``checkpoint``.
 
     Raises:
@@ -52,24 +63,14 @@ def cut_view(checkpoint: Checkpoint, keep: Keep | Cut) -> CutView:
         write_json(Path(directory) / "config.json", raw)
         config = resolve_config(Path(directory))
     family = family_of(raw["model_type"], checkpoint.name)
-    return CutView(
+    return Checkpoint(
         path=checkpoint.path,
         raw=raw,
         config=config,
         family=family,
         layout=family.layout(config),
         shape=cut.after,
-        files={s.target: checkpoint.files[s.source] for s in cut.selections},
         dtypes={s.target: checkpoint.dtypes[s.source] for s in cut.selections},
+        tensors=CutTensors(checkpoint.tensors, cut, checkpoint.family),
         source=checkpoint,
-        cut=cut,
     )
-
-
-def select(checkpoint: Checkpoint, after: Shape, tensor: Tensor, selection: Selection) -> Tensor:
-    """What survives of a source's tensor, with the values that it has among ``after``'s sizes."""
-    for dim, indices in enumerate(selection.indices):
-        if indices is not None:
-            tensor = tensor.index_select(dim, torch.tensor(indices))
-    rescale = checkpoint.family.rescale(selection.row, checkpoint.shape, after)
-    return tensor if rescale is None else rescale.apply(tensor)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,7 +23,9 @@ from shearling.engine.place import Place
 from shearling.engine.stream import BlockStream
 from shearling.engine.walk import logits_of
 from shearling.model.checkpoint import Checkpoint
+from shearling.model.tensors import Tensors
 from shearling.table.axes import Row
+from shearling.table.families import Family
 from shearling.table.values import Cut, Indices, Keep, Selection
 
 STREAM = "hidden"
@@ -55,7 +57,8 @@ def masked_logits(
         ShearlingError: ``keep`` is not possible.
     """
     cut = checkpoint.layout.cut(keep, checkpoint.shape)
-    masked = _masked(checkpoint, cut, replaced or {})
+    tensors = MaskedTensors(checkpoint.tensors, cut, checkpoint.family, replaced or {})
+    masked = replace(checkpoint, tensors=tensors, source=checkpoint)
     stream = _MaskedStream(masked, cut.keep.model.get(STREAM), place or Place.cpu(streamed=True))
     logits_BSV = logits_of(stream, ids_BS, cut.layers)
     vocab = cut.keep.model.get("vocab")
@@ -63,22 +66,26 @@ def masked_logits(
 
 
 @dataclass(frozen=True)
-class _Masked(Checkpoint):
-    """A checkpoint whose tensors are masked as they are read.
+class MaskedTensors:
+    """Other tensors in their own geometry, what a cut removes of them silenced.
+
+    Those of removed blocks cannot be read.
 
     Attributes:
-        source: what is masked; may itself be a view of a checkpoint.
+        whole: what is masked.
         cut: what survives of it.
+        family: of the model that is masked; it says what is rescaled.
         replaced: target tensor name -> tensor of the result.
     """
 
-    source: Checkpoint
+    whole: Tensors
     cut: Cut
-    replaced: Mapping[str, Tensor]
+    family: Family
+    replaced: Mapping[str, Tensor] = field(default_factory=dict)
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         """Yield ``(name, tensor)`` in the source's geometry, removed units silenced."""
-        for name, tensor in self.source.read(names):
+        for name, tensor in self.whole.read(names):
             selection = self.cut.by_source[name]
             tensor = self._restored(selection, tensor)
             writes = STREAM in selection.row.output.axes
@@ -93,11 +100,6 @@ class _Masked(Checkpoint):
             return _scatter(found, selection, tuple(tensor.shape))
         # The result holds rescaled values rounded; the rounding is no fault of the surgery.
         return tensor if rescale is None else rescale.undo(rescale.apply(tensor))
-
-
-def _masked(checkpoint: Checkpoint, cut: Cut, replaced: Mapping[str, Tensor]) -> _Masked:
-    own = {field.name: getattr(checkpoint, field.name) for field in fields(Checkpoint)}
-    return _Masked(**own, source=checkpoint, cut=cut, replaced=replaced)
 
 
 def _silence(tensor: Tensor, selection: Selection) -> Tensor:
