@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from shearling.model.checkpoint import Checkpoint
     from shearling.model.inspect import inspect
     from shearling.pruning.choose import keep_layers, without
-    from shearling.pruning.cut import Proof, prove
     from shearling.pruning.cut import cut as prune
+    from shearling.pruning.proof import Proof, prove
     from shearling.report import write_report
     from shearling.scoring.registry import score
     from shearling.scoring.scores import Scores
@@ -40,7 +40,7 @@ _HOMES = {
     "Checkpoint": "model.checkpoint.Checkpoint",
     "Keep": "table.values.Keep",
     "Layout": "table.axes.Layout",
-    "Proof": "pruning.cut.Proof",
+    "Proof": "pruning.proof.Proof",
     "Scores": "scoring.scores.Scores",
     "Shape": "table.values.Shape",
     "bench_models": "evaluate.benchmark.bench_models",
@@ -48,7 +48,7 @@ _HOMES = {
     "generate_samples": "evaluate.measure.generate_samples",
     "inspect": "model.inspect.inspect",
     "keep_layers": "pruning.choose.keep_layers",
-    "prove": "pruning.cut.prove",
+    "prove": "pruning.proof.prove",
     # Not `cut`: importing the module of that name would take the function's place.
     "prune": "pruning.cut.cut",
     "score": "scoring.registry.score",

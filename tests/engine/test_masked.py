@@ -19,7 +19,8 @@ from places import place
 from shearling.engine.views.masked import masked_logits
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
-from shearling.pruning.cut import cut, prove
+from shearling.pruning.cut import cut
+from shearling.pruning.proof import prove
 from shearling.table.values import Keep
 from tiny_cuts import AXES, PRODUCT, prepared, random_keep, relative, sizes_of, tokens
 from tiny_models import VARIANTS
@@ -253,7 +254,7 @@ def test_rounding_is_told_from_faults_in_double_precision(
     result = cut(checkpoint, keep, tmp_path / "out")
     single = prove(checkpoint, keep, result)
     assert (single.passed, single.computed_in) == (True, "float32")
-    monkeypatch.setattr(import_module("shearling.pruning.cut"), "TOLERANCE", 1e-9)
+    monkeypatch.setattr(import_module("shearling.pruning.proof"), "TOLERANCE", 1e-9)
     for stream in (False, True):
         double = prove(checkpoint, keep, result, place=place(not stream))
         assert double.passed

@@ -23,7 +23,8 @@ from places import place
 from shearling.errors import ShearlingError
 from shearling.files import writer
 from shearling.model.checkpoint import Checkpoint
-from shearling.pruning.cut import cut, prove
+from shearling.pruning.cut import cut
+from shearling.pruning.proof import prove
 from shearling.table.families import Family
 from shearling.table.values import Keep
 

@@ -53,6 +53,7 @@ from shearling.engine.walk import Text, check_state, forward, logits_of
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
 from shearling.model.checkpoint import Checkpoint
+from shearling.model.proof_tokens import proof_tokens
 
 TOLERANCE = 1e-4
 
@@ -208,9 +209,7 @@ def _prove(
     Raises:
         ShearlingError: farther than ``TOLERANCE`` of the largest.
     """
-    generator = torch.Generator().manual_seed(0)
-    length = min(32, getattr(source.config, "max_position_embeddings", 32))
-    ids_BS = torch.randint(source.shape["vocab"], (2, length), generator=generator)
+    ids_BS = proof_tokens(source)
     relative, dtype = math.inf, torch.float32
     for dtype in (torch.float32, torch.float64):
         progress("proving the rotation", 0, 2)
