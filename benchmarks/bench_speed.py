@@ -71,7 +71,7 @@ def _cut(scratch: Path) -> Path:
     """The first 20 blocks of the model."""
     from shearling.model.checkpoint import Checkpoint
     from shearling.pruning.cut import cut
-    from shearling.table.axes import Keep
+    from shearling.table.values import Keep
 
     source = Checkpoint.open(source_directory())
     pruned = scratch / f"{source.name}-{BLOCKS}-blocks"

@@ -26,11 +26,12 @@ from shearling.engine.place import Need, Place, Wish
 from shearling.engine.removals import removal_nll
 from shearling.engine.stream import BlockStream
 from shearling.model.checkpoint import Checkpoint
-from shearling.pruning.cut import cut, prove
+from shearling.pruning.cut import cut
+from shearling.pruning.proof import prove
 from shearling.repair.refit import refit
 from shearling.scoring.blocks.repair import repair as repair_criterion
 from shearling.scoring.units import score_units
-from shearling.table.axes import Keep
+from shearling.table.values import Keep
 
 LLAMA_2_7B = {
     "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,

@@ -283,7 +283,7 @@ def speed() -> list[dict[str, Any]]:
     from shearling.model.checkpoint import Checkpoint
     from shearling.pruning.cut import cut
     from shearling.pruning.plan import parse_params, parse_shape, shape_for
-    from shearling.table.axes import Keep
+    from shearling.table.values import Keep
 
     source = Checkpoint.open(source_directory())
     shapes = {"dense": source.shape}

@@ -16,7 +16,7 @@ from shearling.repair import refit as repairing
 from shearling.repair.calibration import Calibration
 from shearling.repair.result import Repair
 from shearling.scoring.unit_scores import UnitScores
-from shearling.table.axes import Keep, Shape
+from shearling.table.values import Keep, Shape
 
 
 def place(resident: bool = True) -> Place:

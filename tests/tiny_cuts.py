@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from shearling.model.checkpoint import Checkpoint
-from shearling.table.axes import Indices, Keep
+from shearling.table.values import Indices, Keep
 
 Models = Callable[[str], Path]
 

@@ -26,28 +26,29 @@ if TYPE_CHECKING:
     from shearling.model.checkpoint import Checkpoint
     from shearling.model.inspect import inspect
     from shearling.pruning.choose import keep_layers, without
-    from shearling.pruning.cut import Proof, prove
     from shearling.pruning.cut import cut as prune
+    from shearling.pruning.proof import Proof, prove
     from shearling.report import write_report
     from shearling.scoring.registry import score
     from shearling.scoring.scores import Scores
-    from shearling.table.axes import Keep, Layout, Shape
+    from shearling.table.axes import Layout
+    from shearling.table.values import Keep, Shape
 
 no_torchao_notices()  # here, since processes of their own import transformers first of all
 
 _HOMES = {
     "Checkpoint": "model.checkpoint.Checkpoint",
-    "Keep": "table.axes.Keep",
+    "Keep": "table.values.Keep",
     "Layout": "table.axes.Layout",
-    "Proof": "pruning.cut.Proof",
+    "Proof": "pruning.proof.Proof",
     "Scores": "scoring.scores.Scores",
-    "Shape": "table.axes.Shape",
+    "Shape": "table.values.Shape",
     "bench_models": "evaluate.benchmark.bench_models",
     "evaluate_model": "evaluate.measure.evaluate_model",
     "generate_samples": "evaluate.measure.generate_samples",
     "inspect": "model.inspect.inspect",
     "keep_layers": "pruning.choose.keep_layers",
-    "prove": "pruning.cut.prove",
+    "prove": "pruning.proof.prove",
     # Not `cut`: importing the module of that name would take the function's place.
     "prune": "pruning.cut.cut",
     "score": "scoring.registry.score",

@@ -29,7 +29,7 @@ import shearling.model.checkpoint
 import shearling.pruning.cut
 from shearling.cli import main
 from shearling.scoring.registry import CRITERIA
-from shearling.table.axes import Keep
+from shearling.table.values import Keep
 from tiny_tokenizer import VOCAB, byte_tokenizer, write_llama
 
 DEPTH = 8  # the + forms leave two blocks that may go

@@ -19,8 +19,9 @@ from places import place
 from shearling.engine.views.masked import masked_logits
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
-from shearling.pruning.cut import cut, prove
-from shearling.table.axes import Keep
+from shearling.pruning.cut import cut
+from shearling.pruning.proof import prove
+from shearling.table.values import Keep
 from tiny_cuts import AXES, PRODUCT, prepared, random_keep, relative, sizes_of, tokens
 from tiny_models import VARIANTS
 from tiny_tokenizer import write_llama
@@ -42,7 +43,7 @@ def check(checkpoint: Checkpoint, keep: Keep, output: Path) -> Checkpoint:
     proof = json.loads((output / "shearling.json").read_text())["proof"]
     assert proof["max_relative_difference"] < 1e-5
     found = load_file(output / "model.safetensors")
-    after = checkpoint.layout.shape_after(keep, checkpoint.shape)
+    after = checkpoint.layout.cut(keep, checkpoint.shape).after
     assert checkpoint.layout.count(after) == sum(t.numel() for t in found.values())
     assert checkpoint.layout.tensors(after) == {n: tuple(t.shape) for n, t in found.items()}
     assert result.shape == after
@@ -253,7 +254,7 @@ def test_rounding_is_told_from_faults_in_double_precision(
     result = cut(checkpoint, keep, tmp_path / "out")
     single = prove(checkpoint, keep, result)
     assert (single.passed, single.computed_in) == (True, "float32")
-    monkeypatch.setattr(import_module("shearling.pruning.cut"), "TOLERANCE", 1e-9)
+    monkeypatch.setattr(import_module("shearling.pruning.proof"), "TOLERANCE", 1e-9)
     for stream in (False, True):
         double = prove(checkpoint, keep, result, place=place(not stream))
         assert double.passed

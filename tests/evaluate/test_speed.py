@@ -18,7 +18,7 @@ from shearling.evaluate.engines.memory import check_memory
 from shearling.evaluate.ratios import promised, ratio, sentence
 from shearling.evaluate.speed import bench, measure
 from shearling.model.checkpoint import Checkpoint
-from shearling.table.axes import Shape
+from shearling.table.values import Shape
 
 CELL = Cell(1, 6, 4)
 

@@ -15,7 +15,7 @@ from shearling.gates.bank import GateBank
 from shearling.gates.folding import through
 from shearling.model.checkpoint import Checkpoint
 from shearling.pruning.cut import cut
-from shearling.table.axes import Shape
+from shearling.table.values import Shape
 
 TOLERANCE = 1e-5
 

@@ -14,7 +14,7 @@ from shearling.gates.bank import GateBank, top
 from shearling.gates.learner import Learner, projected
 from shearling.gates.start import places
 from shearling.model.checkpoint import Checkpoint
-from shearling.table.axes import Shape
+from shearling.table.values import Shape
 from shearling.train.parallel import World
 
 
@@ -121,7 +121,7 @@ def test_what_is_kept_is_exactly_the_target(setting: Setting, model: Checkpoint)
         for a in setting.bank.log_alpha.values():
             a.copy_(torch.randn_like(a).round())  # many ties
     keep = setting.bank.keep()
-    assert model.layout.shape_after(keep, model.shape) == setting.after
+    assert model.layout.cut(keep, model.shape).after == setting.after
     settled = setting.bank.settled(setting.bank.targets())
     assert settled["hidden"][0].nonzero().flatten().tolist() == list(keep.model["hidden"])
     for place, layer in enumerate(keep.model["layers"]):

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.inspect import _ranges, comparison, inspect, lines
 from shearling.pruning.cut import cut
-from shearling.table.axes import Keep
+from shearling.table.values import Keep
 
 Models = Callable[[str], Path]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.lineage import blocks_in, final_weights
 from shearling.pruning.cut import cut
-from shearling.table.axes import Keep
+from shearling.table.values import Keep
 
 
 def test_blocks_over_two_cuts(models: Callable[[str], Path], tmp_path: Path) -> None:

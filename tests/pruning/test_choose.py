@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from shearling.errors import ShearlingError
 from shearling.pruning.choose import account, check_layers, keep_layers, without
 from shearling.scoring.scores import Scores
-from shearling.table.axes import Keep
+from shearling.table.values import Keep
 
 
 def scores(*values: float, protected: tuple[int, ...] = (), order: tuple[int, ...] = ()) -> Scores:

@@ -23,9 +23,10 @@ from places import place
 from shearling.errors import ShearlingError
 from shearling.files import writer
 from shearling.model.checkpoint import Checkpoint
-from shearling.pruning.cut import cut, prove
-from shearling.table.axes import Keep
+from shearling.pruning.cut import cut
+from shearling.pruning.proof import prove
 from shearling.table.families import Family
+from shearling.table.values import Keep
 
 Models = Callable[[str], Path]
 
@@ -541,13 +542,12 @@ def test_a_corrupt_manifest_beside_the_source(models: Models, tmp_path: Path) ->
 
 
 def table_cut(checkpoint: Checkpoint, keep: Keep) -> dict[str, Tensor]:
-    after = checkpoint.layout.shape_after(keep, checkpoint.shape)
-    selections = list(checkpoint.layout.select(keep, checkpoint.shape))
-    return module._load(checkpoint, after, selections, {})
+    expanded = checkpoint.layout.cut(keep, checkpoint.shape)
+    return module._load(checkpoint, expanded, [s.target for s in expanded.selections], {})
 
 
 def save(checkpoint: Checkpoint, keep: Keep, directory: Path) -> Path:
-    after = checkpoint.layout.shape_after(keep, checkpoint.shape)
+    after = checkpoint.layout.cut(keep, checkpoint.shape).after
     layers = keep.model.get("layers", (0, 1, 2, 3, 4))
     raw = checkpoint.family.write(checkpoint.raw, checkpoint.config, after, layers)
     (directory / "config.json").write_text(json.dumps(raw))

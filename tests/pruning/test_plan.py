@@ -15,8 +15,8 @@ import naive
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
 from shearling.pruning.plan import parse_layers, parse_params, parse_shape, shape_for
-from shearling.table.axes import Shape
 from shearling.table.families import FAMILIES
+from shearling.table.values import Shape
 from tiny_models import VARIANTS, tiny_config
 
 Models = Callable[[str], Path]

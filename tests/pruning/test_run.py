@@ -25,7 +25,7 @@ from shearling.repair.calibration import Calibration
 from shearling.scoring.registry import CRITERIA, score
 from shearling.scoring.scores import Scores
 from shearling.scoring.units import UNIT_CRITERIA
-from shearling.table.axes import Keep, Shape
+from shearling.table.values import Keep, Shape
 from tiny_cuts import AXES, sizes_of
 from tiny_tokenizer import write_llama
 
@@ -126,7 +126,7 @@ def test_a_choice_is_legal(models: Models, variant: str, by: str | None, text: C
     checkpoint = Checkpoint.open(models(variant))
     after = shape_of(checkpoint, variant, *AXES[:-1])
     choice = choose(checkpoint, after, by=by, calibration=text)
-    assert checkpoint.layout.shape_after(choice.keep, checkpoint.shape) == after
+    assert checkpoint.layout.cut(choice.keep, checkpoint.shape).after == after
     blocks, units = criteria_for(by, checkpoint, repaired=True)
     assert choice.options["criterion"] == blocks
     assert choice.options["unit_criterion"] == units

@@ -16,7 +16,7 @@ from shearling.engine.stream import BlockStream
 from shearling.model.checkpoint import Checkpoint
 from shearling.pruning.cut import cut
 from shearling.repair.final_norm import Triple, fit_gain, gain_name, some
-from shearling.table.axes import Keep
+from shearling.table.values import Keep
 
 Models = Callable[[str], Path]
 

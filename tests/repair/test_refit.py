@@ -24,7 +24,7 @@ from shearling.model.checkpoint import Checkpoint
 from shearling.pruning.cut import cut
 from shearling.repair.final_norm import gain_name
 from shearling.repair.refit import HELD_OUT, Repair
-from shearling.table.axes import Keep
+from shearling.table.values import Keep
 from tiny_cuts import AXES, PRODUCT, random_keep, relative, sizes_of
 from tiny_models import VARIANTS, tiny_model
 

@@ -28,8 +28,9 @@ from shearling.model.checkpoint import Checkpoint
 from shearling.pruning.cut import cut
 from shearling.repair.calibration import Calibration
 from shearling.repair.rotate import Rotation, refusal, rotate
-from shearling.table.axes import Keep, Row, Shape
+from shearling.table.axes import Row
 from shearling.table.families.base import Affine
+from shearling.table.values import Keep, Shape
 from tiny_cuts import relative
 from tiny_models import VARIANTS, tiny_config, tiny_model
 from tiny_tokenizer import VOCAB, byte_tokenizer, write_llama

@@ -26,8 +26,8 @@ from shearling.model.checkpoint import Checkpoint
 from shearling.scoring.unit_scores import UnitScores, group_sums, keep_units
 from shearling.scoring.units import TEXTLESS, UNIT_CRITERIA, score_units, unit_axes
 from shearling.scoring.units.statistics import Inlet, Sums, geometric_mean, obs
-from shearling.table.axes import Shape
 from shearling.table.families.base import gated_decoder
+from shearling.table.values import Shape
 
 Models = Callable[[str], Path]
 Pieces = dict[str, list[Tensor]]
@@ -459,7 +459,7 @@ def test_the_highest_stay(cut: tuple[Shape, Shape, tuple[int, ...], dict[str, Un
     before, after, chosen, scores = cut
     keep = keep_units(scores, LAYOUT, before, after, chosen)
     assert LAYOUT.complete(keep, before) == keep
-    assert LAYOUT.shape_after(keep, before) == after
+    assert LAYOUT.cut(keep, before).after == after
     each, fewer = before["heads"] // before["kv_heads"], after["heads"] // after["kv_heads"]
     (row,) = scores["hidden"].values
     hidden = best(row, list(range(before["hidden"])), after["hidden"])
@@ -504,7 +504,7 @@ def test_a_scored_model_can_be_chosen_from(models: Models, ids: Tensor, variant:
     after = shape.with_(layers=3, mlp=21, heads=6, hidden=30)
     after = after.with_(kv_heads=2) if "kv_heads" in axes else after
     keep = keep_units(scores, layout, shape, after, (0, 2, 4))
-    assert layout.shape_after(keep, shape) == after
+    assert layout.cut(keep, shape).after == after
 
 
 @pytest.mark.parametrize(

@@ -10,31 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from random_tables import FORMULAS, NAMES, SIZES, layouts, subset, written
 from shearling.errors import ShearlingError
-from shearling.table.axes import Axis, Dim, Keep, Layout, Row, Shape
-
-NAMES = ("a", "b", "c", "d")
-SIZES = st.fixed_dictionaries({name: st.integers(1, 5) for name in NAMES})
-FACTORS = st.one_of(st.sampled_from(NAMES), st.integers(1, 3))
-# Products repeat no axis: none of the table's does, and "a*a" would keep a square.
-SEGMENTS = st.lists(FACTORS, min_size=1, max_size=3).filter(
-    lambda s: len(names := [f for f in s if isinstance(f, str)]) == len(set(names))
-)
-FORMULAS = st.lists(SEGMENTS, min_size=1, max_size=4)
-
-
-def written(formula: list[list[str | int]]) -> str:
-    return " + ".join("*".join(map(str, segment)) for segment in formula)
-
-
-def subset(draw: st.DrawFn, size: int) -> tuple[int, ...]:
-    kept = draw(st.sets(st.integers(0, size - 1), min_size=1))
-    return tuple(sorted(kept))
-
-
-def of_size(draw: st.DrawFn, size: int, count: int) -> tuple[int, ...]:
-    kept = draw(st.sets(st.integers(0, size - 1), min_size=count, max_size=count))
-    return tuple(sorted(kept))
+from shearling.table.axes import Axis, Dim, Layout, Row
+from shearling.table.values import Keep, Shape
 
 
 def naive_select(
@@ -110,51 +89,13 @@ def test_interleaving_and_fusing_are_told_apart() -> None:
 
 # --- whole layouts -------------------------------------------------------------------------------
 
-MODEL_AXES, BLOCK_AXES = ("a", "b"), ("c", "d")
-# What lies outside the blocks has no business with the axes of single blocks.
-OUTSIDE = FORMULAS.filter(lambda dim: not {f for s in dim for f in s} & set(BLOCK_AXES))
-
-
-@st.composite
-def layouts(draw: st.DrawFn):
-    """A random table, a shape and something to keep: a, b of the model; c, d of every block."""
-    rows: dict[str, list[list[list[str | int]]]] = {}
-    for number in range(draw(st.integers(1, 4))):
-        in_block = draw(st.booleans())
-        formulas = FORMULAS if in_block else OUTSIDE
-        name = f"block.{{}}.{number}" if in_block else f"outside.{number}"
-        rows[name] = draw(st.lists(formulas, min_size=1, max_size=2))
-    used = {
-        f for dims in rows.values() for dim in dims for s in dim for f in s if isinstance(f, str)
-    }
-    axes = [Axis("layers")] + [
-        Axis(name, per_block=name in BLOCK_AXES) for name in NAMES if name in used
-    ]
-    table = Layout(
-        tuple(axes),
-        tuple(Row.of(name, "linear", *map(written, dims)) for name, dims in rows.items()),
-    )
-    shape = draw(SIZES) | {"layers": draw(st.integers(1, 4))}
-    model = {
-        name: subset(draw, shape[name])
-        for name in ("layers", *(n for n in MODEL_AXES if n in used))
-        if draw(st.booleans())
-    }
-    depth = len(model.get("layers", range(shape["layers"])))
-    blocks = {}
-    for name in (n for n in BLOCK_AXES if n in used):
-        if draw(st.booleans()):
-            count = draw(st.integers(1, shape[name]))
-            blocks[name] = tuple(of_size(draw, shape[name], count) for _ in range(depth))
-    return table, rows, Shape(shape), Keep(model, blocks)
-
 
 @given(layouts())
 @settings(max_examples=150, deadline=None)
 def test_every_tensor_of_a_cut_is_what_a_cut_by_hand_gives(case) -> None:
     table, formulas, shape, keep = case
     kept_layers = keep.model.get("layers", tuple(range(shape["layers"])))
-    found = list(table.select(keep, shape))
+    found = list(table.cut(keep, shape).selections)
     expected = {name: (name, keep.model) for name in formulas if "{}" not in name} | {
         name.format(target): (
             name.format(source),
@@ -185,13 +126,13 @@ def test_every_tensor_of_a_cut_is_what_a_cut_by_hand_gives(case) -> None:
 @settings(max_examples=100, deadline=None)
 def test_counts_and_shapes_after_a_cut_are_those_of_what_is_selected(case) -> None:
     table, _, shape, keep = case
-    after, before = table.shape_after(keep, shape), table.tensors(shape)
+    after, before = table.cut(keep, shape).after, table.tensors(shape)
     selected = {
         s.target: tuple(
             size if indices is None else len(indices)
             for indices, size in zip(s.indices, before[s.source], strict=True)
         )
-        for s in table.select(keep, shape)
+        for s in table.cut(keep, shape).selections
     }
     assert selected == table.tensors(after)
     assert sum(map(math.prod, selected.values())) == table.count(after)
@@ -203,8 +144,8 @@ def test_counts_and_shapes_after_a_cut_are_those_of_what_is_selected(case) -> No
 @settings(max_examples=50, deadline=None)
 def test_a_keep_of_nothing_changes_nothing(case) -> None:
     table, _, shape, _ = case
-    assert table.shape_after(Keep(), shape) == shape
-    for selection in table.select(Keep(), shape):
+    assert table.cut(Keep(), shape).after == shape
+    for selection in table.cut(Keep(), shape).selections:
         assert selection.target == selection.source
         assert set(selection.indices) == {None}
 
@@ -232,7 +173,7 @@ ONE = NINE.with_(layers=1)
 def test_heads_follow_their_groups() -> None:
     keep = GROUPED.complete(Keep(blocks={"groups": ((0, 2), (1, 2))}), NINE)
     assert keep.blocks["heads"] == ((0, 1, 2, 6, 7, 8), (3, 4, 5, 6, 7, 8))
-    after = GROUPED.shape_after(Keep(blocks={"groups": ((0, 2), (1, 2))}), NINE)
+    after = GROUPED.cut(Keep(blocks={"groups": ((0, 2), (1, 2))}), NINE).after
     assert (after["groups"], after["heads"]) == (2, 6)
 
 
@@ -240,18 +181,18 @@ def test_heads_alone_keep_all_groups() -> None:
     given_ = Keep(blocks={"heads": ((0, 2, 3, 4, 7, 8), (1, 2, 3, 5, 6, 7))})
     keep = GROUPED.complete(given_, NINE)
     assert keep.blocks["heads"] == given_.blocks["heads"]
-    after = GROUPED.shape_after(given_, NINE)
+    after = GROUPED.cut(given_, NINE).after
     assert (after["groups"], after["heads"]) == (3, 6)
-    selected = {s.target: s.indices for s in GROUPED.select(given_, NINE)}
+    selected = {s.target: s.indices for s in GROUPED.cut(given_, NINE).selections}
     assert selected["q.0"][0] == (0, 1, 4, 5, 6, 7, 8, 9, 14, 15, 16, 17)
     assert selected["k.0"] == (None, None)
 
 
 def test_heads_and_groups_together() -> None:
     keep = Keep(blocks={"groups": ((0, 2),), "heads": ((1, 2, 6, 8),)})
-    after = GROUPED.shape_after(keep, ONE)
+    after = GROUPED.cut(keep, ONE).after
     assert (after["groups"], after["heads"]) == (2, 4)
-    selected = {s.target: s.indices for s in GROUPED.select(keep, ONE)}
+    selected = {s.target: s.indices for s in GROUPED.cut(keep, ONE).selections}
     assert selected["q.0"][0] == (2, 3, 4, 5, 12, 13, 16, 17)
     assert selected["k.0"][0] == (0, 1, 4, 5)
 
@@ -286,7 +227,7 @@ def test_nesting_against_a_loop_over_groups(data) -> None:
     )
     keep = Keep(blocks={"groups": (tuple(sorted(kept)),), "heads": (tuple(sorted(heads)),)})
     if legal:
-        after = GROUPED.shape_after(keep, shape)
+        after = GROUPED.cut(keep, shape).after
         assert (after["heads"], after["groups"]) == (len(heads), len(kept))
         GROUPED.check(after)
     else:
@@ -342,7 +283,7 @@ def test_every_surviving_block_keeps_equally_many(blocks) -> None:
 
 def test_blocks_are_counted_after_layers_are_removed() -> None:
     keep = Keep({"layers": (1,)}, {"groups": ((0, 2),)})
-    sources = {s.target: s.source for s in GROUPED.select(keep, NINE)}
+    sources = {s.target: s.source for s in GROUPED.cut(keep, NINE).selections}
     assert sources == {"embed": "embed", "q.0": "q.1", "k.0": "k.1"}
     with pytest.raises(ShearlingError, match="1 surviving"):
         GROUPED.complete(Keep({"layers": (1,)}, {"groups": ((0,), (1,))}), NINE)
@@ -410,7 +351,7 @@ def test_a_tied_row_is_neither_counted_nor_cut() -> None:
     tied = Layout(axes, rows)
     assert tied.count(shape) == 35
     assert tied.tensors(shape) == {"x": (5, 7)}
-    assert [s.target for s in tied.select(Keep({"b": (0, 6)}), shape)] == ["x"]
+    assert [s.target for s in tied.cut(Keep({"b": (0, 6)}), shape).selections] == ["x"]
     free = Layout(axes, (rows[0], Row.of("y", "head", "a", "b")))
     assert free.count(shape) == 70
 
@@ -439,7 +380,7 @@ def test_a_norm_without_parameters_is_neither_counted_nor_cut() -> None:
     assert table.count(shape) == 35
     assert table.count_block(shape) == 0
     assert table.tensors(shape) == {"x": (5, 7)}
-    assert [s.target for s in table.select(Keep({"b": (0,)}), shape)] == ["x"]
+    assert [s.target for s in table.cut(Keep({"b": (0,)}), shape).selections] == ["x"]
     with pytest.raises(AssertionError):  # nothing is stored that another could share
         Layout(table.axes, (*rows, Row.of("y", "norm", "b", tied_to="n.{}.weight")))
 
@@ -457,5 +398,5 @@ def test_where_the_output_of_a_row_lies() -> None:
 
 def test_a_selection_names_the_row_it_comes_from() -> None:
     keep = Keep({"layers": (1,)}, {"groups": ((0, 2),)})
-    rows = {s.target: s.row.name for s in GROUPED.select(keep, NINE)}
+    rows = {s.target: s.row.name for s in GROUPED.cut(keep, NINE).selections}
     assert rows == {"embed": "embed", "q.0": "q.{}", "k.0": "k.{}"}

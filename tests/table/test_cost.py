@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from shearling.model.checkpoint import Checkpoint
-from shearling.table.axes import Shape
 from shearling.table.cost import flops_per_token, kv_cache_bytes, parameters
+from shearling.table.values import Shape
 
 Models = Callable[[str], Path]
 

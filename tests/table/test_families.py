@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
-from shearling.table.axes import Shape
 from shearling.table.families import FAMILIES, Family, family_of
 from shearling.table.families.legal import Rule, divided_hidden, nearest, whole_heads
+from shearling.table.values import Shape
 from tiny_models import VARIANTS
 
 Models = Callable[[str], Path]

@@ -23,7 +23,7 @@ from shearling.commands.options import (
 if TYPE_CHECKING:
     from shearling.gates.options import LearnOptions
     from shearling.model.checkpoint import Checkpoint
-    from shearling.table.axes import Shape
+    from shearling.table.values import Shape
     from shearling.train.heal import Healed
 
 

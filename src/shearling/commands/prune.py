@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from shearling.pruning.run import Wanted
     from shearling.repair.calibration import Calibration as Text
     from shearling.scoring.scores import Scores
-    from shearling.table.axes import Keep, Shape
+    from shearling.table.values import Keep, Shape
 
 
 NewModel = Annotated[Path, typer.Option(help="A new directory for the smaller model.")]
@@ -329,7 +329,7 @@ def _print_plan(source: Checkpoint, after: Shape, options: dict[str, Any], as_js
 def _print_result(source: Checkpoint, output: Path, as_json: bool) -> None:
     from shearling.model.inspect import comparison
     from shearling.model.manifest import read_manifest
-    from shearling.table.axes import Shape
+    from shearling.table.values import Shape
 
     manifest = read_manifest(output) or {}
     options, proof = manifest["options"], manifest["proof"]

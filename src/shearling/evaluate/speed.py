@@ -30,8 +30,8 @@ from shearling.evaluate.ratios import ratio, spread
 from shearling.files.progress import Progress, silent
 from shearling.model.loading import DTYPES, check_positive, load_config, longest_input
 from shearling.model.subject import open_subject
-from shearling.table.axes import Shape
 from shearling.table.cost import kv_cache_bytes
+from shearling.table.values import Shape
 
 STAGE = "timing"
 BATCHES, PROMPTS, NEWS, REPEATS = (1, 8), (128,), (64,), 5

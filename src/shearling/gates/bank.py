@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from shearling.errors import ShearlingError
 from shearling.gates import hard_concrete
-from shearling.table.axes import Axis, Dim, Indices, Keep, Layout, Shape
+from shearling.table.axes import Axis, Dim, Layout
+from shearling.table.values import Indices, Keep, Shape
 
 OPEN = 5.0  # log alpha of a gate that nothing speaks against (Sheared LLaMA's code)
 

@@ -27,7 +27,7 @@ from shearling.model.checkpoint import Checkpoint, read_json
 from shearling.model.manifest import MANIFEST, stamp
 from shearling.pruning.cut import cut
 from shearling.repair.refit import refit
-from shearling.table.axes import Keep
+from shearling.table.values import Keep
 from shearling.train.finish import looks_at, manifest, move_into, save
 from shearling.train.log import read as read_log
 from shearling.train.parallel import World

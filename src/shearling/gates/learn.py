@@ -30,7 +30,7 @@ from shearling.model.checkpoint import Checkpoint
 from shearling.pruning.plan import require_smaller
 from shearling.pruning.run import Run, Wanted
 from shearling.repair.calibration import Tokens
-from shearling.table.axes import Shape
+from shearling.table.values import Shape
 from shearling.train import heal as healing
 from shearling.train.heal import Healed
 from shearling.train.loop import Trainer

@@ -26,7 +26,7 @@ from shearling.scoring.registry import score_tokens
 from shearling.scoring.scores import Scores
 from shearling.scoring.unit_scores import UnitScores
 from shearling.scoring.units import score_units
-from shearling.table.axes import Shape
+from shearling.table.values import Shape
 from shearling.train.mixture import Mixture
 
 MIDDLE = 0.0  # log alpha between the units that would stay and those that would go

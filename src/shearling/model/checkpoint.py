@@ -21,8 +21,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from shearling.errors import ShearlingError
-from shearling.table.axes import Layout, Shape
+from shearling.model.tensors import StoredTensors, Tensors
+from shearling.table.axes import Layout
 from shearling.table.families import Family, family_of
+from shearling.table.values import Shape
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -31,15 +33,17 @@ _SAMPLE_BYTES = 4096
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model on disk, opened and checked; weights stay there until they are asked for.
+    """A model, opened and checked: facts, and weights that are read when they are asked for.
 
     Attributes:
-        path: the directory.
+        path: the directory; of what is made of another model, that model's.
         raw: config.json as it is written.
         config: the same, resolved by transformers.
         family, layout, shape: what the architecture's table says of it.
-        files: tensor name -> shard that holds it.
         dtypes: tensor name -> safetensors' name of its type, such as ``BF16``.
+        tensors: the weights.
+        source: the model that this one is made of as it is read, whose name, fingerprint,
+            tokenizer and side files it has; None for a model on disk.
     """
 
     path: Path
@@ -48,8 +52,9 @@ class Checkpoint:
     family: Family
     layout: Layout
     shape: Shape
-    files: Mapping[str, Path]
     dtypes: Mapping[str, str]
+    tensors: Tensors
+    source: Checkpoint | None = None
 
     @staticmethod
     def open(model: str | Path) -> Checkpoint:
@@ -77,7 +82,8 @@ class Checkpoint:
         headers = _headers(path)
         files, dtypes = _match(layout.tensors(shape), headers, layout, family, path)
         _check_tied(layout, headers, path)
-        return Checkpoint(path, raw, config, family, layout, shape, files, dtypes)
+        tensors = StoredTensors(files)
+        return Checkpoint(path, raw, config, family, layout, shape, dtypes, tensors)
 
     @property
     def name(self) -> str:
@@ -109,18 +115,18 @@ class Checkpoint:
         return getattr(self.config, "final_logit_softcapping", None) is None
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-        """Yield ``(name, tensor)``, each shard opened once, in the order of the shards.
+        """Yield ``(name, tensor)`` of every name, in an order that suits where they lie.
 
-        Tensors are views of the mapped file: reading costs nothing until they are touched, and
+        Tensors may be views of mapped files: reading costs nothing until they are touched, and
         their memory goes when they do, provided the iteration has moved to its end.
         """
-        by_file: dict[Path, list[str]] = {}
-        for name in names:
-            by_file.setdefault(self.files[name], []).append(name)
-        for file, wanted in by_file.items():
-            with safe_open(file, "pt") as shard:
-                for name in wanted:
-                    yield name, shard.get_tensor(name)
+        return self.tensors.read(names)
+
+    @property
+    def files(self) -> Mapping[str, Path]:
+        """Tensor name -> shard that holds it, of a model whose weights lie on disk as they are."""
+        assert isinstance(self.tensors, StoredTensors), "the weights are made as they are read"
+        return self.tensors.files
 
     def block_names(self, block: int) -> dict[str, str]:
         """Tensor name -> name inside the block's module, for block ``block``."""
@@ -137,6 +143,8 @@ class Checkpoint:
     @cached_property
     def fingerprint(self) -> str:
         """Tells models and fine-tunes apart without reading whole files; see docs/files.md."""
+        if self.source is not None:  # this is no model that anybody has
+            return self.source.fingerprint
         digest = hashlib.sha256(json.dumps(self.raw, sort_keys=True).encode())
         shapes = self.layout.tensors(self.shape)
         for name, tensor in sorted_read(self):

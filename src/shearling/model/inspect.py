@@ -6,8 +6,8 @@ from typing import Any
 
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.manifest import describe, read_manifest
-from shearling.table.axes import Shape
 from shearling.table.cost import flops_per_token, kv_cache_bytes
+from shearling.table.values import Shape
 
 CONTEXT = 1024
 

@@ -21,8 +21,9 @@ from safetensors import SafetensorError, safe_open
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint, directory_name, read_json, resolve_config
 from shearling.model.resolve import resolve
-from shearling.table.axes import Layout, Shape
+from shearling.table.axes import Layout
 from shearling.table.families import FAMILIES
+from shearling.table.values import Shape
 
 _SAMPLE_BYTES = 4096
 _AXES = {

@@ -7,7 +7,7 @@ from typing import Any
 
 from shearling.errors import ShearlingError
 from shearling.scoring.scores import Scores
-from shearling.table.axes import Keep
+from shearling.table.values import Keep
 
 
 def check_layers(layers: int, depth: int) -> None:

@@ -11,8 +11,8 @@ from fractions import Fraction
 
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
-from shearling.table.axes import Shape
 from shearling.table.families import legal
+from shearling.table.values import Shape
 
 AXES = ("layers", "hidden", "heads", "kv_heads", "mlp", "vocab")
 # Of what a budget takes away, whole blocks give this share and MLP neurons the rest, as long as so

@@ -39,7 +39,7 @@ from shearling.scoring.scores import Scores
 from shearling.scoring.unit_scores import UnitScores, keep_units
 from shearling.scoring.units import TEXTLESS, UNIT_CRITERIA, score_units
 from shearling.scoring.units.places import check_axes
-from shearling.table.axes import Indices, Keep, Shape
+from shearling.table.values import Cut, Indices, Keep, Shape
 
 BY_UNITS = "fisher-energy"
 # What criteria that run each removal use of the windows: the paper's ten sequences of 128 tokens.
@@ -250,7 +250,8 @@ class Run:
                 :func:`shearling.pruning.cut.cut`.
         """
         check_output(output)  # what would be refused at the end, before minutes of repair
-        check_space(output, written_bytes(self.source, choice.keep))
+        expanded = self.source.layout.cut(choice.keep, self.source.shape)
+        check_space(output, written_bytes(self.source, expanded))
         if repaired and self.calibration is None:
             raise ShearlingError(
                 "a repair runs the model on text; give --calibration FILE, or --no-refit."
@@ -267,23 +268,23 @@ class Run:
                 cuttable, exact = turned.cuttable, turned.exact
             solved = None
             if repaired:
-                solved = self._repair(choice, cuttable, exact, Path(scratch))
+                solved = self._repair(expanded, cuttable, exact, Path(scratch))
                 options["repair"] = solved.as_json()
             return cut(
-                cuttable, choice.keep, output, replaced=solved.replaced if solved else None,
+                cuttable, expanded, output, replaced=solved.replaced if solved else None,
                 options=options, seed=self.calibration.seed if self.calibration else None,
                 place=self.place, shard_bytes=shard_bytes, progress=self.progress,
             )  # fmt: skip
 
     def _repair(
-        self, choice: Choice, cuttable: Checkpoint, exact: Checkpoint, directory: Path
+        self, expanded: Cut, cuttable: Checkpoint, exact: Checkpoint, directory: Path
     ) -> Repair:
         """Solve what a cut of ``cuttable`` leaves anew, towards ``exact``, the source's equal."""
         assert self.calibration is not None
         ids_NS = repair_text(self.stream, self.calibration, self.windows, progress=self.progress)
         source = self.stream if exact is self.source else BlockStream(exact, self.place)
         return refit(
-            source, choice.keep, ids_NS, directory, cuttable=cuttable,
+            source, expanded, ids_NS, directory, cuttable=cuttable,
             windows=self.calibration.samples, progress=self.progress,
         )  # fmt: skip
 

@@ -33,7 +33,7 @@ from shearling.files.progress import Progress, silent
 from shearling.model.checkpoint import Checkpoint
 from shearling.repair.final_norm import fit_gain, gain_name, some
 from shearling.repair.result import Repair, Solved
-from shearling.table.axes import Keep
+from shearling.table.values import Cut, Keep
 
 ROUNDING = 1e-9  # share of a stream's squared norm; less is no fault of the cut
 SOURCE, CUT = "source", "cut"  # keys of the two streams among the states
@@ -45,7 +45,7 @@ KEPT_WIDTHS = 7  # in widths of the stream, the two streams included; beside the
 @torch.inference_mode()
 def refit(
     source: BlockStream,
-    keep: Keep,
+    keep: Keep | Cut,
     ids_NS: Tensor,
     directory: Path,
     *,
@@ -106,22 +106,31 @@ class _SideBySide:
     """The two streams, and the block that stands between what was and what is."""
 
     def __init__(
-        self, source: BlockStream, cuttable: Checkpoint, keep: Keep, states: States, directory: Path
+        self,
+        source: BlockStream,
+        cuttable: Checkpoint,
+        keep: Keep | Cut,
+        states: States,
+        directory: Path,
     ) -> None:
         """Look the branches up, and which channels of the source's stream there still are."""
-        without_vocab = Keep({a: i for a, i in keep.model.items() if a != "vocab"}, keep.blocks)
-        view = cut_view(cuttable, without_vocab)
+        expanded = cuttable.layout.cut(keep, cuttable.shape)
+        keep = expanded.keep
+        if "vocab" in keep.model:
+            without = {axis: kept for axis, kept in keep.model.items() if axis != "vocab"}
+            expanded = cuttable.layout.cut(Keep(without, keep.blocks), cuttable.shape)
+        view = cut_view(cuttable, expanded)
         # The cut's blocks are solved anew one after the other, so none is kept.
         place = replace(source.place, weights="disk")
         same = source.checkpoint is cuttable and view.shape["hidden"] == cuttable.shape["hidden"]
         cut = source.beside(view, place) if same else BlockStream(view, place)
-        self.keep, self.states, self.directory = keep, states, directory
+        self.states, self.directory = states, directory
         self.source, self.cut = Text(source, states, SOURCE), Text(cut, states, CUT)
         self.view, self.halves = view, branches(source.checkpoint)
         kept = keep.model.get("hidden")
         self.alive = None if kept is None else torch.tensor(kept, device=place.device)
         self.additive = source.checkpoint.family.additive(source.checkpoint.config)
-        self.layers = keep.model.get("layers", tuple(range(source.depth)))
+        self.layers = expanded.layers
         self.reached = 0  # blocks that the source's stream has passed
         self.scale = 1.0
         self.held: list[bool] = []

@@ -27,7 +27,6 @@ and C columns of a matrix.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Mapping
@@ -44,7 +43,6 @@ from shearling.engine.stream import BlockStream
 from shearling.engine.views.rotated import (
     STREAM,
     Norms,
-    column_sizes,
     norms_of,
     retie,
     tied_heads,
@@ -55,6 +53,7 @@ from shearling.engine.walk import Text, check_state, forward, logits_of
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
 from shearling.model.checkpoint import Checkpoint
+from shearling.model.proof_tokens import proof_tokens
 
 TOLERANCE = 1e-4
 
@@ -142,7 +141,6 @@ def rotate(
         covariance_DD = _covariance(source, ids_NS, norms, progress)
         basis_DD, share = _basis(covariance_DD, keep, gains[norms.head] if tied else None)
         turned = turn(checkpoint, norms, basis_DD, gains)
-        turned = dataclasses.replace(turned, sizes_D=column_sizes(turned))
         proof = _prove(checkpoint, turned, source.place, progress)
         exact = write(turned, directory, shard_bytes, progress)
     cuttable = exact
@@ -211,9 +209,7 @@ def _prove(
     Raises:
         ShearlingError: farther than ``TOLERANCE`` of the largest.
     """
-    generator = torch.Generator().manual_seed(0)
-    length = min(32, getattr(source.config, "max_position_embeddings", 32))
-    ids_BS = torch.randint(source.shape["vocab"], (2, length), generator=generator)
+    ids_BS = proof_tokens(source)
     relative, dtype = math.inf, torch.float32
     for dtype in (torch.float32, torch.float64):
         progress("proving the rotation", 0, 2)

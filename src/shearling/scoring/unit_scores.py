@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from shearling.errors import ShearlingError
-from shearling.table.axes import Axis, Indices, Keep, Layout, Shape
+from shearling.table.axes import Axis, Layout
+from shearling.table.values import Indices, Keep, Shape
 
 Rows = tuple[tuple[float, ...], ...]
 _FIELDS = ("kind", "criterion", "axis", "scores")

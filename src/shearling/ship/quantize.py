@@ -34,6 +34,7 @@ from shearling.model.loading import (
     require_torchao,
 )
 from shearling.model.manifest import MANIFEST, describe, read_manifest, stamp, versions
+from shearling.model.proof_tokens import proof_tokens
 from shearling.model.subject import Subject, open_subject
 from shearling.pruning.cut import SIDE_FILES, TOKENIZER_FILES
 
@@ -78,7 +79,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Proof:
+class RoundingProof:
     """What loading the written directory has shown, on two sequences of random tokens.
 
     Attributes:
@@ -185,7 +186,7 @@ def quantize(
     """
     started = time.perf_counter()
     check(source, output, wanted)
-    ids_BS = _tokens(source)
+    ids_BS = proof_tokens(source)
     stages = len(("source", "rounded", "written", "read back"))
     progress("quantising", 0, stages)
     dense_BSV = _logits(load_model(source.path, dtype=wanted.dtype), ids_BS)
@@ -262,13 +263,6 @@ def _bytes(
     return weights + groups * (scale + 1) + rest * DTYPES[dtype].itemsize
 
 
-def _tokens(source: Checkpoint) -> Tensor:
-    """Two sequences of random tokens (B, S)."""
-    length = min(32, getattr(source.config, "max_position_embeddings", 32))
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(source.shape["vocab"], (2, length), generator=generator)
-
-
 def _logits(model: Any, ids_BS: Tensor) -> Tensor:
     """Logits (B, S, V) in float32."""
     return model(input_ids=ids_BS, use_cache=False).logits.float()
@@ -338,11 +332,11 @@ def _write(source: Checkpoint, model: Any, staging: Path) -> dict[str, str]:
     return {file.name: file_digest(file) for file in sorted(staging.glob("*.safetensors"))}
 
 
-def _proof(dense_BSV: Tensor, memory_BSV: Tensor, found_BSV: Tensor, wanted: Plan) -> Proof:
+def _proof(dense_BSV: Tensor, memory_BSV: Tensor, found_BSV: Tensor, wanted: Plan) -> RoundingProof:
     difference = float((found_BSV - dense_BSV).abs().max())
     dense, found = dense_BSV.double().log_softmax(-1), found_BSV.double().log_softmax(-1)
     divergence = float((dense.exp() * (dense - found)).sum(-1).mean())
-    return Proof(
+    return RoundingProof(
         identical=torch.equal(memory_BSV, found_BSV),
         max_abs_difference=difference,
         max_relative_difference=difference / max(float(dense_BSV.abs().max()), 1e-30),
@@ -353,7 +347,7 @@ def _proof(dense_BSV: Tensor, memory_BSV: Tensor, found_BSV: Tensor, wanted: Pla
     )
 
 
-def _require(proof: Proof, output: Path) -> None:
+def _require(proof: RoundingProof, output: Path) -> None:
     if not proof.identical:
         raise ShearlingError(
             f"the quantised model does not load as what it was in memory ({output} was not "

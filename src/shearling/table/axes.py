@@ -1,4 +1,4 @@
-"""Axes, and what a checkpoint's tensors say about them: Layout, Shape, Keep.
+"""Axes, and what a checkpoint's tensors say about them: Axis, Dim, Row, Layout.
 
 Every prunable unit is an index on a named axis, and every tensor declares on which axis each of
 its dimensions lies. A dimension is written as a small formula::
@@ -9,22 +9,22 @@ its dimensions lies. A dimension is written as a small formula::
     "heads*head_dim + kv_heads*head_dim + ..."    segments one after the other (fused weights)
 
 Exact counts, legal shapes and every cut follow from these formulas; nothing else in the package
-knows how a tensor is laid out. This module imports nothing of ours but the error type.
+knows how a tensor is laid out. Sizes and choices, which these speak of, are in
+:mod:`shearling.table.values`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from types import MappingProxyType
 from typing import Literal
 
 from shearling.errors import ShearlingError
+from shearling.table.values import Cut, Indices, Keep, Selection, Shape
 
-Indices = tuple[int, ...]
 Role = Literal["linear", "bias", "norm", "embedding", "head"]
 
 
@@ -139,78 +139,6 @@ class Row:
         return "{}" in self.name
 
 
-class Shape(Mapping[str, int]):
-    """Size by axis; immutable."""
-
-    __slots__ = ("_sizes",)
-
-    def __init__(self, sizes: Mapping[str, int]) -> None:
-        """Copy ``sizes``."""
-        self._sizes = MappingProxyType(dict(sizes))
-
-    def __getitem__(self, axis: str) -> int:
-        """The size of ``axis``."""
-        return self._sizes[axis]
-
-    def __iter__(self) -> Iterator[str]:
-        """Axis names."""
-        return iter(self._sizes)
-
-    def __len__(self) -> int:
-        """Number of axes."""
-        return len(self._sizes)
-
-    def __hash__(self) -> int:
-        """By value."""
-        return hash(frozenset(self._sizes.items()))
-
-    def __repr__(self) -> str:
-        """Like ``layers=24, hidden=576``."""
-        return ", ".join(f"{axis}={size}" for axis, size in self._sizes.items())
-
-    def with_(self, **sizes: int) -> Shape:
-        """A new shape with some sizes replaced."""
-        return Shape({**self._sizes, **sizes})
-
-
-@dataclass(frozen=True, slots=True)
-class Keep:
-    """Surviving indices, in the source's numbering and order; an absent axis is whole.
-
-    Attributes:
-        model: axis -> indices, for axes the whole model shares (``layers``, ``hidden``).
-        blocks: axis -> one tuple of indices for each *surviving* block, in order, for axes that
-            every block has its own units on (``mlp``, ``heads``, ``kv_heads``).
-    """
-
-    model: Mapping[str, Indices] = field(default_factory=dict)
-    blocks: Mapping[str, tuple[Indices, ...]] = field(default_factory=dict)
-
-    def as_json(self) -> dict[str, object]:
-        """Plain lists by axis, as in a manifest."""
-        return {
-            **{axis: list(indices) for axis, indices in self.model.items()},
-            **{axis: [list(each) for each in blocks] for axis, blocks in self.blocks.items()},
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """One tensor of the result: where it comes from and what of it survives.
-
-    Attributes:
-        target: name in the result.
-        source: name in the source.
-        indices: per dimension the surviving flat indices, or None where all survive.
-        row: the line of the table that says so.
-    """
-
-    target: str
-    source: str
-    indices: tuple[Indices | None, ...]
-    row: Row
-
-
 @dataclass(frozen=True)
 class Layout:
     """The table of one architecture: its axes, and a row for every tensor."""
@@ -282,13 +210,25 @@ class Layout:
                     f"{axis.inside}={shape[axis.inside]}; give a multiple of {shape[axis.inside]}."
                 )
 
-    def shape_after(self, keep: Keep, shape: Shape) -> Shape:
-        """The shape that ``keep`` leaves of ``shape``; validates ``keep`` (ShearlingError)."""
+    def cut(self, keep: Keep | Cut, shape: Shape) -> Cut:
+        """What ``keep`` leaves of a model of ``shape``, every tensor's share worked out once.
+
+        Args:
+            keep: what survives; a cut of this layout and shape is given back as it is.
+            shape: sizes before the cut.
+
+        Raises:
+            ShearlingError: as :meth:`complete`.
+        """
+        if isinstance(keep, Cut):
+            assert keep.before == shape, f"a cut of ({keep.before}) is none of ({shape})"
+            return keep
         whole = self.complete(keep, shape)
-        return shape.with_(
+        after = shape.with_(
             **{axis: len(indices) for axis, indices in whole.model.items()},
             **{axis: len(blocks[0]) for axis, blocks in whole.blocks.items()},
         )
+        return Cut(whole, shape, after, tuple(self._select(whole, shape)))
 
     def complete(self, keep: Keep, shape: Shape) -> Keep:
         """Validate ``keep`` and fill in what it implies for nested axes.
@@ -314,21 +254,20 @@ class Layout:
                 _check_indices(name, indices, shape[name])
         return Keep(keep.model, self._complete_nested(keep.blocks, shape))
 
-    def select(self, keep: Keep, shape: Shape) -> Iterator[Selection]:
+    def _select(self, whole: Keep, shape: Shape) -> Iterator[Selection]:
         """Every tensor of the result: those outside the blocks, then block by block."""
-        keep = self.complete(keep, shape)
-        layers = keep.model.get("layers", tuple(range(shape["layers"])))
-        per_block = [
-            {**keep.model, **{axis: blocks[i] for axis, blocks in keep.blocks.items()}}
-            for i in range(len(layers))
-        ]
+        dims = {dim for row in self.stored for dim in row.dims}
+        own = {dim for dim in dims if dim.axes & whole.blocks.keys()}  # a block's own choice
+        shared = _chosen(dims - own, whole.model, shape)
         for row in self.stored:
             if not row.in_block:
-                indices = tuple(dim.select(keep.model, shape) for dim in row.dims)
-                yield Selection(row.name, row.name, indices, row)
-        for target, (source, kept) in enumerate(zip(layers, per_block, strict=True)):
+                yield Selection(row.name, row.name, tuple(shared[dim] for dim in row.dims), row)
+        layers = whole.model.get("layers", tuple(range(shape["layers"])))
+        for target, source in enumerate(layers):
+            kept = {axis: blocks[target] for axis, blocks in whole.blocks.items()}
+            chosen = shared | _chosen(own, {**whole.model, **kept}, shape)
             for row in self.block_rows():
-                indices = tuple(dim.select(kept, shape) for dim in row.dims)
+                indices = tuple(chosen[dim] for dim in row.dims)
                 yield Selection(row.name.format(target), row.name.format(source), indices, row)
 
     def _complete_nested(
@@ -371,6 +310,13 @@ class Layout:
     @staticmethod
     def _names(row: Row, layers: int) -> list[str]:
         return [row.name.format(i) for i in range(layers)] if row.in_block else [row.name]
+
+
+def _chosen(
+    dims: Iterable[Dim], kept: Mapping[str, Indices], shape: Shape
+) -> dict[Dim, Indices | None]:
+    """What survives along each of some dimensions."""
+    return {dim: dim.select(kept, shape) for dim in dims}
 
 
 def _check_indices(axis: str, indices: Indices, size: int) -> None:

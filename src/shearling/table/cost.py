@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 
-from shearling.table.axes import Layout, Shape
+from shearling.table.axes import Layout
+from shearling.table.values import Shape
 
 
 def parameters(layout: Layout, shape: Shape) -> int:

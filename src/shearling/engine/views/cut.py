@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,66 +12,65 @@ from torch import Tensor
 
 from shearling.files.writer import write_json
 from shearling.model.checkpoint import Checkpoint, resolve_config
-from shearling.table.axes import Keep, Selection, Shape
-from shearling.table.families import family_of
+from shearling.model.tensors import Tensors
+from shearling.table.families import Family, family_of
+from shearling.table.values import Cut, Keep, Selection
 
 
 @dataclass(frozen=True)
-class CutView(Checkpoint):
-    """A cut that exists in memory alone; runs wherever a checkpoint on disk would.
+class CutTensors:
+    """What a cut leaves of other tensors.
 
     Attributes:
-        source: what is cut.
-        selections: name in the cut -> where it comes from and what of it survives.
+        whole: what is cut.
+        cut: what survives of it.
+        family: of the model that is cut; it says what is rescaled.
     """
 
-    source: Checkpoint
-    selections: Mapping[str, Selection]
+    whole: Tensors
+    cut: Cut
+    family: Family
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-        """Yield ``(name, tensor)`` of the cut, in the order of the source's shards."""
-        wanted = {self.selections[name].source: self.selections[name] for name in names}
-        for name, tensor in self.source.read(wanted):
-            yield wanted[name].target, select(self.source, self.shape, tensor, wanted[name])
+        """Yield ``(name, tensor)`` of the cut, in the order of what is cut."""
+        wanted = {s.source: s for s in map(self.cut.by_target.__getitem__, names)}
+        for name, tensor in self.whole.read(wanted):
+            yield wanted[name].target, self._select(wanted[name], tensor)
+
+    def _select(self, selection: Selection, tensor: Tensor) -> Tensor:
+        """What survives of a tensor, with the values that it has among the result's sizes."""
+        for dim, indices in enumerate(selection.indices):
+            if indices is not None:
+                tensor = tensor.index_select(dim, torch.tensor(indices))
+        rescale = self.family.rescale(selection.row, self.cut.before, self.cut.after)
+        return tensor if rescale is None else rescale.apply(tensor)
 
 
-def cut_view(checkpoint: Checkpoint, keep: Keep) -> CutView:
+def cut_view(checkpoint: Checkpoint, keep: Keep | Cut) -> Checkpoint:
     """What ``keep`` leaves of ``checkpoint``.
 
     Raises:
         ShearlingError: ``keep`` is not possible, or the architecture cannot express what it leaves.
     """
-    after = checkpoint.layout.shape_after(keep, checkpoint.shape)
-    checkpoint.family.check(checkpoint.config, after)
-    selections = {s.target: s for s in checkpoint.layout.select(keep, checkpoint.shape)}
-    layers = keep.model.get("layers", tuple(range(checkpoint.shape["layers"])))
-    raw = checkpoint.family.write(checkpoint.raw, checkpoint.config, after, layers)
-    if "vocab" in keep.model:
+    cut = checkpoint.layout.cut(keep, checkpoint.shape)
+    checkpoint.family.check(checkpoint.config, cut.after)
+    raw = checkpoint.family.write(checkpoint.raw, checkpoint.config, cut.after, cut.layers)
+    if "vocab" in cut.keep.model:
         from shearling.model.token_ids import renumber_ids
 
-        raw = renumber_ids(raw, keep.model["vocab"])
+        raw = renumber_ids(raw, cut.keep.model["vocab"])
     with tempfile.TemporaryDirectory(prefix="shearling-") as directory:
         write_json(Path(directory) / "config.json", raw)
         config = resolve_config(Path(directory))
     family = family_of(raw["model_type"], checkpoint.name)
-    return CutView(
+    return Checkpoint(
         path=checkpoint.path,
         raw=raw,
         config=config,
         family=family,
         layout=family.layout(config),
-        shape=after,
-        files={name: checkpoint.files[s.source] for name, s in selections.items()},
-        dtypes={name: checkpoint.dtypes[s.source] for name, s in selections.items()},
+        shape=cut.after,
+        dtypes={s.target: checkpoint.dtypes[s.source] for s in cut.selections},
+        tensors=CutTensors(checkpoint.tensors, cut, checkpoint.family),
         source=checkpoint,
-        selections=selections,
     )
-
-
-def select(checkpoint: Checkpoint, after: Shape, tensor: Tensor, selection: Selection) -> Tensor:
-    """What survives of a source's tensor, with the values that it has among ``after``'s sizes."""
-    for dim, indices in enumerate(selection.indices):
-        if indices is not None:
-            tensor = tensor.index_select(dim, torch.tensor(indices))
-    rescale = checkpoint.family.rescale(selection.row, checkpoint.shape, after)
-    return tensor if rescale is None else rescale.apply(tensor)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,7 +23,10 @@ from shearling.engine.place import Place
 from shearling.engine.stream import BlockStream
 from shearling.engine.walk import logits_of
 from shearling.model.checkpoint import Checkpoint
-from shearling.table.axes import Indices, Keep, Row, Selection, Shape
+from shearling.model.tensors import Tensors
+from shearling.table.axes import Row
+from shearling.table.families import Family
+from shearling.table.values import Cut, Indices, Keep, Selection
 
 STREAM = "hidden"
 
@@ -31,7 +34,7 @@ STREAM = "hidden"
 @torch.inference_mode()
 def masked_logits(
     checkpoint: Checkpoint,
-    keep: Keep,
+    keep: Keep | Cut,
     ids_BS: Tensor,
     *,
     replaced: Mapping[str, Tensor] | None = None,
@@ -53,56 +56,50 @@ def masked_logits(
     Raises:
         ShearlingError: ``keep`` is not possible.
     """
-    masked = _masked(checkpoint, keep, replaced or {})
-    stream = _MaskedStream(masked, keep, place or Place.cpu(streamed=True))
-    logits_BSV = logits_of(stream, ids_BS, keep.model.get("layers"))
-    vocab = keep.model.get("vocab")
+    cut = checkpoint.layout.cut(keep, checkpoint.shape)
+    tensors = MaskedTensors(checkpoint.tensors, cut, checkpoint.family, replaced or {})
+    masked = replace(checkpoint, tensors=tensors, source=checkpoint)
+    stream = _MaskedStream(masked, cut.keep.model.get(STREAM), place or Place.cpu(streamed=True))
+    logits_BSV = logits_of(stream, ids_BS, cut.layers)
+    vocab = cut.keep.model.get("vocab")
     return logits_BSV if vocab is None else logits_BSV[..., list(vocab)]
 
 
 @dataclass(frozen=True)
-class _Masked(Checkpoint):
-    """A checkpoint whose tensors are masked as they are read.
+class MaskedTensors:
+    """Other tensors in their own geometry, what a cut removes of them silenced.
+
+    Those of removed blocks cannot be read.
 
     Attributes:
-        source: what is masked; may itself be a view of a checkpoint.
-        selections: source tensor name -> what of it survives; nothing of removed blocks.
-        after: sizes after the cut.
+        whole: what is masked.
+        cut: what survives of it.
+        family: of the model that is masked; it says what is rescaled.
         replaced: target tensor name -> tensor of the result.
     """
 
-    source: Checkpoint
-    selections: Mapping[str, Selection]
-    after: Shape
-    replaced: Mapping[str, Tensor]
+    whole: Tensors
+    cut: Cut
+    family: Family
+    replaced: Mapping[str, Tensor] = field(default_factory=dict)
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         """Yield ``(name, tensor)`` in the source's geometry, removed units silenced."""
-        for name, tensor in self.source.read(names):
-            selection = self.selections[name]
+        for name, tensor in self.whole.read(names):
+            selection = self.cut.by_source[name]
             tensor = self._restored(selection, tensor)
             writes = STREAM in selection.row.output.axes
             yield name, _silence(tensor, selection) if writes else tensor
 
     def _restored(self, selection: Selection, tensor: Tensor) -> Tensor:
         """The source's tensor, or what stands in its place, as the source would hold it."""
-        rescale = self.family.rescale(selection.row, self.shape, self.after)
+        rescale = self.family.rescale(selection.row, self.cut.before, self.cut.after)
         if selection.target in self.replaced:
             found = self.replaced[selection.target]
             found = found if rescale is None else rescale.undo(found)
             return _scatter(found, selection, tuple(tensor.shape))
         # The result holds rescaled values rounded; the rounding is no fault of the surgery.
         return tensor if rescale is None else rescale.undo(rescale.apply(tensor))
-
-
-def _masked(checkpoint: Checkpoint, keep: Keep, replaced: Mapping[str, Tensor]) -> _Masked:
-    layout, shape = checkpoint.layout, checkpoint.shape
-    selections = {s.source: s for s in layout.select(keep, shape)}
-    own = {field.name: getattr(checkpoint, field.name) for field in fields(Checkpoint)}
-    return _Masked(
-        **own, source=checkpoint, selections=selections,
-        after=layout.shape_after(keep, shape), replaced=replaced,
-    )  # fmt: skip
 
 
 def _silence(tensor: Tensor, selection: Selection) -> Tensor:
@@ -129,9 +126,8 @@ def _scatter(tensor: Tensor, selection: Selection, sizes: tuple[int, ...]) -> Te
 class _MaskedStream(BlockStream):
     """A masked model run block by block, its norms over surviving channels alone."""
 
-    def __init__(self, checkpoint: _Masked, keep: Keep, place: Place) -> None:
+    def __init__(self, checkpoint: Checkpoint, kept: Indices | None, place: Place) -> None:
         super().__init__(checkpoint, place)
-        kept = keep.model.get(STREAM)
         if kept is not None:
             for norm in self._norms():
                 _narrow(norm, kept)

@@ -12,10 +12,8 @@ import copy
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -24,28 +22,14 @@ from torch import Tensor
 from shearling.files.progress import Progress
 from shearling.files.writer import check_space, new_directory, write_json, write_weights
 from shearling.model.checkpoint import Checkpoint, torch_dtype
-from shearling.table.axes import Dim, Layout, Row, Shape
+from shearling.model.tensors import StoredTensors, Tensors
+from shearling.table.axes import Dim, Layout, Row
 from shearling.table.families.base import Affine
+from shearling.table.values import Shape
 
 STREAM = Dim.parse("hidden")
 TIED = "tie_word_embeddings"
 _ROWS = 4096  # of a matrix that are turned together, in double precision
-
-
-@dataclass(frozen=True)
-class RotatedCheckpoint(Checkpoint):
-    """A model in another basis of its stream; but for its tensors it is the source.
-
-    Attributes:
-        source: whose name, fingerprint, tokenizer and side files it has.
-    """
-
-    source: Checkpoint
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """The source's: this is no model that anybody has."""
-        return self.source.fingerprint
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,36 +65,36 @@ def tied_heads(layout: Layout) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class TurnedCheckpoint(RotatedCheckpoint):
-    """The rotated model, turned as it is read; its head is a matrix of its own.
+class TurnedTensors:
+    """Other tensors in another basis of the stream; a tied head becomes a matrix of its own.
 
     Attributes:
+        whole: what is turned.
+        places: name of every turned tensor -> its row, and the block that it is in.
+        tied: head -> the embedding that it is made of.
         norms: which norm is read by what.
         basis_DD: Q, in double precision.
         gains: every norm's gain, in double precision.
         sizes_D: every norm's gain afterwards; 1 where there is none.
-        stored: give tensors in the type that they are stored in, or in double precision.
+        dtypes: safetensors' names of the types to give tensors in; double precision where None.
     """
 
+    whole: Tensors
+    places: Mapping[str, tuple[Row, int | None]]
+    tied: Mapping[str, str]
     norms: Norms
     basis_DD: Tensor
     gains: Mapping[str, Tensor]
-    sizes_D: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
-    stored: bool = False
+    sizes_D: Mapping[str, Tensor] = field(default_factory=dict)
+    dtypes: Mapping[str, str] | None = None
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         """Yield ``(name, tensor)`` in the new basis."""
-        tied = tied_heads(self.source.layout)
         for name in names:
             row, block = self.places[name]
-            for _, tensor in self.source.read([tied.get(name, name)]):
-                dtype = torch_dtype(self.dtypes[name]) if self.stored else torch.float64
+            dtype = torch.float64 if self.dtypes is None else torch_dtype(self.dtypes[name])
+            for _, tensor in self.whole.read([self.tied.get(name, name)]):
                 yield name, self._turn(row, block, tensor, dtype)
-
-    @cached_property
-    def places(self) -> Mapping[str, tuple[Row, int | None]]:
-        """Tensor name -> its row, and the block that it is in."""
-        return self.layout.places(self.shape)
 
     def _turn(self, row: Row, block: int | None, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         if STREAM not in row.dims:
@@ -137,22 +121,37 @@ class TurnedCheckpoint(RotatedCheckpoint):
 
 def turn(
     checkpoint: Checkpoint, norms: Norms, basis_DD: Tensor, gains: Mapping[str, Tensor]
-) -> TurnedCheckpoint:
-    """The checkpoint in the basis Q = ``basis_DD``, all gains folded in and none left."""
-    own = _fields(checkpoint, Checkpoint)
+) -> Checkpoint:
+    """The checkpoint in the basis Q = ``basis_DD``: gains are folded in and chosen anew.
+
+    The new ones are the sizes of the columns of what reads each norm.
+    """
     tied = tied_heads(checkpoint.layout)
-    if tied:
-        config = copy.deepcopy(checkpoint.config)
-        setattr(config, TIED, False)
-        layout = checkpoint.family.layout(config)
-        own |= {"raw": {**checkpoint.raw, TIED: False}, "config": config, "layout": layout}
-        for what in ("files", "dtypes"):
-            own[what] = {**own[what], **{head: own[what][name] for head, name in tied.items()}}
-    own["family"] = dataclasses.replace(checkpoint.family, rescale=_widen)
-    return TurnedCheckpoint(**own, source=checkpoint, norms=norms, basis_DD=basis_DD, gains=gains)
+    turned = _untied(checkpoint, tied)
+    places = turned.layout.places(turned.shape)
+    tensors = TurnedTensors(checkpoint.tensors, places, tied, norms, basis_DD, gains)
+    tensors = dataclasses.replace(tensors, sizes_D=_column_sizes(tensors))
+    family = dataclasses.replace(checkpoint.family, rescale=_widen)
+    return dataclasses.replace(turned, family=family, tensors=tensors, source=checkpoint)
 
 
-def column_sizes(turned: TurnedCheckpoint) -> dict[str, Tensor]:
+def _untied(checkpoint: Checkpoint, tied: Mapping[str, str]) -> Checkpoint:
+    """What would be known of the checkpoint if its head had a matrix of its own."""
+    if not tied:
+        return checkpoint
+    config = copy.deepcopy(checkpoint.config)
+    setattr(config, TIED, False)
+    dtypes = checkpoint.dtypes
+    return dataclasses.replace(
+        checkpoint,
+        raw={**checkpoint.raw, TIED: False},
+        config=config,
+        layout=checkpoint.family.layout(config),
+        dtypes={**dtypes, **{head: dtypes[name] for head, name in tied.items()}},
+    )
+
+
+def _column_sizes(turned: TurnedTensors) -> dict[str, Tensor]:
     """Root mean square of the columns of what reads each norm, over that of all; some rows do."""
     sums: dict[str, Tensor] = {}
     for name, (row, block) in turned.places.items():
@@ -165,11 +164,6 @@ def column_sizes(turned: TurnedCheckpoint) -> dict[str, Tensor]:
     return {norm: (sum_D / sum_D.mean()).sqrt().clamp_min(1e-4) for norm, sum_D in sums.items()}
 
 
-def _fields(checkpoint: Checkpoint, kind: type[Checkpoint]) -> dict[str, Any]:
-    """The attributes that a ``kind`` of checkpoint has."""
-    return {field.name: getattr(checkpoint, field.name) for field in dataclasses.fields(kind)}
-
-
 def _widen(row: Row, before: Shape, after: Shape) -> Affine | None:
     """Norms that take their mean square over fewer channels: what is cut is all but nothing."""
     if row.role != "norm" or row.dims != (STREAM,) or before["hidden"] == after["hidden"]:
@@ -177,37 +171,33 @@ def _widen(row: Row, before: Shape, after: Shape) -> Affine | None:
     return Affine(math.sqrt(before["hidden"] / after["hidden"]), 0.0, lasting=True)
 
 
-def write(
-    turned: TurnedCheckpoint, directory: Path, shard_bytes: int, progress: Progress
-) -> RotatedCheckpoint:
+def write(turned: Checkpoint, directory: Path, shard_bytes: int, progress: Progress) -> Checkpoint:
     """The rotated weights on disk, read back as they are stored."""
-    stored = dataclasses.replace(turned, stored=True)
-    check_space(directory, stored.bytes)
+    assert isinstance(turned.tensors, TurnedTensors)
+    rounded = dataclasses.replace(turned.tensors, dtypes=turned.dtypes)
+    check_space(directory, turned.bytes)
     with new_directory(directory) as staging:
         write_json(staging / "config.json", turned.raw)
         write_weights(
             staging,
-            stored.sizes,
-            lambda names: dict(stored.read(names)),
+            turned.sizes,
+            lambda names: dict(rounded.read(names)),
             shard_bytes=shard_bytes,
             progress=lambda _, done, total: progress("writing the rotated weights", done, total),
         )
-    own = _fields(turned, RotatedCheckpoint)
-    own["files"] = Checkpoint.open(directory).files
-    return RotatedCheckpoint(**own)
+    return dataclasses.replace(turned, tensors=Checkpoint.open(directory).tensors)
 
 
-def retie(
-    exact: RotatedCheckpoint, norm: str, gain_D: Tensor, directory: Path
-) -> RotatedCheckpoint:
+def retie(exact: Checkpoint, norm: str, gain_D: Tensor, directory: Path) -> Checkpoint:
     """The rotated model with the source's tied head, the final norm's gain before it."""
     source, file = exact.source, directory / "readout.safetensors"
+    assert source is not None, "a rotated model is made of another"
     save_file({norm: gain_D.to(torch_dtype(source.dtypes[norm]))}, file)
     return dataclasses.replace(
         exact,
         raw=source.raw,
         config=source.config,
         layout=source.layout,
-        files={name: exact.files[name] for name in source.files} | {norm: file},
         dtypes=source.dtypes,
+        tensors=StoredTensors({name: exact.files[name] for name in source.dtypes} | {norm: file}),
     )

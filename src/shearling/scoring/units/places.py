@@ -14,7 +14,8 @@ from torch import Tensor
 
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
-from shearling.table.axes import Dim, Layout, Row, Shape
+from shearling.table.axes import Dim, Layout, Row
+from shearling.table.values import Shape
 
 STREAM = "hidden"
 _CHUNK = 2**24  # entries of a matrix that are looked at together

@@ -19,7 +19,8 @@ from torch import Tensor
 from shearling.files.progress import Progress, silent
 from shearling.model.checkpoint import Checkpoint
 from shearling.scoring.units.places import STREAM, Slot, slots, unit_sums
-from shearling.table.axes import Layout, Shape
+from shearling.table.axes import Layout
+from shearling.table.values import Shape
 
 
 def magnitude(

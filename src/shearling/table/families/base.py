@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from shearling.table.axes import Axis, Layout, Row, Shape
+from shearling.table.axes import Axis, Layout, Row
 from shearling.table.families import legal
+from shearling.table.values import Shape
 
 LAYERS = Axis("layers")
 HIDDEN = Axis("hidden")

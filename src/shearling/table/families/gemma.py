@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from shearling.table.axes import Layout, Row, Shape
+from shearling.table.axes import Layout, Row
 from shearling.table.families.base import (
     GROUPED_QUERY_KEYS,
     Affine,
@@ -18,6 +18,7 @@ from shearling.table.families.base import (
     head_dim,
 )
 from shearling.table.families.legal import divided_hidden
+from shearling.table.values import Shape
 
 _AFTER_ATTENTION, _AFTER_MLP = "post_attention_layernorm", "post_feedforward_layernorm"
 _NORMS = ("input_layernorm", _AFTER_ATTENTION, "pre_feedforward_layernorm", _AFTER_MLP)

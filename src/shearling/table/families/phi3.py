@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from shearling.table.axes import Layout, Row, Shape
+from shearling.table.axes import Layout, Row
 from shearling.table.families.base import (
     GROUPED_QUERY_AXES,
     GROUPED_QUERY_KEYS,
@@ -16,6 +16,7 @@ from shearling.table.families.base import (
     odd_heads,
 )
 from shearling.table.families.legal import Rule
+from shearling.table.values import Shape
 
 
 def _layout(config: Any) -> Layout:

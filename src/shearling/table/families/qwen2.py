@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from shearling.table.axes import Layout, Shape
+from shearling.table.axes import Layout
 from shearling.table.families.base import (
     GROUPED_QUERY_KEYS,
     Family,
@@ -13,6 +13,7 @@ from shearling.table.families.base import (
     head_dim,
     odd_heads,
 )
+from shearling.table.values import Shape
 
 
 def _layout(config: Any) -> Layout:

@@ -1,0 +1,52 @@
+"""Where a model's weights come from: the files on disk, or what is made of others as they are read.
+
+What is made of others wraps them, and wrappers can be stacked: a cut of a folded model, a masked
+rotated one. Put into a checkpoint by ``dataclasses.replace``, they give a model that exists only
+as it is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from safetensors import safe_open
+from torch import Tensor
+
+
+class Tensors(Protocol):
+    """Weights by name."""
+
+    def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        """Yield ``(name, tensor)`` for every name once, in an order that suits the source.
+
+        A tensor may be a view of a mapped file, to be copied by whoever keeps or changes it.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class StoredTensors:
+    """Weights in safetensors files.
+
+    Attributes:
+        files: tensor name -> shard that holds it.
+    """
+
+    files: Mapping[str, Path]
+
+    def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        """Yield ``(name, tensor)``, each shard opened once, in the order of the shards.
+
+        Tensors are views of the mapped file: reading costs nothing until they are touched, and
+        their memory goes when they do, provided the iteration has moved to its end.
+        """
+        by_file: dict[Path, list[str]] = {}
+        for name in names:
+            by_file.setdefault(self.files[name], []).append(name)
+        for file, wanted in by_file.items():
+            with safe_open(file, "pt") as shard:
+                for name in wanted:
+                    yield name, shard.get_tensor(name)
