@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from shearling.pruning.cut import Proof, prove
     from shearling.pruning.cut import cut as prune
     from shearling.report import write_report
-    from shearling.scoring.registry import score
+    from shearling.scoring.score import score
     from shearling.scoring.scores import Scores
     from shearling.table.axes import Keep, Layout, Shape
 
@@ -50,7 +50,7 @@ _HOMES = {
     "prove": "pruning.cut.prove",
     # Not `cut`: importing the module of that name would take the function's place.
     "prune": "pruning.cut.cut",
-    "score": "scoring.registry.score",
+    "score": "scoring.score.score",
     "without": "pruning.choose.without",
     "write_report": "report.write_report",
 }
