@@ -63,7 +63,7 @@ def _table(results: Results, one: UnitScores) -> Markup:
 def _spread(values: Sequence[float]) -> tuple[float, float, float]:
     numbers = [value for value in values if not math.isnan(value)]
     if not numbers:
-        return (math.nan,) * 3
+        return math.nan, math.nan, math.nan
     return min(numbers), median(numbers), max(numbers)
 
 
