@@ -88,8 +88,6 @@ def test_what_is_read_is_what_is_registered() -> None:
             assert known.says
             if known.check:
                 assert callable(getattr(sys.modules[known.function.__module__], known.check))
-                registry._attribute(f"{known.home.split(':')[0]}:{known.check}")
-            )
 
 
 @pytest.mark.usefixtures("added")
