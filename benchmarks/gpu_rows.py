@@ -29,7 +29,7 @@ from shearling.model.checkpoint import Checkpoint
 from shearling.pruning.cut import cut, prove
 from shearling.repair.refit import refit
 from shearling.scoring.blocks.repair import repair as repair_criterion
-from shearling.scoring.units import score_units
+from shearling.scoring.score_units import score_units
 from shearling.table.axes import Keep
 
 LLAMA_2_7B = {

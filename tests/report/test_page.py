@@ -263,12 +263,9 @@ def test_scores_of_units_are_shown(run: SampleRun) -> None:
     section = text[text.index("Scores of units") :]
     assert "Variance x square of its column’s norm, of 5 MLP neurons, in each block." in section
     assert "Calibration: file sheep.txt." in section
-    assert '<th scope="row">7</th><td>7</td><td>9</td><td>11</td>' in re.sub(
-        r">\s+<", "><", section
-    )
-    assert '<th scope="row">all</th><td>1</td><td>4</td><td>7</td>' in re.sub(
-        r">\s+<", "><", section
-    )
+    table = re.sub(r">\s+<", "><", section)
+    assert '<th scope="row">7</th><td>7.00</td><td>9.00</td><td>11.0</td>' in table
+    assert '<th scope="row">all</th><td>1.00</td><td>4.00</td><td>7.00</td>' in table
 
 
 def test_unit_scores_alone_make_a_page(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -144,11 +145,12 @@ for arguments in (
 def test_the_command_line_takes_it(added: Path, model: Path, text: Path) -> None:
     """In a process of its own, where help is built after the files are there."""
     command = [sys.executable, "-c", SCRIPT, str(added), str(model), str(text)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wide = {**os.environ, "COLUMNS": "1000", "TERMINAL_WIDTH": "1000"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=wide)
     assert done.returncode == 0, done.stderr
     said = " ".join(done.stdout.split())
-    assert "height+, height" in said.replace("│ │ ", "")
-    assert "mean-square" in said
+    assert "greedy, height+ or height;" in said
+    assert "random, louder or mean-square;" in said
     options = json.loads((added / "pruned" / "shearling.json").read_text())["options"]
     assert (options["criterion"], options["unit_criterion"]) == ("height", "louder")
     assert options["removed"] == [0]

@@ -102,8 +102,9 @@ class Criterion:
         """Refuse what would drive nothing (ValueError)."""
         known = {"text"}, {"weights"}
         summed = self.of == "units" and bool(self.reads) and set(self.reads) <= SUMS.keys()
-        joined = self.of == "units" and bool(self.joins) and not self.reads
-        if self.of not in KINDS or not (summed or joined or set(self.reads) in known):
+        read = summed or set(self.reads) in known
+        joined = self.of == "units" and bool(self.joins)
+        if self.of not in KINDS or read == bool(self.joins) or not (read or joined):
             raise ValueError(
                 f"criterion {self.name!r} is of {self.of!r} and reads {self.reads}; it must be of "
                 f"blocks or units and read text or weights, or be of units and read some of "
