@@ -25,7 +25,7 @@ from shearling.data.text import calibration_windows, documents
 from shearling.engine.place import Place
 from shearling.engine.stream import BlockStream
 from shearling.model.checkpoint import Checkpoint
-from shearling.scoring.registry import score_tokens
+from shearling.scoring.score import score_tokens
 
 SAMPLES, LENGTH = 10, 128
 

@@ -30,7 +30,7 @@ from shearling.pruning.cut import cut
 from shearling.pruning.proof import prove
 from shearling.repair.refit import refit
 from shearling.scoring.blocks.repair import repair as repair_criterion
-from shearling.scoring.units import score_units
+from shearling.scoring.score_units import score_units
 from shearling.table.values import Keep
 
 LLAMA_2_7B = {

@@ -157,10 +157,9 @@ def _chooser(
     Scores that do not depend on how much goes are computed once.
     """
     from shearling.engine.place import Place
-    from shearling.pruning.choose import keep_layers
-    from shearling.pruning.run import BLOCK_LENGTH, BLOCK_SAMPLES, Run
-    from shearling.scoring import registry
-    from shearling.scoring.unit_scores import keep_units
+    from shearling.pruning.choose import keep_layers, keep_units
+    from shearling.scoring.registry import find
+    from shearling.scoring.score import score
 
     found: dict[str, Any] = {}
 
@@ -170,12 +169,15 @@ def _chooser(
             _restart_peak()
             started = time.perf_counter()
             if axis == "width":
-                scores = Run(source, calibration, place=Place.cpu()).score_axis(criterion, "mlp")
+                scores = score(
+                    source, criterion, axis="mlp", calibration=calibration.file,
+                    samples=calibration.samples, length=calibration.length, seed=calibration.seed,
+                    place=Place.cpu(),
+                )  # fmt: skip
             else:
-                samples, length = (BLOCK_SAMPLES, BLOCK_LENGTH)
-                if criterion == "repair":
-                    samples, length = calibration.samples, calibration.length
-                scores = registry.score(
+                all_windows = calibration.samples, calibration.length
+                samples, length = find(criterion, "blocks").windows or all_windows
+                scores = score(
                     source, criterion, calibration=calibration.file, samples=samples,
                     length=length, place=Place.cpu(),
                     remove=blocks if criterion == "repair" else 12,

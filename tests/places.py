@@ -15,7 +15,6 @@ from shearling.pruning.run import Choice, Run, Wanted
 from shearling.repair import refit as repairing
 from shearling.repair.calibration import Calibration
 from shearling.repair.result import Repair
-from shearling.scoring.unit_scores import UnitScores
 from shearling.table.values import Keep, Shape
 
 
@@ -47,13 +46,6 @@ def prune_to(
 ) -> Checkpoint:
     """A choice, written by a run of its own."""
     return Run(source, calibration, place=place(not stream)).write(choice, output, **options)
-
-
-def score_axis(
-    source: Checkpoint, by: str, axis: str, calibration: Calibration | None, *, stream: bool = False
-) -> UnitScores:
-    """Scores of the units of an axis, by a run of its own."""
-    return Run(source, calibration, place=place(not stream)).score_axis(by, axis)
 
 
 def refit(

@@ -13,6 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 from shearling.cli import app
+from shearling.scoring.registry import KINDS, names, table
 
 ROOT = Path(__file__).parent.parent
 GROUP: Any = typer.main.get_command(app)
@@ -35,6 +36,18 @@ def command_help() -> str:
     return "\n".join(parts)
 
 
+def with_tables(page: str) -> str:
+    """A page whose tables of criteria, between marks, are those of the registry."""
+    for of in KINDS:
+        page = re.sub(
+            rf"(<!-- criteria of {of} -->\n).*?(<!-- end of criteria -->)",
+            lambda marks, of=of: marks[1] + table(of) + marks[2],
+            page,
+            flags=re.DOTALL,
+        )
+    return page
+
+
 def commands() -> list[str]:
     """Every line in a fenced block that calls shearling, continuation lines joined."""
     found = []
@@ -48,6 +61,14 @@ def commands() -> list[str]:
 
 def test_docs_show_the_help_there_is() -> None:
     assert (ROOT / "docs" / "cli.md").read_text() == command_help()
+
+
+def test_readme_lists_the_criteria_there_are() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert readme.count("<!-- criteria of ") == len(KINDS)
+    assert with_tables(readme) == readme
+    for of in KINDS:
+        assert all(f"`{name}`" in table(of) for name in names(of))
 
 
 @pytest.mark.parametrize("line", commands())
@@ -64,3 +85,5 @@ def test_readme_shows_commands() -> None:
 if __name__ == "__main__":
     os.environ["COLUMNS"] = "100"
     (ROOT / "docs" / "cli.md").write_text(command_help())
+    readme = ROOT / "README.md"
+    readme.write_text(with_tables(readme.read_text()))

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from shearling.pruning.cut import cut as prune
     from shearling.pruning.proof import Proof, prove
     from shearling.report import write_report
-    from shearling.scoring.registry import score
+    from shearling.scoring.score import score
     from shearling.scoring.scores import Scores
     from shearling.table.axes import Layout
     from shearling.table.values import Keep, Shape
@@ -51,7 +51,7 @@ _HOMES = {
     "prove": "pruning.proof.prove",
     # Not `cut`: importing the module of that name would take the function's place.
     "prune": "pruning.cut.cut",
-    "score": "scoring.registry.score",
+    "score": "scoring.score.score",
     "without": "pruning.choose.without",
     "write_report": "report.write_report",
 }

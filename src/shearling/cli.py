@@ -46,12 +46,12 @@ from shearling.commands.reference import reference
 from shearling.commands.studio import studio
 from shearling.commands.teach import teach
 from shearling.errors import ShearlingError
+from shearling.scoring.registry import default_for, removers
 from shearling.version import __version__
 
 if TYPE_CHECKING:
     from shearling.model.checkpoint import Checkpoint
     from shearling.scoring.scores import Scores
-    from shearling.scoring.unit_scores import UnitScores
 
 app = typer.Typer(
     name="shearling",
@@ -92,7 +92,10 @@ def score(
     model: Model,
     by: Annotated[
         str | None,
-        typer.Option(help=f"{BY_HELP} Without: perplexity for blocks, fisher-energy for units."),
+        typer.Option(
+            help=f"{BY_HELP} Without: {default_for('blocks')} for blocks, "
+            f"{default_for('units')} for units."
+        ),
     ] = None,
     axis: Annotated[
         str, typer.Option(help="What to score: layers, hidden, heads, kv_heads or mlp.")
@@ -105,7 +108,8 @@ def score(
     protect_first: ProtectFirst = None,
     protect_last: ProtectLast = None,
     remove: Annotated[
-        int | None, typer.Option(min=1, help="For greedy and repair: how many blocks to remove.")
+        int | None,
+        typer.Option(min=1, help=f"For {' and '.join(removers())}: how many blocks to remove."),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Where to write the scores.")] = None,
     as_json: Json = False,
@@ -116,11 +120,11 @@ def score(
     """
     from shearling.files.writer import write_json
 
-    by = by or ("perplexity" if axis == "layers" else "fisher-energy")
-    if remove is not None and by not in ("greedy", "repair"):
+    by = by or default_for("blocks" if axis == "layers" else "units")
+    if remove is not None and by not in removers():
         raise ShearlingError(
-            f"--remove {remove} is for --by greedy or repair, which need to know how many go; "
-            f"leave it out for --by {by}."
+            f"--remove {remove} is for --by {' or '.join(removers())}, which need to know how "
+            f"many go; leave it out for --by {by}."
         )
     check_file(output)
     source = _open(model)
@@ -212,7 +216,7 @@ def _score(
     remove: int | None,
 ) -> Scores:
     from shearling.files.terminal import progress_bars
-    from shearling.scoring.registry import score as run
+    from shearling.scoring.score import score as run
 
     with progress_bars() as progress:
         return run(
@@ -230,15 +234,15 @@ def _score_units(
     length: int,
     seed: int,
     stream: bool | None,
-) -> UnitScores:
+) -> Scores:
     from shearling.files.terminal import progress_bars
-    from shearling.pruning.run import Run
-    from shearling.repair.calibration import Calibration as Text
+    from shearling.scoring.score import score as run
 
-    text = None if calibration is None else Text(calibration, samples, length, seed)
     with progress_bars() as progress:
-        run = Run(source, text, place=place_of(source, stream), progress=progress)
-        return run.score_axis(by, axis)
+        return run(
+            source, by, axis=axis, calibration=calibration, samples=samples, length=length,
+            seed=seed, place=place_of(source, stream), progress=progress,
+        )  # fmt: skip
 
 
 def _stop(_signal: int, _frame: object) -> NoReturn:

@@ -24,8 +24,8 @@ from shearling.engine.walk import backward, logits_of
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
 from shearling.repair.refit import refit
-from shearling.scoring.units import score_units
-from shearling.table.axes import Keep
+from shearling.scoring.score_units import score_units
+from shearling.table.values import Keep
 from tiny_models import VARIANTS
 from tiny_tokenizer import write_llama
 

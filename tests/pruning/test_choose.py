@@ -13,7 +13,7 @@ from shearling.table.values import Keep
 
 
 def scores(*values: float, protected: tuple[int, ...] = (), order: tuple[int, ...] = ()) -> Scores:
-    return Scores("perplexity", "layers", values, protected, order, details={"calibration": "c"})
+    return Scores("perplexity", "layers", (values,), protected, order, details={"calibration": "c"})
 
 
 def kept(keep: Keep) -> tuple[int, ...]:

@@ -16,21 +16,23 @@ from safetensors.torch import load_file
 import naive
 import shearling.files.writer
 import shearling.pruning.run
-from places import choose, prune_to, score_axis
+import shearling.scoring.score
+from places import choose, place, prune_to
+from shearling.engine.stream import BlockStream
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
 from shearling.pruning.choose import without
-from shearling.pruning.run import criteria_for, kinds
 from shearling.repair.calibration import Calibration
-from shearling.scoring.registry import CRITERIA, score
+from shearling.scoring.registry import criteria_for, kinds, names
+from shearling.scoring.score import score
+from shearling.scoring.score_units import score_units
 from shearling.scoring.scores import Scores
-from shearling.scoring.units import UNIT_CRITERIA
 from shearling.table.values import Keep, Shape
 from tiny_cuts import AXES, sizes_of
 from tiny_tokenizer import write_llama
 
 Models = Callable[[str], Path]
-GUARDED = Scores("mine", "layers", (1.0,) * 5, protected=(0, 1, 3, 4))
+GUARDED = Scores("mine", "layers", ((1.0,) * 5,), protected=(0, 1, 3, 4))
 SOME = ["llama", "qwen2-tied", "gemma2", "gemma3", "phi3", "gpt_neox", "opt-projected", "opt-bare"]
 
 
@@ -92,11 +94,13 @@ def test_default_where_repair_cannot_score(models: Models, variant: str) -> None
 
 
 def test_every_criterion_is_of_a_kind() -> None:
-    assert {name: kinds(name) for name in CRITERIA} == {
-        name: ("blocks", "units") if name == "taylor" else ("blocks",) for name in CRITERIA
+    both = {"taylor": ("blocks", "units")}
+    assert {name: kinds(name) for name in names("blocks")} == {
+        name: both.get(name, ("blocks",)) for name in names("blocks")
     }
-    assert {name for name in UNIT_CRITERIA if "units" in kinds(name)} == set(UNIT_CRITERIA)
-    assert kinds("repair") == ("blocks",)
+    assert {name: kinds(name) for name in names("units")} == {
+        name: both.get(name, ("units",)) for name in names("units")
+    }
 
 
 @pytest.mark.parametrize(
@@ -154,7 +158,8 @@ def test_blocks_are_those_of_the_scores(
     if by == "repair":
         first = choice.options["removed"][0]
         assert choice.options["removed"] == [first, first + 1]
-    units = score_axis(checkpoint, "fisher-energy", "mlp", text, stream=stream).values
+    blocks, ids_NS = BlockStream(checkpoint, place(not stream)), text.windows(checkpoint)
+    units = score_units(blocks, "fisher-energy", ids_NS, ["mlp"])["mlp"].rows
     for block, kept in zip(choice.keep.model["layers"], choice.keep.blocks["mlp"], strict=True):
         highest = sorted(range(50), key=units[block].__getitem__)[-20:]
         assert list(kept) == sorted(highest)
@@ -184,7 +189,9 @@ def test_blocks_chosen_before(models: Models, text: Calibration, ids: torch.Tens
     named = choose(checkpoint, after, keep_blocks=without([0, 3], 5), calibration=text)
     assert named.keep.model == {"layers": (1, 2, 4)}
     assert named.options["criterion"] is None
-    scores = Scores("mine", "layers", (5.0, 1.0, 4.0, 2.0, 3.0), details={"calibration": {"a": 1}})
+    scores = Scores(
+        "mine", "layers", ((5.0, 1.0, 4.0, 2.0, 3.0),), details={"calibration": {"a": 1}}
+    )
     chosen = choose(checkpoint, after, scores=scores, by="magnitude-l1", repaired=False)
     assert chosen.keep.model == {"layers": (0, 2, 4)}
     assert chosen.options["scores"] == [5.0, 1.0, 4.0, 2.0, 3.0]
@@ -246,16 +253,19 @@ def test_choices_that_are_refused_before_a_weight_is_read(
     ("by", "axis", "sentence"),
     [
         ("repair", "mlp", "'repair' does not score units of mlp; choose one of fisher-energy"),
-        ("random", "layers", "'layers' has no units .* hidden, heads, kv_heads, mlp"),
+        ("random", "layers", "'random' is not known; choose one of repair, perplexity"),
+        ("random", "vocab", "'vocab' has no units .* hidden, heads, kv_heads, mlp"),
         ("fisher", "mlp", "fisher runs the model on text; give --calibration"),
     ],
 )
 def test_unit_scores_that_are_refused(
     models: Models, by: str, axis: str, sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shearling.pruning.run, "BlockStream", lambda *_, **__: pytest.fail("begun"))
+    monkeypatch.setattr(
+        shearling.scoring.score, "BlockStream", lambda *_, **__: pytest.fail("begun")
+    )
     with pytest.raises(ShearlingError, match=sentence):
-        score_axis(Checkpoint.open(models("llama")), by, axis, None)
+        score(Checkpoint.open(models("llama")), by, axis=axis)
 
 
 # --- to the end ----------------------------------------------------------------------------------

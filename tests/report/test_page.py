@@ -249,3 +249,34 @@ def test_the_output_appears_whole_or_not_at_all(run: SampleRun, tmp_path: Path) 
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["report.html"]
     with pytest.raises(ShearlingError, match="is a directory"):
         write_report([run.root], tmp_path)
+
+
+def test_scores_of_units_are_shown(run: SampleRun) -> None:
+    before = page(collect([run.root]))
+    assert "Scores of units" not in before
+    rows = [[float(block + unit) for unit in range(5)] for block in range(run.blocks)]
+    facts = {"criterion": "flap", "model": run.source, "calibration": {"file": "sheep.txt"}}
+    run.write("units.json", "unit-scores", axis="mlp", scores=rows, **facts)
+    run.write("channels.json", "unit-scores", axis="hidden", scores=[[1.0, 7.0]], **facts)
+    text = page(collect([run.root]))
+    require_targets(text)
+    section = text[text.index("Scores of units") :]
+    assert "Variance x square of its column’s norm, of 5 MLP neurons, in each block." in section
+    assert "Calibration: file sheep.txt." in section
+    table = re.sub(r">\s+<", "><", section)
+    assert '<th scope="row">7</th><td>7.00</td><td>9.00</td><td>11.0</td>' in table
+    assert '<th scope="row">all</th><td>1.00</td><td>4.00</td><td>7.00</td>' in table
+
+
+def test_unit_scores_alone_make_a_page(tmp_path: Path) -> None:
+    run = SampleRun(tmp_path)
+    facts = {"criterion": "flap", "model": run.source, "axis": "mlp"}
+    run.write("units.json", "unit-scores", scores=[[1.0, 2.0]] * 3, **facts)
+    results = collect([tmp_path])
+    assert results.models[0].shape == {"mlp": 2, "layers": 3}
+    assert "Scores of units" in page(results)
+    run.write("units.json", "unit-scores", scores=[1.0, 2.0], **facts)
+    with pytest.raises(
+        ShearlingError, match=r"units.json: scores is .* a list of numbers for each"
+    ):
+        collect([tmp_path])

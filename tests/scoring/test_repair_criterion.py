@@ -20,7 +20,7 @@ from shearling.engine.stream import BlockStream
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
 from shearling.scoring.blocks.repair import repair, repairable, run_starts
-from shearling.scoring.registry import score_tokens
+from shearling.scoring.score import score_tokens
 
 Models = Callable[[str], Path]
 DEPTH = 5

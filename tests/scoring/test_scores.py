@@ -6,6 +6,7 @@ import json
 import math
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,8 +15,17 @@ from hypothesis import strategies as st
 
 from shearling.errors import ShearlingError
 from shearling.scoring.scores import Scores
+from shearling.table.families.base import gated_decoder
+from shearling.table.values import Shape
 
 FILE: dict[str, Any] = {"criterion": "taylor", "axis": "layers", "scores": [3.0, 1.0, 2.0]}
+UNITS: dict[str, Any] = {
+    "kind": "unit-scores", "criterion": "energy", "axis": "mlp", "scores": [[1.0, 2.0]],
+}  # fmt: skip
+LAYOUT = gated_decoder(SimpleNamespace(tie_word_embeddings=False))
+SHAPE = Shape(
+    {"layers": 3, "hidden": 7, "vocab": 11, "heads": 9, "kv_heads": 3, "head_dim": 2, "mlp": 5}
+)
 
 
 def written(path: Path, data: object) -> Path:
@@ -30,8 +40,8 @@ def any_scores(draw: st.DrawFn) -> Scores:
     first, second = sorted(draw(st.tuples(*[st.integers(0, len(values))] * 2)))
     return Scores(
         draw(st.text(st.characters(codec="utf-8"))),
-        draw(st.sampled_from(["layers", "mlp"])),
-        tuple(values),
+        "layers",
+        (tuple(values),),
         tuple(units[:first]),
         tuple(units[first:second]),
         draw(st.none() | st.floats(0, 1e300)),
@@ -39,7 +49,19 @@ def any_scores(draw: st.DrawFn) -> Scores:
     )
 
 
-@given(scores=any_scores())
+@st.composite
+def any_unit_scores(draw: st.DrawFn) -> Scores:
+    values = st.floats(allow_nan=False, allow_infinity=False)
+    row = st.tuples(*[values] * draw(st.integers(1, 4)))
+    return Scores(
+        draw(st.text(st.characters(codec="utf-8"))),
+        draw(st.sampled_from(["mlp", "hidden"])),
+        tuple(draw(st.lists(row, min_size=1))),
+        details=draw(st.fixed_dictionaries({}, optional={"seconds": st.integers()})),
+    )
+
+
+@given(scores=any_scores() | any_unit_scores())
 def test_round_trip(scores: Scores, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.getbasetemp() / "round-trip.json"
     assert Scores.load(written(path, scores.as_json())) == scores
@@ -57,13 +79,13 @@ def test_order(scores: Scores) -> None:
 
 def test_order_of_ties_and_precedence() -> None:
     values = (2.0, 1.0, 2.0, 1.0, 0.0)
-    assert Scores("c", "layers", values).order == (4, 1, 3, 0, 2)
-    assert Scores("c", "layers", values, protected=(4, 3)).order == (1, 0, 2)
-    assert Scores("c", "layers", values, (4,), removal_order=(2, 1)).order == (2, 1, 3, 0)
+    assert Scores("c", "layers", (values,)).order == (4, 1, 3, 0, 2)
+    assert Scores("c", "layers", (values,), protected=(4, 3)).order == (1, 0, 2)
+    assert Scores("c", "layers", (values,), (4,), removal_order=(2, 1)).order == (2, 1, 3, 0)
 
 
 def test_file_says_what_it_is() -> None:
-    found = Scores("greedy", "layers", (3.0, 1.0), (), (1,), 9.5).with_details(seconds=2)
+    found = Scores("greedy", "layers", ((3.0, 1.0),), (), (1,), 9.5).with_details(seconds=2)
     assert found.with_details(seed=1).details == {"seconds": 2, "seed": 1}
     assert found.as_json() == {
         "kind": "scores",
@@ -76,6 +98,50 @@ def test_file_says_what_it_is() -> None:
         "baseline_perplexity": 9.5,
         "seconds": 2,
     }
+    units = Scores("energy", "mlp", ((1.5, 0.25), (3.0, 1e-30))).with_details(seconds=2)
+    assert units.as_json() == {
+        "kind": "unit-scores",
+        "criterion": "energy",
+        "axis": "mlp",
+        "scores": [[1.5, 0.25], [3.0, 1e-30]],
+        "seconds": 2,
+    }
+
+
+def test_only_an_axis_of_one_row_has_values() -> None:
+    assert Scores("energy", "hidden", ((1.0, 2.0),)).values == (1.0, 2.0)
+    with pytest.raises(ValueError, match="unpack"):
+        _ = Scores("energy", "mlp", ((1.0,), (2.0,))).values
+
+
+@pytest.mark.parametrize(
+    ("axis", "rows", "sentence"),
+    [
+        ("layers", ((1.0, math.nan), ), "taylor gives no finite score for 1 of 2 blocks of tiny, "
+         "the first being 1"),
+        ("mlp", ((1.0,), (math.inf,)), "taylor gives .* not finite numbers to mlp in block 1"),
+        ("hidden", ((math.nan,),), "taylor gives .* not finite numbers to hidden of the model"),
+    ],
+)  # fmt: skip
+def test_finite(axis: str, rows: Any, sentence: str) -> None:
+    finite = Scores("taylor", axis, tuple((1.0,) * len(row) for row in rows))
+    assert finite.require_finite("tiny") is finite
+    with pytest.raises(ShearlingError, match=sentence):
+        Scores("taylor", axis, rows).require_finite("tiny")
+
+
+@pytest.mark.parametrize(
+    ("axis", "rows", "sentence"),
+    [
+        ("mlp", (), "rows of equally many numbers"),
+        ("mlp", ((),), "rows of equally many numbers"),
+        ("mlp", ((1.0,), (1.0, 2.0)), r"rows of \[1, 2\]"),
+        ("layers", ((1.0,), (2.0,)), "one row, but 2 rows"),
+    ],
+)
+def test_rows_that_are_refused(axis: str, rows: Any, sentence: str) -> None:
+    with pytest.raises(ShearlingError, match=sentence):
+        Scores("taylor", axis, rows)
 
 
 def test_a_file_by_hand_is_enough(tmp_path: Path) -> None:
@@ -97,6 +163,16 @@ def test_a_file_by_hand_is_enough(tmp_path: Path) -> None:
         (FILE | {"protected": [math.inf]}, "is not a scores file"),
         (FILE | {"scores": [1.0, math.nan]}, "not finite numbers"),
         (FILE | {"scores": [1.0, -math.inf]}, "not finite numbers"),
+        (FILE | {"scores": []}, "equally many numbers"),
+        (FILE | {"scores": [[1.0]]}, "is not a scores file"),
+        (UNITS | {"kind": "scores"}, "is not a scores file"),
+        (UNITS | {"scores": [[1.0], [1.0, 2.0]]}, r"rows of \[1, 2\]"),
+        (UNITS | {"scores": []}, "rows of equally many numbers"),
+        (UNITS | {"scores": [[]]}, "rows of equally many numbers"),
+        (UNITS | {"scores": [[math.nan, 1.0]]}, "not finite numbers"),
+        (UNITS | {"scores": [1.0]}, "is not a scores file"),
+        (UNITS | {"scores": [["a"]]}, "is not a scores file"),
+        ({"kind": "unit-scores", "criterion": "energy", "scores": [[1.0]]}, "it has no 'axis'"),
         (FILE | {"protected": [3]}, r"gives \[3\] as protected, but it scores 3 units"),
         (FILE | {"removal_order": [-1]}, r"gives \[-1\] as removal_order"),
         (FILE | {"removal_order": [1, 1]}, r"gives \[1, 1\] as removal_order"),
@@ -121,9 +197,24 @@ def test_absent_and_binary_files(tmp_path: Path) -> None:
 
 
 def test_require() -> None:
-    scores, path = Scores("taylor", "layers", (1.0, 2.0)), Path("scores.json")
-    assert scores.require(axis="layers", size=2, path=path) is scores
-    with pytest.raises(ShearlingError, match=r"scores\.json scores 2 units of layers, .* 3 layers"):
-        scores.require(axis="layers", size=3, path=path)
-    with pytest.raises(ShearlingError, match="2 units of layers, but the model has 2 mlp"):
-        scores.require(axis="mlp", size=2, path=path)
+    good, path = Scores("taylor", "layers", ((1.0, 2.0, 3.0),)), Path("scores.json")
+    assert good.require(LAYOUT, SHAPE, file=path) is good
+    units = Scores("taylor", "mlp", ((1.0,) * 5,) * 3)
+    assert units.require(LAYOUT, SHAPE) is units
+    channels = Scores("taylor", "hidden", ((1.0,) * 7,))
+    assert channels.require(LAYOUT, SHAPE) is channels
+
+
+@pytest.mark.parametrize(
+    ("axis", "rows", "sentence"),
+    [
+        ("layers", ((1.0, 2.0),), "s.json scores 2 units of layers, but the model has 3 layers;"),
+        ("mlp", ((1.0,) * 5,) * 2, "s.json scores 2 x 5 units of mlp, .* has 3 x 5 mlp; score"),
+        ("mlp", ((1.0,) * 5,), "s.json scores 1 x 5 units of mlp, .* has 3 x 5 mlp; score"),
+        ("hidden", ((1.0,) * 7,) * 3, "s.json scores 3 x 7 units of hidden, .* has 1 x 7 hidden;"),
+        ("experts", ((1.0,),), "s.json scores 1 units of experts, .* no such axis; score"),
+    ],
+)
+def test_scores_of_another_model(axis: str, rows: Any, sentence: str) -> None:
+    with pytest.raises(ShearlingError, match=sentence):
+        Scores("taylor", axis, rows).require(LAYOUT, SHAPE, file=Path("s.json"))

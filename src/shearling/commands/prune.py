@@ -27,6 +27,7 @@ from shearling.commands.options import (
     warn_ignored,
 )
 from shearling.errors import ShearlingError
+from shearling.scoring.registry import criteria_for, default_for, kinds
 
 if TYPE_CHECKING:
     from shearling.model.checkpoint import Checkpoint
@@ -50,7 +51,8 @@ Params = Annotated[
 ]
 Layers = Annotated[int | None, typer.Option(help="Blocks to keep; as --shape layers=N.")]
 Remove = Annotated[str | None, typer.Option(help="Blocks to remove, separated by commas, from 0.")]
-By = Annotated[str | None, typer.Option(help=f"{BY_HELP} Default repair,fisher-energy.")]
+_DEFAULT = f"Default {default_for('blocks', repaired=True)},{default_for('units')}."
+By = Annotated[str | None, typer.Option(help=f"{BY_HELP} {_DEFAULT}")]
 OfBlocks = Annotated[Path | None, typer.Option(help="Scores of blocks from `shearling score`.")]
 Refit = Annotated[
     bool | None,
@@ -247,8 +249,6 @@ def _warn_unused(
     last: int | None, *, rotated: bool,
 ) -> None:  # fmt: skip
     """Refuse criteria that are unknown or too many; say which options speak of what is not cut."""
-    from shearling.pruning.run import criteria_for, kinds
-
     criteria_for(by, source, repaired=False)
     shrunk = {axis for axis in after if after[axis] < source.shape[axis]}
     cut = {"blocks"} if "layers" in shrunk else set()
@@ -285,7 +285,7 @@ def _wanted(
     repaired: bool, rotated: bool, protect: tuple[int | None, int | None],
 ) -> Wanted:  # fmt: skip
     from shearling.pruning.choose import without
-    from shearling.pruning.run import Wanted, criteria_for
+    from shearling.pruning.run import Wanted
 
     keep: Keep | None = None
     if remove is not None:
@@ -305,7 +305,13 @@ def load_scores(file: Path, source: Checkpoint) -> Scores:
     """Scores of blocks from a file, with a warning if they were taken on another model."""
     from shearling.scoring.scores import Scores
 
-    scores = Scores.load(file).require(axis="layers", size=source.shape["layers"], path=file)
+    scores = Scores.load(file)
+    if scores.axis != "layers":
+        raise ShearlingError(
+            f"{file} scores units of {scores.axis}, but --scores takes scores of layers; make them "
+            "with: shearling score MODEL --calibration FILE --output scores.json."
+        )
+    scores.require(source.layout, source.shape, file=file)
     scored = scores.details.get("model") or {}
     if scored.get("fingerprint") not in (None, source.fingerprint):
         warn(

@@ -1,7 +1,7 @@
 """One-shot scores as a beginning: gates start in their order.
 
 Sheared LLaMA starts with every gate open and lets training find out which units matter. What a
-few walks through the model already tell (shearling.scoring.registry) is given to the gates here as
+few walks through the model already tell (shearling.scoring) is given to the gates here as
 the order in which they start.
 
 Shapes: N sequences of S tokens; R rows of U units.
@@ -20,17 +20,14 @@ from shearling.engine.stream import BlockStream
 from shearling.files.progress import Progress, silent
 from shearling.gates.bank import GateBank, ranks
 from shearling.model.checkpoint import Checkpoint
-from shearling.pruning.run import BY_UNITS
-from shearling.scoring.blocks.repair import repairable
-from shearling.scoring.registry import score_tokens
+from shearling.scoring.registry import default_for
+from shearling.scoring.score import score_tokens
+from shearling.scoring.score_units import score_units
 from shearling.scoring.scores import Scores
-from shearling.scoring.unit_scores import UnitScores
-from shearling.scoring.units import score_units
 from shearling.table.values import Shape
 from shearling.train.mixture import Mixture
 
 MIDDLE = 0.0  # log alpha between the units that would stay and those that would go
-BY_BLOCKS = "repair", "perplexity"  # the latter where the former cannot be had
 
 
 def windows(
@@ -49,26 +46,27 @@ def score(
     *,
     place: Place | None = None,
     progress: Progress = silent,
-) -> tuple[Scores | None, dict[str, UnitScores]]:
+) -> tuple[Scores | None, dict[str, Scores]]:
     """Scores of the blocks, if some are to go, and of the units of every width that shrinks."""
     before = checkpoint.shape
     blocks = BlockStream(checkpoint, place or Place.best(checkpoint))
     remove = before["layers"] - after["layers"]
     of_blocks = None
     if remove:
-        by = BY_BLOCKS[0] if repairable(checkpoint) else BY_BLOCKS[1]
+        by = default_for("blocks", checkpoint, repaired=True)
         of_blocks = score_tokens(blocks, by, ids_NS, remove=remove, progress=progress)
     axes = [
         axis.name
         for axis in checkpoint.layout.axes
         if axis.name not in ("layers", "vocab") and after[axis.name] < before[axis.name]
     ]
-    of_units = score_units(blocks, BY_UNITS, ids_NS, axes, progress=progress) if axes else {}
+    by = default_for("units", checkpoint, repaired=True)
+    of_units = score_units(blocks, by, ids_NS, axes, progress=progress) if axes else {}
     return of_blocks, of_units
 
 
 def set_out(
-    bank: GateBank, blocks: Scores | None, units: Mapping[str, UnitScores], spread: float
+    bank: GateBank, blocks: Scores | None, units: Mapping[str, Scores], spread: float
 ) -> None:
     """Start the gates in the order of scores, those that would stay above the middle."""
     with torch.no_grad():
@@ -77,7 +75,7 @@ def set_out(
                 assert blocks is not None, "blocks are to go, and were scored"
                 values_RU = torch.tensor([_ranks(blocks)])
             else:
-                values_RU = torch.tensor(units[axis].values).reshape(rows.rows, rows.units)
+                values_RU = torch.tensor(units[axis].rows).reshape(rows.rows, rows.units)
             place_RU = places(values_RU, rows.target)
             bank.log_alpha[axis].copy_(MIDDLE + spread / 2 * place_RU)
 

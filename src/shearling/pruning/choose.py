@@ -1,13 +1,17 @@
-"""From scores, or a user's list, to the blocks that stay."""
+"""From scores, or a user's list, to the blocks and units that stay."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from shearling.errors import ShearlingError
 from shearling.scoring.scores import Scores
-from shearling.table.values import Keep
+from shearling.table.axes import Axis, Layout
+from shearling.table.values import Indices, Keep, Shape
+
+Rows = tuple[tuple[float, ...], ...]
 
 
 def check_layers(layers: int, depth: int) -> None:
@@ -68,3 +72,134 @@ def without(removed: Iterable[int], depth: int) -> Keep:
             f"and {depth - 1}."
         )
     return Keep({"layers": tuple(block for block in range(depth) if block not in removed)})
+
+
+def keep_units(
+    scores: Mapping[str, Scores],
+    layout: Layout,
+    shape: Shape,
+    after: Shape,
+    layers: tuple[int, ...],
+) -> Keep:
+    """Keep the highest-scored units of every width axis that shrinks; ties to the lower index.
+
+    Whole key/value groups are chosen first, by their own scores or else by the sum of their
+    heads'; inside each kept group, equally many query heads by theirs.
+
+    Args:
+        scores: by axis; axes that do not shrink need none.
+        layout: the table of the architecture.
+        shape: sizes of the source.
+        after: sizes wanted; ``vocab`` and rigid axes are not looked at.
+        layers: surviving blocks in the source's numbering.
+
+    Returns:
+        What survives, nested axes filled in; the choice of the vocabulary is left to others.
+
+    Raises:
+        ShearlingError: scores missing for an axis that shrinks, or not of this model; sizes that
+            are not between 1 and the source's, or spread unevenly over groups; blocks out of
+            order or not as many as ``after`` says.
+    """
+    if len(layers) != after["layers"]:
+        raise ShearlingError(
+            f"{len(layers)} surviving blocks were named, but layers={after['layers']} was asked "
+            f"for; name as many blocks."
+        )
+    layout.check(after)
+    whole = tuple(layers) == tuple(range(shape["layers"]))
+    model: dict[str, Indices] = {} if whole else {"layers": tuple(layers)}
+    layout.complete(Keep(model), shape)  # blocks in order and in range, before they are indices
+    blocks: dict[str, tuple[Indices, ...]] = {}
+    for axis in layout.axes:
+        if axis.rigid or axis.name in ("layers", "vocab"):
+            continue
+        _check_size(axis.name, shape, after)
+        if not axis.per_block:
+            if after[axis.name] < shape[axis.name]:
+                (row,) = _of(scores, axis.name, layout, shape).rows
+                model[axis.name] = _best(row, range(len(row)), after[axis.name])
+        elif axis.inside is None:
+            inner = next((each for each in layout.axes if each.inside == axis.name), None)
+            if inner is not None:
+                _check_nesting(inner.name, axis.name, shape, after)
+            blocks |= _keep_nest(scores, axis, inner, layout, shape, after, layers)
+    return layout.complete(Keep(model, blocks), shape)
+
+
+def group_sums(row: Sequence[float], groups: int) -> tuple[float, ...]:
+    """Sums over ``groups`` runs of equally many neighbours."""
+    each = len(row) // groups
+    return tuple(math.fsum(row[g * each : (g + 1) * each]) for g in range(groups))
+
+
+def _keep_nest(
+    scores: Mapping[str, Scores],
+    outer: Axis,
+    inner: Axis | None,
+    layout: Layout,
+    shape: Shape,
+    after: Shape,
+    layers: tuple[int, ...],
+) -> dict[str, tuple[Indices, ...]]:
+    """Choices, per surviving block, of units that hold others, and of those that they hold."""
+    size, left = shape[outer.name], after[outer.name]
+    found: dict[str, tuple[Indices, ...]] = {}
+    chosen = {layer: tuple(range(size)) for layer in layers}
+    if left < size:
+        values = _outer_rows(scores, outer, inner, layout, shape)
+        chosen = {layer: _best(values[layer], range(size), left) for layer in layers}
+        found[outer.name] = tuple(chosen.values())
+    if inner is None:
+        return found
+    each, most = after[inner.name] // left, shape[inner.name] // size
+    if each < most:
+        values = _of(scores, inner.name, layout, shape).rows
+        found[inner.name] = tuple(
+            tuple(
+                index
+                for group in groups
+                for index in _best(values[layer], range(group * most, (group + 1) * most), each)
+            )
+            for layer, groups in chosen.items()
+        )
+    return found
+
+
+def _outer_rows(
+    scores: Mapping[str, Scores], outer: Axis, inner: Axis | None, layout: Layout, shape: Shape
+) -> Rows:
+    if outer.name in scores or inner is None or inner.name not in scores:
+        return _of(scores, outer.name, layout, shape).rows
+    values = _of(scores, inner.name, layout, shape).rows
+    return tuple(group_sums(row, shape[outer.name]) for row in values)
+
+
+def _of(scores: Mapping[str, Scores], axis: str, layout: Layout, shape: Shape) -> Scores:
+    if axis not in scores or scores[axis].axis != axis:
+        raise ShearlingError(
+            f"{axis} is to shrink, but there are no scores of {axis}; score that axis."
+        )
+    return scores[axis].require(layout, shape)
+
+
+def _check_size(axis: str, shape: Shape, after: Shape) -> None:
+    if after[axis] > shape[axis]:
+        raise ShearlingError(
+            f"{axis}={after[axis]} was asked for, but the model has only {shape[axis]}; "
+            "ask for fewer."
+        )
+
+
+def _check_nesting(inner: str, outer: str, shape: Shape, after: Shape) -> None:
+    each, most = after[inner] // after[outer], shape[inner] // shape[outer]
+    if each > most:
+        raise ShearlingError(
+            f"{inner}={after[inner]} over {outer}={after[outer]} would put {each} in each, but the "
+            f"model has {most} in each; ask for at most {most * after[outer]}."
+        )
+
+
+def _best(row: Sequence[float], among: range, count: int) -> Indices:
+    """The ``count`` highest of ``among``, in order; ties go to the lower index."""
+    return tuple(sorted(sorted(among, key=lambda i: (-row[i], i))[:count]))

@@ -15,7 +15,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from shearling.data.text import documents
@@ -25,25 +24,18 @@ from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
 from shearling.files.writer import check_output, check_space
 from shearling.model.checkpoint import Checkpoint
-from shearling.model.manifest import stamp
-from shearling.pruning.choose import account, keep_layers
+from shearling.pruning.choose import account, keep_layers, keep_units
 from shearling.pruning.cut import SHARD_BYTES, cut, written_bytes
 from shearling.repair.calibration import Calibration, repair_text
 from shearling.repair.refit import KEPT_WIDTHS, refit
 from shearling.repair.result import Repair
 from shearling.repair.rotate import require_rotatable, rotate
-from shearling.scoring.blocks.magnitude import magnitude
-from shearling.scoring.blocks.repair import repairable, run_starts
-from shearling.scoring.registry import CRITERIA, protected_blocks, require_finite, score_tokens
+from shearling.scoring.registry import criteria_for, find
+from shearling.scoring.score import NO_TOKENS, protected_blocks, score_tokens, score_weights
+from shearling.scoring.score_units import score_units
 from shearling.scoring.scores import Scores
-from shearling.scoring.unit_scores import UnitScores, keep_units
-from shearling.scoring.units import TEXTLESS, UNIT_CRITERIA, score_units
-from shearling.scoring.units.places import check_axes
 from shearling.table.values import Cut, Indices, Keep, Shape
 
-BY_UNITS = "fisher-energy"
-# What criteria that run each removal use of the windows: the paper's ten sequences of 128 tokens.
-BLOCK_SAMPLES, BLOCK_LENGTH = 10, 128
 _WIDTHS = ("hidden", "heads", "kv_heads", "mlp")
 
 
@@ -62,43 +54,13 @@ class Choice:
     rotated: bool = False
 
 
-def criteria_for(by: str | None, checkpoint: Checkpoint, *, repaired: bool) -> tuple[str, str]:
-    """The criterion for blocks and the one for units that ``--by`` names, defaults filled in.
-
-    Raises:
-        ShearlingError: an unknown name, or two for the same kind of unit.
-    """
-    blocks = "repair" if repaired and repairable(checkpoint) else "perplexity"
-    found: dict[str, str] = {}
-    names = [] if by is None else [part.strip() for part in by.split(",")]
-    # taylor is a name of both kinds, and stands for what the other name does not.
-    for name in sorted(names, key=lambda name: len(kinds(name))):
-        free = [kind for kind in kinds(name) if kind not in found]
-        if not free:
-            raise ShearlingError(f"--by {by} names two criteria for {kinds(name)[-1]}; give one.")
-        found |= dict.fromkeys(free, name)
-    return found.get("blocks", blocks), found.get("units", BY_UNITS)
-
-
-def kinds(name: str) -> tuple[str, ...]:
-    """What a criterion scores: ``blocks``, ``units`` or both (ShearlingError if unknown)."""
-    of_blocks, of_units = name in (*CRITERIA, "repair"), name in UNIT_CRITERIA
-    if not of_blocks and not of_units:
-        raise ShearlingError(
-            f"criterion {name!r} is not known; choose for blocks one of repair, "
-            f"{', '.join(CRITERIA)}, for units one of {', '.join(UNIT_CRITERIA)}, "
-            "or one of each, separated by a comma."
-        )
-    return ("blocks",) * of_blocks + ("units",) * of_units
-
-
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What a cut is to be, and how it is chosen.
 
     Attributes:
         after: every axis with its size after the cut.
-        by: criteria, as in :func:`criteria_for`.
+        by: criteria, as in :func:`shearling.scoring.registry.criteria_for`.
         scores: of blocks, if they are known already.
         keep_blocks: the surviving blocks, if they are chosen already.
         repaired: whether a repair will follow.
@@ -169,36 +131,13 @@ class Run:
 
     def text_for_units(self, by: str) -> Tensor:
         """The windows, or no tokens for a criterion that looks at none."""
-        return torch.zeros(0, 0, dtype=torch.long) if by in TEXTLESS else self.text_for(by)
+        return NO_TOKENS if find(by, "units").textless else self.text_for(by)
 
     def file_for(self, purpose: str) -> Path:
         """The text itself (ShearlingError if there is none)."""
         if self.calibration is None:
             raise ShearlingError(f"{purpose} is chosen by a text; give --calibration FILE.")
         return self.calibration.file
-
-    def score_axis(self, by: str, axis: str) -> UnitScores:
-        """Score the units of one width axis.
-
-        Raises:
-            ShearlingError: an unknown criterion or axis, or no text where one is needed.
-        """
-        started = time.perf_counter()
-        if by not in UNIT_CRITERIA:
-            raise ShearlingError(
-                f"criterion {by!r} does not score units of {axis}; choose one of "
-                f"{', '.join(UNIT_CRITERIA)}."
-            )
-        check_axes(self.source.layout, (axis,))
-        ids_NS = self.text_for_units(by)
-        scores = score_units(
-            self.stream, by, ids_NS, [axis], seed=self.seed, progress=self.progress
-        )
-        return scores[axis].with_details(
-            **stamp(self.source),
-            calibration=self.calibration.as_json() if self.calibration else None,
-            seconds=round(time.perf_counter() - started, 2),
-        )
 
     def choose(self, wanted: Wanted) -> Choice:
         """Choose what survives a cut.
@@ -223,7 +162,7 @@ class Run:
             _check_blocks(self, by_blocks, wanted.protect, remove)
         ids_NS = self.text_for_units(by_units) if widths else None
         if wanted.repaired and self.calibration is not None:
-            self.text_for("repair")
+            self.text_for("repair")  # not as a criterion
         vocab = _vocabulary(self, after)
         if scoring:
             scores = _score_blocks(self, by_blocks, wanted.protect, remove)
@@ -333,22 +272,21 @@ def _vocabulary(run: Run, after: Shape) -> dict[str, Indices]:
 
 def _check_blocks(run: Run, by: str, protect: tuple[int, int] | None, remove: int) -> None:
     """Raise ShearlingError if blocks cannot be scored so."""
-    name, protected = protected_blocks(by, protect, run.source.shape["layers"], remove)
-    if name != "magnitude":
-        sequences = len(run.text_for(by))
-        if name == "repair":
-            run_starts(run.source, sequences, protected, remove)
+    criterion = find(by, "blocks")
+    protected = protected_blocks(by, protect, run.source.shape["layers"], remove)
+    if not criterion.textless:
+        criterion.refuse(run.source, len(run.text_for(by)), protected, remove)
 
 
 def _score_blocks(run: Run, by: str, protect: tuple[int, int] | None, remove: int) -> Scores:
-    name, protected = protected_blocks(by, protect, run.source.shape["layers"], remove)
-    if name == "magnitude":
-        scores = magnitude(run.source, protected=protected, progress=run.progress)
-    else:
-        ids_NS = run.text_for(by)
-        if name != "repair":
-            ids_NS = ids_NS[:BLOCK_SAMPLES, :BLOCK_LENGTH]
-        scores = score_tokens(
-            run.stream, name, ids_NS, protected=protected, remove=remove, progress=run.progress
-        )
-    return replace(require_finite(scores, run.source, by), criterion=by)
+    criterion = find(by, "blocks")
+    protected = protected_blocks(by, protect, run.source.shape["layers"], remove)
+    if criterion.textless:  # no model is built
+        return score_weights(run.source, by, protected=protected, progress=run.progress)
+    ids_NS = run.text_for(by)
+    if criterion.windows is not None:
+        samples, length = criterion.windows
+        ids_NS = ids_NS[:samples, :length]
+    return score_tokens(
+        run.stream, by, ids_NS, protected=protected, remove=remove, progress=run.progress
+    )

@@ -1,162 +1,371 @@
-"""Criteria: each one typed function, with its paper's link, listed in one table."""
+"""Criteria: each is one function under :func:`criterion`, which declares all that others need.
+
+A new criterion is one function in one file in ``scoring/blocks`` or ``scoring/units``. ``--by``,
+the help, the README's tables, the report and the choice of what to remove follow from what it
+declares.
+
+What a function takes and gives depends on ``of`` and ``reads``. Of blocks:
+
+- ``text``: ``(stream, ids_NS, *, protected, progress)`` to :class:`Scores`;
+- ``weights``: ``(checkpoint, *, protected, progress)`` to :class:`Scores`;
+- with ``removes``, a keyword ``remove`` besides: how many blocks are to go, or None.
+
+Of units, on the axes asked for (U units, K columns each):
+
+- names of sums over tokens (``SUMS``): ``(inlet, K)`` to numbers (U); one walk through the model
+  gathers the sums that are asked for;
+- other criteria's names in ``joins``: their numbers (U), one after another, to numbers (U);
+- ``text``: ``(stream, ids_NS, axes, *, progress)`` to rows of numbers (U) by axis;
+- ``weights``: ``(checkpoint, axes, *, seed, progress)`` to the same.
+
+Help must not wait for torch, which the functions need. So declarations are read from the source
+text, without importing it: their facts are literals. A function declared anywhere else is known
+once its module has been imported.
+"""
 
 from __future__ import annotations
 
-import math
-import time
-from pathlib import Path
+import ast
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-import torch
-
-from shearling.data.text import calibration_windows, documents
-from shearling.engine.place import Place
-from shearling.engine.stream import BlockStream
 from shearling.errors import ShearlingError
-from shearling.files.progress import Progress, silent
-from shearling.model.checkpoint import Checkpoint
-from shearling.scoring.blocks.influence import influence
-from shearling.scoring.blocks.magnitude import magnitude
-from shearling.scoring.blocks.perplexity import greedy, perplexity
-from shearling.scoring.blocks.repair import repair
-from shearling.scoring.blocks.taylor import taylor
-from shearling.scoring.scores import Scores
 
-CRITERIA = ("perplexity", "taylor+", "magnitude+", "taylor", "magnitude", "influence", "greedy")
-# Blocks that the "+" forms never remove (Shortened LLaMA, section 3.1).
-PROTECT_FIRST, PROTECT_LAST = 4, 2
+if TYPE_CHECKING:
+    from shearling.model.checkpoint import Checkpoint
+
+Kind = Literal["blocks", "units"]
+KINDS: tuple[Kind, ...] = ("blocks", "units")
+# Sums over tokens that a walk can gather (scoring/units/statistics.py); do they take gradients?
+SUMS = {
+    "total": False, "square": False, "weighted": False, "norm": False, "gram": False,
+    "fisher": True,
+}  # fmt: skip
+# First and last blocks that the "+" forms never remove (Shortened LLaMA, section 3.1).
+PLUS = (4, 2)
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def score(
-    checkpoint: Checkpoint,
-    by: str,
-    *,
-    calibration: Path | None = None,
-    samples: int = 10,
-    length: int = 128,
-    seed: int = 0,
-    place: Place | None = None,
-    protect: tuple[int, int] | None = None,
-    remove: int | None = None,
-    progress: Progress = silent,
-) -> Scores:
-    """Score every block of a model.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Criterion:
+    """What a criterion declares of itself.
+
+    Attributes:
+        name: as on the command line.
+        of: what it scores.
+        says: what a score is, in a few words, for tables and captions.
+        reads: ``("text",)``, ``("weights",)`` or, of units, names in ``SUMS``.
+        joins: of units, the criteria that it is made of, in place of ``reads``.
+        work: where it is from: a method, a paper, us.
+        paper: its number at arXiv.
+        backward: whether a function that reads text takes gradients.
+        windows: sequences and tokens of each that a cut gives it at most; all with None.
+        removes: whether it has to know how many blocks go.
+        check: a function of the same module that refuses beforehand what cannot be scored, given
+            the checkpoint, the number of sequences, the protected blocks and how many go.
+        plus: whether there is a form NAME+ that never removes the blocks in ``PLUS``.
+        protects: of that form, how many of the first and of the last blocks.
+        additive: whether the blocks have to add to the residual stream with no norm behind.
+        whole_groups: whether a key/value group is scored as one, and not as the sum of its heads.
+        default: when it is chosen if none is named: ``always``, or if the cut is ``repaired``; the
+            first that suits a model.
+        order: place in lists; those that say nothing come last, by name.
+        home: module and name of its function.
+    """
+
+    name: str
+    of: Kind
+    says: str
+    reads: tuple[str, ...] = ()
+    joins: tuple[str, ...] = ()
+    work: str = ""
+    paper: str = ""
+    backward: bool = False
+    windows: tuple[int, int] | None = None
+    removes: bool = False
+    check: str = ""
+    plus: bool = False
+    protects: tuple[int, int] = (0, 0)
+    additive: bool = False
+    whole_groups: bool = False
+    default: Literal["", "always", "repaired"] = ""
+    order: int = 1000
+    home: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse what would drive nothing (ValueError)."""
+        known = {"text"}, {"weights"}
+        summed = self.of == "units" and bool(self.reads) and set(self.reads) <= SUMS.keys()
+        read = summed or set(self.reads) in known
+        joined = self.of == "units" and bool(self.joins)
+        if self.of not in KINDS or read == bool(self.joins) or not (read or joined):
+            raise ValueError(
+                f"criterion {self.name!r} is of {self.of!r} and reads {self.reads}; it must be of "
+                f"blocks or units and read text or weights, or be of units and read some of "
+                f"{', '.join(SUMS)} or join other criteria."
+            )
+        of_blocks = self.removes, self.check, self.plus, self.windows, self.additive
+        if self.of == "units" and any(of_blocks):
+            raise ValueError(
+                f"criterion {self.name!r} is of units, but declares what is known of blocks alone: "
+                "removes, check, plus, windows or additive."
+            )
+        if self.whole_groups and not summed:
+            raise ValueError(
+                f"criterion {self.name!r} declares whole_groups, but takes no sums over tokens."
+            )
+        if self.backward and self.reads != ("text",):
+            raise ValueError(
+                f"criterion {self.name!r} declares backward without reading text itself; whether "
+                "sums take gradients is known."
+            )
+
+    @property
+    def textless(self) -> bool:
+        """Whether it reads weights alone."""
+        return self.reads == ("weights",)
+
+    @property
+    def parts(self) -> tuple[Criterion, ...]:
+        """The criteria that it joins, or itself."""
+        return tuple(find(name, self.of) for name in self.joins) or (self,)
+
+    @property
+    def sums(self) -> frozenset[str]:
+        """What a walk has to gather for it: the union over its parts."""
+        return frozenset(name for part in self.parts for name in part.reads if name in SUMS)
+
+    @property
+    def gradients(self) -> bool:
+        """Whether the model is walked through backward as well."""
+        return self.backward or any(SUMS[name] for name in self.sums)
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The function itself; imports its module."""
+        return _attribute(self.home)
+
+    def refuse(self, *given: Any) -> None:
+        """Raise ShearlingError if ``check`` says that blocks cannot be scored so."""
+        if self.check:
+            _attribute(f"{self.home.partition(':')[0]}:{self.check}")(*given)
+
+    def suits(self, checkpoint: Checkpoint | None) -> bool:
+        """Whether the blocks of a model, if one is given, are such that it can score them."""
+        return checkpoint is None or not self.additive or repairable(checkpoint)
+
+
+_imported: dict[tuple[Kind, str], Criterion] = {}
+_functions: dict[str, Callable[..., Any]] = {}
+
+
+def criterion(name: str, **facts: Any) -> Callable[[Function], Function]:
+    """Register a function as the criterion ``name``; ``facts`` are fields of :class:`Criterion`.
+
+    Raises:
+        ValueError: facts that do not go together, or a name that another function has.
+    """
+
+    def register(function: Function) -> Function:
+        home = f"{function.__module__}:{getattr(function, '__qualname__', name)}"
+        declared = Criterion(name=name, home=home, **facts)
+        _add(_imported, declared)
+        _functions[home] = function
+        return function
+
+    return register
+
+
+def find(name: str, of: Kind) -> Criterion:
+    """What the criterion ``name`` declares; of ``NAME+`` with the blocks that it protects.
+
+    Raises:
+        ShearlingError: there is no such criterion.
+    """
+    known = _known(of)
+    if name not in known:
+        raise ShearlingError(f"criterion {name!r} is not known; choose one of {', '.join(known)}.")
+    return known[name]
+
+
+def names(of: Kind) -> tuple[str, ...]:
+    """All criteria of blocks or of units, as ``--by`` takes them."""
+    return tuple(_known(of))
+
+
+def kinds(name: str) -> tuple[Kind, ...]:
+    """What a criterion scores: ``blocks``, ``units`` or both (ShearlingError if unknown)."""
+    scored = tuple(of for of in KINDS if name in _known(of))
+    if not scored:
+        raise ShearlingError(
+            f"criterion {name!r} is not known; choose for blocks one of "
+            f"{', '.join(names('blocks'))}, for units one of {', '.join(names('units'))}, "
+            "or one of each, separated by a comma."
+        )
+    return scored
+
+
+def default_for(of: Kind, checkpoint: Checkpoint | None = None, *, repaired: bool = False) -> str:
+    """The criterion that is used if none is named.
 
     Args:
-        checkpoint: the model.
-        by: one of ``CRITERIA`` or ``repair``; a trailing ``+`` protects the first 4 blocks and
-            the last 2.
-        calibration: text (.jsonl, .txt or a directory of such); magnitude needs none.
-        samples: number of calibration sequences.
-        length: tokens in each.
-        seed: of the choice of sequences.
-        place: where it runs; chosen by the memory that is free, if not given.
-        protect: how many of the first and of the last blocks are never removed; default by
-            criterion.
-        remove: how many blocks are to go: refused beforehand if too many are protected, and for
-            ``greedy`` where it stops (default half of those unprotected), for ``repair`` the
-            length of a run (default a fifth of the blocks).
-        progress: told how far the work is.
+        of: blocks or units.
+        checkpoint: the model; without, no criterion is passed over for the model's sake.
+        repaired: whether a repair, or training, follows.
+    """
+    for known in _known(of).values():
+        wanted = known.default == "always" or (repaired and known.default == "repaired")
+        if wanted and known.suits(checkpoint):
+            return known.name
+    raise AssertionError(f"no criterion of {of} is always a default")
+
+
+def criteria_for(by: str | None, checkpoint: Checkpoint, *, repaired: bool) -> tuple[str, str]:
+    """The criterion for blocks and the one for units that ``--by`` names, defaults filled in.
 
     Raises:
-        ShearlingError: unknown criterion, no calibration text where one is needed, a text too
-            short for the samples asked for, too many blocks protected, or weights that give
-            no finite score.
+        ShearlingError: an unknown name, or two for the same kind of unit.
     """
-    started = time.perf_counter()
-    depth = checkpoint.shape["layers"]
-    name, protected = protected_blocks(by, protect, depth, remove)
-    if name == "magnitude":
-        scores = magnitude(checkpoint, protected=protected, progress=progress)
-        return _finish(scores, checkpoint, by, started, None)
-    if calibration is None:
-        raise ShearlingError(f"criterion {by} runs the model on text; give --calibration FILE.")
-    ids_NS = calibration_windows(
-        documents(calibration), checkpoint.tokenizer(), samples=samples, length=length, seed=seed
-    )
-    blocks = BlockStream(checkpoint, place or Place.best(checkpoint))
-    scores = score_tokens(
-        blocks, name, ids_NS, protected=protected, remove=remove, progress=progress
-    )
-    used = {"file": calibration.name, "samples": samples, "length": length, "seed": seed}
-    return _finish(scores, checkpoint, by, started, used)
+    chosen: dict[Kind, str] = {}
+    given = [] if by is None else [part.strip() for part in by.split(",")]
+    # taylor is a name of both kinds, and stands for what the other name does not.
+    for name in sorted(given, key=lambda name: len(kinds(name))):
+        free = [of for of in kinds(name) if of not in chosen]
+        if not free:
+            raise ShearlingError(f"--by {by} names two criteria for {kinds(name)[-1]}; give one.")
+        chosen |= dict.fromkeys(free, name)
+    defaults = {of: default_for(of, checkpoint, repaired=repaired) for of in KINDS}
+    both = defaults | chosen
+    return both["blocks"], both["units"]
 
 
-def score_tokens(
-    stream: BlockStream,
-    by: str,
-    ids_NS: torch.Tensor,
-    *,
-    protected: tuple[int, ...] = (),
-    remove: int | None = None,
-    progress: Progress = silent,
-) -> Scores:
-    """Score every block on given tokens (N, S); ``by`` without a ``+``."""
-    if by == "greedy":
-        free = stream.depth - len(protected)
-        remove = max(1, free // 2) if remove is None else remove
-        if not 1 <= remove < stream.depth or remove > free:
-            raise ShearlingError(
-                f"greedy removal was asked to remove {remove} blocks, but at most "
-                f"{min(free, stream.depth - 1)} of {stream.depth} may go."
-            )
-        return greedy(stream, ids_NS, protected=protected, remove=remove, progress=progress)
-    if by == "repair":
-        remove = max(1, stream.depth // 5) if remove is None else remove
-        return repair(stream, ids_NS, protected=protected, remove=remove, progress=progress)
-    criterion = {"perplexity": perplexity, "taylor": taylor, "influence": influence}[by]
-    return criterion(stream, ids_NS, protected=protected, progress=progress)
+def meaning(name: str, of: Kind) -> str | None:
+    """What a score is, as the start of a sentence; None for a criterion that is not known."""
+    known = _known(of).get(name)
+    return known.says[:1].upper() + known.says[1:] if known else None
 
 
-def protected_blocks(
-    by: str, protect: tuple[int, int] | None, depth: int, remove: int | None = None
-) -> tuple[str, tuple[int, ...]]:
-    """The criterion's name without its ``+``, and the blocks that are never removed.
+def by_help() -> str:
+    """What ``--by`` takes, in a sentence."""
+    blocks, units = (_listed(names(of)) for of in KINDS)
+    both = "in a cut of both, one of each, separated by a comma"
+    return f"For blocks {blocks}; for units {units}; {both}."
 
-    Raises:
-        ShearlingError: an unknown criterion, or more protected than can be.
-    """
-    if by not in (*CRITERIA, "repair"):
-        raise ShearlingError(f"criterion {by!r} is not known; choose one of {', '.join(CRITERIA)}.")
-    default = (PROTECT_FIRST, PROTECT_LAST) if by.endswith("+") else (0, 0)
-    first, last = default if protect is None else protect
-    if first < 0 or last < 0 or first + last >= depth:
-        raise ShearlingError(
-            f"protecting the first {first} and the last {last} of {depth} blocks leaves none to "
-            "remove; protect fewer (--protect-first, --protect-last)."
+
+def removers() -> tuple[str, ...]:
+    """The criteria that have to know how many blocks go."""
+    return tuple(known.name for known in _known("blocks").values() if known.removes)
+
+
+def table(of: Kind) -> str:
+    """The criteria as a table in Markdown, a row for each function; a form NAME+ beside NAME."""
+    heads = {"blocks": "a block's score", "units": "a unit's score"}
+    lines = [f"| `--by` | {heads[of]} | reads | from |", "|---|---|---|---|"]
+    single = sum(bool(known.default) for known in _known(of).values()) == 1
+    defaults = {
+        "": "",
+        "always": "; the default" if single else "; the default elsewhere",
+        "repaired": "; the default where a repair follows",
+    }
+    for known in _known(of).values():
+        if known.protects == (0, 0):
+            called = f"`{known.name}`" + (f", `{known.name}+`" if known.plus else "")
+            says = known.says + defaults[known.default]
+            lines.append(f"| {called} | {says} | {_reading(known)} | {_origin(known)} |")
+    return "\n".join(lines) + "\n"
+
+
+def repairable(checkpoint: Checkpoint) -> bool:
+    """Whether a block's last matrix adds to the stream as it is, with no norm behind it."""
+    family = checkpoint.family
+    return family.additive(checkpoint.config) and not family.post_norms
+
+
+def _reading(known: Criterion) -> str:
+    if known.textless:
+        return "weights alone"
+    return "text, forward and backward" if known.gradients else "text, forward"
+
+
+def _origin(known: Criterion) -> str:
+    link = f"[{known.paper}](https://arxiv.org/abs/{known.paper})" if known.paper else ""
+    return ", ".join(part for part in (known.work, link) if part)
+
+
+def _listed(words: Sequence[str]) -> str:
+    return f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+def _known(of: Kind) -> dict[str, Criterion]:
+    """By name, in the order of lists: what our own files declare, and what else was imported."""
+    package = import_module(f"shearling.scoring.{of}")
+    every = dict(_declared(package.__name__, tuple(package.__path__)))
+    for key, known in _imported.items():
+        if key[0] == of:
+            _add(every, known)
+    ordered: dict[str, Criterion] = {}
+    for known in sorted(every.values(), key=lambda known: (known.order, known.name)):
+        if known.plus:
+            ordered[f"{known.name}+"] = replace(known, name=f"{known.name}+", protects=PLUS)
+        ordered[known.name] = known
+    return ordered
+
+
+@cache
+def _declared(package: str, path: tuple[str, ...]) -> dict[tuple[Kind, str], Criterion]:
+    """The declarations in a package's files, read from their text."""
+    declared: dict[tuple[Kind, str], Criterion] = {}
+    for module in iter_modules(path, f"{package}."):
+        spec = find_spec(module.name)
+        source = spec.loader.get_source(module.name) if spec and spec.loader else ""  # ty: ignore
+        if source and f"@{criterion.__name__}(" in source:  # parsing takes milliseconds
+            for known in _declarations(ast.parse(source), module.name):
+                _add(declared, known)
+    return declared
+
+
+def _declarations(module: ast.Module, name: str) -> Iterator[Criterion]:
+    for function in module.body:
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        for call in function.decorator_list:
+            if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)):
+                continue
+            if call.func.id == criterion.__name__:
+                home = f"{name}:{function.name}"
+                facts = {str(fact.arg): _literal(fact.value, home) for fact in call.keywords}
+                yield Criterion(name=_literal(call.args[0], home), home=home, **facts)
+
+
+def _literal(value: ast.expr, home: str) -> Any:
+    try:
+        return ast.literal_eval(value)
+    except ValueError:
+        raise ValueError(
+            f"{home} declares a criterion with {ast.unparse(value)!r}; facts must be literals, as "
+            "they are read without importing the module."
+        ) from None
+
+
+def _add(criteria: dict[tuple[Kind, str], Criterion], known: Criterion) -> None:
+    held = criteria.setdefault((known.of, known.name), known)
+    if held.home != known.home:
+        raise ValueError(
+            f"{known.home} is to be criterion {known.name!r} of {known.of}, but that is "
+            f"{held.home}; choose another name."
         )
-    protected = (*range(first), *range(depth - last, depth))
-    if remove is not None and remove > depth - len(protected):
-        raise ShearlingError(
-            f"{remove} of {depth} blocks were to be removed, but only {depth - len(protected)} are "
-            "not protected; remove fewer, or protect fewer (--protect-first, --protect-last)."
-        )
-    return by.removesuffix("+"), protected
+    criteria[known.of, known.name] = known
 
 
-def require_finite(scores: Scores, checkpoint: Checkpoint, by: str) -> Scores:
-    """These scores, if all of them are numbers to compare by (ShearlingError)."""
-    broken = [block for block, value in enumerate(scores.values) if not math.isfinite(value)]
-    if broken:
-        raise ShearlingError(
-            f"{by} gives no finite score for {len(broken)} of {len(scores.values)} blocks of "
-            f"{checkpoint.name}, the first being {broken[0]}; its weights hold NaN or infinity, "
-            "or overflow: fetch the checkpoint again."
-        )
-    return scores
-
-
-def _finish(
-    scores: Scores, checkpoint: Checkpoint, by: str, started: float, calibration: dict | None
-) -> Scores:
-    from dataclasses import replace
-
-    from shearling.model.manifest import stamp
-
-    return replace(require_finite(scores, checkpoint, by), criterion=by).with_details(
-        **stamp(checkpoint),
-        calibration=calibration,
-        seconds=round(time.perf_counter() - started, 2),
-    )
-
-
-__all__ = ["CRITERIA", "Scores", "protected_blocks", "require_finite", "score", "score_tokens"]
+def _attribute(home: str) -> Callable[..., Any]:
+    """What stands at ``module:name``."""
+    if home not in _functions:
+        module, _, name = home.partition(":")
+        _functions.setdefault(home, getattr(import_module(module), name))
+    return _functions[home]

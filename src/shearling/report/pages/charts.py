@@ -21,15 +21,8 @@ from shearling.report.pages.anatomy import criterion_used
 from shearling.report.records.fields import describe
 from shearling.report.records.records import Curve, Damage, Scores
 from shearling.report.records.results import Model, Results
+from shearling.scoring.registry import Kind, meaning
 
-MEANINGS = {
-    "perplexity": "Perplexity with the block left out",
-    "greedy": "Perplexity right after the block’s removal, or, for one that stays, after it as the "
-    "next",
-    "influence": "How much the block turns the direction of what passes through it",
-    "magnitude": "Sum of the block’s absolute weights",
-    "taylor": "First-order estimate of the loss that the block’s removal costs",
-}
 SHAPES = {  # the markers of the plot, drawn by hand for its key
     "o": '<circle cx="15" cy="6" r="3.6"/>',
     "s": '<path d="M11.8 2.8h6.4v6.4h-6.4z"/>',
@@ -69,7 +62,7 @@ def _scores_figure(results: Results, one: Scores, place: int) -> Markup:
 
 
 def _scores_caption(results: Results, one: Scores, scale: Scale) -> list[Markup]:
-    parts = [MEANINGS.get(one.criterion.removesuffix("+"), "Score")]
+    parts = [in_words(one.criterion, "blocks")]
     if one.axis != "layers":
         parts.append(f"by index of {one.axis}")
     if scale.log:
@@ -87,6 +80,11 @@ def _scores_caption(results: Results, one: Scores, scale: Scale) -> list[Markup]
     if unknown:
         sentence += f" Not a number: {ranges(unknown)}."
     return [el("h3", one.criterion), el("p", sentence, class_="small muted")]
+
+
+def in_words(criterion: str, of: Kind) -> str:
+    """What a criterion's scores are, as its registration says; one we do not know gives scores."""
+    return (meaning(criterion, of) or "Score").replace("'", "’").replace("`", "")
 
 
 def _scores_key(gone: Sequence[int], protected: frozenset[int], baseline: float | None) -> Markup:

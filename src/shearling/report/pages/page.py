@@ -19,6 +19,7 @@ from shearling.report.pages.learning import learning_section
 from shearling.report.pages.lineage import lineage_section, use_section
 from shearling.report.pages.samples import samples_section
 from shearling.report.pages.task_table import tasks_section
+from shearling.report.pages.unit_scores import unit_scores_section
 from shearling.report.records.collect import collect
 from shearling.report.records.results import Results
 
@@ -49,6 +50,7 @@ def page(results: Results) -> str:
             degeneration_section(results),
             judgements_section(results),
             scores_section(results),
+            unit_scores_section(results),
             damage_section(results),
             comparisons_section(results),
             learning_section(results),
@@ -82,6 +84,7 @@ def footer(results: Results) -> Markup:
         one.created[:10]
         for one in (
             *results.scores,
+            *results.unit_scores,
             *results.damages,
             *results.evaluations,
             *results.runs,

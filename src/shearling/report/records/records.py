@@ -29,6 +29,7 @@ from shearling.report.records.training import (
     read_learning,
     read_reference,
 )
+from shearling.report.records.unit_scores import UnitScores, read_unit_scores
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,7 @@ class Records:
 
     manifests: list[Manifest] = field(default_factory=list)
     scores: list[Scores] = field(default_factory=list)
+    unit_scores: list[UnitScores] = field(default_factory=list)
     damages: list[Damage] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
@@ -379,6 +381,7 @@ def _proof(fields: Fields) -> Proof:
 READERS: dict[str, Callable[[Fields, Records], None]] = {
     "manifest": lambda fields, records: records.manifests.append(read_manifest(fields)),
     "scores": lambda fields, records: records.scores.append(read_scores(fields)),
+    "unit-scores": lambda fields, records: records.unit_scores.append(read_unit_scores(fields)),
     "damage": lambda fields, records: records.damages.append(read_damage(fields)),
     "evaluation": lambda fields, records: records.evaluations.append(read_evaluation(fields)),
     "bench": lambda fields, records: records.runs.extend(read_runs(fields)),

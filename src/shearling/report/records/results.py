@@ -21,6 +21,7 @@ from shearling.report.records.records import (
 )
 from shearling.report.records.refs import ModelRef
 from shearling.report.records.training import Healing, Learning, Reference
+from shearling.report.records.unit_scores import UnitScores
 
 
 class _Dated(Protocol):
@@ -105,6 +106,7 @@ class Results:
     tasks: tuple[Tasks, ...] = ()
     degenerations: tuple[Degeneration, ...] = ()
     judgements: tuple[Judgement, ...] = ()
+    unit_scores: tuple[UnitScores, ...] = ()
 
     @property
     def source(self) -> Model | None:
@@ -138,7 +140,7 @@ def join_records(records: Records) -> Results:
         *(one.model for one in _measured(found)),
         *(model for one in found.judgements for model in (one.a, one.b)),
     ]
-    models = _models(records.manifests, spoken_of, found.scores)
+    models = _models(records.manifests, spoken_of, sizes_told(found))
     if not models and not records.comparisons:
         raise ShearlingError(
             "There are reference losses alone, which are of no model; give the directory of a run "
@@ -153,6 +155,9 @@ def measurements(records: Records) -> Results:
         models=(),
         scores=_newest(
             records.scores, lambda one: (one.model.fingerprint, one.axis, one.criterion)
+        ),
+        unit_scores=_newest(
+            records.unit_scores, lambda one: (one.model.fingerprint, one.axis, one.criterion)
         ),
         damages=_merge(records.damages),
         evaluations=_newest(
@@ -191,11 +196,21 @@ def measurements(records: Records) -> Results:
 def _measured(
     found: Results,
 ) -> list[
-    Scores | Damage | Evaluation | Run | Generations | Healing | Learning | Tasks | Degeneration
+    Scores
+    | Damage
+    | Evaluation
+    | Run
+    | Generations
+    | Healing
+    | Learning
+    | Tasks
+    | Degeneration
+    | UnitScores
 ]:
     return [
         *(*found.scores, *found.damages, *found.evaluations, *found.runs, *found.generations),
         *(*found.healings, *found.learnings, *found.tasks, *found.degenerations),
+        *found.unit_scores,
     ]
 
 
@@ -221,7 +236,7 @@ def _merge(damages: Iterable[Damage]) -> tuple[Damage, ...]:
 
 
 def _models(
-    manifests: list[Manifest], measured: list[ModelRef], scores: tuple[Scores, ...]
+    manifests: list[Manifest], measured: list[ModelRef], sizes: Mapping[str, dict[str, int]]
 ) -> list[Model]:
     """All models spoken of, source first."""
     by_fingerprint = newest_manifests(manifests)
@@ -234,16 +249,25 @@ def _models(
     known |= {model.fingerprint: model for model in made}
     for ref in measured:
         if ref.fingerprint not in known:
-            shape = {
-                one.axis: len(one.scores)
-                for one in scores
-                if one.model.fingerprint == ref.fingerprint
-            }
+            shape = sizes.get(ref.fingerprint, {})
             known[ref.fingerprint] = Model(ref.name, ref.fingerprint, "reference", shape)
     models = list(known.values())
     if len(models) == 1:  # nothing was made yet: the only model there is will be the source
         return [replace(models[0], role="source")]
     return models
+
+
+def sizes_told(results: Results) -> dict[str, dict[str, int]]:
+    """Fingerprint -> the sizes that a model's scores tell, by axis."""
+    sizes: dict[str, dict[str, int]] = {}
+    for one in results.scores:
+        sizes.setdefault(one.model.fingerprint, {})[one.axis] = len(one.scores)
+    for units in results.unit_scores:
+        told = sizes.setdefault(units.model.fingerprint, {})
+        told[units.axis] = len(units.rows[0])
+        if len(units.rows) > 1:
+            told["layers"] = len(units.rows)
+    return sizes
 
 
 def newest_manifests(manifests: Iterable[Manifest]) -> dict[str, Manifest]:

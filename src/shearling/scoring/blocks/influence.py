@@ -12,9 +12,15 @@ from shearling.engine.states import States
 from shearling.engine.stream import BlockStream
 from shearling.engine.walk import Text, forward
 from shearling.files.progress import Progress, silent
+from shearling.scoring.registry import criterion
 from shearling.scoring.scores import Scores
 
 
+@criterion(
+    "influence", of="blocks", reads=("text",), windows=(10, 128), order=50,
+    says="1 - cosine(state before the block, state after it): how far it turns what passes through",
+    work="ShortGPT", paper="2403.03853",
+)  # fmt: skip
 @torch.inference_mode()
 def influence(
     stream: BlockStream, ids_NS: Tensor, *, protected: tuple[int, ...], progress: Progress = silent
@@ -31,4 +37,4 @@ def influence(
                 )
                 cosine += float(similarity_BS.sum())
             values.append(1.0 - cosine / ids_NS.numel())
-    return Scores("influence", "layers", tuple(values), protected)
+    return Scores("influence", "layers", (tuple(values),), protected)

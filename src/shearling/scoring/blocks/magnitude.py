@@ -9,10 +9,15 @@ import torch
 
 from shearling.files.progress import Progress, silent
 from shearling.model.checkpoint import Checkpoint
+from shearling.scoring.registry import criterion
 from shearling.scoring.scores import Scores
 from shearling.table.axes import Row
 
 
+@criterion(
+    "magnitude", of="blocks", reads=("weights",), plus=True, order=40,
+    says="sum of the block's absolute weights", work="Shortened LLaMA", paper="2402.02834",
+)  # fmt: skip
 def magnitude(
     checkpoint: Checkpoint, *, protected: tuple[int, ...], progress: Progress = silent
 ) -> Scores:
@@ -26,7 +31,7 @@ def magnitude(
         )
         values.append(total)
         progress("scoring by magnitude", block + 1, depth)
-    return Scores("magnitude", "layers", tuple(values), protected)
+    return Scores("magnitude", "layers", (tuple(values),), protected)
 
 
 def weight_names(rows: tuple[Row, ...], block: int) -> list[str]:

@@ -13,10 +13,16 @@ from torch import Tensor
 
 from shearling.engine.removals import Removed, removal_nll
 from shearling.engine.stream import BlockStream
+from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
+from shearling.scoring.registry import criterion
 from shearling.scoring.scores import Scores
 
 
+@criterion(
+    "perplexity", of="blocks", reads=("text",), windows=(10, 128), default="always", order=20,
+    says="perplexity of the model without the block", work="Shortened LLaMA", paper="2402.02834",
+)  # fmt: skip
 def perplexity(
     stream: BlockStream, ids_NS: Tensor, *, protected: tuple[int, ...], progress: Progress = silent
 ) -> Scores:
@@ -26,22 +32,38 @@ def perplexity(
         stream, ids_NS, [frozenset(), *singles], progress=progress, stage="scoring by perplexity"
     )
     baseline, *values = [exp_of(value) for value in nll]
-    return Scores("perplexity", "layers", tuple(values), protected, baseline_perplexity=baseline)
+    return Scores("perplexity", "layers", (tuple(values),), protected, baseline_perplexity=baseline)
 
 
+@criterion(
+    "greedy", of="blocks", reads=("text",), windows=(10, 128), removes=True, order=60,
+    says="perplexity right after the block's removal, measured again after every removal; of a "
+    "block that stays, after its removal as the next",
+    work="SLEB", paper="2402.09025",
+)  # fmt: skip
 def greedy(
     stream: BlockStream,
     ids_NS: Tensor,
     *,
     protected: tuple[int, ...],
-    remove: int,
+    remove: int | None = None,
     progress: Progress = silent,
 ) -> Scores:
     """Remove the block whose removal hurts least, score again, until ``remove`` are gone.
 
     The value of a removed block is the perplexity right after its removal; that of a survivor,
-    what its removal would have cost in the last round.
+    what its removal would have cost in the last round. By default half of those that may go.
+
+    Raises:
+        ShearlingError: ``remove`` is more than may go, or less than one.
     """
+    free = stream.depth - len(protected)
+    remove = max(1, free // 2) if remove is None else remove
+    if not 1 <= remove < stream.depth or remove > free:
+        raise ShearlingError(
+            f"greedy removal was asked to remove {remove} blocks, but at most "
+            f"{min(free, stream.depth - 1)} of {stream.depth} may go."
+        )
     gone: Removed = frozenset()
     order: list[int] = []
     values = [math.inf] * stream.depth
@@ -59,7 +81,7 @@ def greedy(
         best = min((block for block in left if block not in protected), key=lambda b: values[b])
         order.append(best)
         gone |= {best}
-    return Scores("greedy", "layers", tuple(values), protected, tuple(order), baseline)
+    return Scores("greedy", "layers", (tuple(values),), protected, tuple(order), baseline)
 
 
 def exp_of(nll: float) -> float:

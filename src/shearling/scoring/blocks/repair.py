@@ -28,28 +28,30 @@ from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
 from shearling.model.checkpoint import Checkpoint
 from shearling.scoring.blocks.perplexity import exp_of
+from shearling.scoring.registry import criterion, repairable
 from shearling.scoring.scores import Scores
 
 # What is kept of a batch beside the source's own states, each with a block's number.
 REPAIRED, INPUTS, OUTPUTS = "repaired", "inputs", "outputs"
 
 
-def repairable(checkpoint: Checkpoint) -> bool:
-    """Whether a block's last matrix adds to the stream as it is, with no norm behind it."""
-    family = checkpoint.family
-    return family.additive(checkpoint.config) and not family.post_norms
-
-
+@criterion(
+    "repair", of="blocks", reads=("text",), removes=True, check="run_starts", additive=True,
+    default="repaired", order=10,
+    says="perplexity of the model without a run of blocks, after the block before it was solved "
+    "anew",
+    work="ours",
+)  # fmt: skip
 @torch.inference_mode()
 def repair(
     stream: BlockStream,
     ids_NS: Tensor,
     *,
     protected: tuple[int, ...],
-    remove: int,
+    remove: int | None = None,
     progress: Progress = silent,
 ) -> Scores:
-    """Score runs of ``remove`` blocks by the perplexity that is left after repair.
+    """Score runs of ``remove`` blocks, by default a fifth, by the perplexity left after repair.
 
     A block's value is the held-out perplexity without the best run that it belongs to (without
     the worst, if it belongs to none); ``removal_order`` is the best run.
@@ -58,6 +60,7 @@ def repair(
         ShearlingError: too few sequences, no run possible beside the protected blocks, or an
             architecture whose blocks do not simply add to the stream.
     """
+    remove = _run_length(remove, stream.depth)
     starts = run_starts(stream.checkpoint, len(ids_NS), protected, remove)
     with stream.place.running(), States(stream.place) as states:
         gaps = _Gaps(stream, ids_NS, starts, remove, states)
@@ -72,14 +75,14 @@ def repair(
         for block in range(stream.depth)
     ]
     return Scores(
-        "repair", "layers", tuple(values), protected,
+        "repair", "layers", (tuple(values),), protected,
         removal_order=tuple(range(best, best + remove)),
         details={"runs": {str(s): exp_of(loss) for s, loss in losses.items()}},
     )  # fmt: skip
 
 
 def run_starts(
-    checkpoint: Checkpoint, sequences: int, protected: Sequence[int], remove: int
+    checkpoint: Checkpoint, sequences: int, protected: Sequence[int], remove: int | None
 ) -> list[int]:
     """First blocks of the runs of ``remove`` that may go; nothing is read.
 
@@ -87,6 +90,7 @@ def run_starts(
         ShearlingError: as :func:`repair`.
     """
     depth = checkpoint.shape["layers"]
+    remove = _run_length(remove, depth)
     if not repairable(checkpoint):
         raise ShearlingError(
             f"criterion repair needs blocks that add to the residual stream with no norm behind, "
@@ -108,6 +112,10 @@ def run_starts(
             "remove fewer, protect fewer, or use --by perplexity."
         )
     return starts
+
+
+def _run_length(remove: int | None, depth: int) -> int:
+    return max(1, depth // 5) if remove is None else remove
 
 
 def _require_finite(losses: dict[int, float]) -> None:

@@ -18,9 +18,16 @@ from shearling.engine.stream import BlockStream
 from shearling.engine.walk import backward
 from shearling.files.progress import Progress, silent
 from shearling.scoring.blocks.magnitude import weight_names
+from shearling.scoring.registry import criterion
 from shearling.scoring.scores import Scores
 
 
+@criterion(
+    "taylor", of="blocks", reads=("text",), windows=(10, 128), backward=True, plus=True, order=30,
+    says="first-order estimate of the loss that the block's removal costs: sum of "
+    "abs(weight x gradient)",
+    work="Shortened LLaMA", paper="2402.02834",
+)  # fmt: skip
 def taylor(
     stream: BlockStream, ids_NS: Tensor, *, protected: tuple[int, ...], progress: Progress = silent
 ) -> Scores:
@@ -31,7 +38,7 @@ def taylor(
         for step in backward(stream, ids_NS, stage, weights=True, tell=progress):
             step.finish()
             values[step.index] = _product(stream, step.block, step.index)
-    return Scores("taylor", "layers", tuple(values), protected)
+    return Scores("taylor", "layers", (tuple(values),), protected)
 
 
 def _product(stream: BlockStream, block: nn.Module, index: int) -> float:

@@ -17,10 +17,35 @@ from shearling.engine.stream import BlockStream
 from shearling.engine.walk import backward, check_state
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
+from shearling.scoring.registry import criterion
 from shearling.scoring.units.places import STREAM, Slot, slots, unit_sums
 
 
+@criterion(
+    "taylor", of="units", reads=("text",), backward=True, order=80,
+    says="sum of abs(weight x gradient) over the coupled weights, by matrix",
+    work="LLM-Pruner", paper="2305.11627",
+)  # fmt: skip
 def taylor(
+    stream: BlockStream, ids_NS: Tensor, axes: Sequence[str], *, progress: Progress = silent
+) -> dict[str, list[Tensor]]:
+    """Sum over a unit's matrices of |sum of w dL/dw|."""
+    return _expansion(stream, ids_NS, axes, element=False, progress=progress)
+
+
+@criterion(
+    "taylor-element", of="units", reads=("text",), backward=True, order=90,
+    says="sum of abs(weight x gradient) over the coupled weights, one by one",
+    work="LLM-Pruner", paper="2305.11627",
+)  # fmt: skip
+def taylor_element(
+    stream: BlockStream, ids_NS: Tensor, axes: Sequence[str], *, progress: Progress = silent
+) -> dict[str, list[Tensor]]:
+    """Sum over a unit's weights of |w dL/dw|."""
+    return _expansion(stream, ids_NS, axes, element=True, progress=progress)
+
+
+def _expansion(
     stream: BlockStream,
     ids_NS: Tensor,
     axes: Sequence[str],

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from shearling.scoring.registry import criterion
+
 RIDGE = 0.01  # of the mean diagonal of the Gram matrix, in ``obs``
 _TINY = 1e-30
 
@@ -70,19 +72,11 @@ class Inlet:
         return self.weight_OC.square().sum(0, dtype=torch.float64)
 
 
-@dataclass(frozen=True)
-class Observed:
-    """A criterion that follows from sums over tokens.
-
-    Attributes:
-        wanted: the sums it takes.
-        value: from an inlet and K, a number for each unit (U).
-    """
-
-    wanted: tuple[str, ...]
-    value: Callable[[Inlet, int], Tensor]
-
-
+@criterion(
+    "activation", of="units", reads=("norm",), order=70,
+    says="mean activation; of a head, mean length of its output",
+    work="Minitron", paper="2407.14679",
+)  # fmt: skip
 def activation(inlet: Inlet, width: int) -> Tensor:
     """Mean over tokens of |x|; for a head, of the length of its output.
 
@@ -91,6 +85,11 @@ def activation(inlet: Inlet, width: int) -> Tensor:
     return inlet.sums["norm"] / inlet.tokens
 
 
+@criterion(
+    "wanda-sp", of="units", reads=("square",), order=60,
+    says="abs(weight) x norm of the input, summed",
+    work="Wanda in FLAP's structured form", paper="2306.11695",
+)  # fmt: skip
 def wanda_sp(inlet: Inlet, width: int) -> Tensor:
     """|W_ij| ||X_j||_2, the norm over all tokens, summed over a unit's columns and their rows.
 
@@ -100,6 +99,11 @@ def wanda_sp(inlet: Inlet, width: int) -> Tensor:
     return _units(inlet.sums["square"].sqrt() * absolute_C, width)
 
 
+@criterion(
+    "flap", of="units", reads=("total", "square"), order=50,
+    says="variance x square of its column's norm",
+    work="FLAP", paper="2312.11983",
+)  # fmt: skip
 def flap(inlet: Inlet, width: int) -> Tensor:
     """Variance of x_j over tokens times ||W_:,j||^2: what a constant could not replace.
 
@@ -110,6 +114,11 @@ def flap(inlet: Inlet, width: int) -> Tensor:
     return _units(variance_C * inlet.energy_C(), width)
 
 
+@criterion(
+    "energy", of="units", reads=("weighted",), order=30,
+    says="its energy x square of its column's norm, long states damped",
+    work="ours",
+)  # fmt: skip
 def energy(inlet: Inlet, width: int) -> Tensor:
     """E[w x_j^2] ||W_:,j||^2, tokens weighted by the inverse energy w of the state after the block.
 
@@ -118,6 +127,12 @@ def energy(inlet: Inlet, width: int) -> Tensor:
     return _units(inlet.sums["weighted"] / inlet.tokens * inlet.energy_C(), width)
 
 
+@criterion(
+    "obs", of="units", reads=("gram",), order=40,
+    whole_groups=True,
+    says="what its removal costs if the others are solved anew",
+    work="Optimal Brain Surgeon", paper="2208.11580",
+)  # fmt: skip
 def obs(inlet: Inlet, width: int, ridge: float = RIDGE) -> Tensor:
     """What a unit's removal costs once the remaining columns are solved for again.
 
@@ -138,6 +153,11 @@ def obs(inlet: Inlet, width: int, ridge: float = RIDGE) -> Tensor:
     return solved_UKK.diagonal(dim1=1, dim2=2).sum(-1)
 
 
+@criterion(
+    "fisher", of="units", reads=("fisher",), order=20,
+    says="diagonal of the Fisher information of a gate on the unit",
+    paper="2204.09656",
+)  # fmt: skip
 def fisher(inlet: Inlet, width: int) -> Tensor:
     """Sum over tokens of (x . dL/dx)^2, the product over a unit's columns, L the summed NLL.
 
@@ -147,6 +167,12 @@ def fisher(inlet: Inlet, width: int) -> Tensor:
     return inlet.sums["fisher"]
 
 
+@criterion(
+    "fisher-energy", of="units", joins=("fisher", "energy"), order=10,
+    default="always",
+    says="geometric mean of `fisher` and `energy`",
+    work="ours",
+)  # fmt: skip
 def geometric_mean(first_U: Tensor, second_U: Tensor) -> Tensor:
     """exp of the mean of logarithms, each criterion divided by its mean first.
 
@@ -157,16 +183,6 @@ def geometric_mean(first_U: Tensor, second_U: Tensor) -> Tensor:
         for values in (first_U, second_U)
     ]
     return torch.exp((logs[0] + logs[1]) / 2)
-
-
-OBSERVED = {
-    "activation": Observed(("norm",), activation),
-    "wanda-sp": Observed(("square",), wanda_sp),
-    "flap": Observed(("total", "square"), flap),
-    "energy": Observed(("weighted",), energy),
-    "obs": Observed(("gram",), obs),
-    "fisher": Observed(("fisher",), fisher),
-}
 
 
 def _units(values_C: Tensor, width: int) -> Tensor:

@@ -18,12 +18,50 @@ from torch import Tensor
 
 from shearling.files.progress import Progress, silent
 from shearling.model.checkpoint import Checkpoint
+from shearling.scoring.registry import criterion
 from shearling.scoring.units.places import STREAM, Slot, slots, unit_sums
-from shearling.table.axes import Layout
-from shearling.table.values import Shape
 
 
-def magnitude(
+@criterion(
+    "magnitude-l1", of="units", reads=("weights",), order=100,
+    says="sum of the coupled absolute weights", work="LLM-Pruner's groups", paper="2305.11627",
+)  # fmt: skip
+def magnitude_l1(
+    checkpoint: Checkpoint, axes: Sequence[str], *, seed: int, progress: Progress = silent
+) -> dict[str, list[Tensor]]:
+    """L1 norm of all weights that go with a unit."""
+    return _norms(checkpoint, axes, power=1, progress=progress)
+
+
+@criterion(
+    "magnitude-l2", of="units", reads=("weights",), order=110,
+    says="Euclidean norm of the coupled weights", work="LLM-Pruner's groups", paper="2305.11627",
+)  # fmt: skip
+def magnitude_l2(
+    checkpoint: Checkpoint, axes: Sequence[str], *, seed: int, progress: Progress = silent
+) -> dict[str, list[Tensor]]:
+    """L2 norm of all weights that go with a unit."""
+    return _norms(checkpoint, axes, power=2, progress=progress)
+
+
+@criterion("random", of="units", reads=("weights",), order=120, says="chance")
+def chance(
+    checkpoint: Checkpoint, axes: Sequence[str], *, seed: int, progress: Progress = silent
+) -> dict[str, list[Tensor]]:
+    """Independent uniform numbers; those of an axis do not depend on what else is asked for."""
+    layout, shape = checkpoint.layout, checkpoint.shape
+    rows = {}
+    for axis in axes:
+        draw = random.Random(f"{axis} {seed}")
+        blocks = shape["layers"] if layout.axis[axis].per_block else 1
+        rows[axis] = [
+            torch.tensor([draw.random() for _ in range(shape[axis])], dtype=torch.float64)
+            for _ in range(blocks)
+        ]
+    return rows
+
+
+def _norms(
     checkpoint: Checkpoint, axes: Sequence[str], *, power: int, progress: Progress = silent
 ) -> dict[str, list[Tensor]]:
     """L1 (``power`` 1) or L2 (2) norm of all weights that go with a unit.
@@ -59,19 +97,6 @@ def magnitude(
         for name, tensor in checkpoint.read(checkpoint.outer_names()):
             add(0, name, tensor)
     return {axis: [row ** (1 / power) for row in rows[axis]] for axis in axes}
-
-
-def chance(layout: Layout, shape: Shape, axes: Sequence[str], seed: int) -> dict[str, list[Tensor]]:
-    """Independent uniform numbers; those of an axis do not depend on what else is asked for."""
-    rows = {}
-    for axis in axes:
-        draw = random.Random(f"{axis} {seed}")
-        blocks = shape["layers"] if layout.axis[axis].per_block else 1
-        rows[axis] = [
-            torch.tensor([draw.random() for _ in range(shape[axis])], dtype=torch.float64)
-            for _ in range(blocks)
-        ]
-    return rows
 
 
 def _by_name(found: Iterator[Slot]) -> dict[str, list[Slot]]:

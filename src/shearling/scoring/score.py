@@ -1,0 +1,165 @@
+"""Scoring a model by name: its blocks, or the units of a width.
+
+Which function that is, and what it needs, is in :mod:`shearling.scoring.registry`.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from shearling.data.text import calibration_windows, documents
+from shearling.engine.place import Place
+from shearling.engine.stream import BlockStream
+from shearling.errors import ShearlingError
+from shearling.files.progress import Progress, silent
+from shearling.model.checkpoint import Checkpoint
+from shearling.model.manifest import stamp
+from shearling.scoring.registry import Criterion, find, names
+from shearling.scoring.score_units import score_units
+from shearling.scoring.scores import Scores
+from shearling.scoring.units.places import check_axes
+
+NO_TOKENS = torch.zeros(0, 0, dtype=torch.long)  # for criteria that read weights alone
+
+
+def score(
+    checkpoint: Checkpoint,
+    by: str,
+    *,
+    axis: str = "layers",
+    calibration: Path | None = None,
+    samples: int = 10,
+    length: int = 128,
+    seed: int = 0,
+    place: Place | None = None,
+    protect: tuple[int, int] | None = None,
+    remove: int | None = None,
+    progress: Progress = silent,
+) -> Scores:
+    """Score every block of a model, or every unit of a width.
+
+    Args:
+        checkpoint: the model.
+        by: a criterion of blocks or of units; a trailing ``+`` protects the first 4 blocks and
+            the last 2.
+        axis: ``layers`` for the blocks, or ``mlp``, ``heads``, ``kv_heads`` or ``hidden``.
+        calibration: text (.jsonl, .txt or a directory of such); criteria that read weights alone
+            need none.
+        samples: number of calibration sequences.
+        length: tokens in each.
+        seed: of every random choice.
+        place: where it runs; chosen by the memory that is free, if not given.
+        protect: how many of the first and of the last blocks are never removed; default by
+            criterion. Not looked at for units.
+        remove: how many blocks are to go: refused beforehand if too many are protected, and for
+            ``greedy`` where it stops (default half of those unprotected), for ``repair`` the
+            length of a run (default a fifth of the blocks). Not looked at for units.
+        progress: told how far the work is.
+
+    Raises:
+        ShearlingError: unknown criterion or axis, no calibration text where one is needed, a text
+            too short for the samples asked for, too many blocks protected, or weights that give
+            no finite score.
+    """
+    started = time.perf_counter()
+    criterion, protected = _checked(checkpoint, by, axis, protect, remove)
+    ids_NS, used = NO_TOKENS, None
+    if not criterion.textless:
+        if calibration is None:
+            raise ShearlingError(f"criterion {by} runs the model on text; give --calibration FILE.")
+        ids_NS = calibration_windows(
+            documents(calibration), checkpoint.tokenizer(), samples=samples, length=length,
+            seed=seed,
+        )  # fmt: skip
+        used = {"file": calibration.name, "samples": samples, "length": length, "seed": seed}
+    if axis == "layers" and criterion.textless:  # reads tensors alone, and no model is built
+        scores = score_weights(checkpoint, by, protected=protected, progress=progress)
+    else:
+        blocks = BlockStream(checkpoint, place or Place.best(checkpoint))
+        if axis == "layers":
+            scores = score_tokens(
+                blocks, by, ids_NS, protected=protected, remove=remove, progress=progress
+            )
+        else:
+            scores = score_units(blocks, by, ids_NS, [axis], seed=seed, progress=progress)[axis]
+    return scores.with_details(
+        **stamp(checkpoint), calibration=used, seconds=round(time.perf_counter() - started, 2)
+    )
+
+
+def _checked(
+    checkpoint: Checkpoint, by: str, axis: str, protect: tuple[int, int] | None, remove: int | None
+) -> tuple[Criterion, tuple[int, ...]]:
+    """What the criterion declares, and the protected blocks, if it and the axis go together."""
+    if axis == "layers":
+        return find(by, "blocks"), protected_blocks(by, protect, checkpoint.shape["layers"], remove)
+    if by not in names("units"):
+        raise ShearlingError(
+            f"criterion {by!r} does not score units of {axis}; choose one of "
+            f"{', '.join(names('units'))}."
+        )
+    check_axes(checkpoint.layout, (axis,))
+    return find(by, "units"), ()
+
+
+def score_tokens(
+    stream: BlockStream,
+    by: str,
+    ids_NS: torch.Tensor,
+    *,
+    protected: tuple[int, ...] = (),
+    remove: int | None = None,
+    progress: Progress = silent,
+) -> Scores:
+    """Score every block on given tokens (N, S), which criteria of weights do not look at.
+
+    Raises:
+        ShearlingError: an unknown criterion, more blocks to remove than may go, or weights that
+            give no finite score.
+    """
+    criterion = find(by, "blocks")
+    if criterion.textless:
+        return score_weights(stream.checkpoint, by, protected=protected, progress=progress)
+    more = {"remove": remove} if criterion.removes else {}
+    scores = criterion.function(stream, ids_NS, protected=protected, progress=progress, **more)
+    return _named(scores, by, stream.checkpoint)
+
+
+def score_weights(
+    checkpoint: Checkpoint, by: str, *, protected: tuple[int, ...] = (), progress: Progress = silent
+) -> Scores:
+    """Score every block by a criterion that reads weights alone (ShearlingError as above)."""
+    function = find(by, "blocks").function
+    return _named(function(checkpoint, protected=protected, progress=progress), by, checkpoint)
+
+
+def protected_blocks(
+    by: str, protect: tuple[int, int] | None, depth: int, remove: int | None = None
+) -> tuple[int, ...]:
+    """The blocks that are never removed: as asked for, or else as the criterion declares.
+
+    Raises:
+        ShearlingError: an unknown criterion, or more protected than can be.
+    """
+    first, last = find(by, "blocks").protects if protect is None else protect
+    if first < 0 or last < 0 or first + last >= depth:
+        raise ShearlingError(
+            f"protecting the first {first} and the last {last} of {depth} blocks leaves none to "
+            "remove; protect fewer (--protect-first, --protect-last)."
+        )
+    protected = (*range(first), *range(depth - last, depth))
+    if remove is not None and remove > depth - len(protected):
+        raise ShearlingError(
+            f"{remove} of {depth} blocks were to be removed, but only {depth - len(protected)} are "
+            "not protected; remove fewer, or protect fewer (--protect-first, --protect-last)."
+        )
+    return protected
+
+
+def _named(scores: Scores, by: str, checkpoint: Checkpoint) -> Scores:
+    """Under the name that was asked for, which may end in ``+``, and with finite numbers."""
+    return replace(scores.require_finite(checkpoint.name, by), criterion=by)
