@@ -6,7 +6,6 @@ with the source whose removed units are masked, and only then given its name.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -23,7 +22,7 @@ from shearling.engine.views.masked import masked_logits
 from shearling.engine.walk import logits_of
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
-from shearling.files.quiet import no_progress_bars
+from shearling.files.reading import read_json
 from shearling.files.writer import (
     check_output,
     check_space,
@@ -31,8 +30,12 @@ from shearling.files.writer import (
     write_json,
     write_weights,
 )
-from shearling.model.checkpoint import Checkpoint, read_json, torch_dtype
+from shearling.model.checkpoint import Checkpoint
+from shearling.model.dtypes import name_of, torch_dtype
+from shearling.model.loading import stock_model
 from shearling.model.manifest import MANIFEST, describe, read_manifest, stamp, versions
+from shearling.model.remote_code import without_code
+from shearling.model.side_files import copy_side_files, tokenizer_files
 from shearling.table.axes import Keep, Selection, Shape
 
 # Target tensor name -> what gives it, in the result's shape; called when its shard is written.
@@ -40,11 +43,7 @@ Replaced = Mapping[str, Callable[[], Tensor]]
 
 SHARD_BYTES = 10**9
 TOLERANCE = 1e-4
-# Weights aside, what a model directory needs to be loaded and used; copied byte for byte, but for
-# what a cut of the vocabulary renumbers.
-TOKENIZER_FILES = ("tokenizer*", "added_tokens.json", "vocab.*", "merges.txt")
 GENERATION = "generation_config.json"
-SIDE_FILES = ("special_tokens_map.json", "chat_template*", GENERATION, "LICENSE*", "NOTICE*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +199,7 @@ def prove(
             max_relative_difference=relative,
             tokens=ids_BS.numel(),
             loaded_with="AutoModelForCausalLM" if whole else "block by block",
-            computed_in=str(dtype).removeprefix("torch."),
+            computed_in=name_of(dtype),
             passed=relative <= TOLERANCE,
         )
 
@@ -240,14 +239,7 @@ def _streamed_logits(checkpoint: Checkpoint, ids_BS: Tensor, place: Place) -> Te
 
 def _stock_logits(checkpoint: Checkpoint, ids_BS: Tensor, place: Place) -> Tensor:
     """Logits (B, S, V) as stock transformers gives them, every tensor accounted for."""
-    from transformers import AutoModelForCausalLM
-
-    with no_progress_bars():
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            checkpoint.path, dtype=place.dtype, use_safetensors=True, output_loading_info=True,
-            **place.loading(),
-        )  # fmt: skip
-    model, info = loaded
+    model, info = stock_model(checkpoint.path, place.dtype, **place.loading())
     wrong = {key: sorted(info[key]) for key in ("missing_keys", "unexpected_keys") if info[key]}
     if wrong:
         raise ShearlingError(
@@ -274,7 +266,7 @@ def _check(
             f"output {output} lies inside the source {checkpoint.path}, which is never written to; "
             "name a directory elsewhere."
         )
-    files = [file.name for file in _matching(checkpoint.path, TOKENIZER_FILES)]
+    files = [file.name for file in tokenizer_files(checkpoint.path)]
     if "vocab" in keep.model and files and "tokenizer.json" not in files:
         raise ShearlingError(
             f"the tokenizer of {checkpoint.path} ({files[0]}) cannot be cut along with the "
@@ -325,12 +317,8 @@ def _write_side_files(checkpoint: Checkpoint, keep: Keep, after: Shape, staging:
     layers = keep.model.get("layers", tuple(range(checkpoint.shape["layers"])))
     config = checkpoint.family.write(checkpoint.raw, checkpoint.config, after, layers)
     vocab = keep.model.get("vocab")
-    for file in _matching(checkpoint.path, SIDE_FILES):
-        shutil.copyfile(file, staging / file.name)
-    if vocab is None:
-        for file in _matching(checkpoint.path, TOKENIZER_FILES):
-            shutil.copyfile(file, staging / file.name)
-    else:
+    copy_side_files(checkpoint.path, staging, tokenizer=vocab is None)
+    if vocab is not None:
         from shearling.pruning.vocabulary import renumber_ids, rewrite_tokenizer
 
         config = renumber_ids(config, vocab)
@@ -339,11 +327,7 @@ def _write_side_files(checkpoint: Checkpoint, keep: Keep, after: Shape, staging:
             write_json(staging / GENERATION, generation)
         if (checkpoint.path / "tokenizer.json").is_file():
             rewrite_tokenizer(checkpoint.path, vocab, staging)
-    write_json(staging / "config.json", config)
-
-
-def _matching(directory: Path, patterns: tuple[str, ...]) -> list[Path]:
-    return [file for each in patterns for file in sorted(directory.glob(each)) if file.is_file()]
+    write_json(staging / "config.json", without_code(config))
 
 
 def _manifest(

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from shearling.files.writer import write_json
-from shearling.model.checkpoint import Checkpoint, resolve_config
+from shearling.model.checkpoint import Checkpoint
+from shearling.model.loading import load_config
 from shearling.table.axes import Keep, Selection, Shape
 from shearling.table.families import family_of
 
@@ -52,7 +53,7 @@ def cut_view(checkpoint: Checkpoint, keep: Keep) -> CutView:
         raw = renumber_ids(raw, keep.model["vocab"])
     with tempfile.TemporaryDirectory(prefix="shearling-") as directory:
         write_json(Path(directory) / "config.json", raw)
-        config = resolve_config(Path(directory))
+        config = load_config(Path(directory))
     family = family_of(raw["model_type"], checkpoint.name)
     return CutView(
         path=checkpoint.path,
