@@ -24,10 +24,10 @@ from shearling.model.dtypes import torch_dtype
 from shearling.model.fingerprint import fingerprint
 from shearling.model.loading import first_line, load_config, load_tokenizer
 from shearling.model.remote_code import check_config
+from shearling.model.weight_files import INDEX, SINGLE
 from shearling.table.axes import Layout, Shape
 from shearling.table.families import Family, family_of
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from shearling.errors import ShearlingError
 from shearling.model.dtypes import STORED, dtype_of, name_of
+from shearling.model.weight_files import weight_files
 
 # Bytes of the types that keep their size whatever is computed in; those not named take one.
 _BYTES = {"I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2}
@@ -36,7 +37,7 @@ def loaded_bytes(path: Path, dtype: torch.dtype | None = None) -> int:
         ShearlingError: a file is truncated or corrupt.
     """
     total = 0
-    for file in sorted(path.glob("*.safetensors")):
+    for file in weight_files(path):
         try:
             with safe_open(file, "pt") as shard:
                 for name in shard.keys():  # noqa: SIM118 - a handle is not a mapping

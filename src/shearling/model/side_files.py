@@ -71,12 +71,10 @@ def copy_side_files(source: Path, target: Path, *, tokenizer: bool = True) -> No
 def copy_without_code(file: Path, target: Path) -> None:
     """Copy a file; a JSON object loses its ``auto_map``, which names code that is not copied."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    if file.name.endswith("config.json"):
-        raw = read_json(file)
-        if AUTO_MAP in raw:
-            write_json(target, without_code(raw))
-            return
-    shutil.copyfile(file, target)
+    if file.name.endswith("config.json") and f'"{AUTO_MAP}"'.encode() in file.read_bytes():
+        write_json(target, without_code(read_json(file)))
+    else:
+        shutil.copyfile(file, target)
 
 
 def _is(file: Path, directory: Path, patterns: tuple[str, ...]) -> bool:

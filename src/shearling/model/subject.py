@@ -22,6 +22,7 @@ from shearling.model.checkpoint import Checkpoint, directory_name
 from shearling.model.fingerprint import fingerprint
 from shearling.model.loading import build_model, load_config, load_tokenizer
 from shearling.model.resolve import resolve
+from shearling.model.weight_files import weight_files
 from shearling.table.axes import Layout, Shape
 from shearling.table.families import FAMILIES
 
@@ -126,7 +127,7 @@ def quantization(raw: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 def _weights(path: Path) -> list[Path]:
     """The safetensors files of a directory, at least one."""
-    files = sorted(path.glob("*.safetensors"))
+    files = weight_files(path)
     if not files:
         raise ShearlingError(f"{path} holds no safetensors; give a version of the model that does.")
     return files
