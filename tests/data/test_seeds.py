@@ -54,12 +54,10 @@ def test_steps_of_the_largest_seed_differ() -> None:
 
 
 def test_score(place: Path) -> None:
-    checkpoint = Checkpoint.open(place / "model")
+    checkpoint, text = Checkpoint.open(place / "model"), place / "fell.jsonl"
     scored = [
-        score(
-            checkpoint, "influence", calibration=place / "fell.jsonl", samples=2, length=8, seed=s
-        )
-        for s in (LARGEST, LARGEST, 0)
+        score(checkpoint, "influence", calibration=text, samples=2, length=8, seed=seed)
+        for seed in (LARGEST, LARGEST, 0)
     ]
     assert scored[0].values == scored[1].values != scored[2].values
 
@@ -84,9 +82,9 @@ def test_heal(place: Path, tmp_path: Path, recipe: str) -> None:
 def test_learn(place: Path, tmp_path: Path) -> None:
     values = {
         "tokens": 100, "batch": 2, "eval_sequences": 1, "seed": LARGEST, "samples": 4,
-        "sample_length": 16,
+        "sample_length": 16, "warm_start": False,
     }  # fmt: skip
     source, store = Checkpoint.open(place / "model"), Store.open(place / "store")
-    target = source.shape | {"layers": 2, "mlp": 20}
+    target = source.shape.with_(layers=2, mlp=20)
     learn(source, target, store, LearnOptions.model_validate(values), tmp_path / "out")
     assert (tmp_path / "out" / "config.json").is_file()
