@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from shearling.commands.eval import evaluate
 from shearling.errors import ShearlingError
-from shearling.model import loading
+from shearling.model import memory
 from tiny_tokenizer import write_llama
 
 Run = Callable[..., Any]
@@ -159,6 +159,6 @@ def test_a_model_that_does_not_fit_is_refused_with_the_estimate(
     run: Run, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = SimpleNamespace(available=300_000_000)
-    monkeypatch.setattr(loading.psutil, "virtual_memory", lambda: free)
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: free)
     with pytest.raises(ShearlingError, match=r"llama-1 needs about 0\.5 GB .* but 0\.3 GB of mem"):
         run(place / "llama-1", "--text", place / "sheep.jsonl", "--window", 16)

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from shearling.errors import ShearlingError
-from shearling.model.checkpoint import Checkpoint, torch_dtype
+from shearling.model.checkpoint import Checkpoint
+from shearling.model.dtypes import torch_dtype
 
 Models = Callable[[str], Path]
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"

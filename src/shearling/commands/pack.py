@@ -47,8 +47,8 @@ def pack(
     """
     from shearling.data.pack import Plan
     from shearling.data.pack import pack as build
-    from shearling.data.store import load_tokenizer
     from shearling.files.terminal import progress_bars
+    from shearling.model.loading import load_tokenizer
     from shearling.model.resolve import resolve
 
     directory = resolve(tokenizer)

@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from shearling.errors import ShearlingError
-from shearling.model.checkpoint import read_json
+from shearling.files.reading import read_json
+from shearling.model.loading import load_tokenizer
 
 KIND, VERSION = "token-store", 1
 MANIFEST = "store.json"
@@ -180,29 +181,6 @@ class Sequences:
         if not self.rows:  # an empty file cannot be mapped
             return np.empty((0, self.length), dtype=dtype)
         return np.memmap(self.folder / name, dtype, mode="r", shape=(self.rows, self.length))
-
-
-def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in a directory, in which no model need be.
-
-    Raises:
-        ShearlingError: there is none that transformers can read.
-    """
-    try:
-        if not directory.is_dir():
-            raise OSError("there is no such directory")
-        tokenizer = AutoTokenizer.from_pretrained(
-            directory, trust_remote_code=False, local_files_only=True
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise ShearlingError(
-            f"{directory} has no tokenizer that transformers can read ({reason}); give a directory "
-            "with tokenizer.json and tokenizer_config.json."
-        ) from error
-    if tokenizer is None:
-        raise ShearlingError(f"The directory {directory} holds no tokenizer; give one that does.")
-    return tokenizer
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase | Path | str) -> str:

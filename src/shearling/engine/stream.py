@@ -24,6 +24,7 @@ from shearling.engine.place import Place
 from shearling.engine.weights import BlockWeights, ordinary_tensors
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
+from shearling.model.loading import build_model
 
 
 class _StandIn(nn.Module):
@@ -218,14 +219,13 @@ def _outside(checkpoint: Checkpoint, dtype: torch.dtype, like: nn.Module | None)
     """
     import copy
 
-    from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
     depth_key = checkpoint.family.keys["layers"]
     config = copy.deepcopy(checkpoint.config)
     setattr(config, depth_key, 0)
     with no_init_weights():
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = build_model(config, dtype)
     # Gemma looks block types up by number while it walks the (stand-in) blocks.
     setattr(model.config, depth_key, checkpoint.shape["layers"])
     renamed = checkpoint.family.renamed
@@ -247,9 +247,7 @@ def _outside(checkpoint: Checkpoint, dtype: torch.dtype, like: nn.Module | None)
 
 def _block_shells(checkpoint: Checkpoint, dtype: torch.dtype) -> list[nn.Module]:
     """Every block on the meta device: all of its code, none of its weights."""
-    from transformers import AutoModelForCausalLM
-
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(checkpoint.config, dtype=dtype)
+        model = build_model(checkpoint.config, dtype)
     blocks = list(model.get_submodule(checkpoint.family.blocks).children())
     return [block.requires_grad_(False).eval() for block in blocks]

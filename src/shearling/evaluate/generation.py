@@ -11,11 +11,10 @@ from dataclasses import dataclass
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from shearling.data.seeds import LARGEST
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
 from shearling.model.loading import check_positive, longest_input
-
-_LARGEST_SEED = 2**63 - 1  # what torch's generator takes
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,8 @@ class Sampling:
             )
         if not 0 < self.top_p <= 1:
             raise ShearlingError(f"top_p is {self.top_p}, but it must be above 0 and at most 1.")
-        if not 0 <= self.seed <= _LARGEST_SEED:
-            raise ShearlingError(f"seed is {self.seed}, but it must be from 0 to {_LARGEST_SEED}.")
+        if not 0 <= self.seed <= LARGEST:
+            raise ShearlingError(f"seed is {self.seed}, but it must be from 0 to {LARGEST}.")
 
 
 def generate(

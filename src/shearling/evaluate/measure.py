@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from shearling.errors import ShearlingError
 from shearling.evaluate.generation import generate
 from shearling.evaluate.perplexity import LOGITS_BYTES, evaluate, perplexity
 from shearling.files.progress import Progress, silent
 from shearling.model.checkpoint import Checkpoint
-from shearling.model.loading import DTYPES, check_fits, load_model, loaded_bytes
+from shearling.model.dtypes import dtype_of
+from shearling.model.loading import load_model
 from shearling.model.manifest import stamp
+from shearling.model.memory import check_fits, loaded_bytes
 
 
 def evaluate_model(
@@ -81,8 +82,7 @@ def memory_needed(subject: Any, *, dtype: str, device: str = "cpu") -> int:
     Raises:
         ShearlingError: an unknown dtype, or more bytes than are free.
     """
-    if dtype not in DTYPES:
-        raise ShearlingError(f"The dtype {dtype!r} is not known here; give {', '.join(DTYPES)}.")
+    kind, path = dtype_of(dtype), Path(subject.path)
     logits = 2 * LOGITS_BYTES  # the logits and their exponentials
-    check_fits(subject, dtype, extra_bytes=logits, device=device)
-    return loaded_bytes(Path(subject.path), DTYPES[dtype]) + logits
+    check_fits(path, kind, extra_bytes=logits, device=device)
+    return loaded_bytes(path, kind) + logits

@@ -28,7 +28,8 @@ from shearling.evaluate.engines import (
 from shearling.evaluate.engines.memory import check_memory, needed
 from shearling.evaluate.ratios import ratio, spread
 from shearling.files.progress import Progress, silent
-from shearling.model.loading import DTYPES, check_positive, load_config, longest_input
+from shearling.model.dtypes import dtype_of
+from shearling.model.loading import check_positive, load_config, longest_input
 from shearling.model.subject import open_subject
 from shearling.table.cost import kv_cache_bytes
 from shearling.table.values import Shape
@@ -336,8 +337,7 @@ def _check(
         for value in values:
             check_positive(**{name: value})
     check_positive(repeats=repeats, threads=threads)
-    if dtype not in DTYPES:
-        raise ShearlingError(f"The dtype {dtype!r} is not known here; give {', '.join(DTYPES)}.")
+    dtype_of(dtype)
 
 
 def _check_positions(candidates: Sequence[Candidate], cells: Sequence[Cell]) -> None:

@@ -28,6 +28,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from shearling.data.seeds import folded
 from shearling.errors import ShearlingError
 from shearling.gates import hard_concrete
 from shearling.gates.bank import GateBank, top
@@ -88,7 +89,7 @@ class Learner(nn.Module):
             counts = self._counts(step)
             self._drawn = {axis: _straight(a, counts[axis]) for axis, a in self._alphas()}
         else:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+            generator = torch.Generator().manual_seed(folded(self.seed * 1_000_003 + step))
             self._drawn = {
                 axis: hard_concrete.sample(a, torch.rand(a.shape, generator=generator).to(a))
                 for axis, a in self._alphas()

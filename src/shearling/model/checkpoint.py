@@ -7,8 +7,6 @@ directory is never written to.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,14 +19,18 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from shearling.errors import ShearlingError
+from shearling.files.reading import read_json
+from shearling.model.dtypes import torch_dtype
+from shearling.model.fingerprint import fingerprint
+from shearling.model.loading import first_line, load_config, load_tokenizer
+from shearling.model.remote_code import check_config
 from shearling.model.tensors import StoredTensors, Tensors
+from shearling.model.weight_files import INDEX, SINGLE
 from shearling.table.axes import Layout
 from shearling.table.families import Family, family_of
 from shearling.table.values import Shape
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_SAMPLE_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,10 @@ class Checkpoint:
 
         path = resolve(model)
         raw = read_json(path / "config.json")
+        check_config(path, raw)
         family = family_of(raw.get("model_type"), str(model))
         _require_plain(raw, model)
-        config = resolve_config(path)
+        config = load_config(path)
         layout = family.layout(config)
         shape = family.shape(config)
         layout.check(shape)
@@ -142,28 +145,14 @@ class Checkpoint:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Tells models and fine-tunes apart without reading whole files; see docs/files.md."""
+        """Another for any other byte in a tensor; see ``shearling.model.fingerprint``."""
         if self.source is not None:  # this is no model that anybody has
             return self.source.fingerprint
-        digest = hashlib.sha256(json.dumps(self.raw, sort_keys=True).encode())
-        shapes = self.layout.tensors(self.shape)
-        for name, tensor in sorted_read(self):
-            digest.update(f"{name} {self.dtypes[name]} {shapes[name]}".encode())
-            head = tensor.flatten()[: _SAMPLE_BYTES // tensor.element_size()]
-            digest.update(head.view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return fingerprint(self.raw, self.files)
 
     def tokenizer(self) -> Any:
         """The tokenizer that lies beside the weights."""
-        from transformers import AutoTokenizer
-
-        try:
-            return AutoTokenizer.from_pretrained(self.path)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ShearlingError(
-                f"{self.path} has no tokenizer that transformers can read ({_first_line(error)}); "
-                "put tokenizer.json and tokenizer_config.json beside the weights."
-            ) from error
+        return load_tokenizer(self.path)
 
 
 def directory_name(path: Path) -> str:
@@ -171,65 +160,6 @@ def directory_name(path: Path) -> str:
     parts = path.resolve().parts
     hub = [part for part in parts if part.startswith("models--")]
     return hub[-1].rsplit("--", 1)[-1] if hub else parts[-1]
-
-
-def sorted_read(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor in the order of names, whatever shards they lie in."""
-    handles = {
-        file: safe_open(file, "pt").__enter__() for file in sorted(set(checkpoint.files.values()))
-    }
-    try:
-        for name in sorted(checkpoint.files):
-            yield name, handles[checkpoint.files[name]].get_tensor(name)
-    finally:
-        for handle in handles.values():
-            handle.__exit__(None, None, None)
-
-
-def torch_dtype(name: str) -> torch.dtype:
-    """torch's type for a safetensors type name."""
-    types = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-    if name not in types:
-        raise ShearlingError(
-            f"weights are stored as {name}, but shearling cuts {', '.join(types)}; "
-            "give the checkpoint from before quantisation."
-        )
-    return getattr(torch, types[name])
-
-
-def resolve_config(path: Path) -> Any:
-    """transformers' reading of the config.json in a directory (ShearlingError if it refuses)."""
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(path)
-    except Exception as error:  # transformers raises whatever its validators raise
-        raise ShearlingError(
-            f"{path / 'config.json'} is refused by transformers: {_first_line(error)}; "
-            "repair the configuration first."
-        ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, or one sentence on what is wrong with it."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ShearlingError(
-            f"{path} is not valid JSON ({error}); fetch or write it again."
-        ) from error
-    except OSError as error:
-        raise ShearlingError(
-            f"{path} cannot be read ({error.strerror}); a model directory holds config.json "
-            "and safetensors."
-        ) from error
-    if not isinstance(value, dict):
-        raise ShearlingError(f"{path} holds a {type(value).__name__}, but an object was expected.")
-    return value
 
 
 def _shards(path: Path) -> list[Path]:
@@ -280,7 +210,7 @@ def _headers(path: Path) -> dict[str, tuple[Path, str, tuple[int, ...]]]:
                     found[name] = (file, view.get_dtype(), tuple(view.get_shape()))
         except SafetensorError as error:
             raise ShearlingError(
-                f"{file} is truncated or corrupt ({_first_line(error)}, "
+                f"{file} is truncated or corrupt ({first_line(error)}, "
                 f"{file.stat().st_size} bytes); fetch it again."
             ) from error
     return found

@@ -1,51 +1,84 @@
-"""A model directory read the way its users will read it: stock transformers, safetensors only."""
+"""What stock transformers makes of a model directory: safetensors only, and no code but its own.
+
+Every configuration, tokenizer and model of the package comes from here. Nothing is fetched, no
+pickle is read, and code that a directory names is never run, nor is anybody asked.
+"""
 
 from __future__ import annotations
 
 import logging
-import math
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import psutil
 import torch
-from safetensors import SafetensorError, safe_open
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from safetensors import SafetensorError
 
 from shearling.errors import ShearlingError
 from shearling.files.quiet import no_progress_bars
-from shearling.model.checkpoint import read_json
+from shearling.files.reading import read_json
+from shearling.model import remote_code
+from shearling.model.dtypes import dtype_of
+from shearling.model.memory import check_fits
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# What follows the type computed in; all else keeps its size. Types not named take a byte.
-_FLOATS = ("F64", "F32", "F16", "BF16")
-_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4} | dict.fromkeys(
-    ("F16", "BF16", "I16", "U16"), 2
-)
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+_LOCAL: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 
 
 def load_config(path: Path | str) -> PretrainedConfig:
-    """The text model's configuration in a local model directory.
+    """transformers' reading of the config.json in a local model directory.
 
     Raises:
-        ShearlingError: ``path`` is no model directory, or transformers does not know the model.
+        ShearlingError: no model directory, or a configuration that transformers refuses or would
+            run code for.
     """
+    from transformers import AutoConfig
+
     path = _model_directory(path)
+    remote_code.check_config(path, read_json(path / "config.json"))
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise ShearlingError(_one_line(f"The configuration in {path} cannot be used", error)) from (
-            error
+        return AutoConfig.from_pretrained(path, **_LOCAL)
+    except Exception as error:  # transformers raises whatever its validators raise
+        raise ShearlingError(
+            f"{path / 'config.json'} is refused by transformers: {first_line(error)}; "
+            "repair the configuration first."
+        ) from error
+
+
+def load_tokenizer(directory: Path | str) -> PreTrainedTokenizerBase:
+    """The tokenizer in a local directory, in which no model need be.
+
+    Raises:
+        ShearlingError: there is none that transformers can read without running code.
+    """
+    from transformers import AutoTokenizer
+
+    directory = Path(directory)
+    try:
+        if not directory.is_dir():
+            raise OSError("there is no such directory")
+        tokenizer = AutoTokenizer.from_pretrained(directory, **_LOCAL)
+    except Exception as error:  # the tokenizers library raises bare exceptions
+        raise _no_tokenizer(directory, first_line(error)) from error
+    if tokenizer is None:
+        raise _no_tokenizer(directory, "transformers knows none for this kind of model")
+    return tokenizer
+
+
+def _no_tokenizer(directory: Path, reason: str) -> ShearlingError:
+    named = remote_code.tokenizer_class(directory)
+    if named is not None:
+        return ShearlingError(
+            f"{directory / remote_code.TOKENIZER_CONFIG} names {named}, code that is never run, "
+            "and transformers itself cannot read the tokenizer; give a directory with a "
+            "tokenizer.json and a tokenizer_config.json that names a tokenizer it knows."
         )
-    return config.get_text_config()
+    return ShearlingError(
+        f"{directory} has no tokenizer that transformers can read ({reason}); give a directory "
+        "with tokenizer.json and tokenizer_config.json."
+    )
 
 
 def load_model(path: Path | str, *, dtype: str = "float32", device: str = "cpu") -> PreTrainedModel:
@@ -64,23 +97,12 @@ def load_model(path: Path | str, *, dtype: str = "float32", device: str = "cpu")
             library is not installed.
     """
     path = _model_directory(path)
-    if dtype not in DTYPES:
-        raise ShearlingError(f"The dtype {dtype!r} is not known here; give {', '.join(DTYPES)}.")
+    kind = dtype_of(dtype)
     _check_library(path)
-    check_fits(path, dtype, device=device)
+    check_fits(path, kind, device=device)
     try:
-        with no_progress_bars():
-            # With output_loading_info this is a pair, which its annotation does not say.
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                path,
-                dtype=DTYPES[dtype],
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=True,
-                ignore_mismatched_sizes=True,  # so that they are reported, and refused below
-                output_loading_info=True,
-            )
-            model, report = loaded
+        # Wrong sizes are to be reported, and refused below.
+        model, report = stock_model(path, kind, ignore_mismatched_sizes=True)
     except (
         OSError, ValueError, KeyError, RuntimeError, ImportError, AssertionError, SafetensorError
     ) as error:  # fmt: skip
@@ -92,83 +114,50 @@ def load_model(path: Path | str, *, dtype: str = "float32", device: str = "cpu")
             f"The model in {path} lacks {len(bad)} weights of the shape its configuration asks "
             f"for, the first being {bad[0]}; give a complete checkpoint."
         )
-    _compute_in(model, DTYPES[dtype])
+    _compute_in(model, kind)
     try:
         return model.to(device).eval().requires_grad_(False)
     except (RuntimeError, AssertionError) as error:
         raise ShearlingError(_one_line(f"The device {device!r} cannot be used", error)) from error
 
 
-def check_fits(
-    model: Any, dtype: str | torch.dtype, *, extra_bytes: int = 0, device: str = "cpu"
-) -> None:
-    """Refuse a model that does not fit in the memory that is free, before it is loaded.
-
-    Args:
-        model: a model directory, or anything with a ``path`` that is one, such as a checkpoint.
-        dtype: what its floating-point weights will be in; quantised ones keep their size.
-        extra_bytes: what is needed besides: caches, states, another model.
-        device: where it goes, such as cpu or cuda:0; memory of other kinds is not checked.
-
-    Raises:
-        ShearlingError: it needs more than there is, with both figures.
-    """
-    path = Path(getattr(model, "path", model))
-    kind = DTYPES[dtype] if isinstance(dtype, str) else dtype
-    needed = loaded_bytes(path, kind) + extra_bytes
-    free = _free_bytes(device)
-    if free is None or needed <= free:
-        return
-    half = loaded_bytes(path, torch.bfloat16) + extra_bytes
-    smaller = f"use bfloat16 ({half / 1e9:.1f} GB), " if half < free else ""
-    raise ShearlingError(
-        f"The model in {path} needs about {needed / 1e9:.1f} GB in "
-        f"{str(kind).removeprefix('torch.')}, but {free / 1e9:.1f} GB of memory on {device} are "
-        f"free; {smaller}free some, or give a smaller model."
-    )
-
-
-def loaded_bytes(path: Path, dtype: torch.dtype | None = None) -> int:
-    """Bytes of a directory's weights in memory, from the headers of its safetensors alone.
+def stock_model(path: Path, dtype: torch.dtype, **options: Any) -> tuple[Any, dict[str, Any]]:
+    """The causal language model of a directory, as stock transformers gives it, on the CPU.
 
     Args:
         path: the directory.
-        dtype: what floating-point weights become; None leaves them as they are stored.
-    """
-    total = 0
-    for file in sorted(path.glob("*.safetensors")):
-        try:
-            with safe_open(file, "pt") as shard:
-                for name in shard.keys():  # noqa: SIM118 - a handle is not a mapping
-                    view = shard.get_slice(name)
-                    kind = view.get_dtype()
-                    size = _BYTES.get(kind, 1)
-                    if dtype is not None and kind in _FLOATS:
-                        size = dtype.itemsize
-                    total += size * math.prod(view.get_shape())
-        except SafetensorError as error:
-            raise ShearlingError(_one_line(f"The model in {path} cannot be loaded", error)) from (
-                error
-            )
-    return total
+        dtype: of its weights.
+        options: further ones of transformers' ``from_pretrained``.
 
-
-def load_tokenizer(path: Path | str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a local model directory.
+    Returns:
+        The model, and what transformers says of its loading: ``missing_keys``,
+        ``unexpected_keys``, ``mismatched_keys``.
 
     Raises:
-        ShearlingError: ``path`` is no model directory or holds no tokenizer that can be read.
+        ShearlingError: it would need code that is never run. Other errors are transformers' own.
     """
-    path = _model_directory(path)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            path, trust_remote_code=False, local_files_only=True
+    from transformers import AutoModelForCausalLM
+
+    remote_code.check_config(path, read_json(path / "config.json"))
+    with no_progress_bars():
+        # With output_loading_info this is a pair, which its annotation does not say.
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, use_safetensors=True, output_loading_info=True, **_LOCAL, **options
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-        raise ShearlingError(_one_line(f"The tokenizer in {path} cannot be used", error)) from error
-    if tokenizer is None:
-        raise ShearlingError(f"The directory {path} holds no tokenizer; give one that does.")
-    return tokenizer
+    return loaded
+
+
+def build_model(config: Any, dtype: torch.dtype | None = None) -> Any:
+    """transformers' own model of a configuration, with weights as it draws them.
+
+    Args:
+        config: as :func:`load_config` gives it.
+        dtype: of its weights; None leaves torch's default.
+    """
+    from transformers import AutoModelForCausalLM
+
+    options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+    return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
 
 
 def longest_input(config: PretrainedConfig) -> int | None:
@@ -183,13 +172,9 @@ def check_positive(**values: int | None) -> None:
             raise ShearlingError(f"{name} is {value}, but it must be at least 1.")
 
 
-def _free_bytes(device: str) -> int | None:
-    """Free memory of a CPU or a CUDA device; None where we cannot tell."""
-    if device == "cpu":
-        return psutil.virtual_memory().available
-    if device.startswith("cuda") and torch.cuda.is_available():
-        return torch.cuda.mem_get_info(torch.device(device))[0]
-    return None
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its kind, without a full stop."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _check_library(path: Path) -> None:

@@ -12,6 +12,7 @@ from shearling.files.quiet import no_progress_bars
 from shearling.files.writer import file_digest, new_directory
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_LOCAL = {"trust_remote_code": False, "local_files_only": True}
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
@@ -78,8 +79,11 @@ def _converted(gguf: Path) -> Path:
                 gguf_file=gguf.name,
                 quantization_config=GgufConfig(dequantize=True),
                 dtype=torch.float32,
+                **_LOCAL,
             )
-            tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            tokenizer: Any = AutoTokenizer.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, **_LOCAL
+            )
     except Exception as error:  # whatever the readers raise, struct.error among it
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         lacking = isinstance(error, ImportError) or "pip install" in reason

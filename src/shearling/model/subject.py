@@ -6,8 +6,6 @@ table; stock transformers runs both. They get a lighter handle with what measuri
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,13 +17,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from shearling.errors import ShearlingError
-from shearling.model.checkpoint import Checkpoint, directory_name, read_json, resolve_config
+from shearling.files.reading import read_json
+from shearling.model.checkpoint import Checkpoint, directory_name
+from shearling.model.fingerprint import fingerprint
+from shearling.model.loading import build_model, load_config, load_tokenizer
 from shearling.model.resolve import resolve
+from shearling.model.weight_files import weight_files
 from shearling.table.axes import Layout
 from shearling.table.families import FAMILIES
 from shearling.table.values import Shape
 
-_SAMPLE_BYTES = 4096
 _AXES = {
     "layers": "num_hidden_layers",
     "hidden": "hidden_size",
@@ -74,30 +75,20 @@ class Subject:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Tells models apart without reading whole files, as a checkpoint's; docs/files.md."""
-        digest = hashlib.sha256(json.dumps(self.raw, sort_keys=True).encode())
-        found: dict[str, tuple[str, bytes]] = {}
+        """As a checkpoint's: see ``shearling.model.fingerprint``."""
+        files: dict[str, Path] = {}
         for file in _weights(self.path):
             try:
                 with safe_open(file, "pt") as shard:
-                    for name in shard.keys():  # noqa: SIM118 - a handle is not a mapping
-                        view = shard.get_slice(name)
-                        label = f"{name} {view.get_dtype()} {tuple(view.get_shape())}"
-                        tensor = shard.get_tensor(name).flatten()
-                        head = tensor[: _SAMPLE_BYTES // tensor.element_size()]
-                        found[name] = (label, head.view(torch.uint8).numpy().tobytes())
+                    files |= dict.fromkeys(shard.keys(), file)
             except SafetensorError as error:
                 raise ShearlingError(
                     f"{file} is truncated or corrupt ({error}); fetch or make it again."
                 ) from error
-        for name in sorted(found):
-            digest.update(found[name][0].encode() + found[name][1])
-        return digest.hexdigest()
+        return fingerprint(self.raw, files)
 
     def tokenizer(self) -> Any:
         """The tokenizer that lies beside the weights."""
-        from shearling.model.loading import load_tokenizer
-
         return load_tokenizer(self.path)
 
 
@@ -121,7 +112,7 @@ def open_subject(model: str | Path) -> Checkpoint | Subject:
     if known and quantization(raw) is None:
         return Checkpoint.open(path)
     _weights(path)
-    config = resolve_config(path).get_text_config()
+    config = load_config(path).get_text_config()
     if not known:
         return Subject(path, raw, config, None, _sizes(config), _counted(config, path))
     family = FAMILIES[raw["model_type"]]
@@ -137,7 +128,7 @@ def quantization(raw: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 def _weights(path: Path) -> list[Path]:
     """The safetensors files of a directory, at least one."""
-    files = sorted(path.glob("*.safetensors"))
+    files = weight_files(path)
     if not files:
         raise ShearlingError(f"{path} holds no safetensors; give a version of the model that does.")
     return files
@@ -151,11 +142,9 @@ def _sizes(config: Any) -> Shape:
 
 def _counted(config: Any, path: Path) -> int:
     """Parameters of transformers' own model of ``config``, tied ones once; no memory is taken."""
-    from transformers import AutoModelForCausalLM
-
     try:
         with torch.device("meta"):
-            model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            model: Any = build_model(config)
     except (ValueError, KeyError, ImportError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise ShearlingError(

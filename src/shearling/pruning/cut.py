@@ -7,7 +7,6 @@ with the source whose removed units are masked, and only then given its name.
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict
@@ -20,6 +19,7 @@ from shearling.engine.place import Place
 from shearling.engine.views.cut import CutTensors
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
+from shearling.files.reading import read_json
 from shearling.files.writer import (
     check_output,
     check_space,
@@ -27,8 +27,11 @@ from shearling.files.writer import (
     write_json,
     write_weights,
 )
-from shearling.model.checkpoint import Checkpoint, read_json, torch_dtype
+from shearling.model.checkpoint import Checkpoint
+from shearling.model.dtypes import torch_dtype
 from shearling.model.manifest import MANIFEST, describe, read_manifest, stamp, versions
+from shearling.model.remote_code import without_code
+from shearling.model.side_files import copy_side_files, tokenizer_files
 from shearling.pruning.proof import Proof, prove, require
 from shearling.table.values import Cut, Keep, Selection
 
@@ -36,11 +39,7 @@ from shearling.table.values import Cut, Keep, Selection
 Replaced = Mapping[str, Callable[[], Tensor]]
 
 SHARD_BYTES = 10**9
-# Weights aside, what a model directory needs to be loaded and used; copied byte for byte, but for
-# what a cut of the vocabulary renumbers.
-TOKENIZER_FILES = ("tokenizer*", "added_tokens.json", "vocab.*", "merges.txt")
 GENERATION = "generation_config.json"
-SIDE_FILES = ("special_tokens_map.json", "chat_template*", GENERATION, "LICENSE*", "NOTICE*")
 
 
 def cut(
@@ -130,7 +129,7 @@ def _check(checkpoint: Checkpoint, cut: Cut, output: Path, unknown: Collection[s
             f"output {output} lies inside the source {checkpoint.path}, which is never written to; "
             "name a directory elsewhere."
         )
-    files = [file.name for file in _matching(checkpoint.path, TOKENIZER_FILES)]
+    files = [file.name for file in tokenizer_files(checkpoint.path)]
     if "vocab" in cut.keep.model and files and "tokenizer.json" not in files:
         raise ShearlingError(
             f"the tokenizer of {checkpoint.path} ({files[0]}) cannot be cut along with the "
@@ -178,12 +177,8 @@ def _sizes(checkpoint: Checkpoint, cut: Cut) -> dict[str, int]:
 def _write_side_files(checkpoint: Checkpoint, cut: Cut, staging: Path) -> None:
     config = checkpoint.family.write(checkpoint.raw, checkpoint.config, cut.after, cut.layers)
     vocab = cut.keep.model.get("vocab")
-    for file in _matching(checkpoint.path, SIDE_FILES):
-        shutil.copyfile(file, staging / file.name)
-    if vocab is None:
-        for file in _matching(checkpoint.path, TOKENIZER_FILES):
-            shutil.copyfile(file, staging / file.name)
-    else:
+    copy_side_files(checkpoint.path, staging, tokenizer=vocab is None)
+    if vocab is not None:
         from shearling.pruning.vocabulary import renumber_ids, rewrite_tokenizer
 
         config = renumber_ids(config, vocab)
@@ -192,11 +187,7 @@ def _write_side_files(checkpoint: Checkpoint, cut: Cut, staging: Path) -> None:
             write_json(staging / GENERATION, generation)
         if (checkpoint.path / "tokenizer.json").is_file():
             rewrite_tokenizer(checkpoint.path, vocab, staging)
-    write_json(staging / "config.json", config)
-
-
-def _matching(directory: Path, patterns: tuple[str, ...]) -> list[Path]:
-    return [file for each in patterns for file in sorted(directory.glob(each)) if file.is_file()]
+    write_json(staging / "config.json", without_code(config))
 
 
 def _manifest(

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,8 +21,9 @@ from shearling.engine.views.masked import masked_logits
 from shearling.engine.walk import logits_of
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
-from shearling.files.quiet import no_progress_bars
 from shearling.model.checkpoint import Checkpoint
+from shearling.model.dtypes import name_of
+from shearling.model.loading import stock_model
 from shearling.model.proof_tokens import proof_tokens
 from shearling.table.values import Cut, Keep
 
@@ -106,7 +106,7 @@ def prove(
             max_relative_difference=relative,
             tokens=ids_BS.numel(),
             loaded_with="AutoModelForCausalLM" if whole else "block by block",
-            computed_in=str(dtype).removeprefix("torch."),
+            computed_in=name_of(dtype),
             passed=relative <= TOLERANCE,
         )
 
@@ -146,14 +146,7 @@ def _streamed_logits(checkpoint: Checkpoint, ids_BS: Tensor, place: Place) -> Te
 
 def _stock_logits(checkpoint: Checkpoint, ids_BS: Tensor, place: Place) -> Tensor:
     """Logits (B, S, V) as stock transformers gives them, every tensor accounted for."""
-    from transformers import AutoModelForCausalLM
-
-    with no_progress_bars():
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            checkpoint.path, dtype=place.dtype, use_safetensors=True, output_loading_info=True,
-            **place.loading(),
-        )  # fmt: skip
-    model, info = loaded
+    model, info = stock_model(checkpoint.path, place.dtype, **place.loading())
     wrong = {key: sorted(info[key]) for key in ("missing_keys", "unexpected_keys") if info[key]}
     if wrong:
         raise ShearlingError(

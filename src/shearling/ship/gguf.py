@@ -28,6 +28,7 @@ from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
 from shearling.files.writer import check_space, disk_errors, sync
 from shearling.model.checkpoint import Checkpoint
+from shearling.model.side_files import copy_without_code
 from shearling.table.axes import Row
 
 CONVERTED = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}  # bytes a weight
@@ -261,7 +262,9 @@ def _run(command: list[str], what: str, made: Path) -> None:
     """Run a program of llama.cpp's that is to make a file; its last line is its excuse."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     try:
-        done = subprocess.run(command, capture_output=True, env=environment, check=False)
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, env=environment, check=False
+        )
     except OSError as error:
         raise ShearlingError(
             f"{what} ({command[0]}) cannot be run ({error.strerror}); install it again."
@@ -284,14 +287,16 @@ def _run(command: list[str], what: str, made: Path) -> None:
 def _linked(source: Checkpoint) -> Generator[Path]:
     """The model's directory again, without what could be run as code.
 
-    The converter reads tokenizers with remote code allowed, but only a ``.py`` beside the
-    configuration can bring any.
+    The converter reads tokenizers with remote code allowed, which a ``.py`` beside the
+    configuration could bring, or the configuration that names one on the hub.
     """
     with tempfile.TemporaryDirectory(prefix="shearling-") as temporary:
         folder = Path(temporary) / source.name
         folder.mkdir()
         for file in source.path.resolve().iterdir():
-            if file.is_file() and file.suffix in _READ:
+            if file.is_file() and file.name.endswith("config.json"):
+                copy_without_code(file, folder / file.name)
+            elif file.is_file() and file.suffix in _READ:
                 (folder / file.name).symlink_to(file.resolve())
         yield folder
 

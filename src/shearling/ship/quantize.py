@@ -10,7 +10,6 @@ Shapes: B sequences, S positions, V vocabulary.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -24,23 +23,20 @@ from torch import Tensor
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
 from shearling.files.quiet import no_progress_bars
+from shearling.files.reading import read_json
 from shearling.files.writer import check_output, check_space, file_digest, new_directory, write_json
-from shearling.model.checkpoint import Checkpoint, read_json
-from shearling.model.loading import (
-    DTYPES,
-    check_fits,
-    load_model,
-    loaded_bytes,
-    require_torchao,
-)
+from shearling.model.checkpoint import Checkpoint
+from shearling.model.dtypes import DTYPES, dtype_of, name_of, torch_dtype
+from shearling.model.loading import load_model, require_torchao, stock_model
 from shearling.model.manifest import MANIFEST, describe, read_manifest, stamp, versions
+from shearling.model.memory import check_fits, loaded_bytes
 from shearling.model.proof_tokens import proof_tokens
+from shearling.model.remote_code import without_code
+from shearling.model.side_files import copy_side_files
 from shearling.model.subject import Subject, open_subject
-from shearling.pruning.cut import SIDE_FILES, TOKENIZER_FILES
 
 BITS = {"int8": 8, "int4": 4}
 GROUPS = (32, 64, 16, 128)  # of int4, the first that divides the most weights
-_STORED = {"F64": "float32", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +131,8 @@ def plan(
     """
     if to not in BITS:
         raise ShearlingError(f"--to {to} is not known; give {' or '.join(BITS)}.")
-    if dtype is not None and dtype not in DTYPES:
-        raise ShearlingError(f"The dtype {dtype!r} is not known here; give {', '.join(DTYPES)}.")
+    if dtype is not None:
+        dtype_of(dtype)
     if group is not None and group < 2:
         raise ShearlingError(f"a group of {group} inputs was asked for; give at least 2.")
     matrices = _matrices(source)
@@ -163,7 +159,7 @@ def check(source: Checkpoint, output: Path, wanted: Plan) -> None:
     check_output(output)
     check_space(output, wanted.bytes)
     # The source and its quantised copy are never alive together.
-    check_fits(source, wanted.dtype)
+    check_fits(source.path, wanted.dtype)
 
 
 @torch.inference_mode()
@@ -240,11 +236,12 @@ def _no_group(source: Checkpoint, matrices: Mapping[str, tuple[int, int]], group
 
 
 def _dtype(source: Checkpoint) -> str:
-    """What most of the source is stored in."""
+    """What most of the source is stored in; of float64, float32."""
     held = dict.fromkeys(source.dtypes.values(), 0)
     for name, size in source.sizes.items():
         held[source.dtypes[name]] += size
-    return _STORED[max(held, key=lambda kind: held[kind])]
+    name = name_of(torch_dtype(max(held, key=lambda kind: held[kind])))
+    return name if name in DTYPES else "float32"
 
 
 def _bytes(
@@ -277,7 +274,7 @@ def _rounded(source: Checkpoint, wanted: Plan) -> Any:
         PerGroup,
         PerRow,
     )
-    from transformers import AutoModelForCausalLM, TorchAoConfig
+    from transformers import TorchAoConfig
 
     if wanted.to == "int8":
         granularity = PerRow() if wanted.group is None else PerGroup(wanted.group)
@@ -290,16 +287,8 @@ def _rounded(source: Checkpoint, wanted: Plan) -> Any:
             # SmolLM2-135M in groups of 32 is then 0.33 nats from the source, symmetric 0.43.
             mapping_type=MappingType.ASYMMETRIC,
         )
-    with no_progress_bars():
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source.path,
-            dtype=DTYPES[wanted.dtype],
-            use_safetensors=True,
-            local_files_only=True,
-            quantization_config=TorchAoConfig(
-                how, modules_to_not_convert=["lm_head", *wanted.kept]
-            ),
-        )
+    options = TorchAoConfig(how, modules_to_not_convert=["lm_head", *wanted.kept])
+    loaded, _ = stock_model(source.path, DTYPES[wanted.dtype], quantization_config=options)
     model = loaded.eval().requires_grad_(False)
     found = {
         name
@@ -321,14 +310,11 @@ def _write(source: Checkpoint, model: Any, staging: Path) -> dict[str, str]:
         model.save_pretrained(staging, max_shard_size="5GB")
     # All but what quantisation adds is as in the source, so that whoever read that can read this.
     saved = read_json(staging / "config.json")
-    config = {key: value for key, value in source.raw.items() if key != "torch_dtype"}
+    config = {key: value for key, value in without_code(source.raw).items() if key != "torch_dtype"}
     config |= {key: saved[key] for key in ("dtype", "quantization_config")}
     write_json(staging / "config.json", config)
     (staging / "generation_config.json").unlink(missing_ok=True)
-    for pattern in (*TOKENIZER_FILES, *SIDE_FILES):
-        for file in sorted(source.path.glob(pattern)):
-            if file.is_file():
-                shutil.copyfile(file, staging / file.name)
+    copy_side_files(source.path, staging)
     return {file.name: file_digest(file) for file in sorted(staging.glob("*.safetensors"))}
 
 

@@ -12,12 +12,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import psutil
 import uvicorn
 
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
-from shearling.model.loading import DTYPES, check_positive, loaded_bytes
+from shearling.model.dtypes import dtype_of
+from shearling.model.loading import check_positive
+from shearling.model.memory import free_bytes, loaded_bytes
 from shearling.model.subject import open_subject
 from shearling.studio.app import application
 from shearling.studio.conversation import Conversation, Model
@@ -53,8 +54,7 @@ def serve(
             held in memory.
     """
     check_positive(threads=threads)
-    if dtype not in DTYPES:
-        raise ShearlingError(f"The dtype {dtype!r} is not known here; give {', '.join(DTYPES)}.")
+    dtype_of(dtype)
     subjects = [open_subject(model) for model in models]
     if device == "cpu":
         check_memory([subject.path for subject in subjects], dtype)
@@ -167,9 +167,9 @@ def check_memory(paths: Sequence[Path], dtype: str, available: int | None = None
     Raises:
         ShearlingError: with the estimate.
     """
-    needed = sum(PROCESS_BYTES + loaded_bytes(path, DTYPES[dtype]) for path in paths)
-    free = psutil.virtual_memory().available if available is None else available
-    if needed > free:
+    needed = sum(PROCESS_BYTES + loaded_bytes(path, dtype_of(dtype)) for path in paths)
+    free = free_bytes() if available is None else available
+    if free is not None and needed > free:
         raise ShearlingError(
             f"{len(paths)} models in {dtype} need about {needed / 1e9:.1f} GB, but "
             f"{free / 1e9:.1f} GB of memory are free; open fewer or smaller models, or give "

@@ -14,31 +14,23 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 
-from shearling.files.quiet import no_progress_bars
 from shearling.model.checkpoint import Checkpoint
+from shearling.model.loading import build_model, stock_model
 from shearling.train.objective import stock
 from shearling.train.parallel import World
 
 
 def empty(checkpoint: Checkpoint) -> Any:
     """The stock model without storage for its weights."""
-    from transformers import AutoModelForCausalLM
-
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(checkpoint.config, dtype=torch.float32)
+        model = build_model(checkpoint.config, torch.float32)
     model.config.use_cache = False
     return model
 
 
 def loaded(checkpoint: Checkpoint, world: World) -> Any:
     """The stock model in float32, whole, on this process's device."""
-    from transformers import AutoModelForCausalLM
-
-    with no_progress_bars():
-        model = AutoModelForCausalLM.from_pretrained(
-            checkpoint.path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
-            local_files_only=True,
-        )  # fmt: skip
+    model, _ = stock_model(checkpoint.path, torch.float32)
     model.config.use_cache = False
     return model.to(world.device)
 
@@ -61,14 +53,12 @@ def fill(checkpoint: Checkpoint, model: Any, world: World) -> None:
 
 def _fill_buffers(checkpoint: Checkpoint, model: Any) -> None:
     """Rotary tables and the like, which no file holds, from a real model without blocks."""
-    from transformers import AutoModelForCausalLM
-
     config = copy.deepcopy(checkpoint.config)
     setattr(config, checkpoint.family.keys["layers"], 0)
     config.vocab_size = 8
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         setattr(config, name, None)
-    real = dict(AutoModelForCausalLM.from_config(config, dtype=torch.float32).named_buffers())
+    real = dict(build_model(config, torch.float32).named_buffers())
     for name, buffer in model.named_buffers():
         assert name in real, f"{name} is not known outside the blocks"
         buffer.copy_(real[name])

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from shearling.data.store import Store
 from shearling.files.writer import plan_shards, sync_tree, write_json, write_weights
-from shearling.model.checkpoint import Checkpoint, torch_dtype
+from shearling.model.checkpoint import Checkpoint
+from shearling.model.dtypes import torch_dtype
 from shearling.model.manifest import MANIFEST, describe, read_manifest, stamp, versions
+from shearling.model.side_files import copy_side_files, copy_without_code
 from shearling.train import adapters
 from shearling.train.build import checkpoint_names
 from shearling.train.log import read as read_log
@@ -94,10 +96,8 @@ def save(
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     files = write_weights(directory, source.sizes, load, shard_bytes=SHARD_BYTES)
-    for file in sorted(source.path.iterdir()):
-        side = file.is_file() and file.suffix != ".safetensors" and file.name != MANIFEST
-        if side and not file.name.endswith(".index.json"):
-            shutil.copyfile(file, directory / file.name)
+    copy_without_code(source.path / "config.json", directory / "config.json")
+    copy_side_files(source.path, directory)
     return files
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from shearling.data.seeds import folded
 from shearling.data.store import IGNORED, Store
 from shearling.data.teacher import Cache, Kept
 from shearling.engine.products import fast_products
@@ -318,7 +319,7 @@ def groups(module: nn.Module, decay: float) -> list[dict[str, Any]]:
 
 def _step_seed(seed: int, step: int, rank: int) -> int:
     """Of what a step draws (dropout in adapters): a function of seed, step and rank alone."""
-    return (seed * 1_000_003 + step) * 65_537 + rank
+    return folded((seed * 1_000_003 + step) * 65_537 + rank)
 
 
 def _next(batch: int, size: int) -> int:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from shearling.data.seeds import LARGEST
 from shearling.errors import ShearlingError
 
 Recipe = Literal["cpt", "lora", "cpt-then-lora", "distill"]
@@ -78,7 +79,7 @@ class Options(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     checkpointing: bool = False
     compile: bool = False
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=LARGEST)
     trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
 
     @model_validator(mode="after")

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from shearling.files.writer import write_json
-from shearling.model.checkpoint import Checkpoint, resolve_config
+from shearling.model.checkpoint import Checkpoint
+from shearling.model.loading import load_config
 from shearling.model.tensors import Tensors
 from shearling.table.families import Family, family_of
 from shearling.table.values import Cut, Keep, Selection
@@ -61,7 +62,7 @@ def cut_view(checkpoint: Checkpoint, keep: Keep | Cut) -> Checkpoint:
         raw = renumber_ids(raw, cut.keep.model["vocab"])
     with tempfile.TemporaryDirectory(prefix="shearling-") as directory:
         write_json(Path(directory) / "config.json", raw)
-        config = resolve_config(Path(directory))
+        config = load_config(Path(directory))
     family = family_of(raw["model_type"], checkpoint.name)
     return Checkpoint(
         path=checkpoint.path,

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from shearling.files.progress import Progress
 from shearling.files.writer import check_space, new_directory, write_json, write_weights
-from shearling.model.checkpoint import Checkpoint, torch_dtype
+from shearling.model.checkpoint import Checkpoint
+from shearling.model.dtypes import torch_dtype
 from shearling.model.tensors import StoredTensors, Tensors
 from shearling.table.axes import Dim, Layout, Row
 from shearling.table.families.base import Affine

@@ -11,6 +11,7 @@ import psutil
 
 from shearling.errors import ShearlingError
 from shearling.evaluate.engines.base import Candidate, Engine, Setting
+from shearling.model.memory import free_bytes
 
 
 def restart_own_peak() -> None:
@@ -78,7 +79,9 @@ def check_memory(engine: Engine, candidates: Sequence[Candidate], setting: Setti
         ShearlingError: with what is needed at the least, and what there is.
     """
     each = [engine.bytes(candidate, setting) for candidate in candidates]
-    least, free = needed(engine, candidates, setting), _free(setting.device)
+    least, free = needed(engine, candidates, setting), free_bytes(setting.device)
+    if free is None:  # a device whose memory we cannot ask for
+        free = free_bytes() or 0
     if least > free:
         largest = candidates[each.index(max(each))]
         who = (
@@ -91,12 +94,3 @@ def check_memory(engine: Engine, candidates: Sequence[Candidate], setting: Setti
             f"{free / 1e9:,.1f} GB are free; give fewer models, a smaller dtype, smaller batches, "
             "or a larger machine."
         )
-
-
-def _free(device: str) -> int:
-    if device.startswith("cuda"):
-        import torch
-
-        if torch.cuda.is_available():
-            return torch.cuda.mem_get_info(torch.device(device))[0]
-    return psutil.virtual_memory().available

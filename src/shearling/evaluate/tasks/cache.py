@@ -10,12 +10,9 @@ from typing import Any
 from shearling.errors import ShearlingError
 from shearling.files.writer import file_digest, write_json
 from shearling.model.resolve import cache_directory
+from shearling.model.side_files import side_files
 
 FORMAT = 1  # raised when results of the same manifest would differ, or look different
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "merges.txt",
-)  # fmt: skip
 
 
 def manifest(subject: Any, **what: Any) -> dict[str, Any]:
@@ -31,10 +28,8 @@ def manifest(subject: Any, **what: Any) -> dict[str, Any]:
 def tokenizer_digest(directory: Path) -> str:
     """SHA-256 of a directory's tokenizer, which a model's fingerprint does not cover."""
     digest = hashlib.sha256()
-    for name in TOKENIZER_FILES:
-        file = directory / name
-        if file.is_file():
-            digest.update(f"{name} {file_digest(file)}\n".encode())
+    for file in side_files(directory):
+        digest.update(f"{file.relative_to(directory)} {file_digest(file)}\n".encode())
     return digest.hexdigest()
 
 

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from lm_eval.models.huggingface import HFLM
 
+from shearling.data.seeds import folded
 from shearling.engine.products import fast_products
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
@@ -182,8 +183,8 @@ def run_task(
 def _seed(seed: int) -> None:
     """Seed whatever a task of lm-eval's may draw from, 0 as its command line does."""
     random.seed(seed)
-    np.random.seed(SEED + seed)
-    torch.manual_seed(SEED + seed)
+    np.random.seed(folded(SEED + seed, bits=32))
+    torch.manual_seed(folded(SEED + seed))
 
 
 def name_of(task: Any) -> str:

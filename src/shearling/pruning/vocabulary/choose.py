@@ -11,7 +11,8 @@ from typing import Any
 
 from shearling.data.text import pieces
 from shearling.errors import ShearlingError
-from shearling.model.checkpoint import read_json
+from shearling.files.reading import read_json
+from shearling.model.loading import load_tokenizer
 from shearling.model.token_ids import Move, named_ids
 from shearling.pruning.vocabulary.pieces import (
     Parts,
@@ -53,7 +54,7 @@ def choose_tokens(
             what must stay or above what there is.
     """
     raw = read_tokenizer(directory)
-    tokenizer = load_tokenizer(directory)
+    tokenizer = load_fast_tokenizer(directory)
     rows = embedding_rows(directory)
     tokens = {i for i in model_tokens(raw["model"]).values() if i < rows}
     fixed = {i for i in _named(directory, raw, tokenizer) if i < rows}
@@ -76,24 +77,13 @@ def choose_tokens(
     return tuple(sorted(_trim(everything, fixed, counts, parts, needs, size)))
 
 
-def load_tokenizer(directory: Path) -> Any:
+def load_fast_tokenizer(directory: Path) -> Any:
     """The tokenizer as users load it: for some models transformers departs from tokenizer.json.
 
     Raises:
         ShearlingError: transformers cannot read it, or not with the tokenizers library.
     """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(
-            directory, trust_remote_code=False, local_files_only=True
-        )
-    except Exception as error:  # the tokenizers library raises bare exceptions
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise ShearlingError(
-            f"the tokenizer in {directory} is refused by transformers ({reason}); give a directory "
-            "with tokenizer.json and tokenizer_config.json as the model was published."
-        ) from error
+    tokenizer: Any = load_tokenizer(directory)
     if not getattr(tokenizer, "is_fast", False):
         raise ShearlingError(
             f"the tokenizer in {directory} loads as {type(tokenizer).__name__}, but only those "

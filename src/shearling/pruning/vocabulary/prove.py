@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shearling.errors import ShearlingError
-from shearling.pruning.vocabulary.choose import embedding_rows, load_tokenizer
+from shearling.pruning.vocabulary.choose import embedding_rows, load_fast_tokenizer
 
 # Scripts, signs and white space that a corpus may lack.
 PROBE = (
@@ -42,7 +42,7 @@ def prove_round_trip(source: Path, target: Path, documents: Iterable[str]) -> di
             comes back otherwise, a special token or the chat template is another, or there are no
             documents.
     """
-    before, after = load_tokenizer(source), load_tokenizer(target)
+    before, after = load_fast_tokenizer(source), load_fast_tokenizer(target)
     _check_tokens(source, before, target, after)
     chat = _chat(source, before, target, after)
     added = [str(token) for token in after.added_tokens_decoder.values()]
