@@ -18,8 +18,8 @@ from html_page import Page, require_self_contained, require_targets
 from shearling.errors import ShearlingError
 from shearling.report import collect, page
 from shearling.report.decide.selection import select
-from shearling.report.draw.pareto import labels, shortened
 from shearling.report.pages.comparison_report import write_comparison
+from shearling.report.pages.pareto import labels, shortened
 from shearling.report.records.fields import Fields
 from shearling.report.records.quality import read_tasks
 

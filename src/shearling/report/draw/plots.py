@@ -12,8 +12,8 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from shearling.report.draw.numbers import amount, tick
 from shearling.report.draw.vector import ACCENT, BAR, INK, LINE, MUTED, PAPER, SERIES
+from shearling.report.numbers import amount, tick
 from shearling.report.records.records import Curve
 
 Draw = Callable[[Axes, bool], None]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 
 from shearling.report.draw.markup import Markup, el
-from shearling.report.draw.numbers import THIN, exact, plural
 from shearling.report.draw.sections import breakable, scroll, section
+from shearling.report.numbers import THIN, exact, plural
 from shearling.report.records.fields import describe
 from shearling.report.records.quality import Degeneration, Judgement, Repetition
 from shearling.report.records.results import Results

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from importlib import resources
 
+from shearling.report import numbers
 from shearling.report.decide.accuracy import means
 from shearling.report.decide.candidates import Field, Measure
 from shearling.report.decide.choice import Choice
 from shearling.report.decide.compare import groups
 from shearling.report.decide.selection import Selection
-from shearling.report.decide.verdict import comparison_title, cost, verdict_header
-from shearling.report.draw import numbers
 from shearling.report.draw.markup import Markup, el, join
-from shearling.report.draw.numbers import THIN, figure, memory
-from shearling.report.draw.pareto import pareto_plot, points_of
 from shearling.report.draw.sections import absent, breakable, scroll, section
 from shearling.report.draw.table import figures_table
 from shearling.report.draw.vector import drawing
+from shearling.report.numbers import THIN, figure, memory
 from shearling.report.pages.anatomy import anatomy
 from shearling.report.pages.behaviour import degeneration_section, judgements_section
 from shearling.report.pages.charts import damage_figures, damage_intro, glyph
@@ -24,8 +22,10 @@ from shearling.report.pages.healing import healing_section
 from shearling.report.pages.lineage import lineage_section
 from shearling.report.pages.loading_hints import loading_section
 from shearling.report.pages.page import document, footer
+from shearling.report.pages.pareto import pareto_plot, points_of
 from shearling.report.pages.samples import samples_section
 from shearling.report.pages.task_table import accuracy, tasks_section
+from shearling.report.pages.verdict import comparison_title, cost, verdict_header
 from shearling.report.records.results import Model, Results
 
 DRAWN = 2  # measures of quality that are drawn at once; the others are folded away

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from shearling.report import numbers
 from shearling.report.decide.compare import (
     AXES,
     Change,
@@ -15,10 +16,9 @@ from shearling.report.decide.compare import (
     sizes_changed,
     speed_change,
 )
-from shearling.report.draw import numbers
 from shearling.report.draw.markup import Markup, el, join, render
-from shearling.report.draw.numbers import THIN, exact, figure, named, plural
 from shearling.report.draw.sections import with_commands
+from shearling.report.numbers import THIN, exact, figure, named, plural
 from shearling.report.records.records import Evaluation, Manifest, Proof, Run
 from shearling.report.records.results import Model, Results
 

@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from shearling.report.draw.markup import Markup, el
-from shearling.report.draw.numbers import amount, count, figure, plural, seconds, tick
 from shearling.report.draw.plots import Draw, marker_of
 from shearling.report.draw.sections import scroll, section
 from shearling.report.draw.vector import INK, MUTED, PAPER, SERIES, drawing
+from shearling.report.numbers import amount, count, figure, plural, seconds, tick
 from shearling.report.pages.charts import series_key
 from shearling.report.records.results import Results
 from shearling.report.records.training import Healing, Reference

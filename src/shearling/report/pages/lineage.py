@@ -5,11 +5,11 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
+from shearling.report import numbers
 from shearling.report.decide.compare import AXES
-from shearling.report.draw import numbers
 from shearling.report.draw.markup import Markup, el, render
-from shearling.report.draw.numbers import figure, plural, ranges
 from shearling.report.draw.sections import absent, section
+from shearling.report.numbers import figure, plural, ranges
 from shearling.report.records.fields import describe
 from shearling.report.records.records import Manifest, Proof, Source
 from shearling.report.records.results import Model, Results

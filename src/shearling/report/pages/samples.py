@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from shearling.report.draw.markup import Markup, el
-from shearling.report.draw.numbers import exact, plural
 from shearling.report.draw.sections import absent, section
+from shearling.report.numbers import exact, plural
 from shearling.report.records.fields import describe
 from shearling.report.records.results import Results
 

@@ -12,8 +12,8 @@ from shearling.report.decide.accuracy import (
     shared_tasks,
 )
 from shearling.report.draw.markup import Markup, el
-from shearling.report.draw.numbers import MINUS, THIN, exact, figure, plural
 from shearling.report.draw.sections import breakable, scroll, section
+from shearling.report.numbers import MINUS, THIN, exact, figure, plural
 from shearling.report.records.quality import Task
 from shearling.report.records.results import Results
 

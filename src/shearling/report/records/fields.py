@@ -9,7 +9,7 @@ from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any, NoReturn
 
 from shearling.errors import ShearlingError
-from shearling.report.draw.numbers import figure, memory
+from shearling.report.numbers import figure, memory
 
 LISTED = 6  # of a longer list in a free-form field, only the first are written out
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from shearling.report import numbers
 from shearling.report.decide.accuracy import beyond_noise, means
 from shearling.report.decide.candidates import Field, Measure
 from shearling.report.decide.choice import Choice
-from shearling.report.draw import numbers
 from shearling.report.draw.markup import Markup, el, join, render
-from shearling.report.draw.numbers import MINUS, THIN, figure, named, percent, plural, ratio
 from shearling.report.draw.sections import breakable, with_commands
+from shearling.report.numbers import MINUS, THIN, figure, named, percent, plural, ratio
 from shearling.report.pages.headline import tile
 from shearling.report.pages.task_table import accuracy, points
 from shearling.report.records.results import Model, Results

@@ -10,12 +10,12 @@ from itertools import pairwise, takewhile
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
+from shearling.report import numbers
 from shearling.report.decide.candidates import Measure, Value
 from shearling.report.decide.choice import front
-from shearling.report.draw import numbers
-from shearling.report.draw.numbers import tick
 from shearling.report.draw.plots import Draw, is_shown, log_ticks
 from shearling.report.draw.vector import BAR, INK, LINE, MUTED, PAPER, UNITS_PER_INCH
+from shearling.report.numbers import tick
 from shearling.report.records.results import Model
 
 LETTER = 6.3  # CSS pixels that a letter of a label takes, about: the page's font is not ours
