@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from shearling.data import encode, merge, shards
 from shearling.data.encode import Encoder
 from shearling.data.merge import DOCUMENT, choose_held_out
-from shearling.data.pack import Plan, pack
+from shearling.data.pack import PackPlan, pack
 from shearling.data.records import Chat, Exchange, Text, digest
 from shearling.data.store import Store
 from shearling.errors import ShearlingError
@@ -73,9 +73,9 @@ def write_texts(path: Path, texts: Sequence[str]) -> Path:
     return write_lines(path, [{"text": text} for text in texts])
 
 
-def plan(*specs: object, tokenizer: Any = None, length: int = 8, **options: Any) -> Plan:
+def plan(*specs: object, tokenizer: Any = None, length: int = 8, **options: Any) -> PackPlan:
     given_specs = [str(spec) for spec in specs]
-    return Plan.of(given_specs, tokenizer or tokenizer_with(), "tiny", length=length, **options)
+    return PackPlan.of(given_specs, tokenizer or tokenizer_with(), "tiny", length=length, **options)
 
 
 def rows(store: Store, domain: str, part: str) -> list[list[int]]:
@@ -233,7 +233,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 SPECS = ("web.jsonl", "books", "mixed.jsonl")
 
 
-def corpus_plan(corpus: Path, **options: Any) -> Plan:
+def corpus_plan(corpus: Path, **options: Any) -> PackPlan:
     return plan(*(corpus / spec for spec in SPECS), held_out=0.1, **options)
 
 

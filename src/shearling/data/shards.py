@@ -30,7 +30,7 @@ BATCH_RECORDS, BATCH_CHARACTERS = 512, 1_000_000
 
 
 @dataclass(frozen=True)
-class Task:
+class ShardTask:
     """A shard of a domain's text, and where its tokens go.
 
     ``path`` with ``.ids`` are the tokens in ``dtype``; with ``.documents`` each document's digest
@@ -58,7 +58,7 @@ class Task:
 
 
 def tokenise(
-    tasks: list[Task], tokenizer: PreTrainedTokenizerBase, workers: int, progress: Progress
+    tasks: list[ShardTask], tokenizer: PreTrainedTokenizerBase, workers: int, progress: Progress
 ) -> None:
     """Do the tasks that no earlier run finished.
 
@@ -75,8 +75,8 @@ def tokenise(
 
 
 def _results(
-    tasks: list[Task], tokenizer: PreTrainedTokenizerBase, workers: int
-) -> Generator[Task]:
+    tasks: list[ShardTask], tokenizer: PreTrainedTokenizerBase, workers: int
+) -> Generator[ShardTask]:
     """The tasks as they get done."""
     if workers <= 1:
         encoder = Encoder(tokenizer)
@@ -92,7 +92,9 @@ def _results(
     stop = context.Event()
     with ProcessPoolExecutor(workers, context, _begin, (tokenizer, stop)) as pool:
         try:
-            futures: dict[Future[None], Task] = {pool.submit(_work, task): task for task in tasks}
+            futures: dict[Future[None], ShardTask] = {
+                pool.submit(_work, task): task for task in tasks
+            }
             for future in as_completed(futures):
                 future.result()
                 yield futures[future]
@@ -129,11 +131,11 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _work(task: Task) -> None:
+def _work(task: ShardTask) -> None:
     _write(task, _encoder, _stop.is_set)
 
 
-def _write(task: Task, encoder: Encoder, stopped: Callable[[], bool]) -> None:
+def _write(task: ShardTask, encoder: Encoder, stopped: Callable[[], bool]) -> None:
     """Write a shard's tokens; the last file to appear says that the others are whole."""
     table: list[tuple[int, int]] = []
     left_out = written = 0

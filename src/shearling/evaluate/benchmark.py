@@ -19,7 +19,7 @@ def bench_models(
 
 
 def plan_lines(plan: dict[str, Any]) -> list[str]:
-    """What a bench would time, for a person; of :meth:`shearling.evaluate.speed.Plan.as_json`."""
+    """What a bench would time, for a person; ``plan`` as ``evaluate.speed.BenchPlan`` says it."""
     names = ", ".join(f"{one['name']} ({one['parameters']:,} parameters)" for one in plan["models"])
     runs = len(plan["grid"]) * (1 + plan["repeats"]) * len(plan["models"])
     return [

@@ -46,7 +46,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BenchPlan:
     """A bench that was checked and can begin; of ``repeats`` rounds."""
 
     subjects: Sequence[Any]
@@ -136,7 +136,7 @@ def plan_bench(
     dtype: str = "float32",
     device: str = "cpu",
     threads: int | None = None,
-) -> Plan:
+) -> BenchPlan:
     """Check everything that can be checked before a model is loaded.
 
     Args:
@@ -162,7 +162,7 @@ def plan_bench(
     found = [engine(name, places) for name in engines]
     for one in found:
         check_memory(one, candidates, setting)
-    return Plan(subjects, candidates, found, setting, repeats)
+    return BenchPlan(subjects, candidates, found, setting, repeats)
 
 
 def measure(

@@ -14,7 +14,7 @@ from shearling.errors import ShearlingError
 from shearling.evaluate.generation import Sampling
 from shearling.files.progress import Progress, silent
 from shearling.judge.endpoint import EndpointError, Judge
-from shearling.judge.kept import Kept, key_of
+from shearling.judge.kept import KeptLines, key_of
 from shearling.judge.prompts import Prompts
 from shearling.judge.sides import Side
 from shearling.judge.tally import Pair, tally
@@ -80,7 +80,7 @@ def run(
     """
     for side in (a, b):  # a file that lacks an answer is found before a model is loaded
         side.missing(prompts.texts)
-    kept = Kept(folder / VERDICTS)
+    kept = KeptLines(folder / VERDICTS)
     judge_name = judge.model
     pairs = list(
         zip(a.answers(prompts.texts, progress), b.answers(prompts.texts, progress), strict=True)
@@ -134,7 +134,11 @@ def _question(
 
 
 def _ask(
-    questions: Sequence[Question], judge: Judge, kept: Kept, concurrency: int, progress: Progress
+    questions: Sequence[Question],
+    judge: Judge,
+    kept: KeptLines,
+    concurrency: int,
+    progress: Progress,
 ) -> None:
     """Put the questions whose verdict is not kept, several at a time, and keep each verdict.
 
@@ -164,7 +168,7 @@ def _ask(
         ) from failure
 
 
-def _keep(question: Question, judge: Judge, kept: Kept, leave: threading.Event) -> int:
+def _keep(question: Question, judge: Judge, kept: KeptLines, leave: threading.Event) -> int:
     """Ask and keep; the number of verdicts, which is 0 once all are to ``leave``."""
     if leave.is_set():
         return 0

@@ -53,7 +53,7 @@ class Ready:
 
 
 @dataclass(frozen=True)
-class Text:
+class Piece:
     """What was added to the answer, and how many tokens it has by now."""
 
     text: str
@@ -90,7 +90,7 @@ class Failed:
     message: str
 
 
-Event = Text | Done | Failed
+Event = Piece | Done | Failed
 
 
 def as_json(event: Event | Ready) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def as_json(event: Event | Ready) -> dict[str, Any]:
     return {"type": type(event).__name__.lower()} | asdict(event)
 
 
-class Worker:
+class StudioWorker:
     """The process of one model. It loads at once; wait for it with :meth:`ready`."""
 
     def __init__(
@@ -142,7 +142,7 @@ class Worker:
             while True:
                 event = self._child.receive()
                 yield event
-                if not isinstance(event, Text):
+                if not isinstance(event, Piece):
                     return
         except ShearlingError as error:
             yield Failed(str(error))
@@ -236,7 +236,7 @@ def _events(
         resident = max(resident, _resident_bytes())
         text = continuation(tokenizer, ids, written)
         if not text.endswith(_UNFINISHED) and text.startswith(shown):
-            yield Text(text[len(shown) :], len(written), last)
+            yield Piece(text[len(shown) :], len(written), last)
             shown = text
         if _stopped(connection, job.number):
             ended = "stopped"

@@ -19,7 +19,7 @@ EXTRA = "pip install 'shearling[tasks]'"
 PRIMARY = ("acc_norm", "acc")  # of a task that names none, the first it has
 
 
-class Tasks:
+class TaskRunner:
     """The tasks of a suite, built when they are first run: a cached result builds none."""
 
     def __init__(
@@ -268,4 +268,4 @@ def _unbuilt(task: Task, error: Exception) -> ShearlingError:
     )
 
 
-__all__ = ["Tasks"]
+__all__ = ["TaskRunner"]

@@ -19,7 +19,7 @@ LOWER_IS_BETTER = ("perplexity", "bits_per_byte", "ppl", "loss")
 
 
 @dataclass(frozen=True)
-class Estimate:
+class MeanAccuracy:
     """A figure with its standard error, None where that is not known."""
 
     value: float
@@ -58,22 +58,22 @@ def shared_tasks(results: Results) -> list[dict[str, Task]]:
     return [row for row in rows if row.keys() == models]
 
 
-def means(results: Results) -> dict[str, Estimate]:
+def means(results: Results) -> dict[str, MeanAccuracy]:
     """The mean accuracy of each model over the tasks that all of them were asked."""
     shared = shared_tasks(results)
     models = shared[0] if shared else {}
     return {fingerprint: mean([row[fingerprint] for row in shared]) for fingerprint in models}
 
 
-def mean(tasks: Sequence[Task]) -> Estimate:
+def mean(tasks: Sequence[Task]) -> MeanAccuracy:
     """Of accuracies on different questions: √(Σ s²) / n is its standard error."""
     errors = [task.stderr for task in tasks if task.stderr is not None]
     known = len(errors) == len(tasks)
     stderr = math.sqrt(sum(error**2 for error in errors)) / len(tasks) if known else None
-    return Estimate(sum(task.value for task in tasks) / len(tasks), stderr)
+    return MeanAccuracy(sum(task.value for task in tasks) / len(tasks), stderr)
 
 
-def beyond_noise(before: Estimate | Task, after: Estimate | Task) -> bool | None:
+def beyond_noise(before: MeanAccuracy | Task, after: MeanAccuracy | Task) -> bool | None:
     """Whether two figures differ by more than chance explains; None where that is not known."""
     if before.stderr is None or after.stderr is None:
         return False if before.value == after.value else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from shearling.report.decide.accuracy import (
     Asked,
-    Estimate,
+    MeanAccuracy,
     beyond_noise,
     by_task,
     is_accuracy,
@@ -77,7 +77,7 @@ def _row(results: Results, first: str | None, asked: Asked, row: dict[str, Task]
 
 
 def _accuracy(
-    one: Task | Estimate | None, before: Task | Estimate | None, is_first: bool
+    one: Task | MeanAccuracy | None, before: Task | MeanAccuracy | None, is_first: bool
 ) -> Markup:
     if one is None:
         return el("td", el("span", "–", class_="muted", title="not measured"))
@@ -92,7 +92,7 @@ def _accuracy(
     return el("td", lines)
 
 
-def _lower(one: Task | Estimate | None, before: object, is_first: bool) -> Markup:
+def _lower(one: Task | MeanAccuracy | None, before: object, is_first: bool) -> Markup:
     """A perplexity among the tasks: what a difference of it means, no error says."""
     if one is None:
         return _accuracy(None, None, is_first)
