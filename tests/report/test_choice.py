@@ -10,12 +10,12 @@ import pytest
 from shearling.report.decide.accuracy import MeanAccuracy, beyond_noise, mean
 from shearling.report.decide.candidates import Field, Measure, Value
 from shearling.report.decide.choice import choose, front
-from shearling.report.records.quality import Task
+from shearling.report.records.quality import TaskFigure
 from shearling.report.records.results import Model
 
 
-def task(value: float, stderr: float | None) -> Task:
-    return Task("t", "acc", value, stderr, 0, None, 100)
+def task(value: float, stderr: float | None) -> TaskFigure:
+    return TaskFigure("t", "acc", value, stderr, 0, None, 100)
 
 
 def field(rows: dict[str, dict[str, Any]]) -> Field:

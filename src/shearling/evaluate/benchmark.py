@@ -8,14 +8,13 @@ from typing import Any
 from shearling.evaluate.ratios import sentence
 from shearling.evaluate.speed import bench
 from shearling.files.progress import Progress, silent
-from shearling.model.manifest import stamp
 
 
 def bench_models(
     models: Sequence[Any], *, progress: Progress = silent, **options: Any
 ) -> dict[str, Any]:
     """Speed and memory, in turns; options as in ``shearling.evaluate.speed.bench``."""
-    return {"kind": "bench"} | stamp() | bench(models, progress=progress, **options)
+    return bench(models, progress=progress, **options)
 
 
 def plan_lines(plan: dict[str, Any]) -> list[str]:

@@ -9,10 +9,11 @@ from typing import Any
 from shearling.errors import ShearlingError
 from shearling.evaluate.generation import generate
 from shearling.evaluate.perplexity import LOGITS_BYTES, evaluate, perplexity
+from shearling.evaluate.results import Degeneration, Evaluation, Generations, Sample
 from shearling.files.progress import Progress, silent
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.loading import DTYPES, check_fits, load_model, loaded_bytes
-from shearling.model.manifest import stamp
+from shearling.model.manifest import ref
 
 
 def evaluate_model(
@@ -20,7 +21,9 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """Perplexity on ``text``; options as in ``shearling.evaluate.perplexity.evaluate``."""
     figures = evaluate(checkpoint.path, text, progress=progress, **options)
-    return {"kind": "evaluation"} | stamp(checkpoint) | {"text": text.name} | figures
+    figures |= {"text": text.name}
+    del figures["kind"]
+    return Evaluation(model=ref(checkpoint), **figures).to_json()
 
 
 def evaluate_text(
@@ -28,7 +31,7 @@ def evaluate_text(
 ) -> dict[str, Any]:
     """The same of a model in memory, on documents called ``name``."""
     figures = perplexity(model, tokenizer, documents, **options)
-    return {"kind": "evaluation"} | stamp(subject) | {"text": name} | figures
+    return Evaluation(model=ref(subject), text=name, **figures).to_json()
 
 
 def measure_degeneration(
@@ -38,7 +41,7 @@ def measure_degeneration(
     from shearling.evaluate.degeneration import degeneration
 
     figures = degeneration(model, tokenizer, documents, **options)
-    return {"kind": "degeneration"} | stamp(subject) | {"text": name} | figures
+    return Degeneration(model=ref(subject), text=name, **figures).to_json()
 
 
 def generate_samples(
@@ -64,15 +67,12 @@ def generate_samples(
         progress=progress,
     )  # fmt: skip
     sampling = {"temperature": temperature, "top_p": top_p, "seed": seed}
-    return (
-        {"kind": "generations"}
-        | stamp(checkpoint)
-        | {
-            "sampling": sampling if temperature else {"method": "greedy"},
-            "max_new_tokens": max_new_tokens,
-            "samples": samples,
-        }
-    )
+    return Generations(
+        model=ref(checkpoint),
+        sampling=sampling if temperature else {"method": "greedy"},
+        max_new_tokens=max_new_tokens,
+        samples=tuple(Sample(**sample) for sample in samples),
+    ).to_json()
 
 
 def memory_needed(subject: Any, *, dtype: str, device: str = "cpu") -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -27,8 +27,10 @@ from shearling.evaluate.engines import (
 )
 from shearling.evaluate.engines.memory import check_memory, needed
 from shearling.evaluate.ratios import ratio, spread
+from shearling.evaluate.results import Bench, BenchRun, Spread
 from shearling.files.progress import Progress, silent
 from shearling.model.loading import DTYPES, check_positive, load_config, longest_input
+from shearling.model.manifest import ref
 from shearling.model.subject import open_subject
 from shearling.table.axes import Shape
 from shearling.table.cost import kv_cache_bytes
@@ -75,9 +77,9 @@ class BenchPlan:
             "threads": setting.threads,
         }
 
-    def run(self, progress: Progress = silent) -> dict[str, Any]:
+    def run(self, progress: Progress = silent) -> Bench:
         """Time all of it; what :func:`bench` returns."""
-        runs: list[dict[str, Any]] = []
+        runs: list[BenchRun] = []
         ratios: list[dict[str, Any]] = []
         cells = self.setting.cells
         for one in self.engines:
@@ -89,8 +91,8 @@ class BenchPlan:
                     runs += _runs(one, self.candidates, runners, measured)
                     ratios += _ratios(one, self.subjects, self.candidates, measured)
         setting = self.setting
-        used = {"threads": runs[0]["threads"], "dtype": setting.dtype, "device": setting.device}
-        return {"kind": "bench", "machine": machine() | used, "runs": runs, "ratios": ratios}
+        used = {"threads": runs[0].threads, "dtype": setting.dtype, "device": setting.device}
+        return Bench(machine=machine() | used, runs=tuple(runs), ratios=tuple(ratios))
 
 
 def bench(models: Sequence[Any], *, progress: Progress = silent, **options: Any) -> dict[str, Any]:
@@ -116,12 +118,12 @@ def bench(models: Sequence[Any], *, progress: Progress = silent, **options: Any)
         options: as in :func:`plan_bench`.
 
     Returns:
-        ``kind``, ``machine``, ``runs`` and ``ratios`` of a ``bench`` as in docs/files.md.
+        A result of the kind ``bench``, as in docs/files.md.
 
     Raises:
         ShearlingError: as :func:`plan_bench`, or the process of a model dies.
     """
-    return plan_bench(models, **options).run(progress)
+    return plan_bench(models, **options).run(progress).to_json()
 
 
 def plan_bench(
@@ -206,32 +208,32 @@ def _round(runners: Sequence[Runner], cell: Cell, i: int) -> list[Timing]:
 
 def _runs(
     one: Engine, candidates: Sequence[Candidate], runners: Sequence[Runner], measured: Measured
-) -> list[dict[str, Any]]:
+) -> list[BenchRun]:
     """Entries of a bench's ``runs``."""
     cell, runs = measured.cell, []
     for candidate, runner, timings in zip(candidates, runners, measured.timings, strict=True):
         peaks = [t.peak_bytes for t in timings if t.peak_bytes is not None]
         runs.append(
-            {
-                "model": _identity(candidate),
-                "engine": one.name,
-                "engine_version": one.version,
-                "weights": runner.weights,
-                "threads": runner.threads,
-                "batch": cell.batch,
-                "prompt": cell.prompt,
-                "new": cell.new,
-                "repeats": len(timings),
-                "first_token_ms": spread(1e3 * t.prefill_seconds for t in timings),
-                "ms_per_token": spread(1e3 * t.decode_seconds / t.steps for t in timings),
-                "prefill_tokens_per_s": spread(
+            BenchRun(
+                model=ref(candidate),
+                engine=one.name,
+                engine_version=one.version,
+                weights=runner.weights,
+                threads=runner.threads,
+                batch=cell.batch,
+                prompt=cell.prompt,
+                new=cell.new,
+                repeats=len(timings),
+                first_token_ms=_spread(1e3 * t.prefill_seconds for t in timings),
+                ms_per_token=_spread(1e3 * t.decode_seconds / t.steps for t in timings),
+                prefill_tokens_per_s=_spread(
                     cell.batch * cell.prompt / t.prefill_seconds for t in timings
                 ),
-                "decode_tokens_per_s": spread(
+                decode_tokens_per_s=_spread(
                     cell.batch * t.steps / t.decode_seconds for t in timings
                 ),
-                "peak_memory_bytes": max(peaks) if peaks else None,
-            }
+                peak_memory_bytes=max(peaks) if peaks else None,
+            )
         )
     return runs
 
@@ -247,6 +249,10 @@ def _ratios(
         | ratio(subjects[0], subjects[n], measured.cell, measured.timings[0], measured.timings[n])
         for n in range(1, len(candidates))
     ]
+
+
+def _spread(values: Iterable[float]) -> Spread:
+    return Spread(**spread(values))
 
 
 def _identity(candidate: Candidate) -> dict[str, str]:

@@ -210,12 +210,12 @@ class Missing:
     def _said(self, subject: Any) -> set[str]:
         """Prompts that the model has continued, greedily and as far as wanted."""
         return {
-            prompt
+            sample.prompt
             for one in self.known.generations
             if one.model.fingerprint == subject.fingerprint
             and one.max_new_tokens == self.wanted.max_new_tokens
             and _temperature(one.sampling) == 0
-            for prompt, _ in one.samples
+            for sample in one.samples
         }
 
     def _bench(self) -> Measurement | None:

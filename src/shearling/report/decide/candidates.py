@@ -121,7 +121,7 @@ def _speed(results: Results) -> Measure | None:
 
     batch, prompt, new, machine, engine = best = min(found, key=rank)
     values = {
-        key: Value(run.decode.median, run.decode.low, run.decode.high)
+        key: Value(run.decode.median, run.decode.min, run.decode.max)
         for key, run in loads[best].items()
     }
     note = f"{engine}, batch {exact(batch)}, prompt of {exact(prompt)}, {exact(new)} new tokens"

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from shearling.evaluate.results import Evaluation, Spread
 from shearling.report import numbers
 from shearling.report.draw.table import Change, TableCell, TableRow
 from shearling.report.numbers import exact
-from shearling.report.records.records import Evaluation, Run, Spread
+from shearling.report.records.records import Run
 from shearling.report.records.results import Model, Results
 
 AXES = {
@@ -53,7 +54,7 @@ def change(before: float, after: float, lower_is_better: bool | None) -> Change 
 def speed_change(before: Spread, after: Spread) -> Change | None:
     """How a speed changed; where the ranges overlap, whether for the better is anyone's guess."""
     measured = change(before.median, after.median, lower_is_better=False)
-    if measured and before.low <= after.high and after.low <= before.high:
+    if measured and before.min <= after.max and after.min <= before.max:
         return Change(measured.percent, measured.ratio, None)
     return measured
 
@@ -182,7 +183,7 @@ def _decode(run: Run) -> Spread:
 def _speed_cell(of: Callable[[Run], Spread]) -> Callable[[Run, Run | None], TableCell]:
     def cell(run: Run, source: Run | None) -> TableCell:
         speed = of(run)
-        spread = f"{numbers.figure(speed.low)}–{numbers.figure(speed.high)}"
+        spread = f"{numbers.figure(speed.min)}–{numbers.figure(speed.max)}"
         changed = speed_change(of(source), speed) if source else None
         return TableCell(numbers.figure(speed.median), spread, changed)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from shearling.model.refs import ModelRef
 from shearling.report.records.records import Manifest, Records
-from shearling.report.records.refs import ModelRef
 from shearling.report.records.results import (
     Model,
     Results,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from shearling.evaluate.results import Curve, Damage
 from shearling.report.draw.markup import Markup, el
 from shearling.report.draw.plots import (
     Scale,
@@ -19,7 +20,7 @@ from shearling.report.draw.vector import SERIES, drawing
 from shearling.report.numbers import exact, figure, plural, ranges
 from shearling.report.pages.anatomy import criterion_used
 from shearling.report.records.fields import describe
-from shearling.report.records.records import Curve, Damage, Scores
+from shearling.report.records.records import Scores
 from shearling.report.records.results import Model, Results
 
 MEANINGS = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from shearling.evaluate.results import Evaluation
 from shearling.report import numbers
 from shearling.report.decide.compare import (
     AXES,
@@ -19,7 +20,7 @@ from shearling.report.decide.compare import (
 from shearling.report.draw.markup import Markup, el, join, render
 from shearling.report.draw.sections import with_commands
 from shearling.report.numbers import THIN, exact, figure, named, plural
-from shearling.report.records.records import Evaluation, Manifest, Proof, Run
+from shearling.report.records.records import Manifest, Proof, Run
 from shearling.report.records.results import Model, Results
 
 SHORT = {  # an axis's sizes before and after, in the title
