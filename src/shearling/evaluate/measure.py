@@ -9,7 +9,7 @@ from typing import Any
 from shearling.errors import ShearlingError
 from shearling.evaluate.generation import generate
 from shearling.evaluate.perplexity import LOGITS_BYTES, evaluate, perplexity
-from shearling.evaluate.results import Degeneration, Evaluation, Generations, Sample
+from shearling.evaluate.results import Degeneration, Evaluation, Generations, Repetition, Sample
 from shearling.files.progress import Progress, silent
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.loading import DTYPES, check_fits, load_model, loaded_bytes
@@ -41,6 +41,7 @@ def measure_degeneration(
     from shearling.evaluate.degeneration import degeneration
 
     figures = degeneration(model, tokenizer, documents, **options)
+    figures |= {"reference": Repetition(**figures["reference"])}
     return Degeneration(model=ref(subject), text=name, **figures).to_json()
 
 
