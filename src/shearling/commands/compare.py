@@ -24,7 +24,7 @@ from shearling.errors import ShearlingError
 if TYPE_CHECKING:
     from shearling.evaluate.tasks.suite import Suite
     from shearling.report.decide.choice import Decision
-    from shearling.report.measured import Measurement, Wanted
+    from shearling.report.measured import Measurement, WantedResults
 
 
 def compare(
@@ -90,9 +90,9 @@ def compare(
                 f"--results {directory} is not a directory; give one with result files, as "
                 "`shearling eval` and `bench` write them."
             )
-    from shearling.report.measured import Load, Missing, Wanted, candidate, gather
+    from shearling.report.measured import Load, Missing, WantedResults, candidate, gather
 
-    wanted = Wanted(
+    wanted = WantedResults(
         *_suite(suite, text or [], window, max_windows),
         limit=limit,
         prompts=tuple(dict.fromkeys([*(prompt or []), *_prompts(prompts)])),
@@ -234,7 +234,10 @@ def _prompt(file: Path, number: int, line: str) -> str:
 
 
 def _measure(
-    jobs: Sequence[Measurement], subjects: Sequence[Any], paths: Sequence[str], wanted: Wanted
+    jobs: Sequence[Measurement],
+    subjects: Sequence[Any],
+    paths: Sequence[str],
+    wanted: WantedResults,
 ) -> None:
     from shearling.files.terminal import progress_bars
     from shearling.report.measured import measure

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from shearling.data.encode import Encoder
 from shearling.data.merge import DOCUMENT
-from shearling.data.records import Record, Shard, Text, digest, read
+from shearling.data.records import Document, Record, Shard, digest, read
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress
 from shearling.files.writer import write_json
@@ -180,7 +180,7 @@ def _batches(shard: Shard) -> Iterator[tuple[list[tuple[int, Record]], int]]:
             blank += 1
             continue
         batch.append((number, record))
-        characters += len(record.text) if isinstance(record, Text) else 0
+        characters += len(record.text) if isinstance(record, Document) else 0
         if len(batch) == BATCH_RECORDS or characters >= BATCH_CHARACTERS:
             yield batch, blank
             batch, characters, blank = [], 0, 0

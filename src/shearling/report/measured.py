@@ -34,7 +34,7 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class WantedResults:
     """What is asked for of every model.
 
     Attributes:
@@ -119,7 +119,7 @@ class Missing:
     """
 
     subjects: Sequence[Any]
-    wanted: Wanted
+    wanted: WantedResults
     place: Path
     elsewhere: Records
     known: Records
@@ -245,7 +245,7 @@ def measure(
     jobs: Sequence[Measurement],
     subjects: Sequence[Any],
     paths: Sequence[str],
-    wanted: Wanted,
+    wanted: WantedResults,
     progress: Progress = silent,
 ) -> None:
     """Measure what is missing, a model at a time; each result is written as soon as it is there.
@@ -278,7 +278,7 @@ def measure(
             write_json(job.file, _time(paths, wanted, wanted.bench, progress))
 
 
-def _run(job: Measurement, load: Any, wanted: Wanted, progress: Progress) -> dict[str, Any]:
+def _run(job: Measurement, load: Any, wanted: WantedResults, progress: Progress) -> dict[str, Any]:
     """The result file of one job on one model."""
     from shearling.evaluate.measure import evaluate_text, generate_samples, measure_degeneration
 
@@ -315,7 +315,9 @@ def _documents(part: Any) -> list[str]:
     return documents(part.file)
 
 
-def _time(paths: Sequence[str], wanted: Wanted, load: Load, progress: Progress) -> dict[str, Any]:
+def _time(
+    paths: Sequence[str], wanted: WantedResults, load: Load, progress: Progress
+) -> dict[str, Any]:
     from shearling.evaluate.benchmark import bench_models
 
     return bench_models(

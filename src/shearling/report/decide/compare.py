@@ -9,7 +9,7 @@ from shearling.evaluate.results import Evaluation, Spread
 from shearling.report import numbers
 from shearling.report.draw.table import Change, TableCell, TableRow
 from shearling.report.numbers import exact
-from shearling.report.records.records import Run
+from shearling.report.records.records import TimedRun
 from shearling.report.records.results import Model, Results
 
 AXES = {
@@ -69,9 +69,9 @@ def by_text(results: Results) -> dict[Measured, dict[str, Evaluation]]:
     return table
 
 
-def by_load(results: Results) -> dict[Load, dict[str, Run]]:
+def by_load(results: Results) -> dict[Load, dict[str, TimedRun]]:
     """Runs that may be compared: same batch, prompt and length, machine and engine."""
-    table: dict[Load, dict[str, Run]] = {}
+    table: dict[Load, dict[str, TimedRun]] = {}
     for one in results.runs:
         key = (one.batch, one.prompt, one.new, one.machine, one.engine)
         table.setdefault(key, {})[one.model.fingerprint] = one
@@ -172,16 +172,18 @@ def _perplexity_cell(one: Evaluation, source: Evaluation | None) -> TableCell:
     return TableCell(numbers.figure(one.perplexity), change=changed)
 
 
-def _prefill(run: Run) -> Spread:
+def _prefill(run: TimedRun) -> Spread:
     return run.prefill
 
 
-def _decode(run: Run) -> Spread:
+def _decode(run: TimedRun) -> Spread:
     return run.decode
 
 
-def _speed_cell(of: Callable[[Run], Spread]) -> Callable[[Run, Run | None], TableCell]:
-    def cell(run: Run, source: Run | None) -> TableCell:
+def _speed_cell(
+    of: Callable[[TimedRun], Spread],
+) -> Callable[[TimedRun, TimedRun | None], TableCell]:
+    def cell(run: TimedRun, source: TimedRun | None) -> TableCell:
         speed = of(run)
         spread = f"{numbers.figure(speed.min)}–{numbers.figure(speed.max)}"
         changed = speed_change(of(source), speed) if source else None
@@ -190,7 +192,7 @@ def _speed_cell(of: Callable[[Run], Spread]) -> Callable[[Run, Run | None], Tabl
     return cell
 
 
-def _memory_cell(run: Run, source: Run | None) -> TableCell | None:
+def _memory_cell(run: TimedRun, source: TimedRun | None) -> TableCell | None:
     if run.peak_memory is None:
         return None
     before = source.peak_memory if source else None

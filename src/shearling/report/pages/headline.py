@@ -20,7 +20,7 @@ from shearling.report.decide.compare import (
 from shearling.report.draw.markup import Markup, el, join, render
 from shearling.report.draw.sections import with_commands
 from shearling.report.numbers import THIN, exact, figure, named, plural
-from shearling.report.records.records import Manifest, Proof, Run
+from shearling.report.records.records import Manifest, Proof, TimedRun
 from shearling.report.records.results import Model, Results
 
 SHORT = {  # an axis's sizes before and after, in the title
@@ -52,7 +52,7 @@ class Verdict:
     model: Model
     parameters: Change | None
     disk: Change | None
-    speed: tuple[Run, Run, Change] | None
+    speed: tuple[TimedRun, TimedRun, Change] | None
     perplexity: tuple[Evaluation, Evaluation] | None
     texts: int  # on how many texts both were measured
     tokens_differ: bool  # other vocabularies: perplexities do not compare

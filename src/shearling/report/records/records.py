@@ -93,7 +93,7 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Run:
+class TimedRun:
     """Speed and memory of one model at one batch size."""
 
     model: ModelRef
@@ -117,7 +117,7 @@ class Records:
     scores: list[Scores] = field(default_factory=list)
     damages: list[Damage] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
-    runs: list[Run] = field(default_factory=list)
+    runs: list[TimedRun] = field(default_factory=list)
     generations: list[Generations] = field(default_factory=list)
     healings: list[Healing] = field(default_factory=list)
     learnings: list[Learning] = field(default_factory=list)
@@ -187,11 +187,11 @@ def read_scores(fields: Fields) -> Scores:
     )
 
 
-def runs_of(bench: Bench) -> list[Run]:
+def runs_of(bench: Bench) -> list[TimedRun]:
     """The runs of one file, each with the machine that all were timed on."""
     machine = describe(bench.machine)
     return [
-        Run(
+        TimedRun(
             model=run.model,
             machine=machine,
             batch=run.batch,

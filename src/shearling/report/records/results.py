@@ -17,7 +17,7 @@ from shearling.evaluate.results import (
 from shearling.model.refs import ModelRef
 from shearling.report.records.comparison import Comparison
 from shearling.report.records.quality import Tasks
-from shearling.report.records.records import Manifest, Records, Run, Scores, SourceModel
+from shearling.report.records.records import Manifest, Records, Scores, SourceModel, TimedRun
 from shearling.report.records.training import Healing, Learning
 from shearling.train.results import ReferenceLosses
 
@@ -95,7 +95,7 @@ class Results:
     scores: tuple[Scores, ...]
     damages: tuple[Damage, ...]
     evaluations: tuple[Evaluation, ...]
-    runs: tuple[Run, ...]
+    runs: tuple[TimedRun, ...]
     generations: tuple[Generations, ...]
     healings: tuple[Healing, ...] = ()
     learnings: tuple[Learning, ...] = ()
@@ -190,7 +190,15 @@ def measurements(records: Records) -> Results:
 def _measured(
     results: Results,
 ) -> list[
-    Scores | Damage | Evaluation | Run | Generations | Healing | Learning | Tasks | Degeneration
+    Scores
+    | Damage
+    | Evaluation
+    | TimedRun
+    | Generations
+    | Healing
+    | Learning
+    | Tasks
+    | Degeneration
 ]:
     return [
         *(
