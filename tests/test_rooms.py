@@ -24,8 +24,8 @@ def imports(file: Path) -> set[str]:
     found: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("shearling"):
-            if node.module == "shearling":
-                found |= {f"shearling.{each.name}" for each in node.names}
+            if node.module in ("shearling", "shearling.report"):  # what is named is a module of it
+                found |= {f"{node.module}.{each.name}" for each in node.names}
             else:
                 found.add(str(node.module))
         if isinstance(node, ast.Import):
