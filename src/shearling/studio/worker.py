@@ -91,11 +91,12 @@ class Failed:
 
 
 Event = Piece | Done | Failed
+TYPES: dict[type[Event], str] = {Piece: "text", Done: "done", Failed: "failed"}  # to the page
 
 
 def as_json(event: Event | Ready) -> dict[str, Any]:
     """An event for the page: its kind in lower case, and its fields."""
-    return {"type": type(event).__name__.lower()} | asdict(event)
+    return {"type": TYPES[type(event)]} | asdict(event)
 
 
 class StudioWorker:
