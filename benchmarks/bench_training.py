@@ -20,7 +20,7 @@ import torch
 from torch.nn import functional
 
 from common import save, source_directory, text_file
-from shearling.data.pack import Plan, pack
+from shearling.data.pack import PackPlan, pack
 from shearling.data.store import Store
 from shearling.engine.products import fast_products
 from shearling.model.checkpoint import Checkpoint
@@ -76,7 +76,7 @@ def main() -> None:
 
 def _store(source: Checkpoint, scratch: Path) -> Store:
     file = text_file("redpajama/c4.jsonl", Path())
-    plan = Plan.of([str(file)], source.tokenizer(), source.name, length=LENGTH)
+    plan = PackPlan.of([str(file)], source.tokenizer(), source.name, length=LENGTH)
     pack(plan, scratch / "store")
     return Store.open(scratch / "store")
 

@@ -23,7 +23,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from shearling.report.draw.numbers import amount
+from shearling.report.numbers import amount
 
 HERE = Path(__file__).parent
 COLOURS = ("#d1495b", "#4c78a8", "#8a7d28", "#7a5276", "#3f8f76", "#e08e45", "#5b5b5b", "#9aa0a6")

@@ -6,7 +6,7 @@ import json
 import random
 from pathlib import Path
 
-from shearling.data.pack import Plan, pack
+from shearling.data.pack import PackPlan, pack
 from shearling.data.store import Store
 from tiny_tokenizer import byte_tokenizer
 
@@ -24,6 +24,6 @@ def write_store(root: Path) -> Store:
         ]
         (root / f"{name}.jsonl").write_text("\n".join(lines))
     files = [str(root / f"{name}.jsonl") for name in ("fell", "meadow", "pen")]
-    plan = Plan.of(files, byte_tokenizer(), "flock", length=LENGTH, held_out=0.2)
+    plan = PackPlan.of(files, byte_tokenizer(), "flock", length=LENGTH, held_out=0.2)
     pack(plan, root / "store", workers=1)
     return Store.open(root / "store")

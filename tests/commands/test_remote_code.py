@@ -14,7 +14,7 @@ import pytest
 
 from shearling import cli
 from shearling.errors import ShearlingError
-from shearling.studio.worker import Worker
+from shearling.studio.worker import StudioWorker
 from tiny_tokenizer import write_llama
 
 CODE = 'from pathlib import Path\nPath({trace!r}).touch()\nraise SystemExit("ran")\n'
@@ -150,7 +150,7 @@ def test_a_tokenizer_that_needs_code_is_refused(place: Place, name: str, tmp_pat
 
 @pytest.mark.parametrize("which", ["known", "model", "tokenizer"])
 def test_the_process_of_a_studio_model_does_not_run_it(place: Place, which: str) -> None:
-    worker = Worker(getattr(place, which), dtype="float32", device="cpu", threads=1)
+    worker = StudioWorker(getattr(place, which), dtype="float32", device="cpu", threads=1)
     try:
         if which == "known":
             worker.ready()

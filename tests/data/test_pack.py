@@ -24,8 +24,8 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from shearling.data import encode, merge, shards
 from shearling.data.encode import Encoder
 from shearling.data.merge import DOCUMENT, choose_held_out
-from shearling.data.pack import Plan, pack
-from shearling.data.records import Chat, Exchange, Text, digest
+from shearling.data.pack import PackPlan, pack
+from shearling.data.records import Chat, Document, Exchange, digest
 from shearling.data.store import Store
 from shearling.errors import ShearlingError
 from tiny_tokenizer import byte_tokenizer
@@ -73,9 +73,9 @@ def write_texts(path: Path, texts: Sequence[str]) -> Path:
     return write_lines(path, [{"text": text} for text in texts])
 
 
-def plan(*specs: object, tokenizer: Any = None, length: int = 8, **options: Any) -> Plan:
+def plan(*specs: object, tokenizer: Any = None, length: int = 8, **options: Any) -> PackPlan:
     given_specs = [str(spec) for spec in specs]
-    return Plan.of(given_specs, tokenizer or tokenizer_with(), "tiny", length=length, **options)
+    return PackPlan.of(given_specs, tokenizer or tokenizer_with(), "tiny", length=length, **options)
 
 
 def rows(store: Store, domain: str, part: str) -> list[list[int]]:
@@ -233,7 +233,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 SPECS = ("web.jsonl", "books", "mixed.jsonl")
 
 
-def corpus_plan(corpus: Path, **options: Any) -> Plan:
+def corpus_plan(corpus: Path, **options: Any) -> PackPlan:
     return plan(*(corpus / spec for spec in SPECS), held_out=0.1, **options)
 
 
@@ -404,7 +404,7 @@ def spelled(*parts: tuple[str, bool]) -> tuple[list[int], list[bool]]:
 
 
 def test_only_answers_are_learned() -> None:
-    assert encoded(Text("Schäfer")) == ([*byte_ids("Schäfer"), EOS], None)
+    assert encoded(Document("Schäfer")) == ([*byte_ids("Schäfer"), EOS], None)
     assert encoded(Exchange("Wie viele Schäfer?\n\n", "zwölf")) == spelled(
         ("Wie viele Schäfer?\n\n", False), ("zwölf</s>", True)
     )
@@ -489,7 +489,7 @@ def with_bos() -> PreTrainedTokenizerBase:
 
 
 def test_bos_where_the_tokenizer_puts_it() -> None:
-    assert encoded(Text("a"), with_bos())[0] == [BOS, *byte_ids("a"), EOS]
+    assert encoded(Document("a"), with_bos())[0] == [BOS, *byte_ids("a"), EOS]
     assert encoded(Exchange("a", "b"), with_bos()) == spelled(("<s>a", False), ("b</s>", True))
     ids, _ = encoded(Chat((("user", "a"), ("assistant", "b"))), with_bos())
     assert ids[:3] == byte_ids("<s><s>u")  # the template's own, and no other
@@ -498,7 +498,7 @@ def test_bos_where_the_tokenizer_puts_it() -> None:
 def test_long_documents_are_tokenised_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encode, "PIECE_CHARACTERS", 10)
     text = "one sheep\ntwo sheep\nand a shepherd"
-    found = Encoder(with_bos())([(1, Text(text)), (2, Text("b"))], str)
+    found = Encoder(with_bos())([(1, Document(text)), (2, Document("b"))], str)
     assert [ids.tolist() for ids, _ in found] == [
         [BOS, *byte_ids(text), EOS], [BOS, *byte_ids("b"), EOS],
     ]  # fmt: skip
@@ -696,4 +696,4 @@ def test_a_killed_worker(web: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_equal_texts_have_equal_digests_in_every_domain() -> None:
     """So that what one domain holds out, another does not train on, but for the smallest."""
-    assert digest(Text("a"), 1) == digest(Text("a"), 1) != digest(Text("a"), 2)
+    assert digest(Document("a"), 1) == digest(Document("a"), 1) != digest(Document("a"), 2)

@@ -13,7 +13,7 @@ from pyarrow import parquet
 
 from shearling.data import records
 from shearling.data.domains import find_domains
-from shearling.data.records import Chat, Exchange, Record, Text, digest, read, split, suffix_of
+from shearling.data.records import Chat, Document, Exchange, Record, digest, read, split, suffix_of
 from shearling.errors import ShearlingError
 
 TEXTS = ["A sheep.", "Zwei Schäfer\nund ein Hund.", "三 sheep", " x ", "last"]
@@ -67,13 +67,13 @@ def refusal(file: Path, shard_bytes: int = records.SHARD_BYTES) -> str:
 @pytest.mark.parametrize("shard_bytes", [1, 60, 10**6])
 def test_every_kind_of_file_gives_the_same(tmp_path: Path, name: str, shard_bytes: int) -> None:
     file = write(tmp_path / name, [{"text": text, "source": 1} for text in TEXTS])
-    assert everything(file, shard_bytes) == [Text(text) for text in TEXTS]
+    assert everything(file, shard_bytes) == [Document(text) for text in TEXTS]
 
 
 def test_a_text_file_is_one_document(tmp_path: Path) -> None:
     file = tmp_path / "book.txt"
     file.write_bytes(b"\xef\xbb\xbf" + "Kapitel 1\n\nSchäfchen\n".encode())
-    assert everything(file, 3) == [Text("Kapitel 1\n\nSchäfchen\n")]
+    assert everything(file, 3) == [Document("Kapitel 1\n\nSchäfchen\n")]
 
 
 @given(
@@ -94,7 +94,7 @@ def test_a_file_in_shards_is_the_file(
         if blank:
             content, number = content + b"\n", number + 1
         content, number = content + lines({"text": text}), number + 1
-        expected[number] = Text(text) if text.strip() else None
+        expected[number] = Document(text) if text.strip() else None
     file = tmp_path_factory.getbasetemp() / "shards.jsonl"
     file.write_bytes(content if ending else content[:-1])
     found: dict[int, Record | None] = {}
@@ -138,8 +138,8 @@ CHAT = [("user", "Baa?"), ("assistant", "Baa.")]
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        ({"text": "a"}, Text("a")),
-        ({"text": "half \ud83d of it"}, Text("half \ufffd of it")),
+        ({"text": "a"}, Document("a")),
+        ({"text": "half \ud83d of it"}, Document("half \ufffd of it")),
         ({"instruction": "Count.", "output": "1"}, Exchange("Count.\n\n", "1")),
         (
             {"instruction": "Count.", "input": "sheep", "output": "1", "text": "all of it"},
@@ -150,7 +150,7 @@ CHAT = [("user", "Baa?"), ("assistant", "Baa.")]
         ({"prompt": "Say", "response": "1"}, Exchange("Say\n\n", "1")),
         ({"prompt": "One, ", "completion": "two"}, Exchange("One, ", "two")),
         ({"prompt": "", "completion": "two"}, Exchange("", "two")),
-        ({"question": "no string", "answer": ["1"], "text": "a"}, Text("a")),
+        ({"question": "no string", "answer": ["1"], "text": "a"}, Document("a")),
         ({"messages": [{"role": r, "content": c} for r, c in CHAT]}, Chat(tuple(CHAT))),
         (
             {
@@ -228,22 +228,22 @@ def test_files_are_streamed(tmp_path: Path) -> None:
     content = gzip.compress(lines(*({"text": f"{i} sheep"} for i in range(200_000))))
     file.write_bytes(content[:-1000])
     (shard,) = split(file)
-    assert next(read(shard)) == (1, Text("0 sheep"))
+    assert next(read(shard)) == (1, Document("0 sheep"))
 
 
 def test_a_digest_is_of_the_record_and_the_seed() -> None:
     different: list[Record] = [
-        Text("a"), Text("b"), Exchange("a", "b"), Exchange("ab", ""), Exchange("", "ab"),
+        Document("a"), Document("b"), Exchange("a", "b"), Exchange("ab", ""), Exchange("", "ab"),
         Chat((("user", "a"),)), Chat((("assistant", "a"),)),
     ]  # fmt: skip
     found = {digest(record, seed) for record in different for seed in (0, 1, 12)}
     assert len(found) == 3 * len(different)
     assert all(0 <= each < 2**64 for each in found)
     # Stored by every pack: a change would move documents from one part to the other.
-    assert digest(Text("a sheep"), 0) == 3172896709928644037
+    assert digest(Document("a sheep"), 0) == 3172896709928644037
     # Whether U+1FAE8 counts as printable depends on the version of Python.
     asked = "Exchange(prompt='\\U0001fae8', answer='b\\xe4')"
-    assert digest(Exchange("\U0001fae8", "b\u00e4"), 7) == digest(Text(asked), 7)
+    assert digest(Exchange("\U0001fae8", "b\u00e4"), 7) == digest(Document(asked), 7)
 
 
 # --- domains

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from shearling.data.pack import Plan, pack
+from shearling.data.pack import PackPlan, pack
 from shearling.data.seeds import LARGEST, folded
 from shearling.data.store import Store
 from shearling.gates.learn import learn
@@ -63,7 +63,7 @@ def test_score(place: Path) -> None:
 
 
 def test_pack(place: Path, tmp_path: Path) -> None:
-    plan = Plan.of(
+    plan = PackPlan.of(
         [str(place / "fell.jsonl")], byte_tokenizer(), "flock", length=LENGTH, held_out=0.2,
         seed=LARGEST,
     )  # fmt: skip

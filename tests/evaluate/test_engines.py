@@ -23,7 +23,7 @@ from shearling.evaluate.engines import Candidate, Cell, Places, Setting, Timing,
 from shearling.evaluate.engines import llama_cpp as llama_module
 from shearling.evaluate.engines import vllm as vllm_module
 from shearling.evaluate.engines.llama_cpp import gguf_of
-from shearling.evaluate.engines.transformers import SLICE, Decode, Prefill, Session, Worker
+from shearling.evaluate.engines.transformers import SLICE, Decode, ModelProcess, Prefill, Session
 from shearling.evaluate.speed import measure
 
 
@@ -55,8 +55,8 @@ def test_a_worker_that_fails_or_dies_is_named(model_directory, tmp_path):
     (broken / "model.safetensors").unlink()
     others = set(multiprocessing.active_children())
     with (
-        Worker(candidate(broken), setting()) as failing,
-        Worker(candidate(model_directory), setting()) as dying,
+        ModelProcess(candidate(broken), setting()) as failing,
+        ModelProcess(candidate(model_directory), setting()) as dying,
     ):
         with pytest.raises(ShearlingError, match=r"model in .*broken could not be timed: .*loaded"):
             failing.receive()

@@ -199,7 +199,7 @@ def test_models_take_turns_on_transformers(model_directory, smaller_directory):
     ],
 )
 def test_refuses_before_any_process_starts(model_directory, monkeypatch, options, message):
-    monkeypatch.setattr("shearling.evaluate.engines.transformers.Worker", None)
+    monkeypatch.setattr("shearling.evaluate.engines.transformers.ModelProcess", None)
     with pytest.raises(ShearlingError, match=message):
         bench([model_directory], **{"prompts": (4,), "news": (4,), **options})
 
@@ -212,7 +212,7 @@ def test_refuses_no_model_and_what_is_none(tmp_path):
 
 
 def test_refuses_what_does_not_fit_with_the_estimate(model_directory, monkeypatch):
-    monkeypatch.setattr("shearling.evaluate.engines.transformers.Worker", None)
+    monkeypatch.setattr("shearling.evaluate.engines.transformers.ModelProcess", None)
     free = SimpleNamespace(available=800_000_000)
     monkeypatch.setattr("psutil.virtual_memory", lambda: free)
     message = r"2 models at once with transformers in float32 needs at least 1\.0 GB .* 0\.8 GB are"

@@ -22,7 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from shearling.errors import ShearlingError
 from shearling.evaluate.tasks import cache, harness, run
 from shearling.evaluate.tasks.harness import Scorer
-from shearling.evaluate.tasks.run import Tasks
+from shearling.evaluate.tasks.run import TaskRunner
 from shearling.evaluate.tasks.suite import Task
 from shearling.model.loading import load_model
 from shearling.model.subject import open_subject
@@ -65,7 +65,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def measured(place: Path, *tasks: Task, known: dict | None = None, **options: Any) -> Any:
     subject = open_subject(place / "model")
-    return Tasks("mine", tasks, **options).run(
+    return TaskRunner("mine", tasks, **options).run(
         subject, lambda: (load_model(subject.path), subject.tokenizer()), recalled=known or {}
     )
 
@@ -214,7 +214,7 @@ def test_batches_go_by_length_and_lose_no_request(place: Path) -> None:
 def test_a_stopped_run_goes_on_task_by_task(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = place / "other.jsonl"
     other.write_text((place / "flock.jsonl").read_text().replace("number", "count"))
-    tasks = Tasks("mine", [flock(place), Task(file=other)], limit=5)
+    tasks = TaskRunner("mine", [flock(place), Task(file=other)], limit=5)
     subject = open_subject(place / "model")
 
     def load() -> tuple[Any, Any]:
@@ -232,13 +232,13 @@ def test_a_stopped_run_goes_on_task_by_task(place: Path, monkeypatch: pytest.Mon
         patch.setattr(harness, "run_task", killed)
         with pytest.raises(KeyboardInterrupt):
             tasks.run(subject, load, recalled={})
-    again = Tasks("mine", [flock(place), Task(file=other)], limit=5)
+    again = TaskRunner("mine", [flock(place), Task(file=other)], limit=5)
     known = again.recalled(subject)
     assert list(known) == ["flock"]
     found = again.run(subject, load, recalled=known)
     assert list(found["tasks"]) == ["flock", "other"]
     everything = again.recalled(subject)
-    silent = Tasks("mine", [flock(place), Task(file=other)], limit=5)
+    silent = TaskRunner("mine", [flock(place), Task(file=other)], limit=5)
     # All is known: no model is loaded, and no task built.
     repeated = silent.run(subject, lambda: pytest.fail("loaded"), recalled=everything)
     assert repeated["tasks"] == found["tasks"]
@@ -252,9 +252,9 @@ def test_the_cache_knows_what_counts(place: Path, tmp_path: Path, change: str) -
     file.write_text((place / "flock.jsonl").read_text())
     task = Task(file=file)
     options: dict[str, Any] = {"limit": 3}
-    first = Tasks("mine", [task], **options).key(subject, task)
+    first = TaskRunner("mine", [task], **options).key(subject, task)
     cache.keep(first, {"result": 1})
-    again = Tasks("other name", [task], batch=7, **options)
+    again = TaskRunner("other name", [task], batch=7, **options)
     assert again.recalled(subject) == {"flock": {"result": 1}}
     if change == "shots":
         task = Task(file=file, shots=2)
@@ -269,12 +269,12 @@ def test_the_cache_knows_what_counts(place: Path, tmp_path: Path, change: str) -
         subject = open_subject(other)
     else:
         options |= {change: {"limit": 4, "dtype": "bfloat16", "seed": 1}[change]}
-    assert Tasks("mine", [task], **options).recalled(subject) == {}
+    assert TaskRunner("mine", [task], **options).recalled(subject) == {}
 
 
 def test_a_damaged_cache_is_none(place: Path) -> None:
     subject, task = open_subject(place / "model"), flock(place)
-    tasks = Tasks("mine", [task])
+    tasks = TaskRunner("mine", [task])
     cache.keep(tasks.key(subject, task), {"flock": {}})
     [file] = Path(os.environ["SHEARLING_CACHE"]).rglob("*.json")
     file.write_text(file.read_text()[:20])
@@ -330,5 +330,5 @@ def test_a_metric_that_a_task_lacks(place: Path) -> None:
 def test_without_lm_eval(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "find_spec", lambda _: None)
     with pytest.raises(ShearlingError, match=r"pip install 'shearling\[tasks\]'"):
-        Tasks("mine", [flock(place)])
-    Tasks("mine", [])  # nothing needs it
+        TaskRunner("mine", [flock(place)])
+    TaskRunner("mine", [])  # nothing needs it

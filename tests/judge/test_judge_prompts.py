@@ -5,7 +5,7 @@ import json
 import pytest
 
 from shearling.errors import ShearlingError
-from shearling.judge.kept import Kept, key_of
+from shearling.judge.kept import KeptLines, key_of
 from shearling.judge.prompts import read_answers, read_prompts
 
 
@@ -71,12 +71,12 @@ def test_refuses_answers(tmp_path, lines, message):
 
 def test_what_is_kept_survives_a_torn_last_line(tmp_path):
     file = tmp_path / "deep" / "kept.jsonl"
-    kept = Kept(file)
+    kept = KeptLines(file)
     kept.add("a", {"x": "ä\u2028"})
     kept.add("b", {"x": 2})
     whole = file.read_bytes()
     file.write_bytes(whole + b'{"key": "c", "x"')
-    again = Kept(file)
+    again = KeptLines(file)
     assert [again.get(key) for key in "abc"] == [
         {"key": "a", "x": "ä\u2028"},
         {"key": "b", "x": 2},
@@ -89,7 +89,7 @@ def test_what_is_kept_survives_a_torn_last_line(tmp_path):
 def test_a_damaged_line_is_named(tmp_path):
     (tmp_path / "kept.jsonl").write_text('{"key": "a"}\n{"key": \n{"key": "b"}\n')
     with pytest.raises(ShearlingError, match=r"line 2 of .*kept\.jsonl is damaged"):
-        Kept(tmp_path / "kept.jsonl")
+        KeptLines(tmp_path / "kept.jsonl")
 
 
 def test_a_key_tells_parts_apart():

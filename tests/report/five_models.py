@@ -10,7 +10,7 @@ from typing import Any
 
 from sample_run import BLOCK, EMBEDDING, SampleRun
 
-from shearling.report.decide.selection import Candidate
+from shearling.report.decide.selection import ComparedModel
 from shearling.report.records.collect import read_directory
 from shearling.report.records.records import Records
 
@@ -45,10 +45,10 @@ class FiveModels:
     def parameters(self, place: int) -> int:
         return EMBEDDING + BLOCK * BLOCKS[place]
 
-    def candidates(self, *places: int) -> list[Candidate]:
+    def candidates(self, *places: int) -> list[ComparedModel]:
         """The models as a command would have opened them; all of them by default."""
         return [
-            Candidate(
+            ComparedModel(
                 name=self.names[place],
                 fingerprint=self.models[place]["fingerprint"],
                 parameters=self.parameters(place),

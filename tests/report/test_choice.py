@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from shearling.report.decide.accuracy import Estimate, beyond_noise, mean
+from shearling.report.decide.accuracy import MeanAccuracy, beyond_noise, mean
 from shearling.report.decide.candidates import Field, Measure, Value
 from shearling.report.decide.choice import choose, front
-from shearling.report.records.quality import Task
+from shearling.report.records.quality import TaskFigure
 from shearling.report.records.results import Model
 
 
-def task(value: float, stderr: float | None) -> Task:
-    return Task("t", "acc", value, stderr, 0, None, 100)
+def task(value: float, stderr: float | None) -> TaskFigure:
+    return TaskFigure("t", "acc", value, stderr, 0, None, 100)
 
 
 def field(rows: dict[str, dict[str, Any]]) -> Field:
@@ -157,7 +157,7 @@ def test_what_exceeds_noise() -> None:
 
 def test_the_mean_of_tasks() -> None:
     found = mean([task(0.2, 0.03), task(0.4, 0.04)])
-    assert found == Estimate(pytest.approx(0.3), pytest.approx(0.025))
+    assert found == MeanAccuracy(pytest.approx(0.3), pytest.approx(0.025))
     assert found.margin == pytest.approx(1.96 * 0.025)
     assert mean([task(0.2, 0.03), task(0.4, None)]).stderr is None
     assert math.isclose(mean([task(0.2, None)]).value, 0.2)

@@ -16,12 +16,12 @@ from five_models import NAMES, FiveModels
 from html_page import Page, require_self_contained, require_targets
 
 from shearling.errors import ShearlingError
+from shearling.evaluate.results import TaskResults
 from shearling.report import collect, page
 from shearling.report.decide.selection import select
-from shearling.report.draw.pareto import labels, shortened
 from shearling.report.pages.comparison_report import write_comparison
-from shearling.report.records.fields import Fields
-from shearling.report.records.quality import read_tasks
+from shearling.report.pages.pareto import labels, shortened
+from shearling.report.records.quality import tasks_of
 
 
 @pytest.fixture
@@ -272,7 +272,8 @@ def test_the_report_page_shows_tasks_and_repetition(five: FiveModels) -> None:
 def test_reading_tasks(metrics: dict, primary: str, expected: tuple | None) -> None:
     values = {"kind": "tasks", "model": {"name": "m", "fingerprint": "f"}, "suite": "s"}
     values["tasks"] = {"t": {"metrics": metrics, "primary": primary, "shots": 0}}
-    tasks = read_tasks(Fields(values, Path("tasks.json"))).tasks
+    file = Path("tasks.json")
+    tasks = tasks_of(TaskResults.from_json(values, file), file).tasks
     assert [(one.metric, one.value, one.stderr) for one in tasks] == (
         [expected] if expected else []
     )

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from shearling.report.draw import numbers
+from shearling.report import numbers
 
 THIN = numbers.THIN
 

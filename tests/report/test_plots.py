@@ -3,10 +3,10 @@ import math
 import pytest
 from matplotlib.figure import Figure
 
+from shearling.evaluate.results import Curve
 from shearling.report.draw.plots import Scale, damage_plot, marker_of, scale_of
 from shearling.report.draw.vector import SERIES, VARIABLES
 from shearling.report.pages.charts import SHAPES, series_key
-from shearling.report.records.records import Curve
 
 
 def test_a_first_block_far_above_all_others_runs_off_the_axis() -> None:

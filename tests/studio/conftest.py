@@ -10,7 +10,7 @@ from tiny_tokenizer import CHAT, write_llama
 pytest.importorskip("starlette", reason="the extra studio is not installed")
 pytest.importorskip("uvicorn", reason="the extra studio is not installed")
 
-from shearling.studio.worker import Worker
+from shearling.studio.worker import StudioWorker
 
 
 @pytest.fixture(scope="session")
@@ -26,8 +26,8 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def worker(dense: Path) -> Iterator[Worker]:
+def worker(dense: Path) -> Iterator[StudioWorker]:
     """The dense model's process; a second one would take seconds to import torch."""
-    found = Worker(dense, threads=1)
+    found = StudioWorker(dense, threads=1)
     yield found
     found.close()

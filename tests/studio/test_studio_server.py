@@ -17,11 +17,11 @@ from starlette.testclient import TestClient
 from shearling.errors import ShearlingError
 from shearling.evaluate.generation import Sampling
 from shearling.studio.app import MOST_BYTES, application
-from shearling.studio.conversation import Busy, Conversation, Model
+from shearling.studio.conversation import Busy, Conversation, StudioModel
 from shearling.studio.guard import Guard
 from shearling.studio.page import build
 from shearling.studio.serve import address, check_memory, distinct, listen, warning
-from shearling.studio.worker import Done, Failed, Job, Ready, Text
+from shearling.studio.worker import Done, Failed, Job, Piece, Ready
 
 
 class Player:
@@ -41,7 +41,7 @@ class Player:
         return self._events(job)
 
     def _events(self, job: Job) -> Iterator[Any]:
-        yield Text("so ", 1, 0.5)
+        yield Piece("so ", 1, 0.5)
         self.go.wait(10)
         ended = "stopped" if job.number in self.stopped else "end"
         yield Done("so be it", 3, 2, 0.5, 4.0, 10**9, ended)
@@ -53,8 +53,8 @@ class Player:
     def kill(self) -> None:
         self.go.set()
 
-    def model(self, name: str) -> Model:
-        return Model(name, 1000, Ready(4000, 10**8, self.chat, 64), self)
+    def model(self, name: str) -> StudioModel:
+        return StudioModel(name, 1000, Ready(4000, 10**8, self.chat, 64), self)
 
 
 def client_of(*players: Player, host: str = "127.0.0.1", together: bool = False) -> TestClient:

@@ -9,7 +9,7 @@ import torch
 
 from shearling.evaluate.generation import Sampling, generate
 from shearling.model.loading import load_model, load_tokenizer
-from shearling.studio.worker import Done, Failed, Job, Ready, Text, _serve, weight_bytes
+from shearling.studio.worker import Done, Failed, Job, Piece, Ready, _serve, weight_bytes
 from tiny_models import tiny_model
 
 SAMPLED = Sampling(max_new_tokens=20, temperature=0.8, top_p=0.9, seed=3)
@@ -39,7 +39,7 @@ def test_says_what_it_holds(ready, dense):
 def test_streams_what_generate_writes(worker, ready, dense, chat):
     *texts, done = list(worker.answer(Job(1, "Wool is", chat, SAMPLED)))
     assert isinstance(done, Done)
-    assert all(isinstance(text, Text) for text in texts)
+    assert all(isinstance(text, Piece) for text in texts)
     assert done.text == expected(dense, "Wool is", chat=chat) != ""
     assert done.text.startswith("".join(text.text for text in texts))
     assert len(texts) > 5
@@ -100,7 +100,7 @@ def test_a_process_ends_with_its_parent(pruned, busy):
     assert isinstance(ours.recv(), Ready)
     if busy:
         ours.send(Job(1, "a", False, Sampling(max_new_tokens=60, temperature=1.0)))
-        assert isinstance(ours.recv(), Text)
+        assert isinstance(ours.recv(), Piece)
     ours.close()  # a parent that was killed leaves no more
     thread.join(20)
     assert not thread.is_alive()

@@ -23,8 +23,8 @@ from shearling.errors import ShearlingError
 
 if TYPE_CHECKING:
     from shearling.evaluate.tasks.suite import Suite
-    from shearling.report.decide.choice import Choice
-    from shearling.report.measured import Job, Wanted
+    from shearling.report.decide.choice import Decision
+    from shearling.report.measured import Measurement, WantedResults
 
 
 def compare(
@@ -90,9 +90,9 @@ def compare(
                 f"--results {directory} is not a directory; give one with result files, as "
                 "`shearling eval` and `bench` write them."
             )
-    from shearling.report.measured import Load, Missing, Wanted, candidate, gather
+    from shearling.report.measured import Load, Missing, WantedResults, candidate, gather
 
-    wanted = Wanted(
+    wanted = WantedResults(
         *_suite(suite, text or [], window, max_windows),
         limit=limit,
         prompts=tuple(dict.fromkeys([*(prompt or []), *_prompts(prompts)])),
@@ -123,7 +123,7 @@ def compare(
     print_result(described, as_json, [*_lines(choice), f"wrote {output}"])
 
 
-def choice_as_json(choice: Choice) -> dict[str, Any]:
+def choice_as_json(choice: Decision) -> dict[str, Any]:
     """What was decided, and by which figures."""
     field = choice.field
 
@@ -234,7 +234,10 @@ def _prompt(file: Path, number: int, line: str) -> str:
 
 
 def _measure(
-    jobs: Sequence[Job], subjects: Sequence[Any], paths: Sequence[str], wanted: Wanted
+    jobs: Sequence[Measurement],
+    subjects: Sequence[Any],
+    paths: Sequence[str],
+    wanted: WantedResults,
 ) -> None:
     from shearling.files.terminal import progress_bars
     from shearling.report.measured import measure
@@ -243,14 +246,14 @@ def _measure(
         measure(jobs, subjects, paths, wanted, progress)
 
 
-def _planned(jobs: Sequence[Job], output: Path) -> list[str]:
+def _planned(jobs: Sequence[Measurement], output: Path) -> list[str]:
     lines = [
         f"{job.subject.name}: {job.what}" if job.subject is not None else job.what for job in jobs
     ]
     return [*(lines or ["nothing has to be measured"]), f"then {output} would be written"]
 
 
-def _lines(choice: Choice) -> list[str]:
+def _lines(choice: Decision) -> list[str]:
     """What was decided, for a terminal."""
     field = choice.field
     lines = []

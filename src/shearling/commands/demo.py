@@ -16,10 +16,11 @@ from shearling.errors import ShearlingError
 from shearling.evaluate.benchmark import bench_models
 from shearling.evaluate.damage import damage
 from shearling.evaluate.measure import evaluate_model, generate_samples
+from shearling.evaluate.results import Damage
 from shearling.files.progress import Progress, silent
 from shearling.files.writer import write_json, write_text
 from shearling.model.checkpoint import Checkpoint
-from shearling.model.manifest import identity, stamp
+from shearling.model.manifest import identity, ref, stamp
 from shearling.pruning.choose import account, check_layers, keep_layers
 from shearling.pruning.cut import cut
 from shearling.report import write_report
@@ -183,16 +184,13 @@ def _damage(
     curves = damage(
         BlockStream(source, Place.best(source)), ids_NS, orders, counts, progress=progress
     )
-    return (
-        {"kind": "damage"}
-        | stamp(source)
-        | {
-            "text": held_out.name,
-            "window": _within(source, WINDOW),
-            "windows": len(ids_NS),
-            "curves": curves,
-        }
-    )
+    return Damage(
+        model=ref(source),
+        text=held_out.name,
+        window=_within(source, WINDOW),
+        windows=len(ids_NS),
+        curves=curves,
+    ).to_json()
 
 
 def _pruned(

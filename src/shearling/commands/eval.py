@@ -14,7 +14,7 @@ from shearling.commands.options import Json, Models, Seed, print_result, warn, w
 from shearling.errors import ShearlingError
 
 if TYPE_CHECKING:
-    from shearling.evaluate.tasks.run import Tasks
+    from shearling.evaluate.tasks.run import TaskRunner
     from shearling.evaluate.tasks.suite import Suite
     from shearling.files.progress import Progress
 
@@ -139,13 +139,13 @@ class _Plan:
 
     def __post_init__(self) -> None:
         from shearling.evaluate.measure import memory_needed
-        from shearling.evaluate.tasks.run import Tasks
+        from shearling.evaluate.tasks.run import TaskRunner
 
         self.bytes = [
             memory_needed(subject, dtype=self.dtype, device=self.device)
             for subject in self.subjects
         ]
-        self.tasks: Tasks = Tasks(
+        self.tasks: TaskRunner = TaskRunner(
             self.name, self.suite.tasks, limit=self.limit, seed=self.seed, dtype=self.dtype,
             batch=self.batch,
         )  # fmt: skip

@@ -10,7 +10,7 @@ import typer
 from shearling.commands.options import Json, Seed, print_result
 
 if TYPE_CHECKING:
-    from shearling.data.pack import Plan
+    from shearling.data.pack import PackPlan
 
 
 def pack(
@@ -45,7 +45,7 @@ def pack(
     {"messages": …} or a prompt with its answer ("instruction" and "output", "question" and
     "answer"); of the last two only answers are learned.
     """
-    from shearling.data.pack import Plan
+    from shearling.data.pack import PackPlan
     from shearling.data.pack import pack as build
     from shearling.files.terminal import progress_bars
     from shearling.model.loading import load_tokenizer
@@ -53,7 +53,7 @@ def pack(
 
     directory = resolve(tokenizer)
     name = directory.resolve().name if Path(tokenizer).exists() else tokenizer
-    plan = Plan.of(
+    plan = PackPlan.of(
         files, load_tokenizer(directory), name, length=length, held_out=held_out, seed=seed
     )
     if dry_run:
@@ -64,7 +64,7 @@ def pack(
     print_result(manifest, as_json, [*_lines(manifest), f"wrote {output}"])
 
 
-def _print_plan(plan: Plan, as_json: bool) -> None:
+def _print_plan(plan: PackPlan, as_json: bool) -> None:
     domains: dict[str, dict[str, Any]] = {}
     text = []
     for domain, sources in plan.domains.items():

@@ -71,7 +71,7 @@ def reference(
     found.save(output)
     for line in found.how.get("warnings", []):
         warn(f"{line}.")
-    text = json.dumps(found.as_json(), indent=2, ensure_ascii=False)
+    text = json.dumps(found.to_json(), indent=2, ensure_ascii=False)
     print(text if as_json else "\n".join([*_lines(found), f"wrote {output}"]))
     sys.stdout.flush()
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from shearling.data.records import Chat, Exchange, Record, Text
+from shearling.data.records import Chat, Document, Exchange, Record
 from shearling.data.text import PIECE_CHARACTERS, pieces
 from shearling.errors import ShearlingError
 
@@ -57,11 +57,11 @@ class Encoder:
         documents = [
             record.text
             for _, record in batch
-            if isinstance(record, Text) and len(record.text) <= PIECE_CHARACTERS
+            if isinstance(record, Document) and len(record.text) <= PIECE_CHARACTERS
         ]
         rows = iter(self._ids(documents))
         for number, record in batch:
-            if isinstance(record, Text):
+            if isinstance(record, Document):
                 short = len(record.text) <= PIECE_CHARACTERS
                 yield self._document(next(rows) if short else self._long(record.text)), None
             elif isinstance(record, Exchange):

@@ -24,7 +24,7 @@ from shearling.data.domains import Source, find_domains
 from shearling.data.encode import Encoder, adds_bos
 from shearling.data.merge import merge
 from shearling.data.records import SHARD_BYTES, split
-from shearling.data.shards import Task, tokenise
+from shearling.data.shards import ShardTask, tokenise
 from shearling.data.store import KIND, MANIFEST, UNFINISHED, VERSION, tokenizer_hash
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
@@ -39,7 +39,7 @@ WORTH_WORKERS = 64_000_000
 
 
 @dataclass(frozen=True)
-class Plan:
+class PackPlan:
     """What is to be packed, and how; a function of the options and the files alone."""
 
     tokenizer: PreTrainedTokenizerBase = field(repr=False)
@@ -53,7 +53,7 @@ class Plan:
     def of(
         specs: Sequence[str], tokenizer: PreTrainedTokenizerBase, name: str, *,
         length: int = 2048, held_out: float = 0.02, seed: int = 0,
-    ) -> Plan:  # fmt: skip
+    ) -> PackPlan:  # fmt: skip
         """Find the files of ``specs``; see :func:`shearling.data.domains.find_domains`.
 
         Raises:
@@ -67,7 +67,7 @@ class Plan:
                 "0.02; 0 holds nothing out."
             )
         Encoder(tokenizer)
-        return Plan(tokenizer, name, find_domains(specs), length, held_out, seed)
+        return PackPlan(tokenizer, name, find_domains(specs), length, held_out, seed)
 
     @property
     def bytes(self) -> int:
@@ -110,7 +110,7 @@ class Plan:
 
 
 def pack(
-    plan: Plan, output: Path, *, workers: int | None = None, shard_bytes: int = SHARD_BYTES,
+    plan: PackPlan, output: Path, *, workers: int | None = None, shard_bytes: int = SHARD_BYTES,
     progress: Progress = silent,
 ) -> dict[str, Any]:  # fmt: skip
     """Build the store, or finish one that was begun the same way; returns its manifest.
@@ -193,7 +193,7 @@ def _processors() -> int:
     return os.cpu_count() or 1
 
 
-def _digests(plan: Plan, workers: int, progress: Progress) -> dict[Path, str]:
+def _digests(plan: PackPlan, workers: int, progress: Progress) -> dict[Path, str]:
     """SHA-256 of every file. Threads do: hashing leaves the interpreter free."""
     files = [source.file for sources in plan.domains.values() for source in sources]
     found: dict[Path, str] = {}
@@ -208,17 +208,17 @@ def _digests(plan: Plan, workers: int, progress: Progress) -> dict[Path, str]:
 
 
 def _tasks(
-    plan: Plan, described: Mapping[str, Any], unfinished: Path, shard_bytes: int
-) -> list[Task]:
+    plan: PackPlan, described: Mapping[str, Any], unfinished: Path, shard_bytes: int
+) -> list[ShardTask]:
     """Every shard of every file, in the order in which the domains will hold them."""
-    tasks: list[Task] = []
+    tasks: list[ShardTask] = []
     for domain, sources in plan.domains.items():
         (unfinished / domain).mkdir(exist_ok=True)
         for index, source in enumerate(sources):
             sha = described[domain][index]["sha256"]
             for shard in split(source.file, shard_bytes):
                 path = unfinished / domain / f"{index:06}-{shard.start:014}"
-                tasks.append(Task(domain, shard, sha, path, plan.dtype, plan.seed))
+                tasks.append(ShardTask(domain, shard, sha, path, plan.dtype, plan.seed))
     return tasks
 
 
@@ -235,7 +235,7 @@ def _nothing_for_nothing(unfinished: Path) -> Generator[None]:
 
 
 def _merge(
-    tasks: list[Task], plan: Plan, output: Path, workers: int, progress: Progress
+    tasks: list[ShardTask], plan: PackPlan, output: Path, workers: int, progress: Progress
 ) -> dict[str, Any]:
     """The parts of every domain, in threads: copying and hashing leave the interpreter free."""
 

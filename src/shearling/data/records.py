@@ -43,7 +43,7 @@ _SHAREGPT = {"human": "user", "user": "user", "gpt": "assistant", "system": "sys
 
 
 @dataclass(frozen=True)
-class Text:
+class Document:
     """A document, all of which is learned."""
 
     text: str
@@ -64,7 +64,7 @@ class Chat:
     messages: tuple[tuple[str, str], ...]
 
 
-Record = Text | Exchange | Chat
+Record = Document | Exchange | Chat
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def suffix_of(file: Path) -> str | None:
 def digest(record: Record, seed: int) -> int:
     """64 bits that depend on the seed and what the record says, and on nothing else."""
     # What repr() escapes depends on the Unicode tables of this Python; ascii() escapes it all.
-    said = record.text if isinstance(record, Text) else ascii(record)
+    said = record.text if isinstance(record, Document) else ascii(record)
     key = str(seed).encode()
     return int.from_bytes(hashlib.blake2b(said.encode(), digest_size=8, key=key).digest(), "little")
 
@@ -270,7 +270,7 @@ def _record(value: Any, shard: Shard, number: int) -> Record | None:
             return _exchange(value, prompt, answer)
         if isinstance(value.get("text"), str):
             text = _LONE_SURROGATE.sub("\ufffd", value["text"])
-            return Text(text) if text.strip() else None
+            return Document(text) if text.strip() else None
     kind = f"is of type {type(value).__name__}"
     if isinstance(value, dict):
         kind = f"has the keys {', '.join(map(str, value)) or '(none)'}"

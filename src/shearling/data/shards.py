@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from shearling.data.encode import Encoder
 from shearling.data.merge import DOCUMENT
-from shearling.data.records import Record, Shard, Text, digest, read
+from shearling.data.records import Document, Record, Shard, digest, read
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress
 from shearling.files.writer import write_json
@@ -30,7 +30,7 @@ BATCH_RECORDS, BATCH_CHARACTERS = 512, 1_000_000
 
 
 @dataclass(frozen=True)
-class Task:
+class ShardTask:
     """A shard of a domain's text, and where its tokens go.
 
     ``path`` with ``.ids`` are the tokens in ``dtype``; with ``.documents`` each document's digest
@@ -58,7 +58,7 @@ class Task:
 
 
 def tokenise(
-    tasks: list[Task], tokenizer: PreTrainedTokenizerBase, workers: int, progress: Progress
+    tasks: list[ShardTask], tokenizer: PreTrainedTokenizerBase, workers: int, progress: Progress
 ) -> None:
     """Do the tasks that no earlier run finished.
 
@@ -75,8 +75,8 @@ def tokenise(
 
 
 def _results(
-    tasks: list[Task], tokenizer: PreTrainedTokenizerBase, workers: int
-) -> Generator[Task]:
+    tasks: list[ShardTask], tokenizer: PreTrainedTokenizerBase, workers: int
+) -> Generator[ShardTask]:
     """The tasks as they get done."""
     if workers <= 1:
         encoder = Encoder(tokenizer)
@@ -92,7 +92,9 @@ def _results(
     stop = context.Event()
     with ProcessPoolExecutor(workers, context, _begin, (tokenizer, stop)) as pool:
         try:
-            futures: dict[Future[None], Task] = {pool.submit(_work, task): task for task in tasks}
+            futures: dict[Future[None], ShardTask] = {
+                pool.submit(_work, task): task for task in tasks
+            }
             for future in as_completed(futures):
                 future.result()
                 yield futures[future]
@@ -129,11 +131,11 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _work(task: Task) -> None:
+def _work(task: ShardTask) -> None:
     _write(task, _encoder, _stop.is_set)
 
 
-def _write(task: Task, encoder: Encoder, stopped: Callable[[], bool]) -> None:
+def _write(task: ShardTask, encoder: Encoder, stopped: Callable[[], bool]) -> None:
     """Write a shard's tokens; the last file to appear says that the others are whole."""
     table: list[tuple[int, int]] = []
     left_out = written = 0
@@ -178,7 +180,7 @@ def _batches(shard: Shard) -> Iterator[tuple[list[tuple[int, Record]], int]]:
             blank += 1
             continue
         batch.append((number, record))
-        characters += len(record.text) if isinstance(record, Text) else 0
+        characters += len(record.text) if isinstance(record, Document) else 0
         if len(batch) == BATCH_RECORDS or characters >= BATCH_CHARACTERS:
             yield batch, blank
             batch, characters, blank = [], 0, 0

@@ -8,18 +8,17 @@ from typing import Any
 from shearling.evaluate.ratios import sentence
 from shearling.evaluate.speed import bench
 from shearling.files.progress import Progress, silent
-from shearling.model.manifest import stamp
 
 
 def bench_models(
     models: Sequence[Any], *, progress: Progress = silent, **options: Any
 ) -> dict[str, Any]:
     """Speed and memory, in turns; options as in ``shearling.evaluate.speed.bench``."""
-    return {"kind": "bench"} | stamp() | bench(models, progress=progress, **options)
+    return bench(models, progress=progress, **options)
 
 
 def plan_lines(plan: dict[str, Any]) -> list[str]:
-    """What a bench would time, for a person; of :meth:`shearling.evaluate.speed.Plan.as_json`."""
+    """What a bench would time, for a person; ``plan`` as ``evaluate.speed.BenchPlan`` says it."""
     names = ", ".join(f"{one['name']} ({one['parameters']:,} parameters)" for one in plan["models"])
     runs = len(plan["grid"]) * (1 + plan["repeats"]) * len(plan["models"])
     return [

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torch import Tensor
 
 from shearling.engine.removals import removal_nll
 from shearling.engine.stream import BlockStream
+from shearling.evaluate.results import Curve
 from shearling.files.progress import Progress, silent
 
 
@@ -20,7 +20,7 @@ def damage(
     counts: Sequence[int],
     *,
     progress: Progress = silent,
-) -> list[dict[str, Any]]:
+) -> tuple[Curve, ...]:
     """Perplexity of the model without the first k blocks of each order, nothing written.
 
     All points of all curves are one walk through the model: those that skip the same blocks so
@@ -34,7 +34,7 @@ def damage(
         progress: told how far the work is.
 
     Returns:
-        ``curves`` as in docs/files.md.
+        A curve for each order.
     """
     removed = {
         name: [tuple(order[:k]) for k in counts if k <= len(order)]
@@ -44,11 +44,7 @@ def damage(
     nll = iter(
         removal_nll(stream, ids_NS, flat, progress=progress, stage="measuring damage curves")
     )
-    return [
-        {
-            "criterion": name,
-            "removed": [list(blocks) for blocks in each],
-            "perplexity": [math.exp(min(next(nll), 700.0)) for _ in each],
-        }
+    return tuple(
+        Curve(name, tuple(each), tuple(math.exp(min(next(nll), 700.0)) for _ in each))
         for name, each in removed.items()
-    ]
+    )

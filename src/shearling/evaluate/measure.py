@@ -8,11 +8,12 @@ from typing import Any
 
 from shearling.evaluate.generation import generate
 from shearling.evaluate.perplexity import LOGITS_BYTES, evaluate, perplexity
+from shearling.evaluate.results import Degeneration, Evaluation, Generations, Repetition, Sample
 from shearling.files.progress import Progress, silent
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.dtypes import dtype_of
 from shearling.model.loading import load_model
-from shearling.model.manifest import stamp
+from shearling.model.manifest import ref
 from shearling.model.memory import check_fits, loaded_bytes
 
 
@@ -21,7 +22,9 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """Perplexity on ``text``; options as in ``shearling.evaluate.perplexity.evaluate``."""
     figures = evaluate(checkpoint.path, text, progress=progress, **options)
-    return {"kind": "evaluation"} | stamp(checkpoint) | {"text": text.name} | figures
+    figures |= {"text": text.name}
+    del figures["kind"]
+    return Evaluation(model=ref(checkpoint), **figures).to_json()
 
 
 def evaluate_text(
@@ -29,7 +32,7 @@ def evaluate_text(
 ) -> dict[str, Any]:
     """The same of a model in memory, on documents called ``name``."""
     figures = perplexity(model, tokenizer, documents, **options)
-    return {"kind": "evaluation"} | stamp(subject) | {"text": name} | figures
+    return Evaluation(model=ref(subject), text=name, **figures).to_json()
 
 
 def measure_degeneration(
@@ -39,7 +42,8 @@ def measure_degeneration(
     from shearling.evaluate.degeneration import degeneration
 
     figures = degeneration(model, tokenizer, documents, **options)
-    return {"kind": "degeneration"} | stamp(subject) | {"text": name} | figures
+    figures |= {"reference": Repetition(**figures["reference"])}
+    return Degeneration(model=ref(subject), text=name, **figures).to_json()
 
 
 def generate_samples(
@@ -65,15 +69,12 @@ def generate_samples(
         progress=progress,
     )  # fmt: skip
     sampling = {"temperature": temperature, "top_p": top_p, "seed": seed}
-    return (
-        {"kind": "generations"}
-        | stamp(checkpoint)
-        | {
-            "sampling": sampling if temperature else {"method": "greedy"},
-            "max_new_tokens": max_new_tokens,
-            "samples": samples,
-        }
-    )
+    return Generations(
+        model=ref(checkpoint),
+        sampling=sampling if temperature else {"method": "greedy"},
+        max_new_tokens=max_new_tokens,
+        samples=tuple(Sample(**sample) for sample in samples),
+    ).to_json()
 
 
 def memory_needed(subject: Any, *, dtype: str, device: str = "cpu") -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -27,9 +27,11 @@ from shearling.evaluate.engines import (
 )
 from shearling.evaluate.engines.memory import check_memory, needed
 from shearling.evaluate.ratios import ratio, spread
+from shearling.evaluate.results import Bench, BenchRun, Spread
 from shearling.files.progress import Progress, silent
 from shearling.model.dtypes import dtype_of
 from shearling.model.loading import check_positive, load_config, longest_input
+from shearling.model.manifest import ref
 from shearling.model.subject import open_subject
 from shearling.table.cost import kv_cache_bytes
 from shearling.table.values import Shape
@@ -47,7 +49,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BenchPlan:
     """A bench that was checked and can begin; of ``repeats`` rounds."""
 
     subjects: Sequence[Any]
@@ -76,9 +78,9 @@ class Plan:
             "threads": setting.threads,
         }
 
-    def run(self, progress: Progress = silent) -> dict[str, Any]:
+    def run(self, progress: Progress = silent) -> Bench:
         """Time all of it; what :func:`bench` returns."""
-        runs: list[dict[str, Any]] = []
+        runs: list[BenchRun] = []
         ratios: list[dict[str, Any]] = []
         cells = self.setting.cells
         for one in self.engines:
@@ -90,8 +92,8 @@ class Plan:
                     runs += _runs(one, self.candidates, runners, measured)
                     ratios += _ratios(one, self.subjects, self.candidates, measured)
         setting = self.setting
-        used = {"threads": runs[0]["threads"], "dtype": setting.dtype, "device": setting.device}
-        return {"kind": "bench", "machine": machine() | used, "runs": runs, "ratios": ratios}
+        used = {"threads": runs[0].threads, "dtype": setting.dtype, "device": setting.device}
+        return Bench(machine=machine() | used, runs=tuple(runs), ratios=tuple(ratios))
 
 
 def bench(models: Sequence[Any], *, progress: Progress = silent, **options: Any) -> dict[str, Any]:
@@ -117,12 +119,12 @@ def bench(models: Sequence[Any], *, progress: Progress = silent, **options: Any)
         options: as in :func:`plan_bench`.
 
     Returns:
-        ``kind``, ``machine``, ``runs`` and ``ratios`` of a ``bench`` as in docs/files.md.
+        A result of the kind ``bench``, as in docs/files.md.
 
     Raises:
         ShearlingError: as :func:`plan_bench`, or the process of a model dies.
     """
-    return plan_bench(models, **options).run(progress)
+    return plan_bench(models, **options).run(progress).to_json()
 
 
 def plan_bench(
@@ -137,7 +139,7 @@ def plan_bench(
     dtype: str = "float32",
     device: str = "cpu",
     threads: int | None = None,
-) -> Plan:
+) -> BenchPlan:
     """Check everything that can be checked before a model is loaded.
 
     Args:
@@ -163,7 +165,7 @@ def plan_bench(
     found = [engine(name, places) for name in engines]
     for one in found:
         check_memory(one, candidates, setting)
-    return Plan(subjects, candidates, found, setting, repeats)
+    return BenchPlan(subjects, candidates, found, setting, repeats)
 
 
 def measure(
@@ -207,32 +209,32 @@ def _round(runners: Sequence[Runner], cell: Cell, i: int) -> list[Timing]:
 
 def _runs(
     one: Engine, candidates: Sequence[Candidate], runners: Sequence[Runner], measured: Measured
-) -> list[dict[str, Any]]:
+) -> list[BenchRun]:
     """Entries of a bench's ``runs``."""
     cell, runs = measured.cell, []
     for candidate, runner, timings in zip(candidates, runners, measured.timings, strict=True):
         peaks = [t.peak_bytes for t in timings if t.peak_bytes is not None]
         runs.append(
-            {
-                "model": _identity(candidate),
-                "engine": one.name,
-                "engine_version": one.version,
-                "weights": runner.weights,
-                "threads": runner.threads,
-                "batch": cell.batch,
-                "prompt": cell.prompt,
-                "new": cell.new,
-                "repeats": len(timings),
-                "first_token_ms": spread(1e3 * t.prefill_seconds for t in timings),
-                "ms_per_token": spread(1e3 * t.decode_seconds / t.steps for t in timings),
-                "prefill_tokens_per_s": spread(
+            BenchRun(
+                model=ref(candidate),
+                engine=one.name,
+                engine_version=one.version,
+                weights=runner.weights,
+                threads=runner.threads,
+                batch=cell.batch,
+                prompt=cell.prompt,
+                new=cell.new,
+                repeats=len(timings),
+                first_token_ms=_spread(1e3 * t.prefill_seconds for t in timings),
+                ms_per_token=_spread(1e3 * t.decode_seconds / t.steps for t in timings),
+                prefill_tokens_per_s=_spread(
                     cell.batch * cell.prompt / t.prefill_seconds for t in timings
                 ),
-                "decode_tokens_per_s": spread(
+                decode_tokens_per_s=_spread(
                     cell.batch * t.steps / t.decode_seconds for t in timings
                 ),
-                "peak_memory_bytes": max(peaks) if peaks else None,
-            }
+                peak_memory_bytes=max(peaks) if peaks else None,
+            )
         )
     return runs
 
@@ -248,6 +250,10 @@ def _ratios(
         | ratio(subjects[0], subjects[n], measured.cell, measured.timings[0], measured.timings[n])
         for n in range(1, len(candidates))
     ]
+
+
+def _spread(values: Iterable[float]) -> Spread:
+    return Spread(**spread(values))
 
 
 def _identity(candidate: Candidate) -> dict[str, str]:

@@ -23,8 +23,10 @@ from shearling.files.writer import write_json
 from shearling.gates.attach import folder
 from shearling.gates.learner import Learner
 from shearling.gates.options import LearnOptions
+from shearling.gates.results import GateStep, LearningHistory
 from shearling.model.checkpoint import Checkpoint, read_json
-from shearling.model.manifest import MANIFEST, stamp
+from shearling.model.manifest import MANIFEST
+from shearling.model.refs import ModelRef
 from shearling.pruning.cut import cut
 from shearling.repair.refit import refit
 from shearling.table.values import Keep
@@ -32,6 +34,7 @@ from shearling.train.finish import looks_at, manifest, move_into, save
 from shearling.train.log import read as read_log
 from shearling.train.parallel import World
 from shearling.train.reference import measure
+from shearling.train.results import Look
 
 RUN = "learning"  # in the output directory: checkpoints, logs and what the report shows
 FILE = "learning.json"
@@ -151,21 +154,21 @@ def _history(
     """What the report draws: sizes over time, where the gates ended, what survived."""
     trained = [record for record in read_log(log) if record["kind"] == "train"]
     bank = learner.bank
-    return {"kind": "learning"} | stamp() | {
-        "model": {"name": name, "fingerprint": written.fingerprint},
-        "gates": learner.kind,
-        "source_shape": dict(bank.shape),
-        "targets": {axis: rows.target for axis, rows in bank.rows.items()},
-        "units": {axis: rows.units for axis, rows in bank.rows.items()},
-        "steps": [
-            {key: record[key] for key in ("step", "tokens", "loss")} | record["gates"]
+    return LearningHistory(
+        model=ModelRef(name, written.fingerprint),
+        gates=learner.kind,
+        source_shape=dict(bank.shape),
+        targets={axis: rows.target for axis, rows in bank.rows.items()},
+        units={axis: rows.units for axis, rows in bank.rows.items()},
+        steps=tuple(
+            GateStep(**{key: record[key] for key in ("step", "tokens", "loss")} | record["gates"])
             for record in trained
-        ],
-        "looks": looks,
-        "histograms": {axis: _histogram(bank, axis) for axis in bank.rows},
-        "probability_lost": learner.lost(),
-        "keep": keep.as_json(),
-    }  # fmt: skip
+        ),
+        looks=tuple(Look(**look) for look in looks),
+        histograms={axis: tuple(_histogram(bank, axis)) for axis in bank.rows},
+        probability_lost=learner.lost(),
+        keep=keep.as_json(),
+    ).to_json()
 
 
 def _histogram(bank: Any, axis: str) -> list[int]:

@@ -20,7 +20,7 @@ def key_of(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-class Kept:
+class KeptLines:
     """A file of JSON lines that is only ever added to, from any thread, a whole line at a time.
 
     A last line that a kill cut short is dropped when it is next added to.

@@ -12,14 +12,15 @@ from typing import Any
 
 from shearling.errors import ShearlingError
 from shearling.evaluate.generation import Sampling
+from shearling.evaluate.results import Judgement
 from shearling.files.progress import Progress, silent
 from shearling.judge.endpoint import EndpointError, Judge
-from shearling.judge.kept import Kept, key_of
+from shearling.judge.kept import KeptLines, key_of
 from shearling.judge.prompts import Prompts
 from shearling.judge.sides import Side
 from shearling.judge.tally import Pair, tally
 from shearling.judge.template import DIGEST, Verdict, messages, read_verdict
-from shearling.model.manifest import stamp, versions
+from shearling.model.manifest import ref, versions
 
 VERDICTS = "verdicts.jsonl"
 
@@ -80,7 +81,7 @@ def run(
     """
     for side in (a, b):  # a file that lacks an answer is found before a model is loaded
         side.missing(prompts.texts)
-    kept = Kept(folder / VERDICTS)
+    kept = KeptLines(folder / VERDICTS)
     judge_name = judge.model
     pairs = list(
         zip(a.answers(prompts.texts, progress), b.answers(prompts.texts, progress), strict=True)
@@ -98,31 +99,24 @@ def run(
         line = None if question is None else kept.get(question.key)
         return None if line is None else line["verdict"]
 
-    found = tally(
+    counts = tally(
         [
             Pair(said(i, "AB"), said(i, "BA"), identical=answers[0] == answers[1])
             for i, answers in enumerate(pairs)
         ]
     )
-    return (
-        {"kind": "judgement"}
-        | stamp()
-        | {
-            "a": {"name": a.name, "fingerprint": a.fingerprint},
-            "b": {"name": b.name, "fingerprint": b.fingerprint},
-            "judge": judge_name,
-            "endpoint": judge.host,
-            "judge_options": judge.options,
-        }
-        | asdict(found)
-        | {"interval": None if found.interval is None else list(found.interval)}
-        | {
-            "prompt_sha256": DIGEST,
-            "prompts_file": {"name": prompts.file.name, "sha256": prompts.digest},
-            "sampling": asdict(sampling),
-            "versions": versions() | {"openai": version("openai")},
-        }
-    )
+    return Judgement(
+        a=ref(a),
+        b=ref(b),
+        judge=judge_name,
+        endpoint=judge.host,
+        judge_options=judge.options,
+        **asdict(counts),
+        prompt_sha256=DIGEST,
+        prompts_file={"name": prompts.file.name, "sha256": prompts.digest},
+        sampling=asdict(sampling),
+        versions=versions() | {"openai": version("openai")},
+    ).to_json()
 
 
 def _question(
@@ -134,7 +128,11 @@ def _question(
 
 
 def _ask(
-    questions: Sequence[Question], judge: Judge, kept: Kept, concurrency: int, progress: Progress
+    questions: Sequence[Question],
+    judge: Judge,
+    kept: KeptLines,
+    concurrency: int,
+    progress: Progress,
 ) -> None:
     """Put the questions whose verdict is not kept, several at a time, and keep each verdict.
 
@@ -164,7 +162,7 @@ def _ask(
         ) from failure
 
 
-def _keep(question: Question, judge: Judge, kept: Kept, leave: threading.Event) -> int:
+def _keep(question: Question, judge: Judge, kept: KeptLines, leave: threading.Event) -> int:
     """Ask and keep; the number of verdicts, which is 0 once all are to ``leave``."""
     if leave.is_set():
         return 0

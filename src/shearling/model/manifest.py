@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import platform
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from shearling.files.results import now
 from shearling.model.checkpoint import Checkpoint, read_json
+from shearling.model.refs import ModelRef
 from shearling.version import __version__
 
 MANIFEST = "shearling.json"
@@ -18,7 +19,7 @@ def stamp(checkpoint: Checkpoint | None = None) -> dict[str, Any]:
     """The fields that all files share; ``model`` if one is meant."""
     fields: dict[str, Any] = {
         "shearling": __version__,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "created": now(),
     }
     return fields if checkpoint is None else fields | {"model": identity(checkpoint)}
 
@@ -26,6 +27,11 @@ def stamp(checkpoint: Checkpoint | None = None) -> dict[str, Any]:
 def identity(checkpoint: Checkpoint) -> dict[str, str]:
     """A model's name and fingerprint."""
     return {"name": checkpoint.name, "fingerprint": checkpoint.fingerprint}
+
+
+def ref(checkpoint: Any) -> ModelRef:
+    """A model's name and fingerprint, as a result says them."""
+    return ModelRef(checkpoint.name, checkpoint.fingerprint)
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:

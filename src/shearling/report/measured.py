@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from shearling.files.progress import Progress, silent
 from shearling.files.writer import file_digest, write_json
-from shearling.report.decide.selection import Candidate
+from shearling.report.decide.selection import ComparedModel
 from shearling.report.records.collect import read_directory
 from shearling.report.records.records import Records
 from shearling.report.records.results import measurements
 
 if TYPE_CHECKING:
-    from shearling.evaluate.tasks.suite import Degeneration, Suite, Text
+    from shearling.evaluate.tasks.suite import DegenerationText, PerplexityText, Suite
 
 ENDINGS = (".jsonl", ".txt", ".md")  # which a report leaves out of a text's name
 
@@ -34,7 +34,7 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class WantedResults:
     """What is asked for of every model.
 
     Attributes:
@@ -56,7 +56,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Job:
+class Measurement:
     """One result that is missing; ``subject`` is None for a benchmark, which times all in turns."""
 
     subject: Any
@@ -93,11 +93,11 @@ def gather(subjects: Sequence[Any], given: Iterable[Path]) -> Records:
     return records
 
 
-def candidate(subject: Any, given: str) -> Candidate:
+def candidate(subject: Any, given: str) -> ComparedModel:
     """A model as the page knows it; ``given`` is how the user named it."""
     local = Path(given).exists()
     shape = getattr(subject, "shape", None)
-    return Candidate(
+    return ComparedModel(
         name=subject.name,
         fingerprint=subject.fingerprint,
         parameters=getattr(subject, "parameters", None),
@@ -119,43 +119,43 @@ class Missing:
     """
 
     subjects: Sequence[Any]
-    wanted: Wanted
+    wanted: WantedResults
     place: Path
     elsewhere: Records
     known: Records
     _digests: dict[Path, str] = field(default_factory=dict)
 
-    def jobs(self) -> list[Job]:
+    def jobs(self) -> list[Measurement]:
         """Everything missing, model by model, the benchmark last."""
         found = [job for subject in self.subjects for job in self._of(subject)]
         bench = self._bench()
         return [*found, *([bench] if bench else [])]
 
-    def _of(self, subject: Any) -> list[Job]:
+    def _of(self, subject: Any) -> list[Measurement]:
         wanted, found = self.wanted, []
         for text in wanted.suite.texts:
             file = self._file(subject, f"evaluation-{text.stem}", self._key(text))
             if not (file.is_file() or self._has_evaluation(subject, text)):
                 windows = f"{text.max_windows} windows" if text.max_windows else "all windows"
                 what = f"perplexity on {text.label}, {windows} of {text.window} tokens"
-                found.append(Job(subject, "evaluation", what, file, text))
+                found.append(Measurement(subject, "evaluation", what, file, text))
         tasks = [task.model_dump(mode="json") for task in wanted.suite.tasks]
         file = self._file(subject, f"tasks-{wanted.name}", [tasks, wanted.limit, wanted.seed])
         if tasks and not (file.is_file() or self._has_tasks(subject)):
             few = f", {wanted.limit} questions each" if wanted.limit else ""
             what = f"{len(tasks)} tasks of {wanted.name}{few}"
-            found.append(Job(subject, "tasks", what, file))
+            found.append(Measurement(subject, "tasks", what, file))
         for each in wanted.suite.degeneration:
             file = self._file(subject, f"degeneration-{each.stem}", self._key(each))
             if not (file.is_file() or self._has_degeneration(subject, each)):
                 what = f"repetition in {each.prompts} continuations of {each.label}"
-                found.append(Job(subject, "degeneration", what, file, each))
+                found.append(Measurement(subject, "degeneration", what, file, each))
         prompts = [one for one in wanted.prompts if one not in self._said(subject)]
         if prompts:
             key = [prompts, wanted.max_new_tokens]
             file = self._file(subject, "generations", key)
             what = f"{len(prompts)} prompts continued by up to {wanted.max_new_tokens} tokens"
-            found.append(Job(subject, "generations", what, file, prompts))
+            found.append(Measurement(subject, "generations", what, file, prompts))
         return found
 
     def _key(self, part: Any) -> list[Any]:
@@ -174,7 +174,7 @@ class Missing:
         folder = f"{subject.name}-{subject.fingerprint[:8]}"
         return self.place / folder / f"{stem}-{_short(key)}.json"
 
-    def _has_evaluation(self, subject: Any, text: Text) -> bool:
+    def _has_evaluation(self, subject: Any, text: PerplexityText) -> bool:
         """Whether it was measured by somebody: with so many windows, or, where all are asked for,
         with as many as every other model here."""
         alike: dict[int, set[str]] = {}
@@ -197,7 +197,7 @@ class Missing:
             for one in self.elsewhere.tasks
         )
 
-    def _has_degeneration(self, subject: Any, each: Degeneration) -> bool:
+    def _has_degeneration(self, subject: Any, each: DegenerationText) -> bool:
         sizes = (each.prompts, each.prompt_tokens, each.new_tokens)
         return any(
             one.model.fingerprint == subject.fingerprint
@@ -210,15 +210,15 @@ class Missing:
     def _said(self, subject: Any) -> set[str]:
         """Prompts that the model has continued, greedily and as far as wanted."""
         return {
-            prompt
+            sample.prompt
             for one in self.known.generations
             if one.model.fingerprint == subject.fingerprint
             and one.max_new_tokens == self.wanted.max_new_tokens
             and _temperature(one.sampling) == 0
-            for prompt, _ in one.samples
+            for sample in one.samples
         }
 
-    def _bench(self) -> Job | None:
+    def _bench(self) -> Measurement | None:
         """Timings count only if all models took turns: one that is missing, and all are timed."""
         load = self.wanted.bench
         if load is None:
@@ -238,11 +238,16 @@ class Missing:
             f"speed of {len(self.subjects)} models in turns: batch {sizes}, prompt of "
             f"{load.prompt}, {load.new} new tokens, {load.repeats} rounds"
         )
-        return Job(None, "bench", what, self.place / f"bench-{_short(key)}.json")
+        return Measurement(None, "bench", what, self.place / f"bench-{_short(key)}.json")
 
 
-def measure(jobs: Sequence[Job], subjects: Sequence[Any], paths: Sequence[str], wanted: Wanted,
-            progress: Progress = silent) -> None:  # fmt: skip
+def measure(
+    jobs: Sequence[Measurement],
+    subjects: Sequence[Any],
+    paths: Sequence[str],
+    wanted: WantedResults,
+    progress: Progress = silent,
+) -> None:
     """Measure what is missing, a model at a time; each result is written as soon as it is there.
 
     Args:
@@ -273,7 +278,7 @@ def measure(jobs: Sequence[Job], subjects: Sequence[Any], paths: Sequence[str], 
             write_json(job.file, _time(paths, wanted, wanted.bench, progress))
 
 
-def _run(job: Job, load: Any, wanted: Wanted, progress: Progress) -> dict[str, Any]:
+def _run(job: Measurement, load: Any, wanted: WantedResults, progress: Progress) -> dict[str, Any]:
     """The result file of one job on one model."""
     from shearling.evaluate.measure import evaluate_text, generate_samples, measure_degeneration
 
@@ -292,9 +297,9 @@ def _run(job: Job, load: Any, wanted: Wanted, progress: Progress) -> dict[str, A
             subject, item, model=load()[0], max_new_tokens=wanted.max_new_tokens,
             seed=wanted.seed, progress=progress,
         )  # fmt: skip
-    from shearling.evaluate.tasks.run import Tasks
+    from shearling.evaluate.tasks.run import TaskRunner
 
-    tasks = Tasks(
+    tasks = TaskRunner(
         wanted.name, wanted.suite.tasks, limit=wanted.limit, seed=wanted.seed, dtype=wanted.dtype
     )
     return tasks.run(subject, load, recalled=tasks.recalled(subject), progress=progress)
@@ -310,7 +315,9 @@ def _documents(part: Any) -> list[str]:
     return documents(part.file)
 
 
-def _time(paths: Sequence[str], wanted: Wanted, load: Load, progress: Progress) -> dict[str, Any]:
+def _time(
+    paths: Sequence[str], wanted: WantedResults, load: Load, progress: Progress
+) -> dict[str, Any]:
     from shearling.evaluate.benchmark import bench_models
 
     return bench_models(

@@ -40,7 +40,7 @@ GROUPS = (32, 64, 16, 128)  # of int4, the first that divides the most weights
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class QuantizePlan:
     """What becomes of a model's tensors.
 
     Attributes:
@@ -116,7 +116,7 @@ def open_source(model: str | Path) -> Checkpoint:
 
 def plan(
     source: Checkpoint, to: str, *, group: int | None = None, dtype: str | None = None
-) -> Plan:
+) -> QuantizePlan:
     """Which matrices would be rounded, and what the result would take on disk.
 
     Args:
@@ -142,7 +142,7 @@ def plan(
     if not rounded:
         raise ShearlingError(_no_group(source, matrices, group or 0))
     stored = dtype or _dtype(source)
-    return Plan(
+    return QuantizePlan(
         to,
         group,
         stored,
@@ -153,7 +153,7 @@ def plan(
     )
 
 
-def check(source: Checkpoint, output: Path, wanted: Plan) -> None:
+def check(source: Checkpoint, output: Path, wanted: QuantizePlan) -> None:
     """Refuse what cannot work before any work is done: torchao, disk, memory, the output's name."""
     require_torchao(f"--to {wanted.to} needs torchao")
     check_output(output)
@@ -164,7 +164,7 @@ def check(source: Checkpoint, output: Path, wanted: Plan) -> None:
 
 @torch.inference_mode()
 def quantize(
-    source: Checkpoint, output: Path, wanted: Plan, *, progress: Progress = silent
+    source: Checkpoint, output: Path, wanted: QuantizePlan, *, progress: Progress = silent
 ) -> dict[str, Any]:
     """Write a quantised copy of a model, and prove that it loads as what it was in memory.
 
@@ -265,7 +265,7 @@ def _logits(model: Any, ids_BS: Tensor) -> Tensor:
     return model(input_ids=ids_BS, use_cache=False).logits.float()
 
 
-def _rounded(source: Checkpoint, wanted: Plan) -> Any:
+def _rounded(source: Checkpoint, wanted: QuantizePlan) -> Any:
     """The model with its matrices rounded, by transformers and torchao."""
     from torchao.quantization import (
         Int8WeightOnlyConfig,
@@ -318,7 +318,9 @@ def _write(source: Checkpoint, model: Any, staging: Path) -> dict[str, str]:
     return {file.name: file_digest(file) for file in sorted(staging.glob("*.safetensors"))}
 
 
-def _proof(dense_BSV: Tensor, memory_BSV: Tensor, found_BSV: Tensor, wanted: Plan) -> RoundingProof:
+def _proof(
+    dense_BSV: Tensor, memory_BSV: Tensor, found_BSV: Tensor, wanted: QuantizePlan
+) -> RoundingProof:
     difference = float((found_BSV - dense_BSV).abs().max())
     dense, found = dense_BSV.double().log_softmax(-1), found_BSV.double().log_softmax(-1)
     divergence = float((dense.exp() * (dense - found)).sum(-1).mean())
@@ -341,7 +343,7 @@ def _require(proof: RoundingProof, output: Path) -> None:
         )
 
 
-def _manifest(source: Checkpoint, wanted: Plan) -> dict[str, Any]:
+def _manifest(source: Checkpoint, wanted: QuantizePlan) -> dict[str, Any]:
     return {"kind": "manifest", "stage": "quantize"} | stamp() | {
         "source": describe(source),
         "shape": dict(source.shape),

@@ -17,7 +17,7 @@ PATIENCE = 5.0  # seconds that a prompt waits for the one before it, which may b
 
 
 class Answers(Protocol):
-    """What is asked of a worker; see :class:`shearling.studio.worker.Worker`."""
+    """What is asked of a worker; see :class:`shearling.studio.worker.StudioWorker`."""
 
     def answer(self, job: Job, /) -> Any:
         """Iterate over the events of a job."""
@@ -33,7 +33,7 @@ class Answers(Protocol):
 
 
 @dataclass(frozen=True)
-class Model:
+class StudioModel:
     """A model on the page."""
 
     name: str
@@ -53,7 +53,7 @@ class Busy(Exception):
 class Conversation:
     """All models and the one prompt they are at."""
 
-    def __init__(self, models: Sequence[Model], *, patience: float = PATIENCE) -> None:
+    def __init__(self, models: Sequence[StudioModel], *, patience: float = PATIENCE) -> None:
         """Talk to ``models``, which are loaded; a second prompt waits ``patience`` seconds."""
         self.models = list(models)
         self._patience = patience

@@ -21,9 +21,9 @@ from shearling.model.loading import check_positive
 from shearling.model.memory import free_bytes, loaded_bytes
 from shearling.model.subject import open_subject
 from shearling.studio.app import application
-from shearling.studio.conversation import Conversation, Model
+from shearling.studio.conversation import Conversation, StudioModel
 from shearling.studio.guard import is_loopback
-from shearling.studio.worker import Worker
+from shearling.studio.worker import StudioWorker
 
 PROCESS_BYTES = 400_000_000  # of a process with torch and transformers and no model
 
@@ -62,7 +62,7 @@ def serve(
         listening = stack.enter_context(listen(host, port))
         workers = []
         for subject in subjects:
-            worker = Worker(subject.path, dtype=dtype, device=device, threads=threads)
+            worker = StudioWorker(subject.path, dtype=dtype, device=device, threads=threads)
             stack.callback(worker.close)
             workers.append(worker)
         loaded = []
@@ -70,7 +70,7 @@ def serve(
             zip(distinct([s.name for s in subjects]), subjects, workers, strict=True)
         ):
             progress("loading models", i, len(workers))
-            loaded.append(Model(name, subject.parameters, worker.ready(), worker))
+            loaded.append(StudioModel(name, subject.parameters, worker.ready(), worker))
         progress("loading models", len(workers), len(workers))
         ready(address(host, listening.getsockname()[1]))
         # The usual way to end, and no failure; uvicorn raises it again once it is done.
@@ -79,7 +79,7 @@ def serve(
 
 
 async def _until_interrupted(
-    models: Sequence[Model], host: str, together: bool, listening: socket.socket
+    models: Sequence[StudioModel], host: str, together: bool, listening: socket.socket
 ) -> None:
     conversation = Conversation(models)
     config = uvicorn.Config(

@@ -53,7 +53,7 @@ class Ready:
 
 
 @dataclass(frozen=True)
-class Text:
+class Piece:
     """What was added to the answer, and how many tokens it has by now."""
 
     text: str
@@ -90,15 +90,20 @@ class Failed:
     message: str
 
 
-Event = Text | Done | Failed
+Event = Piece | Done | Failed
+TYPES: dict[type, str] = {Piece: "text", Done: "done", Failed: "failed"}  # to the page
+    Piece: "text",
+    Done: "done",
+    Failed: "failed",
+}  # to the page
 
 
 def as_json(event: Event | Ready) -> dict[str, Any]:
     """An event for the page: its kind in lower case, and its fields."""
-    return {"type": type(event).__name__.lower()} | asdict(event)
+    return {"type": TYPES[type(event)]} | asdict(event)
 
 
-class Worker:
+class StudioWorker:
     """The process of one model. It loads at once; wait for it with :meth:`ready`."""
 
     def __init__(
@@ -142,7 +147,7 @@ class Worker:
             while True:
                 event = self._child.receive()
                 yield event
-                if not isinstance(event, Text):
+                if not isinstance(event, Piece):
                     return
         except ShearlingError as error:
             yield Failed(str(error))
@@ -236,7 +241,7 @@ def _events(
         resident = max(resident, _resident_bytes())
         text = continuation(tokenizer, ids, written)
         if not text.endswith(_UNFINISHED) and text.startswith(shown):
-            yield Text(text[len(shown) :], len(written), last)
+            yield Piece(text[len(shown) :], len(written), last)
             shown = text
         if _stopped(connection, job.number):
             ended = "stopped"

@@ -14,12 +14,14 @@ from shearling.files.writer import plan_shards, sync_tree, write_json, write_wei
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.dtypes import torch_dtype
 from shearling.model.manifest import MANIFEST, describe, read_manifest, stamp, versions
+from shearling.model.refs import ModelRef
 from shearling.model.side_files import copy_side_files, copy_without_code
 from shearling.train import adapters
 from shearling.train.build import checkpoint_names
 from shearling.train.log import read as read_log
 from shearling.train.options import Options
 from shearling.train.parallel import World
+from shearling.train.results import HealingHistory, Look
 
 RUN = "healing"  # in the output directory: checkpoints and logs, before and after the end
 SHARD_BYTES = 10**9
@@ -112,12 +114,12 @@ def _history(
     written: Checkpoint, output: Path, options: Options, reference: Mapping[str, float] | None
 ) -> dict[str, Any]:
     """What the report draws of a healing run."""
-    name = output.resolve().name
-    return {"kind": "healing"} | stamp() | {
-        "model": {"name": name, "fingerprint": written.fingerprint},
-        "recipe": options.recipe, "looks": looks_at(_phase_folders(output)),
-        "reference": dict(reference) if reference and options.mix == "dynamic" else None,
-    }  # fmt: skip
+    return HealingHistory(
+        model=ModelRef(output.resolve().name, written.fingerprint),
+        recipe=options.recipe,
+        looks=tuple(Look(**look) for look in looks_at(_phase_folders(output))),
+        reference=dict(reference) if reference and options.mix == "dynamic" else None,
+    ).to_json()
 
 
 def looks_at(folders: Iterable[Path]) -> list[dict[str, Any]]:

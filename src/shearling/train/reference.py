@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,7 +26,7 @@ from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
 from shearling.files.writer import write_json
 from shearling.model.checkpoint import Checkpoint
-from shearling.model.manifest import stamp
+from shearling.train.results import ReferenceLosses
 from shearling.train.scaling import EXPONENTS, Law, fit
 from shearling.train.weights import losses_of
 
@@ -46,18 +46,8 @@ class Held(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Reference:
-    """Reference losses and where they come from.
-
-    Attributes:
-        losses: domain -> nats per token.
-        how: ``method`` (``measured``, ``law`` or ``given``) and the facts of that method; one
-            that is measured has ``parameters``, so that a law can be fitted to several.
-    """
-
-    losses: dict[str, float]
-    how: dict[str, Any] = field(default_factory=dict)
+class Reference(ReferenceLosses):
+    """Reference losses and where they come from, as a file that a law can be fitted to."""
 
     @property
     def tokenizer(self) -> str | None:
@@ -65,13 +55,9 @@ class Reference:
         store = self.how.get("store")
         return store.get("tokenizer") if isinstance(store, dict) else None
 
-    def as_json(self) -> dict[str, Any]:
-        """As in docs/files.md."""
-        return {"kind": "reference"} | stamp() | {"losses": self.losses, "how": self.how}
-
     def save(self, path: Path) -> None:
         """Write a file that :meth:`load` reads, whole or not at all."""
-        write_json(path, self.as_json())
+        write_json(path, self.to_json())
 
     @staticmethod
     def load(path: Path) -> Reference:

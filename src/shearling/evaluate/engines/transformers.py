@@ -44,10 +44,10 @@ class Transformers(Engine):
     @contextmanager
     def open(
         self, candidates: Sequence[Candidate], setting: Setting
-    ) -> Generator[Sequence[Worker]]:
+    ) -> Generator[Sequence[ModelProcess]]:
         """Start the processes, and wait until each has loaded its model."""
         with ExitStack() as stack:
-            workers = [stack.enter_context(Worker(one, setting)) for one in candidates]
+            workers = [stack.enter_context(ModelProcess(one, setting)) for one in candidates]
             for worker in workers:
                 worker.threads = worker.receive()
             yield workers
@@ -83,7 +83,7 @@ class Taken:
     peak_bytes: int
 
 
-class Worker:
+class ModelProcess:
     """A process that holds one model and runs one job at a time; idle, it waits in a read."""
 
     threads: int | None = None
@@ -100,7 +100,7 @@ class Worker:
             ),
         )  # fmt: skip
 
-    def __enter__(self) -> Worker:
+    def __enter__(self) -> ModelProcess:
         """Nothing more: it runs already."""
         return self
 

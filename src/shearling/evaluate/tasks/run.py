@@ -10,16 +10,17 @@ from importlib.util import find_spec
 from typing import Any
 
 from shearling.errors import ShearlingError
+from shearling.evaluate.results import TaskResult, TaskResults
 from shearling.evaluate.tasks import cache, questions
 from shearling.evaluate.tasks.suite import Task
 from shearling.files.progress import Progress, silent
-from shearling.model.manifest import stamp, versions
+from shearling.model.manifest import ref, versions
 
 EXTRA = "pip install 'shearling[tasks]'"
 PRIMARY = ("acc_norm", "acc")  # of a task that names none, the first it has
 
 
-class Tasks:
+class TaskRunner:
     """The tasks of a suite, built when they are first run: a cached result builds none."""
 
     def __init__(
@@ -131,19 +132,16 @@ class Tasks:
     def _file(self, subject: Any, results: dict[str, Any]) -> dict[str, Any]:
         values = [result["metrics"].get(result["primary"]) for result in results.values()]
         known = [value for value in values if value is not None]
-        return (
-            {"kind": "tasks"}
-            | stamp(subject)
-            | {
-                "suite": self.suite,
-                "tasks": results,
-                "average": sum(known) / len(known) if known else None,
-                "versions": versions() | _versions(),
-                "seed": self.seed,
-                "dtype": self.dtype,
-                "batch": self.batch,
-            }
-        )
+        return TaskResults(
+            model=ref(subject),
+            suite=self.suite,
+            tasks={name: TaskResult(**result) for name, result in results.items()},
+            average=sum(known) / len(known) if known else None,
+            versions=versions() | _versions(),
+            seed=self.seed,
+            dtype=self.dtype,
+            batch=self.batch,
+        ).to_json()
 
     def _scorer(self, load: Callable[[], tuple[Any, Any]], progress: Progress) -> Any:
         from shearling.evaluate.tasks.harness import Scorer, quiet
@@ -268,4 +266,4 @@ def _unbuilt(task: Task, error: Exception) -> ShearlingError:
     )
 
 
-__all__ = ["Tasks"]
+__all__ = ["TaskRunner"]

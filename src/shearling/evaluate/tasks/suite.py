@@ -43,7 +43,7 @@ class _OfText(_Strict):
         return self.hub or (self.file.stem if self.file else "")
 
 
-class Text(_OfText):
+class PerplexityText(_OfText):
     """A text for perplexity; the options are those of ``shearling eval --text``."""
 
     window: int = Field(default=512, ge=2)
@@ -51,7 +51,7 @@ class Text(_OfText):
     bos: bool = False
 
 
-class Degeneration(_OfText):
+class DegenerationText(_OfText):
     """Continuations of a text, and how often they repeat themselves.
 
     Attributes:
@@ -96,9 +96,9 @@ class Task(_Strict):
 class Suite(_Strict):
     """Texts, tasks and degeneration to measure, in this order."""
 
-    texts: tuple[Text, ...] = ()
+    texts: tuple[PerplexityText, ...] = ()
     tasks: tuple[Task, ...] = ()
-    degeneration: tuple[Degeneration, ...] = ()
+    degeneration: tuple[DegenerationText, ...] = ()
 
     @field_validator("tasks", mode="before")
     @classmethod
@@ -193,7 +193,7 @@ def _validated(values: dict[str, Any], what: str) -> Suite:
         path = [str(part) for part in first["loc"]]
         if first["type"] == "extra_forbidden":
             kinds: dict[str, type[BaseModel]] = {
-                "texts": Text, "tasks": Task, "degeneration": Degeneration,
+                "texts": PerplexityText, "tasks": Task, "degeneration": DegenerationText,
             }  # fmt: skip
             kind = kinds.get(path[0], Suite) if len(path) > 1 else Suite
             raise ShearlingError(

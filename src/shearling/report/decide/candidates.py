@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from shearling.report.decide.accuracy import means, shared_tasks
 from shearling.report.decide.compare import Load, by_load, by_text, same_tokens
-from shearling.report.draw.numbers import exact, plural
+from shearling.report.numbers import exact, plural
 from shearling.report.records.results import Model, Results
 
 SAME_SIZE = 0.01  # models whose sizes differ by less are not told apart by it
@@ -121,7 +121,7 @@ def _speed(results: Results) -> Measure | None:
 
     batch, prompt, new, machine, engine = best = min(found, key=rank)
     values = {
-        key: Value(run.decode.median, run.decode.low, run.decode.high)
+        key: Value(run.decode.median, run.decode.min, run.decode.max)
         for key, run in loads[best].items()
     }
     note = f"{engine}, batch {exact(batch)}, prompt of {exact(prompt)}, {exact(new)} new tokens"

@@ -11,7 +11,7 @@ from shearling.report.records.results import Model
 
 
 @dataclass(frozen=True)
-class Choice:
+class Decision:
     """What the figures say; ``pick`` is None where no quality was measured of the baseline."""
 
     field: Field
@@ -32,7 +32,7 @@ class Choice:
         return max(known) if known and len(known) == len(losses) else None
 
 
-def choose(field: Field, within: float) -> Choice:
+def choose(field: Field, within: float) -> Decision:
     """Decide among models.
 
     Args:
@@ -41,7 +41,7 @@ def choose(field: Field, within: float) -> Choice:
             accuracy itself, or by how much a perplexity may be higher.
     """
     deciding = _deciding(field)
-    draft = Choice(field, within, deciding, None, None, None, None, {}, (), ())
+    draft = Decision(field, within, deciding, None, None, None, None, {}, (), ())
     losses = {model.fingerprint: draft.loss(model) for model in field.models}
     broken = tuple(model for model in field.models if _is_broken(model))
     sound = [model for model in field.models if model not in broken]
@@ -58,7 +58,7 @@ def choose(field: Field, within: float) -> Choice:
     pick = _pick(field, good, losses)
     none_smaller = pick is not None and not any(_smaller(field, model) for model in good)
     quickest = _fastest(field, good)
-    return Choice(
+    return Decision(
         field,
         within,
         deciding,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
-from shearling.report.draw import numbers
-from shearling.report.draw.numbers import exact
-from shearling.report.records.records import Evaluation, Run, Spread
+from shearling.evaluate.results import Evaluation, Spread
+from shearling.report import numbers
+from shearling.report.draw.table import Change, TableCell, TableRow
+from shearling.report.numbers import exact
+from shearling.report.records.records import TimedRun
 from shearling.report.records.results import Model, Results
 
 AXES = {
@@ -23,38 +24,6 @@ AXES = {
 T = TypeVar("T")
 Measured = tuple[str, str]  # what, and under which conditions
 Load = tuple[int, int, int, str, str]  # batch, prompt, new tokens, machine, engine
-
-
-@dataclass(frozen=True)
-class Change:
-    """A value against the source's. ``better`` is None where there is no telling."""
-
-    percent: str
-    ratio: str
-    better: bool | None
-
-    @property
-    def text(self) -> str:
-        """As it stands in the table."""
-        return f"{self.percent} · {self.ratio}"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One value of the table, as written."""
-
-    value: str
-    spread: str | None = None
-    change: Change | None = None
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table: a cell for each model, None where nothing was measured."""
-
-    label: str
-    note: str
-    cells: tuple[Cell | None, ...]
 
 
 def sizes_changed(source: Model, model: Model) -> dict[str, tuple[int, int]]:
@@ -85,7 +54,7 @@ def change(before: float, after: float, lower_is_better: bool | None) -> Change 
 def speed_change(before: Spread, after: Spread) -> Change | None:
     """How a speed changed; where the ranges overlap, whether for the better is anyone's guess."""
     measured = change(before.median, after.median, lower_is_better=False)
-    if measured and before.low <= after.high and after.low <= before.high:
+    if measured and before.min <= after.max and after.min <= before.max:
         return Change(measured.percent, measured.ratio, None)
     return measured
 
@@ -100,16 +69,16 @@ def by_text(results: Results) -> dict[Measured, dict[str, Evaluation]]:
     return table
 
 
-def by_load(results: Results) -> dict[Load, dict[str, Run]]:
+def by_load(results: Results) -> dict[Load, dict[str, TimedRun]]:
     """Runs that may be compared: same batch, prompt and length, machine and engine."""
-    table: dict[Load, dict[str, Run]] = {}
+    table: dict[Load, dict[str, TimedRun]] = {}
     for one in results.runs:
         key = (one.batch, one.prompt, one.new, one.machine, one.engine)
         table.setdefault(key, {})[one.model.fingerprint] = one
     return dict(sorted(table.items()))
 
 
-def groups(results: Results) -> list[tuple[str, list[Row]]]:
+def groups(results: Results) -> list[tuple[str, list[TableRow]]]:
     """All rows of the table under their headings; a heading without rows is left out."""
     texts, loads = by_text(results), by_load(results)
     machines = {machine for *_, machine, _ in loads}
@@ -119,8 +88,8 @@ def groups(results: Results) -> list[tuple[str, list[Row]]]:
         used = f", with {engine}" if len(engines) > 1 or engine != "transformers" else ""
         return used + (f", on {machine}" if len(machines) > 1 else "")
 
-    speed: list[Row] = []
-    peaks: list[Row] = []
+    speed: list[TableRow] = []
+    peaks: list[TableRow] = []
     for name, of in (("Prefill", _prefill), ("Decode", _decode)):
         for (batch, prompt, new, *how), runs in loads.items():
             load = f"prompt of {exact(prompt)}" if name == "Prefill" else f"{exact(new)} new tokens"
@@ -143,7 +112,7 @@ def groups(results: Results) -> list[tuple[str, list[Row]]]:
     return [(heading, rows) for heading, rows in found if rows]
 
 
-def _size_rows(results: Results) -> list[Row]:
+def _size_rows(results: Results) -> list[TableRow]:
     models = results.models
     rows = []
     for axis, label in AXES.items():
@@ -161,19 +130,19 @@ def _plain(
     values: Sequence[int | None],
     write: Callable[[int], str],
     lower_is_better: bool | None,
-) -> Row:
+) -> TableRow:
     """A row of exact numbers, the first of which is the source's; one that stayed says no more."""
     first = values[0]
     cells = [
         None
         if value is None
-        else Cell(
+        else TableCell(
             write(value),
             change=change(first, value, lower_is_better) if first not in (None, value) else None,
         )
         for value in values
     ]
-    return Row(label, note, tuple(cells))
+    return TableRow(label, note, tuple(cells))
 
 
 def _row(
@@ -181,49 +150,51 @@ def _row(
     label: str,
     note: str,
     measured: dict[str, T],
-    cell: Callable[[T, T | None], Cell | None],
+    cell: Callable[[T, T | None], TableCell | None],
     comparable: Callable[[Model, Model], bool] = lambda source, model: True,
-) -> Row:
+) -> TableRow:
     """A row of measurements, each compared with the source's where there is one."""
     source = results.source
     first = measured.get(source.fingerprint) if source else None
 
-    def of(model: Model) -> Cell | None:
+    def of(model: Model) -> TableCell | None:
         one = measured.get(model.fingerprint)
         if one is None:
             return None
         alike = source is not None and comparable(source, model)
         return cell(one, first if alike and one is not first else None)
 
-    return Row(label, note, tuple(of(model) for model in results.models))
+    return TableRow(label, note, tuple(of(model) for model in results.models))
 
 
-def _perplexity_cell(one: Evaluation, source: Evaluation | None) -> Cell:
+def _perplexity_cell(one: Evaluation, source: Evaluation | None) -> TableCell:
     changed = change(source.perplexity, one.perplexity, True) if source else None
-    return Cell(numbers.figure(one.perplexity), change=changed)
+    return TableCell(numbers.figure(one.perplexity), change=changed)
 
 
-def _prefill(run: Run) -> Spread:
+def _prefill(run: TimedRun) -> Spread:
     return run.prefill
 
 
-def _decode(run: Run) -> Spread:
+def _decode(run: TimedRun) -> Spread:
     return run.decode
 
 
-def _speed_cell(of: Callable[[Run], Spread]) -> Callable[[Run, Run | None], Cell]:
-    def cell(run: Run, source: Run | None) -> Cell:
+def _speed_cell(
+    of: Callable[[TimedRun], Spread],
+) -> Callable[[TimedRun, TimedRun | None], TableCell]:
+    def cell(run: TimedRun, source: TimedRun | None) -> TableCell:
         speed = of(run)
-        spread = f"{numbers.figure(speed.low)}–{numbers.figure(speed.high)}"
+        spread = f"{numbers.figure(speed.min)}–{numbers.figure(speed.max)}"
         changed = speed_change(of(source), speed) if source else None
-        return Cell(numbers.figure(speed.median), spread, changed)
+        return TableCell(numbers.figure(speed.median), spread, changed)
 
     return cell
 
 
-def _memory_cell(run: Run, source: Run | None) -> Cell | None:
+def _memory_cell(run: TimedRun, source: TimedRun | None) -> TableCell | None:
     if run.peak_memory is None:
         return None
     before = source.peak_memory if source else None
     changed = change(before, run.peak_memory, True) if before is not None else None
-    return Cell(numbers.memory(run.peak_memory, before), change=changed)
+    return TableCell(numbers.memory(run.peak_memory, before), change=changed)

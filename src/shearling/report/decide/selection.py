@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from shearling.model.refs import ModelRef
 from shearling.report.records.records import Manifest, Records
-from shearling.report.records.refs import ModelRef
 from shearling.report.records.results import (
     Model,
     Results,
@@ -19,7 +19,7 @@ from shearling.report.records.results import (
 
 
 @dataclass(frozen=True)
-class Candidate:
+class ComparedModel:
     """A model as it was opened.
 
     Attributes:
@@ -38,7 +38,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Selection:
+class ComparisonResults:
     """What a comparison page shows.
 
     Attributes:
@@ -49,13 +49,13 @@ class Selection:
         everyone: as ``table``, with every ancestor that was measured beside them.
     """
 
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[ComparedModel, ...]
     table: Results
     families: tuple[Results, ...]
     everyone: Results
 
 
-def select(records: Records, candidates: Sequence[Candidate]) -> Selection:
+def select(records: Records, candidates: Sequence[ComparedModel]) -> ComparisonResults:
     """Join what was read about the models named; the first of them is the baseline.
 
     Args:
@@ -81,7 +81,7 @@ def select(records: Records, candidates: Sequence[Candidate]) -> Selection:
         replace(models[0], role="source"),
         *(replace(model, role="made") for model in models[1:]),
     )
-    return Selection(
+    return ComparisonResults(
         tuple(candidates),
         _restricted(found, columns),
         tuple(_family(found, source, models) for source in sources.values()),
@@ -89,7 +89,7 @@ def select(records: Records, candidates: Sequence[Candidate]) -> Selection:
     )
 
 
-def _model(one: Candidate, manifests: dict[str, Manifest]) -> Model:
+def _model(one: ComparedModel, manifests: dict[str, Manifest]) -> Model:
     manifest = manifests.get(one.fingerprint)
     chain = () if manifest is None else made_by(manifest, manifests).chain
     shape = one.shape or (manifest.shape if manifest else {})

@@ -12,9 +12,9 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from shearling.report.draw.numbers import amount, tick
+from shearling.evaluate.results import Curve
 from shearling.report.draw.vector import ACCENT, BAR, INK, LINE, MUTED, PAPER, SERIES
-from shearling.report.records.records import Curve
+from shearling.report.numbers import amount, tick
 
 Draw = Callable[[Axes, bool], None]
 BOUNDLESS = 1e12  # a perplexity from here on only says that nothing is left of the model

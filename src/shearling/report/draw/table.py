@@ -1,63 +1,74 @@
-"""The before/after table."""
+"""A table of figures: a column a model, a row a measure, with its change against the source."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from shearling.report.decide.compare import Cell, Row, groups
 from shearling.report.draw.markup import Markup, el
-from shearling.report.draw.numbers import exact
-from shearling.report.draw.sections import absent, breakable, scroll, section, with_commands
+from shearling.report.draw.sections import breakable, scroll
+from shearling.report.numbers import exact
 from shearling.report.records.results import Model, Results
 
 
-def comparison_section(results: Results) -> Markup:
-    """Every measure of every model, with its change against the source."""
-    title = "Before and after" if results.made else "Measurements"
-    found = groups(results)
-    if not (results.made or results.evaluations or results.runs):
-        return absent(title, "None yet: `shearling eval MODEL` and `shearling bench MODEL`.")
-    missing = [
-        (not results.evaluations, "No perplexity yet: `shearling eval MODEL` measures it."),
-        (
-            not results.runs,
-            "No speed and memory yet: `shearling bench MODEL` measures them.",
-        ),
-    ]
-    lines = [
-        el("p", with_commands(sentence), class_="small muted")
-        for is_missing, sentence in missing
-        if is_missing
-    ]
-    return section(title, figures_table(results, found, title), lines)
+@dataclass(frozen=True)
+class Change:
+    """A value against the source's. ``better`` is None where there is no telling."""
+
+    percent: str
+    ratio: str
+    better: bool | None
+
+    @property
+    def text(self) -> str:
+        """As it stands in the table."""
+        return f"{self.percent} · {self.ratio}"
+
+
+@dataclass(frozen=True)
+class TableCell:
+    """One value of the table, as written."""
+
+    value: str
+    spread: str | None = None
+    change: Change | None = None
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """One line of the table: a cell for each model, None where nothing was measured."""
+
+    label: str
+    note: str
+    cells: tuple[TableCell | None, ...]
 
 
 def figures_table(
     results: Results,
-    found: list[tuple[str, list[Row]]],
+    groups: list[tuple[str, list[TableRow]]],
     title: str,
     role: Callable[[Model], str] | None = None,
 ) -> list[Markup]:
-    """The rows of :func:`groups` as a table, with a line that says how to read it.
+    """Rows under their headings as a table, with a line that says how to read it.
 
     Args:
         role: what stands below a model's name; by default how it was made.
     """
     return [
-        scroll(_table(results, found, role or _role), title),
+        scroll(_table(results, groups, role or _role), title),
         el("p", _units(results), class_="small muted"),
     ]
 
 
 def _table(
-    results: Results, found: list[tuple[str, list[Row]]], role: Callable[[Model], str]
+    results: Results, groups: list[tuple[str, list[TableRow]]], role: Callable[[Model], str]
 ) -> Markup:
     head = [
         el("th", breakable(model.name), el("small", role(model)), scope="col")
         for model in results.models
     ]
     body = []
-    for heading, rows in found:
+    for heading, rows in groups:
         span = len(results.models) + 1
         body.append(el("tr", el("th", heading, colspan=span, scope="rowgroup"), class_="group"))
         body += [_row(row) for row in rows]
@@ -70,12 +81,12 @@ def _role(model: Model) -> str:
     return "source" if model.role == "source" else "for comparison, not made of it"
 
 
-def _row(row: Row) -> Markup:
+def _row(row: TableRow) -> Markup:
     note = el("small", row.note) if row.note else None
     return el("tr", el("th", row.label, note, scope="row"), [_cell(cell) for cell in row.cells])
 
 
-def _cell(cell: Cell | None) -> Markup:
+def _cell(cell: TableCell | None) -> Markup:
     if cell is None:
         return el("td", el("span", "–", class_="muted", title="not measured"))
     lines: list[object] = [cell.value]

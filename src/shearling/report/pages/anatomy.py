@@ -9,8 +9,8 @@ from collections.abc import Hashable, Mapping, Sequence
 
 from shearling.report.decide.compare import AXES, sizes_changed
 from shearling.report.draw.markup import Markup, el, render
-from shearling.report.draw.numbers import exact, figure, named, percent, plural, ranges
 from shearling.report.draw.sections import absent, section
+from shearling.report.numbers import exact, figure, named, percent, plural, ranges
 from shearling.report.pages.units import units_kept, units_section
 from shearling.report.records.records import Scores
 from shearling.report.records.results import Model, Results

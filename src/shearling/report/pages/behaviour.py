@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 
+from shearling.evaluate.results import Degeneration, Judgement, Repetition
 from shearling.report.draw.markup import Markup, el
-from shearling.report.draw.numbers import THIN, exact, plural
 from shearling.report.draw.sections import breakable, scroll, section
+from shearling.report.numbers import THIN, exact, plural
 from shearling.report.records.fields import describe
-from shearling.report.records.quality import Degeneration, Judgement, Repetition
 from shearling.report.records.results import Results
 
 WORSE = 1.1  # so many times the source's, a share of repetition is shown in colour
@@ -32,16 +32,22 @@ def degeneration_section(results: Results) -> Markup | None:
     return section("Repetition", el("p", intro), [_table(results, of) for of in groups.values()])
 
 
-def _table(results: Results, found: list[Degeneration]) -> Markup:
-    by_model = {one.model.fingerprint: one for one in found}
+def _table(results: Results, measured: list[Degeneration]) -> Markup:
+    by_model = {one.model.fingerprint: one for one in measured}
     models = [model for model in results.models if model.fingerprint in by_model]
-    reference = next((one.reference for one in found if one.reference), None)
-    sizes = sorted({n for one in found for n in one.found.distinct})
+    reference = next((one.reference for one in measured if one.reference), None)
+    orders = {
+        int(order)
+        for one in measured
+        for order, share in one.distinct.items()
+        if order.isdigit() and share is not None
+    }
     rows: Rows = [
-        (f"Distinct {n}-grams", "of all", lambda of, n=n: of.distinct.get(n), True) for n in sizes
+        (f"Distinct {n}-grams", "of all", lambda of, n=n: of.distinct.get(str(n)), True)
+        for n in sorted(orders)
     ]
     rows += [
-        ("Repeated 4-grams", "of all, in the same text", lambda of: of.repeated, False),
+        ("Repeated 4-grams", "of all, in the same text", lambda of: of.repetition_4, False),
         ("Loops", "texts that end in one", lambda of: of.loops, False),
     ]
     heads = [el("th", breakable(model.name), scope="col") for model in models]
@@ -49,15 +55,15 @@ def _table(results: Results, found: list[Degeneration]) -> Markup:
         heads.append(el("th", "what people wrote", scope="col"))
     body = []
     for label, note, of, more in rows:
-        values = [of(by_model[model.fingerprint].found) for model in models]
+        values = [of(by_model[model.fingerprint].written) for model in models]
         source = by_model.get(results.source.fingerprint) if results.source else None
-        target = of(source.found) if source else None
+        target = of(source.written) if source else None
         if any(value is not None for value in values):
             cells = [el("td", _share(value, target, more)) for value in values]
             last = el("td", _share(of(reference), None, more)) if reference else None
             body.append(el("tr", el("th", label, el("small", note), scope="row"), cells, last))
     table = el("table", el("thead", el("tr", el("td"), heads)), el("tbody", body))
-    one = found[0]
+    one = measured[0]
     lines = [f"Prompts from {one.text}"]
     lines += [f"{plural(one.prompts, 'prompt')}"] if one.prompts is not None else []
     lines += [f"{exact(one.new_tokens)} new tokens each"] if one.new_tokens is not None else []
@@ -82,12 +88,12 @@ def _share(value: float | None, target: float | None, more_is_better: bool) -> o
 def judgements_section(results: Results) -> Markup | None:
     """A row a pair of models; nothing where no judge was asked about these models."""
     names = {model.fingerprint: model.name for model in results.models}
-    found = [
+    judgements = [
         one
         for one in results.judgements
         if one.a.fingerprint in names and one.b.fingerprint in names
     ]
-    if not found:
+    if not judgements:
         return None
     heads = [el("th", name, scope="col") for name in ("", "preferred", "wins, ties, losses")]
     rows = [
@@ -100,7 +106,7 @@ def judgements_section(results: Results) -> Markup | None:
             el("td", _rate(one)),
             el("td", f"{exact(one.wins)}, {exact(one.ties)}, {exact(one.losses)}"),
         )
-        for one in found
+        for one in judgements
     ]  # fmt: skip
     table = el("table", el("thead", el("tr", heads)), el("tbody", rows))
     note = (
@@ -116,6 +122,8 @@ def _asked(one: Judgement) -> str:
 
 
 def _rate(one: Judgement) -> Markup:
+    if one.win_rate is None:
+        return el("span", "–", class_="muted", title="no verdict could be read")
     rate = f"{100 * one.win_rate:.1f}{THIN}%"
     if one.interval is None:
         return el("span", rate)

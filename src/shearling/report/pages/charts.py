@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from shearling.evaluate.results import Curve, Damage
 from shearling.report.draw.markup import Markup, el
-from shearling.report.draw.numbers import exact, figure, plural, ranges
 from shearling.report.draw.plots import (
     Scale,
     damage_plot,
@@ -17,9 +17,10 @@ from shearling.report.draw.plots import (
 )
 from shearling.report.draw.sections import absent, scroll, section
 from shearling.report.draw.vector import SERIES, drawing
+from shearling.report.numbers import exact, figure, plural, ranges
 from shearling.report.pages.anatomy import criterion_used
 from shearling.report.records.fields import describe
-from shearling.report.records.records import Curve, Damage, Scores
+from shearling.report.records.records import Scores
 from shearling.report.records.results import Model, Results
 from shearling.scoring.registry import Kind, meaning
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from importlib import resources
 
+from shearling.report import numbers
 from shearling.report.decide.accuracy import means
 from shearling.report.decide.candidates import Field, Measure
-from shearling.report.decide.choice import Choice
+from shearling.report.decide.choice import Decision
 from shearling.report.decide.compare import groups
-from shearling.report.decide.selection import Selection
-from shearling.report.decide.verdict import comparison_title, cost, verdict_header
-from shearling.report.draw import numbers
+from shearling.report.decide.selection import ComparisonResults
 from shearling.report.draw.markup import Markup, el, join
-from shearling.report.draw.numbers import THIN, figure, memory
-from shearling.report.draw.pareto import pareto_plot, points_of
 from shearling.report.draw.sections import absent, breakable, scroll, section
 from shearling.report.draw.table import figures_table
 from shearling.report.draw.vector import drawing
+from shearling.report.numbers import THIN, figure, memory
 from shearling.report.pages.anatomy import anatomy
 from shearling.report.pages.behaviour import degeneration_section, judgements_section
 from shearling.report.pages.charts import damage_figures, damage_intro, glyph
@@ -24,15 +22,17 @@ from shearling.report.pages.healing import healing_section
 from shearling.report.pages.lineage import lineage_section
 from shearling.report.pages.loading_hints import loading_section
 from shearling.report.pages.page import document, footer
+from shearling.report.pages.pareto import pareto_plot, points_of
 from shearling.report.pages.samples import samples_section
 from shearling.report.pages.task_table import accuracy, tasks_section
+from shearling.report.pages.verdict import comparison_title, cost, verdict_header
 from shearling.report.records.results import Model, Results
 
 DRAWN = 2  # measures of quality that are drawn at once; the others are folded away
 TEXTS = 3  # perplexities in the first table; all of them are in the full one
 
 
-def compare_page(selection: Selection, choice: Choice) -> str:
+def compare_page(selection: ComparisonResults, choice: Decision) -> str:
     """The whole page, with what was decided among the models of the selection's table."""
     results = selection.table
     sections = [
@@ -58,7 +58,7 @@ def compare_page(selection: Selection, choice: Choice) -> str:
     )
 
 
-def _tradeoffs(choice: Choice) -> Markup:
+def _tradeoffs(choice: Decision) -> Markup:
     """Quality against size and against speed."""
     title, field = "Trade-offs", choice.field
     drawn = [
@@ -87,7 +87,7 @@ def _tradeoffs(choice: Choice) -> Markup:
     return section(title, el("p", intro), el("ul", key, class_="key"), drawn[:DRAWN], more)
 
 
-def _row(choice: Choice, quality: Measure, place: int) -> Markup | None:
+def _row(choice: Decision, quality: Measure, place: int) -> Markup | None:
     """The drawings of one measure of quality, side by side."""
     field = choice.field
     figures = []
@@ -114,7 +114,7 @@ def _row(choice: Choice, quality: Measure, place: int) -> Markup | None:
     return el("div", el("h3", title, note), grid, class_="front")
 
 
-def _overview(results: Results, choice: Choice) -> Markup:
+def _overview(results: Results, choice: Decision) -> Markup:
     """A row a model: what one wants to know first, and what was decided."""
     field = choice.field
     quality = _shown(choice)
@@ -149,7 +149,7 @@ def _overview(results: Results, choice: Choice) -> Markup:
     return section(title, scroll(table, title), el("p", note, class_="small muted"))
 
 
-def _shown(choice: Choice) -> list[Measure]:
+def _shown(choice: Decision) -> list[Measure]:
     """The accuracy and some perplexities: first what decided, then what several models have."""
     known = [one for one in choice.field.quality if one not in choice.deciding]
     several = [one for one in known if len(one.values) > 1]
@@ -188,7 +188,7 @@ def _peaks(results: Results, field: Field) -> dict[str, str]:
     return found
 
 
-def _verdict(choice: Choice, model: Model) -> Markup:
+def _verdict(choice: Decision, model: Model) -> Markup:
     """What was found about one model, in a few words."""
     field = choice.field
     words: list[object] = []
@@ -228,7 +228,7 @@ def _figures(results: Results) -> Markup | None:
     return section(title, figures_table(results, found, title, role))
 
 
-def _cuts(selection: Selection) -> list[Markup | None]:
+def _cuts(selection: ComparisonResults) -> list[Markup | None]:
     """What is left of each source, and what the removal of its blocks costs."""
     several = len(selection.families) > 1
     drawn, damage = [], []
@@ -244,7 +244,7 @@ def _cuts(selection: Selection) -> list[Markup | None]:
     ]
 
 
-def _lineage(selection: Selection) -> Markup | None:
+def _lineage(selection: ComparisonResults) -> Markup | None:
     made = tuple(model for family in selection.families for model in family.made)
     if not made:
         return None

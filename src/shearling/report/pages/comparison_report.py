@@ -7,15 +7,15 @@ from pathlib import Path
 
 from shearling.files.writer import write_text
 from shearling.report.decide.candidates import field_of
-from shearling.report.decide.choice import Choice, choose
-from shearling.report.decide.selection import Candidate, select
+from shearling.report.decide.choice import Decision, choose
+from shearling.report.decide.selection import ComparedModel, select
 from shearling.report.pages.compare_page import compare_page
 from shearling.report.records.records import Records
 
 
 def write_comparison(
-    records: Records, candidates: Sequence[Candidate], output: Path, *, within: float = 0.05
-) -> Choice:
+    records: Records, candidates: Sequence[ComparedModel], output: Path, *, within: float = 0.05
+) -> Decision:
     """Write one self-contained HTML file about some models, whole or not at all.
 
     Args:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 from shearling.report.draw.markup import Markup, el
-from shearling.report.draw.numbers import count, exact, figure
 from shearling.report.draw.plots import Span, dots_plot, is_shown
 from shearling.report.draw.sections import scroll, section
 from shearling.report.draw.vector import drawing
+from shearling.report.numbers import count, exact, figure
 from shearling.report.pages.charts import glyph, series_key
 from shearling.report.records.comparison import Comparison, Entry, Panel, Speed, Value
 from shearling.report.records.results import Results

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from shearling.evaluate.results import Evaluation
+from shearling.report import numbers
 from shearling.report.decide.compare import (
     AXES,
     Change,
@@ -15,11 +17,10 @@ from shearling.report.decide.compare import (
     sizes_changed,
     speed_change,
 )
-from shearling.report.draw import numbers
 from shearling.report.draw.markup import Markup, el, join, render
-from shearling.report.draw.numbers import THIN, exact, figure, named, plural
 from shearling.report.draw.sections import with_commands
-from shearling.report.records.records import Evaluation, Manifest, Proof, Run
+from shearling.report.numbers import THIN, exact, figure, named, plural
+from shearling.report.records.records import Manifest, Proof, TimedRun
 from shearling.report.records.results import Model, Results
 
 SHORT = {  # an axis's sizes before and after, in the title
@@ -51,7 +52,7 @@ class Verdict:
     model: Model
     parameters: Change | None
     disk: Change | None
-    speed: tuple[Run, Run, Change] | None
+    speed: tuple[TimedRun, TimedRun, Change] | None
     perplexity: tuple[Evaluation, Evaluation] | None
     texts: int  # on how many texts both were measured
     tokens_differ: bool  # other vocabularies: perplexities do not compare

@@ -9,14 +9,16 @@ from statistics import fmean
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from shearling.files.results import public
 from shearling.report.draw.markup import Markup, el
-from shearling.report.draw.numbers import amount, count, figure, plural, seconds, tick
 from shearling.report.draw.plots import Draw, marker_of
 from shearling.report.draw.sections import scroll, section
 from shearling.report.draw.vector import INK, MUTED, PAPER, SERIES, drawing
+from shearling.report.numbers import amount, count, figure, plural, seconds, tick
 from shearling.report.pages.charts import series_key
 from shearling.report.records.results import Results
-from shearling.report.records.training import Healing, Reference
+from shearling.report.records.training import Healing
+from shearling.train.results import ReferenceLosses
 
 MOVED = 0.005  # a mix in which no weight moves further is not worth a picture
 OPEN = 2  # runs up to which each is shown by domain at once; of more, the others are folded
@@ -138,7 +140,8 @@ def held_out(results: Results, place: str, one: Healing) -> list[Markup]:
             name: tuple(value - reference.losses[name] for value in losses)
             for name, losses in one.losses.items()
         }
-        how = f" ({reference.method})" if reference.method else ""
+        method = public(str(reference.how.get("method") or ""))
+        how = f" ({method})" if method else ""
         parts += [
             el("p", f"Excess over the reference loss of each domain{how}.", class_="small muted"),
             _drawn(
@@ -158,11 +161,11 @@ def held_out(results: Results, place: str, one: Healing) -> list[Markup]:
     return [*parts, _by_domain(one, reference)]
 
 
-def _reference(results: Results, one: Healing) -> Reference | None:
+def _reference(results: Results, one: Healing) -> ReferenceLosses | None:
     """The losses that the run's mix followed, or else of a file, if they are of its domains."""
-    own = Reference(one.reference, "which its mix followed", one.created)
+    own = ReferenceLosses(one.reference, how={"method": "which its mix followed"})
     known = [own, *results.references]
-    return next((each for each in known if each.losses.keys() >= one.losses.keys()), None)
+    return next((given for given in known if given.losses.keys() >= one.losses.keys()), None)
 
 
 def _drawn(
@@ -199,7 +202,7 @@ def lines(
     return draw
 
 
-def _by_domain(one: Healing, reference: Reference | None) -> Markup:
+def _by_domain(one: Healing, reference: ReferenceLosses | None) -> Markup:
     """First and last of every line, folded away."""
     rows = []
     for domain, losses in one.losses.items():

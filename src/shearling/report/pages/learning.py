@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from shearling.report.decide.compare import AXES
 from shearling.report.draw.markup import Markup, el, render
-from shearling.report.draw.numbers import THIN, count, exact, figure, plural
 from shearling.report.draw.plots import Draw, histogram_plot, sizes_plot
 from shearling.report.draw.sections import section
 from shearling.report.draw.vector import drawing
+from shearling.report.numbers import THIN, count, exact, figure, plural
 from shearling.report.pages.charts import glyph
 from shearling.report.pages.healing import held_out, numbers_table
 from shearling.report.records.results import Results

@@ -5,13 +5,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
+from shearling.report import numbers
 from shearling.report.decide.compare import AXES
-from shearling.report.draw import numbers
 from shearling.report.draw.markup import Markup, el, render
-from shearling.report.draw.numbers import figure, plural, ranges
 from shearling.report.draw.sections import absent, section
+from shearling.report.numbers import figure, plural, ranges
 from shearling.report.records.fields import describe
-from shearling.report.records.records import Manifest, Proof, Source
+from shearling.report.records.records import Manifest, Proof, SourceModel
 from shearling.report.records.results import Model, Results
 
 MOST = 400  # characters of a list of indices
@@ -91,7 +91,7 @@ def _chain(model: Model, shown: set[str]) -> Markup:
     return el("ol", points, class_="lineage")
 
 
-def _source_facts(source: Source) -> Facts:
+def _source_facts(source: SourceModel) -> Facts:
     return [
         ("Fingerprint", _fingerprint(source.ref.fingerprint)),
         ("Shape", _shape(source.shape)),

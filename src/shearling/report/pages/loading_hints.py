@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shlex
 
-from shearling.report.decide.selection import Candidate, Selection
+from shearling.report.decide.selection import ComparedModel, ComparisonResults
 from shearling.report.draw.markup import Markup, el
 from shearling.report.draw.sections import breakable, section
 from shearling.report.pages.lineage import snippet, snippets
 from shearling.report.records.results import Model
 
 
-def loading_section(selection: Selection) -> Markup:
+def loading_section(selection: ComparisonResults) -> Markup:
     """A fold a model: transformers, vLLM and llama.cpp."""
     names = [model.name for model in selection.table.models]
     folds = [
@@ -31,7 +31,7 @@ def loading_section(selection: Selection) -> Markup:
     return section("Load them", el("p", intro), folds)
 
 
-def loading(candidate: Candidate, model: Model) -> list[tuple[str, str]]:
+def loading(candidate: ComparedModel, model: Model) -> list[tuple[str, str]]:
     """Lines that load a model, by what runs them."""
     where = candidate.where
     if where.endswith(".gguf"):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from shearling.files.writer import write_text
 from shearling.report.draw.markup import Markup, el
-from shearling.report.draw.table import comparison_section
 from shearling.report.pages.anatomy import anatomy_section
+from shearling.report.pages.before_after import comparison_section
 from shearling.report.pages.behaviour import degeneration_section, judgements_section
 from shearling.report.pages.charts import damage_section, scores_section
 from shearling.report.pages.comparison_view import comparisons_section

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from shearling.report.draw.markup import Markup, el
-from shearling.report.draw.numbers import exact, plural
 from shearling.report.draw.sections import absent, section
+from shearling.report.numbers import exact, plural
 from shearling.report.records.fields import describe
 from shearling.report.records.results import Results
 
@@ -17,9 +17,9 @@ def samples_section(results: Results) -> Markup:
     title = "Samples"
     table: dict[tuple[str, str], dict[str, str]] = {}
     for one in results.generations:
-        for prompt, text in one.samples:
-            key = (prompt, _sampling(one.sampling, one.max_new_tokens))
-            table.setdefault(key, {})[one.model.fingerprint] = text
+        for sample in one.samples:
+            key = (sample.prompt, _sampling(one.sampling, one.max_new_tokens))
+            table.setdefault(key, {})[one.model.fingerprint] = sample.text
     if not table:
         return absent(title, 'No samples yet: `shearling eval MODEL --prompt "…"` writes some.')
     settings = {sampling for _, sampling in table}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from shearling.report.decide.accuracy import (
     Asked,
-    Estimate,
+    MeanAccuracy,
     beyond_noise,
     by_task,
     is_accuracy,
@@ -12,9 +12,9 @@ from shearling.report.decide.accuracy import (
     shared_tasks,
 )
 from shearling.report.draw.markup import Markup, el
-from shearling.report.draw.numbers import MINUS, THIN, exact, figure, plural
 from shearling.report.draw.sections import breakable, scroll, section
-from shearling.report.records.quality import Task
+from shearling.report.numbers import MINUS, THIN, exact, figure, plural
+from shearling.report.records.quality import TaskFigure
 from shearling.report.records.results import Results
 
 
@@ -55,11 +55,11 @@ def points(before: float, after: float) -> str:
     return f"{'+' if change > 0 else MINUS}{abs(change):.1f} points"
 
 
-def _shown(results: Results, row: dict[str, Task]) -> bool:
+def _shown(results: Results, row: dict[str, TaskFigure]) -> bool:
     return any(model.fingerprint in row for model in results.models)
 
 
-def _row(results: Results, first: str | None, asked: Asked, row: dict[str, Task]) -> Markup:
+def _row(results: Results, first: str | None, asked: Asked, row: dict[str, TaskFigure]) -> Markup:
     name, metric, shots, limit, samples = asked
     notes = [metric] + ([f"{exact(shots)}-shot"] if shots is not None else [])
     if samples is not None:
@@ -77,7 +77,7 @@ def _row(results: Results, first: str | None, asked: Asked, row: dict[str, Task]
 
 
 def _accuracy(
-    one: Task | Estimate | None, before: Task | Estimate | None, is_first: bool
+    one: TaskFigure | MeanAccuracy | None, before: TaskFigure | MeanAccuracy | None, is_first: bool
 ) -> Markup:
     if one is None:
         return el("td", el("span", "–", class_="muted", title="not measured"))
@@ -92,7 +92,7 @@ def _accuracy(
     return el("td", lines)
 
 
-def _lower(one: Task | Estimate | None, before: object, is_first: bool) -> Markup:
+def _lower(one: TaskFigure | MeanAccuracy | None, before: object, is_first: bool) -> Markup:
     """A perplexity among the tasks: what a difference of it means, no error says."""
     if one is None:
         return _accuracy(None, None, is_first)
@@ -100,7 +100,7 @@ def _lower(one: Task | Estimate | None, before: object, is_first: bool) -> Marku
     return el("td", figure(one.value), el("span", around, class_="muted"))
 
 
-def _note(results: Results, table: dict[Asked, dict[str, Task]]) -> str:
+def _note(results: Results, table: dict[Asked, dict[str, TaskFigure]]) -> str:
     sentences = [f"Accuracies in per cent with their 95{THIN}% intervals (± 1.96 standard errors)."]
     if results.source and len(results.models) > 1:
         sentences.append(

@@ -8,12 +8,12 @@ from statistics import median
 
 from shearling.report.decide.compare import AXES
 from shearling.report.draw.markup import Markup, el
-from shearling.report.draw.numbers import exact, figure
 from shearling.report.draw.sections import scroll, section
+from shearling.report.numbers import exact, figure
 from shearling.report.pages.charts import in_words
 from shearling.report.records.fields import describe
 from shearling.report.records.results import Model, Results
-from shearling.report.records.unit_scores import UnitScores
+from shearling.report.records.unit_scores import ScoredUnits
 
 
 def unit_scores_section(results: Results) -> Markup | None:
@@ -28,7 +28,7 @@ def unit_scores_section(results: Results) -> Markup | None:
     return section("Scores of units", intro, [_scored(results, one) for one in results.unit_scores])
 
 
-def _scored(results: Results, one: UnitScores) -> Markup:
+def _scored(results: Results, one: ScoredUnits) -> Markup:
     axis = AXES.get(one.axis, one.axis)
     parts = [in_words(one.criterion, "units"), f"of {exact(len(one.rows[0]))} {axis}"]
     parts.append("in each block" if len(one.rows) > 1 else "in all of the model")
@@ -45,7 +45,7 @@ def _scored(results: Results, one: UnitScores) -> Markup:
     )
 
 
-def _table(results: Results, one: UnitScores) -> Markup:
+def _table(results: Results, one: ScoredUnits) -> Markup:
     """A row a block: the least score, the median, the most, and of a cut what it kept."""
     kept = _kept(results.primary, one)
     heads = ["block", "least", "median", "most", *(["units kept"] if kept else [])]
@@ -67,7 +67,7 @@ def _spread(values: Sequence[float]) -> tuple[float, float, float]:
     return min(numbers), median(numbers), max(numbers)
 
 
-def _kept(model: Model | None, one: UnitScores) -> dict[int, int]:
+def _kept(model: Model | None, one: ScoredUnits) -> dict[int, int]:
     """Row -> how many of its units the primary model has left; empty where that is not known."""
     if model is None:
         return {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Sequence
 
 from shearling.report.draw.markup import Markup, el
-from shearling.report.draw.numbers import exact, plural, ranges
+from shearling.report.numbers import exact, plural, ranges
 from shearling.report.records.results import Model
 
 CELL, GAP, BETWEEN, TALL = 10, 2, 6, 10  # of a head, between two, and more between groups

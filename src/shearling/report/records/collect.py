@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from shearling.errors import ShearlingError
-from shearling.report.records.records import READERS, Records, read
+from shearling.report.records.readers import READERS, read
+from shearling.report.records.records import Records
 from shearling.report.records.results import Results, join_records
 
 LARGEST = 20_000_000  # bytes; a tokenizer can be that large, a result never is
@@ -58,16 +59,16 @@ def read_directory(directory: Path, records: Records, seen: set[Path]) -> int:
     Raises:
         ShearlingError: a result file is damaged.
     """
-    found = 0
+    count = 0
     for path in _json_files(directory):
         values = _load(path)
         if values is None:
             continue
-        found += 1
+        count += 1
         if path.resolve() not in seen:
             seen.add(path.resolve())
             read(path, values, records)
-    return found
+    return count
 
 
 def _json_files(directory: Path) -> Iterator[Path]:

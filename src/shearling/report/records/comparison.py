@@ -10,7 +10,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from shearling.report.records.fields import Fields, public
+from shearling.files.results import public
+from shearling.report.records.fields import Fields
 
 Value = str | float
 Where = tuple[Value, ...]  # a panel: the values of the keys that tell panels apart

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path, PurePath, PureWindowsPath
+from dataclasses import MISSING, dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
-from shearling.errors import ShearlingError
-from shearling.report.draw.numbers import figure, memory
+from shearling.files.results import public, refuse
+from shearling.report.numbers import figure, memory
 
 LISTED = 6  # of a longer list in a free-form field, only the first are written out
 
@@ -32,12 +32,7 @@ class Fields:
 
     def refuse(self, key: str, expected: str) -> NoReturn:
         """Say that this file cannot be used, and what would write it anew."""
-        given = repr(self.values[key]) if key in self.values else "missing"
-        given = given if len(given) <= 60 else given[:57] + "..."
-        raise ShearlingError(
-            f"{self.path}: {self.inside}{key} is {given} where {expected} was expected; "
-            "write the file again with the shearling command that made it, or move it away."
-        )
+        refuse(self.path, self.inside + key, expected, self.values.get(key, MISSING))
 
     def text(self, key: str) -> str:
         """A string."""
@@ -50,11 +45,6 @@ class Fields:
         if isinstance(value, dict):
             value = value.get("name") or ", ".join(f"{k} {v}" for k, v in value.items())
         return public(value) if isinstance(value, str) and value else self.refuse(key, "a name")
-
-    def text_name(self, key: str) -> str:
-        """What to call a text: the name it has, or that of its file without the ending."""
-        name = self.label(key)
-        return PurePath(name).stem if name.endswith((".jsonl", ".txt", ".md")) else name
 
     def integer(self, key: str) -> int:
         """A whole number of zero or more."""
@@ -117,13 +107,6 @@ class Fields:
             Fields(one, self.path, f"{self.inside}{key}[{index}].")
             for index, one in enumerate(values)
         ]
-
-
-def public(text: str) -> str:
-    """A text fit to be shown to others: of an absolute path only the last part."""
-    if text.startswith("/") or PureWindowsPath(text).drive:
-        return PureWindowsPath(text).name or text
-    return text
 
 
 def _as_number(value: Any) -> float | None:

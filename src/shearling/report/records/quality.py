@@ -1,17 +1,19 @@
-"""Results that say how good a model is beyond its perplexity: tasks, repetition, judgements."""
+"""Tasks as a page compares them: one figure of each, with what says how sure it is."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TypeGuard
 
-from shearling.report.records.fields import Fields
-from shearling.report.records.refs import ModelRef, read_created, read_ref
+from shearling.evaluate.results import TaskResult, TaskResults
+from shearling.files.results import refuse
+from shearling.model.refs import ModelRef
 
 
 @dataclass(frozen=True)
-class Task:
+class TaskFigure:
     """One task as one model was asked it; ``stderr`` is None where nothing says how sure it is."""
 
     name: str
@@ -34,123 +36,42 @@ class Tasks:
 
     model: ModelRef
     suite: str
-    tasks: tuple[Task, ...]
+    tasks: tuple[TaskFigure, ...]
     created: str
 
 
-@dataclass(frozen=True)
-class Repetition:
-    """How much sampled text repeats itself; shares of one, None where not measured."""
+def tasks_of(results: TaskResults, path: Path) -> Tasks:
+    """The figures that count, read from ``path``; a task that gave none is left out.
 
-    distinct: dict[int, float]  # n -> distinct n-grams over all n-grams
-    repeated: float | None  # 4-grams that occurred before in the same text
-    loops: float | None  # texts that end in a loop
-
-
-@dataclass(frozen=True)
-class Degeneration:
-    """Repetition of one model's continuations, beside that of the text that people wrote."""
-
-    model: ModelRef
-    text: str
-    prompts: int | None
-    prompt_tokens: int | None
-    new_tokens: int | None
-    sampling: Any
-    found: Repetition
-    reference: Repetition | None
-    created: str
+    Raises:
+        ShearlingError: a metric is no number.
+    """
+    figures = [_figure(name, result, path) for name, result in results.tasks.items()]
+    known = tuple(one for one in figures if one is not None)
+    return Tasks(results.model, results.suite, known, results.created)
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """How often a judge preferred what ``a`` said to what ``b`` said; ties count half."""
-
-    a: ModelRef
-    b: ModelRef
-    judge: str
-    prompts: int | None
-    wins: int
-    ties: int
-    losses: int
-    win_rate: float
-    interval: tuple[float, float] | None
-    created: str
-
-
-def read_tasks(fields: Fields) -> Tasks:
-    """Read what ``shearling eval --suite`` wrote."""
-    named = fields.child("tasks")
-    return Tasks(
-        model=read_ref(fields.child("model")),
-        suite=fields.label("suite"),
-        tasks=tuple(
-            task for name in named.values if (task := _task(name, named.child(name))) is not None
-        ),
-        created=read_created(fields),
-    )
-
-
-def read_degeneration(fields: Fields) -> Degeneration:
-    """Read how much a model repeats itself."""
-    return Degeneration(
-        model=read_ref(fields.child("model")),
-        text=fields.text_name("text"),
-        prompts=fields.maybe_integer("prompts"),
-        prompt_tokens=fields.maybe_integer("prompt_tokens"),
-        new_tokens=fields.maybe_integer("new_tokens"),
-        sampling=fields.raw("sampling"),
-        found=_repetition(fields),
-        reference=_repetition(fields.child("reference")) if fields.has("reference") else None,
-        created=read_created(fields),
-    )
-
-
-def read_judgement(fields: Fields) -> Judgement:
-    """Read what ``shearling judge`` wrote."""
-    interval = fields.numbers("interval") if fields.has("interval") else ()
-    if len(interval) not in (0, 2):
-        fields.refuse("interval", "a list of two numbers")
-    return Judgement(
-        a=read_ref(fields.child("a")),
-        b=read_ref(fields.child("b")),
-        judge=fields.label("judge"),
-        prompts=fields.maybe_integer("prompts"),
-        wins=fields.integer("wins"),
-        ties=fields.integer("ties"),
-        losses=fields.integer("losses"),
-        win_rate=fields.number("win_rate"),
-        interval=(interval[0], interval[1]) if interval else None,
-        created=read_created(fields),
-    )
-
-
-def _task(name: str, fields: Fields) -> Task | None:
+def _figure(name: str, result: TaskResult, path: Path) -> TaskFigure | None:
     """A task by the metric that counts, or None for one that gave no figure."""
-    metrics = fields.child("metrics")
-    metric = fields.text("primary") if fields.has("primary") else next(iter(metrics.values), "acc")
-    if not metrics.has(metric):
+    metrics = result.metrics
+    metric = result.primary or next(iter(metrics), "acc")
+    value = metrics.get(metric)
+    if value is None:
         return None
+    if not _is_number(value):
+        refuse(path, f"tasks.{name}.metrics.{metric}", "a number", value)
     base, _, chosen = metric.partition(",")  # "exact_match,strict-match": a filter of lm-eval's
-    error = metrics.raw(f"{base}_stderr,{chosen}" if chosen else f"{base}_stderr")
-    known = isinstance(error, int | float) and not isinstance(error, bool) and math.isfinite(error)
-    return Task(
+    error = metrics.get(f"{base}_stderr,{chosen}" if chosen else f"{base}_stderr")
+    return TaskFigure(
         name=name,
         metric=metric,
-        value=metrics.number(metric),
-        stderr=float(error) if known else None,
-        shots=fields.maybe_integer("shots"),
-        limit=fields.maybe_integer("limit"),
-        samples=fields.maybe_integer("samples"),
+        value=float(value),
+        stderr=float(error) if _is_number(error) and math.isfinite(error) else None,
+        shots=result.shots,
+        limit=result.limit,
+        samples=result.samples,
     )
 
 
-def _repetition(fields: Fields) -> Repetition:
-    distinct = Fields(fields.mapping("distinct"), fields.path, f"{fields.inside}distinct.")
-    return Repetition(
-        distinct={
-            int(n): distinct.number(n) for n in distinct.values if n.isdigit() and distinct.has(n)
-        },
-        repeated=fields.maybe_number("repetition_4"),
-        loops=fields.maybe_number("loops"),
-    )
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)

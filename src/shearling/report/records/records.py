@@ -1,39 +1,36 @@
 """What each kind of result file says, as small frozen values.
 
-The schema is in ``docs/files.md``. A field that the report does not show is not read.
+The kinds that are dataclasses where they are written read themselves; here they become what a page
+shows. Of the others the schema is in ``docs/files.md``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
-from shearling.report.records.comparison import Comparison, read_comparison
-from shearling.report.records.fields import Fields, describe
-from shearling.report.records.quality import (
+from shearling.evaluate.results import (
+    Bench,
+    Damage,
     Degeneration,
+    Evaluation,
+    Generations,
     Judgement,
-    Tasks,
-    read_degeneration,
-    read_judgement,
-    read_tasks,
+    Spread,
 )
-from shearling.report.records.refs import ModelRef, read_created, read_ref
-from shearling.report.records.training import (
-    Healing,
-    Learning,
-    Reference,
-    read_healing,
-    read_learning,
-    read_reference,
-)
-from shearling.report.records.unit_scores import UnitScores, read_unit_scores
+from shearling.model.refs import ModelRef
+from shearling.report.records.comparison import Comparison
+from shearling.report.records.fields import Fields, describe
+from shearling.report.records.quality import Tasks
+from shearling.report.records.refs import read_created, read_ref
+from shearling.report.records.training import Healing, Learning
+from shearling.report.records.unit_scores import ScoredUnits
+from shearling.train.results import ReferenceLosses
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceModel:
     """What a manifest says of the model it was made from."""
 
     ref: ModelRef
@@ -62,7 +59,7 @@ class Manifest:
     """How one model was made from another (``shearling.json``)."""
 
     model: ModelRef
-    source: Source
+    source: SourceModel
     stage: str
     keep: dict[str, tuple[int, ...]]
     units: dict[str, tuple[tuple[int, ...], ...]]  # axes inside blocks: a list for each that stays
@@ -97,52 +94,7 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Curve:
-    """Perplexity as one criterion's order of removal is followed."""
-
-    criterion: str
-    removed: tuple[tuple[int, ...], ...]
-    perplexity: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Damage:
-    """Curves measured on one text."""
-
-    model: ModelRef
-    text: str
-    window: int | None
-    windows: int | None
-    curves: tuple[Curve, ...]
-    created: str
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Perplexity of one model on one text."""
-
-    model: ModelRef
-    text: str
-    window: int
-    tokens: int
-    bos: bool
-    nll: float
-    perplexity: float
-    created: str
-    windows: int | None = None
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A repeated measurement."""
-
-    median: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Run:
+class TimedRun:
     """Speed and memory of one model at one batch size."""
 
     model: ModelRef
@@ -159,30 +111,19 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Generations:
-    """What one model says to some prompts."""
-
-    model: ModelRef
-    sampling: Any
-    max_new_tokens: int | None
-    samples: tuple[tuple[str, str], ...]
-    created: str
-
-
-@dataclass(frozen=True)
 class Records:
     """Everything read, in the order of the files' paths."""
 
     manifests: list[Manifest] = field(default_factory=list)
     scores: list[Scores] = field(default_factory=list)
-    unit_scores: list[UnitScores] = field(default_factory=list)
+    unit_scores: list[ScoredUnits] = field(default_factory=list)
     damages: list[Damage] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
-    runs: list[Run] = field(default_factory=list)
+    runs: list[TimedRun] = field(default_factory=list)
     generations: list[Generations] = field(default_factory=list)
     healings: list[Healing] = field(default_factory=list)
     learnings: list[Learning] = field(default_factory=list)
-    references: list[Reference] = field(default_factory=list)
+    references: list[ReferenceLosses] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
     tasks: list[Tasks] = field(default_factory=list)
     degenerations: list[Degeneration] = field(default_factory=list)
@@ -211,7 +152,7 @@ def read_manifest(
         parameters = fields.integer("source_parameters")
     return Manifest(
         model=model,
-        source=Source(ref, shape, parameters, source.maybe_integer("bytes")),
+        source=SourceModel(ref, shape, parameters, source.maybe_integer("bytes")),
         stage=fields.text("stage"),
         keep=_keep(fields, shape),
         units=_units(fields, shape),
@@ -248,73 +189,30 @@ def read_scores(fields: Fields) -> Scores:
     )
 
 
-def read_damage(fields: Fields) -> Damage:
-    """Read what ``shearling damage`` wrote."""
-    curves = []
-    for curve in fields.children("curves"):
-        removed = tuple(
-            tuple(one) if isinstance(one, list) else curve.refuse("removed", "lists of indices")
-            for one in curve.items("removed")
-        )
-        perplexity = curve.numbers("perplexity")
-        if len(perplexity) != len(removed):
-            curve.refuse("perplexity", f"as many numbers as removed has lists, {len(removed)},")
-        curves.append(Curve(curve.text("criterion"), removed, perplexity))
-    return Damage(
-        model=read_ref(fields.child("model")),
-        text=fields.text_name("text"),
-        window=fields.maybe_integer("window"),
-        windows=fields.maybe_integer("windows"),
-        curves=tuple(curves),
-        created=read_created(fields),
-    )
-
-
-def read_evaluation(fields: Fields) -> Evaluation:
-    """Read what ``shearling eval`` wrote."""
-    return Evaluation(
-        model=read_ref(fields.child("model")),
-        text=fields.text_name("text"),
-        window=fields.integer("window"),
-        tokens=fields.integer("tokens"),
-        bos=bool(fields.raw("bos")),
-        nll=fields.number("nll"),
-        perplexity=fields.number("perplexity"),
-        created=read_created(fields),
-        windows=fields.maybe_integer("windows"),
-    )
-
-
-def read_runs(fields: Fields) -> list[Run]:
-    """Read what ``shearling bench`` wrote: one file, many runs."""
-    machine = describe(fields.raw("machine"))
+def runs_of(bench: Bench) -> list[TimedRun]:
+    """The runs of one file, each with the machine that all were timed on."""
+    machine = describe(bench.machine)
     return [
-        Run(
-            model=read_ref(run.child("model")),
+        TimedRun(
+            model=run.model,
             machine=machine,
-            batch=run.integer("batch"),
-            prompt=run.integer("prompt"),
-            new=run.integer("new"),
-            repeats=run.integer("repeats"),
-            prefill=_spread(run.child("prefill_tokens_per_s")),
-            decode=_spread(run.child("decode_tokens_per_s")),
-            peak_memory=run.maybe_integer("peak_memory_bytes"),
-            created=read_created(fields),
-            engine=run.label("engine") if run.has("engine") else "transformers",
+            batch=run.batch,
+            prompt=run.prompt,
+            new=run.new,
+            repeats=run.repeats,
+            prefill=run.prefill_tokens_per_s,
+            decode=run.decode_tokens_per_s,
+            peak_memory=run.peak_memory_bytes,
+            created=bench.created,
+            engine=run.engine,
         )
-        for run in fields.children("runs")
+        for run in bench.runs
     ]
 
 
-def read_generations(fields: Fields) -> Generations:
-    """Read the continuations that ``shearling eval --prompt`` wrote."""
-    return Generations(
-        model=read_ref(fields.child("model")),
-        sampling=fields.raw("sampling"),
-        max_new_tokens=fields.maybe_integer("max_new_tokens"),
-        samples=tuple((one.text("prompt"), one.text("text")) for one in fields.children("samples")),
-        created=read_created(fields),
-    )
+def text_name(name: str) -> str:
+    """What to call a text: the name it has, or that of its file without the ending."""
+    return PurePath(name).stem if name.endswith((".jsonl", ".txt", ".md")) else name
 
 
 def _shape(fields: Fields, key: str) -> dict[str, int]:
@@ -363,10 +261,6 @@ def _lost(fields: Fields) -> dict[str, float]:
     return {axis: lost.number(axis) for axis in lost.values}
 
 
-def _spread(fields: Fields) -> Spread:
-    return Spread(fields.number("median"), fields.number("min"), fields.number("max"))
-
-
 def _proof(fields: Fields) -> Proof:
     loaded_with = fields.raw("loaded_with")
     return Proof(
@@ -376,26 +270,3 @@ def _proof(fields: Fields) -> Proof:
         tokens=fields.maybe_integer("tokens"),
         loaded_with=None if loaded_with is None else describe(loaded_with),
     )
-
-
-READERS: dict[str, Callable[[Fields, Records], None]] = {
-    "manifest": lambda fields, records: records.manifests.append(read_manifest(fields)),
-    "scores": lambda fields, records: records.scores.append(read_scores(fields)),
-    "unit-scores": lambda fields, records: records.unit_scores.append(read_unit_scores(fields)),
-    "damage": lambda fields, records: records.damages.append(read_damage(fields)),
-    "evaluation": lambda fields, records: records.evaluations.append(read_evaluation(fields)),
-    "bench": lambda fields, records: records.runs.extend(read_runs(fields)),
-    "generations": lambda fields, records: records.generations.append(read_generations(fields)),
-    "comparison": lambda fields, records: records.comparisons.append(read_comparison(fields)),
-    "reference": lambda fields, records: records.references.append(read_reference(fields)),
-    "healing": lambda fields, records: records.healings.append(read_healing(fields)),
-    "learning": lambda fields, records: records.learnings.append(read_learning(fields)),
-    "tasks": lambda fields, records: records.tasks.append(read_tasks(fields)),
-    "degeneration": lambda fields, records: records.degenerations.append(read_degeneration(fields)),
-    "judgement": lambda fields, records: records.judgements.append(read_judgement(fields)),
-}
-
-
-def read(path: Path, values: dict[str, Any], records: Records) -> None:
-    """Read one file of a known kind into the records."""
-    READERS[values["kind"]](Fields(values, path), records)

@@ -2,17 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from shearling.model.refs import ModelRef
 from shearling.report.records.fields import Fields
-
-
-@dataclass(frozen=True)
-class ModelRef:
-    """The model a file speaks of; files are joined by the fingerprint alone."""
-
-    name: str
-    fingerprint: str
 
 
 def read_ref(fields: Fields) -> ModelRef:

@@ -7,21 +7,20 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol, TypeVar
 
 from shearling.errors import ShearlingError
-from shearling.report.records.comparison import Comparison
-from shearling.report.records.quality import Degeneration, Judgement, Tasks
-from shearling.report.records.records import (
+from shearling.evaluate.results import (
     Damage,
+    Degeneration,
     Evaluation,
     Generations,
-    Manifest,
-    Records,
-    Run,
-    Scores,
-    Source,
+    Judgement,
 )
-from shearling.report.records.refs import ModelRef
-from shearling.report.records.training import Healing, Learning, Reference
-from shearling.report.records.unit_scores import UnitScores
+from shearling.model.refs import ModelRef
+from shearling.report.records.comparison import Comparison
+from shearling.report.records.quality import Tasks
+from shearling.report.records.records import Manifest, Records, Scores, SourceModel, TimedRun
+from shearling.report.records.training import Healing, Learning
+from shearling.report.records.unit_scores import ScoredUnits
+from shearling.train.results import ReferenceLosses
 
 
 class _Dated(Protocol):
@@ -97,16 +96,16 @@ class Results:
     scores: tuple[Scores, ...]
     damages: tuple[Damage, ...]
     evaluations: tuple[Evaluation, ...]
-    runs: tuple[Run, ...]
+    runs: tuple[TimedRun, ...]
     generations: tuple[Generations, ...]
     healings: tuple[Healing, ...] = ()
     learnings: tuple[Learning, ...] = ()
-    references: tuple[Reference, ...] = ()  # the newest first
+    references: tuple[ReferenceLosses, ...] = ()  # the newest first
     comparisons: tuple[Comparison, ...] = ()
     tasks: tuple[Tasks, ...] = ()
     degenerations: tuple[Degeneration, ...] = ()
     judgements: tuple[Judgement, ...] = ()
-    unit_scores: tuple[UnitScores, ...] = ()
+    unit_scores: tuple[ScoredUnits, ...] = ()
 
     @property
     def source(self) -> Model | None:
@@ -135,18 +134,18 @@ def join_records(records: Records) -> Results:
     Raises:
         ShearlingError: the models descend from several sources, or no file speaks of a model.
     """
-    found = measurements(records)
+    measured = measurements(records)
     spoken_of = [
-        *(one.model for one in _measured(found)),
-        *(model for one in found.judgements for model in (one.a, one.b)),
+        *(one.model for one in _measured(measured)),
+        *(model for one in measured.judgements for model in (one.a, one.b)),
     ]
-    models = _models(records.manifests, spoken_of, sizes_told(found))
+    models = _models(records.manifests, spoken_of, sizes_told(measured))
     if not models and not records.comparisons:
         raise ShearlingError(
             "There are reference losses alone, which are of no model; give the directory of a run "
             "of `shearling heal` as well."
         )
-    return replace(found, models=distinct_names(models))
+    return replace(measured, models=distinct_names(models))
 
 
 def measurements(records: Records) -> Results:
@@ -194,23 +193,23 @@ def measurements(records: Records) -> Results:
 
 
 def _measured(
-    found: Results,
+    results: Results,
 ) -> list[
     Scores
     | Damage
     | Evaluation
-    | Run
+    | TimedRun
     | Generations
     | Healing
     | Learning
     | Tasks
     | Degeneration
-    | UnitScores
+    | ScoredUnits
 ]:
     return [
-        *(*found.scores, *found.damages, *found.evaluations, *found.runs, *found.generations),
-        *(*found.healings, *found.learnings, *found.tasks, *found.degenerations),
-        *found.unit_scores,
+        *(*results.scores, *results.unit_scores, *results.damages, *results.evaluations),
+        *(*results.runs, *results.generations, *results.healings, *results.learnings),
+        *(*results.tasks, *results.degenerations),
     ]
 
 
@@ -299,7 +298,7 @@ def made_by(manifest: Manifest, by_fingerprint: Mapping[str, Manifest]) -> Model
     )
 
 
-def source_model(source: Source) -> Model:
+def source_model(source: SourceModel) -> Model:
     """The model that others were made of, as their manifests know it."""
     return Model(
         source.ref.name,
@@ -311,7 +310,7 @@ def source_model(source: Source) -> Model:
     )
 
 
-def _common_source(made: list[Model]) -> Source:
+def _common_source(made: list[Model]) -> SourceModel:
     sources = {model.chain[0].source.ref.fingerprint: model.chain[0].source for model in made}
     if len(sources) > 1:
         names = " and ".join(sorted(source.ref.name for source in sources.values()))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, replace
 
-from shearling.report.records.fields import Fields, public
-from shearling.report.records.refs import ModelRef, read_created, read_ref
+from shearling.files.results import public
+from shearling.gates.results import LearningHistory
+from shearling.model.refs import ModelRef
+from shearling.train.results import HealingHistory
 
-T = TypeVar("T")
 Series = dict[str, tuple[float, ...]]
 
 
@@ -28,15 +27,6 @@ class Healing:
     weights: Series
     seconds: tuple[float, ...]
     reference: dict[str, float]
-    created: str
-
-
-@dataclass(frozen=True)
-class Reference:
-    """Losses (nats a token, by domain) that a model of some size would have."""
-
-    losses: dict[str, float]
-    method: str
     created: str
 
 
@@ -74,90 +64,52 @@ class Learning:
     created: str
 
 
-def read_healing(fields: Fields) -> Healing:
-    """Read the history that ``shearling heal`` left."""
-    return _held_out(fields, fields.text("recipe"))
+def healing_of(history: HealingHistory) -> Healing:
+    """A healing run, its looks turned into series."""
+    held_out = _held_out(history, history.recipe)
+    reference = {public(name): loss for name, loss in (history.reference or {}).items()}
+    return replace(held_out, reference=reference)
 
 
-def read_reference(fields: Fields) -> Reference:
-    """Read what ``shearling reference`` wrote."""
-    how = fields.mapping("how")
-    return Reference(
-        losses=_numbers(fields, "losses"),
-        method=public(str(how.get("method") or "")),
-        created=read_created(fields),
-    )
-
-
-def read_learning(fields: Fields) -> Learning:
-    """Read the history that ``shearling learn`` left.
-
-    Raises:
-        ShearlingError: a field is missing, or an axis has no target, sizes or histogram.
-    """
-    steps = fields.children("steps")
-    gates = fields.text("gates")
-    shape = fields.child("source_shape")
+def learning_of(history: LearningHistory) -> Learning:
+    """A learning run, its steps and looks turned into series."""
     return Learning(
-        model=read_ref(fields.child("model")),
-        gates=gates,
-        shape={axis: shape.integer(axis) for axis in shape.values},
-        steps=tuple(step.integer("step") for step in steps),
-        axes=tuple(_gated(fields, axis, steps) for axis in fields.child("targets").values),
-        held_out=_held_out(fields, f"{gates} gates"),
-        created=read_created(fields),
+        model=history.model,
+        gates=history.gates,
+        shape=history.source_shape,
+        steps=tuple(step.step for step in history.steps),
+        axes=tuple(_gated(history, axis) for axis in history.targets),
+        held_out=_held_out(history, f"{history.gates} gates"),
+        created=history.created,
     )
 
 
-def _gated(fields: Fields, axis: str, steps: list[Fields]) -> Gated:
-    target, units = (fields.child(key).integer(axis) for key in ("targets", "units"))
-    if not 0 < target <= units:
-        fields.child("targets").refuse(axis, f"one of 1 to {units} units")
-    histogram = fields.child("histograms").integers(axis)
-    if not histogram or min(histogram) < 0:
-        fields.child("histograms").refuse(axis, "a list of counts")
-    multiplied = bool(steps) and steps[0].child("multipliers").has(axis)
+def _gated(history: LearningHistory, axis: str) -> Gated:
+    steps = history.steps
+    multiplied = bool(steps) and axis in steps[0].multipliers
     return Gated(
         axis=axis,
-        units=units,
-        target=target,
-        expected=tuple(step.child("expected").number(axis) for step in steps),
-        wanted=tuple(step.child("wanted").number(axis) for step in steps),
-        multipliers=tuple(
-            step.child("multipliers").number(axis) for step in (steps if multiplied else ())
-        ),
-        histogram=histogram,
-        lost=fields.child("probability_lost").number(axis),
+        units=history.units[axis],
+        target=history.targets[axis],
+        expected=tuple(step.expected[axis] for step in steps),
+        wanted=tuple(step.wanted[axis] for step in steps),
+        multipliers=tuple(step.multipliers[axis] for step in (steps if multiplied else ())),
+        histogram=history.histograms[axis],
+        lost=history.probability_lost[axis],
     )
 
 
-def _held_out(fields: Fields, recipe: str) -> Healing:
-    """The looks at held-out text; every one has the domains of the first."""
-    looks = fields.children("looks")
-    domains = list(looks[0].mapping("losses")) if looks else []
-
-    def over(key: str) -> Series:
-        return {
-            public(name): tuple(look.child(key).number(name) for look in looks) for name in domains
-        }
-
-    timed = bool(looks) and looks[0].has("seconds")
+def _held_out(history: HealingHistory | LearningHistory, recipe: str) -> Healing:
+    looks = history.looks
+    domains = list(looks[0].losses) if looks else []
+    timed = bool(looks) and looks[0].seconds is not None
     return Healing(
-        model=read_ref(fields.child("model")),
+        model=history.model,
         recipe=recipe,
-        tokens=_each(looks, lambda look: look.integer("tokens")),
-        losses=over("losses"),
-        weights=over("weights"),
-        seconds=_each(looks, lambda look: look.number("seconds")) if timed else (),
-        reference=_numbers(fields, "reference") if fields.has("reference") else {},
-        created=read_created(fields),
+        tokens=tuple(look.tokens for look in looks),
+        losses={public(name): tuple(look.losses[name] for look in looks) for name in domains},
+        weights={public(name): tuple(look.weights[name] for look in looks) for name in domains},
+        seconds=tuple(look.seconds or 0.0 for look in looks) if timed else (),
+        reference={},
+        created=history.created,
     )
-
-
-def _each(looks: list[Fields], read: Callable[[Fields], T]) -> tuple[T, ...]:
-    return tuple(read(look) for look in looks)
-
-
-def _numbers(fields: Fields, key: str) -> dict[str, float]:
-    values = fields.child(key)
-    return {public(name): values.number(name) for name in values.values}

@@ -10,12 +10,12 @@ from itertools import pairwise, takewhile
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
+from shearling.report import numbers
 from shearling.report.decide.candidates import Measure, Value
 from shearling.report.decide.choice import front
-from shearling.report.draw import numbers
-from shearling.report.draw.numbers import tick
 from shearling.report.draw.plots import Draw, is_shown, log_ticks
 from shearling.report.draw.vector import BAR, INK, LINE, MUTED, PAPER, UNITS_PER_INCH
+from shearling.report.numbers import tick
 from shearling.report.records.results import Model
 
 LETTER = 6.3  # CSS pixels that a letter of a label takes, about: the page's font is not ours
@@ -26,7 +26,7 @@ FAR = 3.0  # from a largest / smallest of this on, a perplexity's axis is logari
 
 
 @dataclass(frozen=True)
-class Point:
+class FrontPoint:
     """One model in one drawing."""
 
     label: str
@@ -39,7 +39,7 @@ class Point:
 
 def points_of(
     models: Sequence[Model], across: Measure, up: Measure, chosen: Model | None
-) -> list[Point]:
+) -> list[FrontPoint]:
     """The models that have both figures; which of them no other beats in both."""
     found = [
         (model, x, y)
@@ -51,12 +51,12 @@ def points_of(
     ]
     ahead = front([model for model, _, _ in found], across, up)
     return [
-        Point(model.name, x, y, is_ahead, model is chosen, model is models[0])
+        FrontPoint(model.name, x, y, is_ahead, model is chosen, model is models[0])
         for (model, x, y), is_ahead in zip(found, ahead, strict=True)
     ]
 
 
-def pareto_plot(points: Sequence[Point], across: Measure, up: Measure) -> Draw:
+def pareto_plot(points: Sequence[FrontPoint], across: Measure, up: Measure) -> Draw:
     """The points with their intervals and names, the front as a line; better is always up."""
 
     def draw(axes: Axes, narrow: bool) -> None:
@@ -83,12 +83,12 @@ def pareto_plot(points: Sequence[Point], across: Measure, up: Measure) -> Draw:
 Line = list[tuple[float, float]]
 
 
-def _front(points: Sequence[Point]) -> Line:
+def _front(points: Sequence[FrontPoint]) -> Line:
     """The corners of the line through those that no other beats."""
     return sorted((one.x.value, one.y.value) for one in points if one.ahead)
 
 
-def _bars(points: Sequence[Point], across: Measure) -> list[Line]:
+def _bars(points: Sequence[FrontPoint], across: Measure) -> list[Line]:
     """The intervals that are wide enough to be seen."""
     found: list[Line] = [
         [(one.x.value, one.y.low), (one.x.value, one.y.high)]
@@ -104,7 +104,9 @@ def _bars(points: Sequence[Point], across: Measure) -> list[Line]:
     return found
 
 
-def _axes(axes: Axes, points: Sequence[Point], across: Measure, up: Measure, narrow: bool) -> None:
+def _axes(
+    axes: Axes, points: Sequence[FrontPoint], across: Measure, up: Measure, narrow: bool
+) -> None:
     low, high = _ends([one.x for one in points], 0.16)
     axes.set_xlim(max(low, 0.0), high)
     axes.xaxis.set_major_locator(MaxNLocator(4 if narrow else 5))
@@ -174,7 +176,7 @@ def labels(names: Sequence[str], longest: int) -> list[str]:
 Box = tuple[float, float, float, float]  # left, bottom, right, top, in CSS pixels
 
 
-def _label(axes: Axes, points: Sequence[Point], across: Measure, longest: int) -> None:
+def _label(axes: Axes, points: Sequence[FrontPoint], across: Measure, longest: int) -> None:
     """Names beside the points, each where it covers least of what is there already."""
     figure = axes.get_figure()
     assert figure is not None

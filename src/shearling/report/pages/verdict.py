@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from shearling.report import numbers
 from shearling.report.decide.accuracy import beyond_noise, means
 from shearling.report.decide.candidates import Field, Measure
-from shearling.report.decide.choice import Choice
-from shearling.report.draw import numbers
+from shearling.report.decide.choice import Decision
 from shearling.report.draw.markup import Markup, el, join, render
-from shearling.report.draw.numbers import MINUS, THIN, figure, named, percent, plural, ratio
 from shearling.report.draw.sections import breakable, with_commands
+from shearling.report.numbers import MINUS, THIN, figure, named, percent, plural, ratio
 from shearling.report.pages.headline import tile
 from shearling.report.pages.task_table import accuracy, points
 from shearling.report.records.results import Model, Results
@@ -17,14 +17,14 @@ LONG = 24  # letters
 SHOWN = 4  # sentences on beaten models; more are counted
 
 
-def comparison_title(choice: Choice) -> str:
+def comparison_title(choice: Decision) -> str:
     """The page's name, in plain text."""
     names = [model.name for model in choice.field.models]
     listed = named(names) if len(names) <= 3 else f"{names[0]} and {len(names) - 1} others"
     return f"{listed}: which to ship"
 
 
-def verdict_header(results: Results, choice: Choice) -> Markup:
+def verdict_header(results: Results, choice: Decision) -> Markup:
     """The answer, its figures, and what speaks for and against it."""
     field = choice.field
     picked = choice.pick if choice.pick is not field.baseline else None
@@ -38,7 +38,7 @@ def verdict_header(results: Results, choice: Choice) -> Markup:
     )  # fmt: skip
 
 
-def _answer(choice: Choice) -> Markup:
+def _answer(choice: Decision) -> Markup:
     field = choice.field
     if len(field.models) == 1:
         return _name(field.baseline)
@@ -53,11 +53,11 @@ def _name(model: Model) -> Markup:
     return breakable(model.name) if len(model.name) > LONG else render(model.name)
 
 
-def _share(choice: Choice) -> str:
+def _share(choice: Decision) -> str:
     return f"{100 * choice.within:g}{THIN}%"
 
 
-def _reason(choice: Choice) -> Markup:
+def _reason(choice: Decision) -> Markup:
     field, pick = choice.field, choice.pick
     if len(field.models) == 1:
         return render("one model: there is nothing to compare it with")
@@ -108,7 +108,7 @@ def _times(measure: Measure, before: Model, after: Model) -> str | None:
     return ratio(first.value, second.value) if first and second else None
 
 
-def _lost(choice: Choice, model: Model) -> str:
+def _lost(choice: Decision, model: Model) -> str:
     """ "mean accuracy of 3 tasks 61.2 rather than 62.0": where a model loses most."""
     baseline = choice.field.baseline
     worst = max(choice.deciding, key=lambda one: one.loss(baseline, model) or 0.0)
@@ -117,7 +117,7 @@ def _lost(choice: Choice, model: Model) -> str:
     )
 
 
-def cost(choice: Choice, model: Model) -> str:
+def cost(choice: Decision, model: Model) -> str:
     """What a model loses most of, in few words: "perplexity on wikitext 3.53×"."""
     baseline = choice.field.baseline
     worst = max(choice.deciding, key=lambda one: one.loss(baseline, model) or 0.0)
@@ -136,7 +136,7 @@ def _written(measure: Measure, model: Model) -> str:
     return accuracy(value.value) if measure.kind == "accuracy" else figure(value.value)
 
 
-def _tiles(choice: Choice, model: Model) -> list[Markup | None]:
+def _tiles(choice: Decision, model: Model) -> list[Markup | None]:
     field, baseline = choice.field, choice.field.baseline
     found: list[Markup | None] = [_size_tile(field, model)]
     if field.speed and (speed := field.speed.of(model)) and (first := field.speed.of(baseline)):
@@ -172,7 +172,7 @@ def _size_tile(field: Field, model: Model) -> Markup | None:
     return tile("On disk" if on_disk else "Parameters", value, unit, note)
 
 
-def _findings(results: Results, choice: Choice) -> list[Markup]:
+def _findings(results: Results, choice: Decision) -> list[Markup]:
     """One sentence each: noise, the fastest, the beaten, the broken, and what nobody measured."""
     return [
         *_noise(results, choice),
@@ -185,7 +185,7 @@ def _findings(results: Results, choice: Choice) -> list[Markup]:
     ]
 
 
-def _noise(results: Results, choice: Choice) -> list[Markup]:
+def _noise(results: Results, choice: Decision) -> list[Markup]:
     """Whether the accuracy of the pick differs from the baseline's at all, if one can say."""
     baseline, pick = choice.field.baseline, choice.pick
     if pick is None or pick is baseline:
@@ -212,7 +212,7 @@ def _noise(results: Results, choice: Choice) -> list[Markup]:
     return [render([line, "."])]
 
 
-def _quickest(choice: Choice) -> list[Markup]:
+def _quickest(choice: Decision) -> list[Markup]:
     """What to ship where speed counts for more than size."""
     field, model = choice.field, choice.quickest
     if model is None or field.speed is None or model is field.baseline:
@@ -227,7 +227,7 @@ def _quickest(choice: Choice) -> list[Markup]:
     return [render(line)]
 
 
-def _fastest(choice: Choice) -> list[Markup]:
+def _fastest(choice: Decision) -> list[Markup]:
     field, fastest = choice.field, choice.fastest
     if fastest is None or field.speed is None or fastest is choice.quickest:
         return []
@@ -260,7 +260,7 @@ def _as_fast(field: Field, fastest: Model) -> str:
     )
 
 
-def _beaten(choice: Choice) -> list[Markup]:
+def _beaten(choice: Decision) -> list[Markup]:
     field = choice.field
     beaten = [model for model in field.models if model.fingerprint in choice.dominated]
     lines = []
@@ -293,7 +293,7 @@ def _leads(measure: Measure, one: Model, other: Model) -> bool:
     return (measure.loss(one, other) or 0.0) > 0
 
 
-def _broken(choice: Choice) -> list[Markup]:
+def _broken(choice: Decision) -> list[Markup]:
     return [
         el("span", "The proof of surgery of ", breakable(model.name), " failed: do not use it.",
            class_="failed")
@@ -301,7 +301,7 @@ def _broken(choice: Choice) -> list[Markup]:
     ]  # fmt: skip
 
 
-def _unmeasured(choice: Choice) -> list[Markup]:
+def _unmeasured(choice: Decision) -> list[Markup]:
     """Models that could not be picked since figures are missing, and which."""
     if not choice.deciding or len(choice.field.models) == 1:
         return []
@@ -315,7 +315,7 @@ def _unmeasured(choice: Choice) -> list[Markup]:
     return lines
 
 
-def _missing(choice: Choice) -> list[Markup]:
+def _missing(choice: Decision) -> list[Markup]:
     hints = []
     if not choice.deciding:
         hints.append(
