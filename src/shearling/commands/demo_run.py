@@ -83,11 +83,8 @@ def run(
     if layers is not None:
         check_layers(layers, depth)
     choices = {
-        "model": identity(source),
-        "text": text and text.name,
-        "layers": layers,
-        "seed": seed,
-    }
+        "model": identity(source), "text": text and text.name, "layers": layers, "seed": seed,
+    }  # fmt: skip
     _claim(output, choices)
     progress("opening the model", 1, 1)
     calibration, held_out = _texts(text, output)
@@ -96,11 +93,10 @@ def run(
     name = f"{source.name}-{PARAMS if layers is None else f'{layers}-blocks'}"
     size = Size(params=PARAMS) if layers is None else Size(layers=layers)
     pruned = _pruned(source, size, calibration, output / name, seed, progress)
-    for checkpoint, results in ((source, "source.results"), (pruned, f"{name}.results")):
-        _measure(checkpoint, held_out, output / results, progress)
-    _once(
-        output / "bench.json", lambda: bench_models([source, pruned], WORKLOAD, progress=progress)
-    )
+    _measure(source, held_out, output / "source.results", progress)
+    _measure(pruned, held_out, output / f"{name}.results", progress)
+    bench = output / "bench.json"
+    _once(bench, lambda: bench_models([source, pruned], WORKLOAD, progress=progress))
     return write_report([output], output / "report.html")
 
 

@@ -211,8 +211,7 @@ class _Plan:
         self, subject: Any, load: _Loaded, progress: Progress
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         """Results of one model, each with its file's name."""
-        from shearling.evaluate.generation import Sampling
-        from shearling.evaluate.measure import evaluate_text, generate_samples, measure_degeneration
+        from shearling.evaluate.measure import evaluate_text, measure_degeneration
         from shearling.evaluate.perplexity import Windows
 
         seed = self.options.seed
@@ -246,18 +245,18 @@ class _Plan:
                 ),
             )
         if self.options.prompt:
-            sampling = Sampling(
-                self.options.max_new_tokens or NEW_TOKENS,
-                self.options.temperature,
-                self.options.top_p,
-                seed,
-            )
-            yield (
-                "generations",
-                generate_samples(
-                    subject, self.options.prompt, sampling, model=load()[0], progress=progress
-                ),
-            )
+            yield "generations", self._continued(subject, load()[0], progress)
+
+    def _continued(self, subject: Any, model: Any, progress: Progress) -> dict[str, Any]:
+        """What a loaded model writes after each prompt."""
+        from shearling.evaluate.generation import Sampling
+        from shearling.evaluate.measure import generate_samples
+
+        options = self.options
+        new = options.max_new_tokens or NEW_TOKENS
+        sampling = Sampling(new, options.temperature, options.top_p, options.seed)
+        prompts = options.prompt or []
+        return generate_samples(subject, prompts, sampling, model=model, progress=progress)
 
     def _run_tasks(self, subject: Any, load: Any, progress: Progress) -> dict[str, Any]:
         known = {} if self.options.fresh else self.tasks.recalled(subject)

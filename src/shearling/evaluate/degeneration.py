@@ -70,13 +70,8 @@ def degeneration(
     beginnings, sampling = beginnings or Beginnings(), sampling or Sampling(NEW_TOKENS)
     head, new = beginnings.tokens, sampling.max_new_tokens
     check_positive(prompts=beginnings.count, prompt_tokens=head, batch=beginnings.batch)
-    length, limit = head + new, longest_input(model.config)
-    if limit is not None and length > limit:
-        raise ShearlingError(
-            f"A prompt of {head} tokens and {new} new ones are longer than the model's {limit} "
-            "positions; ask for fewer."
-        )
-    rows_NS = held_out(documents, tokenizer, beginnings.count, length)
+    _check_positions(model, head, new)
+    rows_NS = held_out(documents, tokenizer, beginnings.count, head + new)
     written = continue_all(
         model, tokenizer, rows_NS[:, :head], sampling, batch=beginnings.batch, progress=progress
     )
@@ -88,6 +83,15 @@ def degeneration(
         **repetition(written),
         "reference": repetition(rows_NS[:, head:].tolist()),
     }
+
+
+def _check_positions(model: PreTrainedModel, head: int, new: int) -> None:
+    limit = longest_input(model.config)
+    if limit is not None and head + new > limit:
+        raise ShearlingError(
+            f"A prompt of {head} tokens and {new} new ones are longer than the model's {limit} "
+            "positions; ask for fewer."
+        )
 
 
 def held_out(

@@ -53,11 +53,7 @@ def mean_nll(
             are not numbers.
     """
     check_positive(batch=batch)
-    if windows.ndim != 2 or len(windows) < 1 or windows.shape[1] < 2:
-        raise ShearlingError(
-            f"Windows of the shape {list(windows.shape)} hold nothing to predict; at least one of "
-            f"two tokens is needed."
-        )
+    _check_windows(windows)
     length = windows.shape[1]
     batch, chunk = _parts(model, length, batch)
     total = torch.zeros((), dtype=torch.float64)
@@ -76,6 +72,14 @@ def mean_nll(
             f"not numbers; check its weights, or use float32."
         )
     return total.item(), len(windows) * (length - 1)
+
+
+def _check_windows(windows: torch.Tensor) -> None:
+    if windows.ndim != 2 or len(windows) < 1 or windows.shape[1] < 2:
+        raise ShearlingError(
+            f"Windows of the shape {list(windows.shape)} hold nothing to predict; at least one of "
+            f"two tokens is needed."
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +125,7 @@ def perplexity(
     _check_rows(model, rows_NT, bos=windows.bos)
     start = time.perf_counter()
     nll_sum, tokens = mean_nll(model, rows_NT, batch=windows.batch, progress=progress)
-    nll = nll_sum / tokens
-    if nll > 700:
-        raise ShearlingError(
-            f"The mean negative log-likelihood is {nll:.0f} nats, beyond what any model of a text "
-            f"gives, and its perplexity is not a finite number; check the model's weights."
-        )
+    nll = _finite(nll_sum / tokens)
     return {
         "window": windows.tokens,
         "windows": len(rows_NT),
@@ -136,6 +135,16 @@ def perplexity(
         "perplexity": math.exp(nll),
         "seconds": time.perf_counter() - start,
     }
+
+
+def _finite(nll: float) -> float:
+    """The mean, if its perplexity is a number (ShearlingError)."""
+    if nll > 700:
+        raise ShearlingError(
+            f"The mean negative log-likelihood is {nll:.0f} nats, beyond what any model of a text "
+            f"gives, and its perplexity is not a finite number; check the model's weights."
+        )
+    return nll
 
 
 def evaluate(

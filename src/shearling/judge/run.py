@@ -100,16 +100,11 @@ def run(
         for order in ("AB", "BA")
     }
     _ask(list(questions.values()), judge, kept, concurrency, progress)
-    tallied = tally(
-        [
-            Pair(
-                *(_verdict(questions.get((i, order)), kept) for order in ("AB", "BA")),
-                identical=both[0] == both[1],
-            )
-            for i, both in enumerate(answers)
-        ]
-    )
-    return _judgement(match, judge, judge_name, tallied)
+    pairs = []
+    for i, (a, b) in enumerate(answers):
+        verdicts = (_verdict(questions.get((i, order)), kept) for order in ("AB", "BA"))
+        pairs.append(Pair(*verdicts, identical=a == b))
+    return _judgement(match, judge, judge_name, tally(pairs))
 
 
 def _verdict(question: Question | None, kept: Kept) -> Verdict | None:
