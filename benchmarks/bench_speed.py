@@ -81,17 +81,17 @@ def _cut(scratch: Path) -> Path:
 
 def _timed(arguments: argparse.Namespace, pruned: Path) -> dict[str, Any]:
     from shearling.evaluate.engines import Places
-    from shearling.evaluate.speed import bench
+    from shearling.evaluate.speed import Workload, bench
     from shearling.files.terminal import progress_bars
 
     source = source_directory()
     with progress_bars() as progress:
-        return bench(
-            [source, source, pruned], engines=arguments.engines.split(","),
+        workload = Workload(
+            engines=arguments.engines.split(","),
             places=Places(arguments.llama_cpp, arguments.vllm), batches=(BATCH,),
             prompts=(PROMPT,), news=(NEW,), repeats=arguments.repeats, dtype=arguments.dtype,
-            progress=progress,
         )  # fmt: skip
+        return bench([source, source, pruned], workload, progress=progress)
 
 
 def _row(engine: str, result: dict[str, Any]) -> dict[str, Any]:

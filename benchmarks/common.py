@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from shearling.commands.demo import demo_model
+from shearling.commands.demo_run import demo_model
 from shearling.evaluate.speed import machine
 from shearling.files.writer import write_json
 from shearling.model.manifest import stamp, versions

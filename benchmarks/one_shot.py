@@ -281,7 +281,7 @@ def _evaluated(model: Any, tokenizer: Any) -> dict[str, float]:
 
 def speed() -> list[dict[str, Any]]:
     """Tokens a second of every shape at batch 1 and 8, all in turns; any units will do."""
-    from shearling.evaluate.speed import bench
+    from shearling.evaluate.speed import Workload, bench
     from shearling.model.checkpoint import Checkpoint
     from shearling.pruning.cut import cut
     from shearling.pruning.plan import parse_params, parse_shape, shape_for
@@ -305,7 +305,7 @@ def speed() -> list[dict[str, Any]]:
             blocks = {"mlp": neurons} if after["mlp"] < source.shape["mlp"] else {}
             model = {"layers": layers} if after["layers"] < source.shape["layers"] else {}
             cut(source, Keep(model, blocks), paths[name])
-        runs = bench(list(paths.values()), batches=(1, 8), repeats=5)["runs"]
+        runs = bench(list(paths.values()), Workload(batches=(1, 8), repeats=5))["runs"]
     names = {path.name: name for name, path in paths.items()}
     names |= {source.path.name: "dense"}
     return [

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from common import save, source_directory, text_file
 from shearling.errors import ShearlingError
-from shearling.evaluate.perplexity import evaluate
+from shearling.evaluate.perplexity import Windows, evaluate
 from shearling.files.terminal import progress_bars
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.resolve import resolve
@@ -79,7 +79,7 @@ def _sixteen_bits(source: Checkpoint, output: Path) -> Checkpoint:
 
 
 def _row(how: str, kind: str, path: Path, size: int, text: Path) -> dict[str, Any]:
-    found = evaluate(path, text, window=WINDOW, max_windows=WINDOWS)
+    found = evaluate(path, text, Windows(tokens=WINDOW, most=WINDOWS))
     return {"how": how, "type": kind, "bytes": size, "perplexity": round(found["perplexity"], 3)}
 
 

@@ -5,8 +5,14 @@ The verbs of the command line as a typed API::
     import shearling
 
     source = shearling.Checkpoint.open("HuggingFaceTB/SmolLM2-135M")
+    text = shearling.CalibrationText(file=Path("text.jsonl"))
+    size = shearling.Size(params="0.8x")
+    smaller = shearling.prune(source, Path("smaller"), size, calibration=text)
+
+``cut`` is the surgery alone, of blocks or units that were chosen before::
+
     scores = shearling.score(source, "perplexity", calibration=Path("text.jsonl"))
-    smaller = shearling.prune(source, shearling.keep_layers(scores, 24), Path("smaller"))
+    bare = shearling.cut(source, shearling.keep_layers(scores, 24), Path("bare"))
 
 Names are imported when they are first used, since torch and transformers take seconds.
 """
@@ -26,8 +32,16 @@ if TYPE_CHECKING:
     from shearling.model.checkpoint import Checkpoint
     from shearling.model.inspect import inspect
     from shearling.pruning.choose import keep_layers, without
-    from shearling.pruning.cut import cut as prune
+    from shearling.pruning.cut import cut
     from shearling.pruning.proof import Proof, prove
+    from shearling.pruning.prune import (
+        CalibrationText,
+        Criteria,
+        Repairs,
+        Running,
+        Size,
+        prune,
+    )
     from shearling.report import write_report
     from shearling.scoring.score import score
     from shearling.scoring.scores import Scores
@@ -36,36 +50,49 @@ if TYPE_CHECKING:
 
 no_torchao_notices()  # here, since processes of their own import transformers first of all
 
+# No name of a room or another module at the top is among them: importing that module would take the
+# place of the function.
 _HOMES = {
+    "CalibrationText": "pruning.prune.CalibrationText",
     "Checkpoint": "model.checkpoint.Checkpoint",
+    "Criteria": "pruning.prune.Criteria",
     "Keep": "table.values.Keep",
     "Layout": "table.axes.Layout",
     "Proof": "pruning.proof.Proof",
+    "Repairs": "pruning.prune.Repairs",
+    "Running": "pruning.prune.Running",
     "Scores": "scoring.scores.Scores",
     "Shape": "table.values.Shape",
+    "Size": "pruning.prune.Size",
     "bench_models": "evaluate.benchmark.bench_models",
+    "cut": "pruning.cut.cut",
     "evaluate_model": "evaluate.measure.evaluate_model",
     "generate_samples": "evaluate.measure.generate_samples",
     "inspect": "model.inspect.inspect",
     "keep_layers": "pruning.choose.keep_layers",
     "prove": "pruning.proof.prove",
-    # Not `cut`: importing the module of that name would take the function's place.
-    "prune": "pruning.cut.cut",
+    "prune": "pruning.prune.prune",
     "score": "scoring.score.score",
     "without": "pruning.choose.without",
     "write_report": "report.write_report",
 }
 
 __all__ = [
+    "CalibrationText",
     "Checkpoint",
+    "Criteria",
     "Keep",
     "Layout",
     "Proof",
+    "Repairs",
+    "Running",
     "Scores",
     "Shape",
     "ShearlingError",
+    "Size",
     "__version__",
     "bench_models",
+    "cut",
     "evaluate_model",
     "generate_samples",
     "inspect",

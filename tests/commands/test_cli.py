@@ -276,6 +276,17 @@ def test_prune_by_list_and_again(run: Run, model: Path, tmp_path: Path) -> None:
     assert lineage["parent"]["keep"] == {"layers": [0, 2, 3, 4, 5, 7]}
 
 
+def test_a_number_of_blocks_and_their_list_may_agree(run: Run, model: Path, tmp_path: Path) -> None:
+    """`prune MODEL --layers 24 --remove 13,14,15,16,17,18`, the contract, on eight blocks."""
+    both, alone = tmp_path / "both", tmp_path / "alone"
+    done = run("prune", model, "--layers", 6, "--remove", "3,4", "--output", both)
+    assert done.code == 0, done.err
+    assert run("prune", model, "--remove", "3,4", "--output", alone).code == 0
+    name = "model.safetensors"
+    assert digests(both)[name] == digests(alone)[name]
+    assert same_logits(both, model, [3, 4])
+
+
 EVERY_AXIS = "layers=6,hidden=28,heads=4,kv_heads=2,mlp=24,vocab=290"
 ENOUGH = ("--samples", "8", "--length", "16", "--copies", "1", "--written", "4")
 
@@ -700,7 +711,11 @@ def test_models_that_can_be_measured_but_not_cut(
         (("--remove", ""), ("--remove ''", "whole numbers")),
         (("--remove", "3,3"), ("--remove 3,3", "twice")),
         (("--remove", "0,1,2,3,4,5,6,7"), ("8 of 8", "between 1 and 7")),
-        (("--remove", "1", "--layers", 5), ("--remove", "--layers")),
+        (
+            ("--remove", "1", "--layers", 5),
+            ("--layers 5 and --remove 1", "--layers 7"),
+        ),
+        (("--remove", "1", "--params", "0.8x"), ("--remove", "--params")),
         (("--remove", "1", "--by", "taylor"), ("--remove", "--by")),
         (("--remove", "1", "--scores", "s.json"), ("--remove", "--scores")),
         (("--layers", 5, "--by", "taylor", "--scores", "s.json"), ("--by", "--scores")),

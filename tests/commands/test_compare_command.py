@@ -142,16 +142,16 @@ def test_all_are_timed_together(
     from shearling.model.checkpoint import Checkpoint
     from shearling.model.manifest import identity
 
-    def timed(models: list[str], **options: Any) -> dict[str, Any]:
+    def timed(models: list[str], workload: Any, **_: Any) -> dict[str, Any]:
         spread = {"median": 9.0, "min": 8.9, "max": 9.1}
         runs = [
             {"model": identity(Checkpoint.open(model)), "batch": batch, "engine": "transformers"}
-            | {"prompt": options["prompts"][0], "new": options["news"][0], "repeats": 3}
+            | {"prompt": workload.prompts[0], "new": workload.news[0], "repeats": 3}
             | {"prefill_tokens_per_s": spread, "decode_tokens_per_s": spread}
             for model in models
-            for batch in options["batches"]
+            for batch in workload.batches
         ]
-        machine = {"cpu": "a", "threads": options["threads"]}
+        machine = {"cpu": "a", "threads": workload.threads}
         return {"kind": "bench", "created": "2026-11-22", "machine": machine, "runs": runs}
 
     monkeypatch.setattr(shearling.evaluate.benchmark, "bench_models", timed)

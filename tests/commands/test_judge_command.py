@@ -63,10 +63,7 @@ def test_answers_are_those_of_generate_in_the_chat_template(model, chatty, tmp_p
     for path, asked in ((model, "p0"), (chatty, "<user>p0<assistant>")):
         side = sides.open_side(str(path), tmp_path, sampling, "float32")
         [answer] = side.answers(["p0"], silent)
-        [expected] = generate(
-            load_model(path), load_tokenizer(path), [asked],
-            max_new_tokens=6, temperature=0.9, seed=5,
-        )  # fmt: skip
+        [expected] = generate(load_model(path), load_tokenizer(path), [asked], sampling)
         assert answer == expected["text"]
 
 

@@ -5,13 +5,14 @@ import torch
 
 from shearling.errors import ShearlingError
 from shearling.evaluate.degeneration import (
+    Beginnings,
     continue_all,
     degeneration,
     ends_in_a_loop,
     held_out,
     repetition,
 )
-from shearling.evaluate.generation import generate
+from shearling.evaluate.generation import Sampling, generate
 
 
 @pytest.fixture
@@ -31,19 +32,21 @@ PROMPTS = ["Once upon a ", "time, a ram ", "and his ewe ", "lived in a f", "old 
 @pytest.mark.parametrize("batch", [1, 2, 5])
 def test_equal_to_one_prompt_at_a_time(ascii_model, tokenizer, temperature, batch):
     options = {"temperature": temperature, "top_p": 0.9, "seed": 4}
-    single = generate(ascii_model, tokenizer, PROMPTS, max_new_tokens=20, **options)
+    single = generate(ascii_model, tokenizer, PROMPTS, Sampling(max_new_tokens=20, **options))
     rows = torch.tensor(tokenizer(PROMPTS)["input_ids"])
-    found = continue_all(ascii_model, tokenizer, rows, new_tokens=20, batch=batch, **options)
+    found = continue_all(
+        ascii_model, tokenizer, rows, Sampling(max_new_tokens=20, **options), batch=batch
+    )
     assert [tokenizer.decode(tokens) for tokens in found] == [one["text"] for one in single]
     assert len({tuple(tokens) for tokens in found}) > 1
 
 
 def test_a_row_that_ends_is_short_and_the_others_go_on(ascii_model, tokenizer):
     rows = torch.tensor(tokenizer(PROMPTS)["input_ids"])
-    whole = continue_all(ascii_model, tokenizer, rows, new_tokens=12)
+    whole = continue_all(ascii_model, tokenizer, rows, Sampling(max_new_tokens=12))
     end = whole[0][3]
     ascii_model.generation_config.eos_token_id = [end]
-    found = continue_all(ascii_model, tokenizer, rows, new_tokens=12)
+    found = continue_all(ascii_model, tokenizer, rows, Sampling(max_new_tokens=12))
     expected = [row[: row.index(end)] if end in row else row for row in whole]
     assert found == expected
     assert len({len(row) for row in found}) > 1
@@ -96,13 +99,13 @@ def test_a_models_loops_beside_the_texts_own(model, tokenizer):
         torch.nn.init.zeros_(module.self_attn.o_proj.weight)
         torch.nn.init.zeros_(module.mlp.down_proj.weight)
     text = ["".join(chr(33 + (7 * i * i + i) % 90) for i in range(60 + k)) for k in range(4)]
-    found = degeneration(model, tokenizer, text, prompts=3, prompt_tokens=4, new_tokens=50)
+    found = degeneration(model, tokenizer, text, Beginnings(count=3, tokens=4), Sampling(50))
     assert (found["prompts"], found["prompt_tokens"], found["new_tokens"]) == (3, 4, 50)
     assert found["sampling"] == {"method": "greedy"}
     assert found["reference"]["loops"] == 0
     assert found["repetition_4"] > found["reference"]["repetition_4"]
     sampled = degeneration(
-        model, tokenizer, text, prompts=3, prompt_tokens=4, new_tokens=8, temperature=1.0, seed=3
+        model, tokenizer, text, Beginnings(count=3, tokens=4), Sampling(8, temperature=1.0, seed=3)
     )
     assert sampled["sampling"] == {"temperature": 1.0, "top_p": 1.0, "seed": 3}
 
@@ -110,11 +113,11 @@ def test_a_models_loops_beside_the_texts_own(model, tokenizer):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prompts": 0}, "prompts is 0"),
-        ({"prompt_tokens": 40, "new_tokens": 30}, "40 tokens and 30 new ones .* 64 positions"),
-        ({"prompt_tokens": 20, "new_tokens": 30}, "13 tokens, but one window needs 50"),
+        ({"count": 0}, "prompts is 0"),
+        ({"tokens": 40}, "40 tokens and 30 new ones .* 64 positions"),
+        ({"tokens": 20}, "13 tokens, but one window needs 50"),
     ],
 )
 def test_refuses(model, tokenizer, options, message):
     with pytest.raises(ShearlingError, match=message):
-        degeneration(model, tokenizer, ["no more text."], **options)
+        degeneration(model, tokenizer, ["no more text."], Beginnings(**options), Sampling(30))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shearling.errors import ShearlingError
-from shearling.evaluate.generation import choose_token, generate
+from shearling.evaluate.generation import Sampling, choose_token, generate
 
 
 @torch.no_grad()
@@ -34,7 +34,7 @@ def ascii_model(model):
 
 def test_greedy_equals_a_loop_without_cache(ascii_model, tokenizer):
     prompts = ["Once upon a time", "x", "a longer prompt, of some words"]
-    samples = generate(ascii_model, tokenizer, prompts, max_new_tokens=20)
+    samples = generate(ascii_model, tokenizer, prompts, Sampling(max_new_tokens=20))
     assert [s["prompt"] for s in samples] == prompts
     assert [s["text"] for s in samples] == [
         naive_greedy(ascii_model, tokenizer, prompt, 20) for prompt in prompts
@@ -46,43 +46,46 @@ def test_greedy_equals_transformers(ascii_model, tokenizer):
     prompt = "Once upon a time"
     ids = torch.tensor([tokenizer(prompt)["input_ids"]])
     theirs = ascii_model.generate(ids, do_sample=False, max_new_tokens=16, pad_token_id=257)
-    [ours] = generate(ascii_model, tokenizer, [prompt], max_new_tokens=16)
+    [ours] = generate(ascii_model, tokenizer, [prompt], Sampling(max_new_tokens=16))
     assert prompt + ours["text"] == tokenizer.decode(theirs[0], skip_special_tokens=True)
 
 
 def test_the_checkpoints_sampling_defaults_are_ignored_silently(ascii_model, tokenizer, caplog):
-    expected = generate(ascii_model, tokenizer, ["abc"], max_new_tokens=12)
+    expected = generate(ascii_model, tokenizer, ["abc"], Sampling(max_new_tokens=12))
     settings = ascii_model.generation_config
     settings.do_sample, settings.temperature, settings.top_p = True, 1.7, 0.4
     settings.repetition_penalty = 5.0
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert generate(ascii_model, tokenizer, ["abc"], max_new_tokens=12) == expected
+        assert generate(ascii_model, tokenizer, ["abc"], Sampling(max_new_tokens=12)) == expected
     assert not caplog.records
 
 
 @pytest.mark.parametrize("where", ["tokenizer", "settings"])
 def test_stops_at_an_end_token(ascii_model, tokenizer, where):
-    free = generate(ascii_model, tokenizer, ["abc"], max_new_tokens=8)[0]["text"]
+    free = generate(ascii_model, tokenizer, ["abc"], Sampling(max_new_tokens=8))[0]["text"]
     first = tokenizer(free[0])["input_ids"][0]
     if where == "settings":
         ascii_model.generation_config.eos_token_id = [first]
     else:
         ascii_model.lm_head.weight.data[257] = 2 * ascii_model.lm_head.weight.data[first]
-    assert generate(ascii_model, tokenizer, ["abc"], max_new_tokens=8)[0]["text"] == ""
+    assert generate(ascii_model, tokenizer, ["abc"], Sampling(max_new_tokens=8))[0]["text"] == ""
 
 
 def test_samples_are_a_function_of_prompt_and_seed(ascii_model, tokenizer):
     options = {"max_new_tokens": 24, "temperature": 1.5}
-    one, two = generate(ascii_model, tokenizer, ["abc", "def"], seed=1, **options)
-    assert generate(ascii_model, tokenizer, ["def"], seed=1, **options) == [two]
-    assert generate(ascii_model, tokenizer, ["abc"], seed=2, **options) != [one]
+    one, two = generate(ascii_model, tokenizer, ["abc", "def"], Sampling(seed=1, **options))
+    assert generate(ascii_model, tokenizer, ["def"], Sampling(seed=1, **options)) == [two]
+    assert generate(ascii_model, tokenizer, ["abc"], Sampling(seed=2, **options)) != [one]
 
 
 def test_a_vanishing_temperature_or_nucleus_is_greedy(ascii_model, tokenizer):
-    greedy = generate(ascii_model, tokenizer, ["abc"], max_new_tokens=12)
+    greedy = generate(ascii_model, tokenizer, ["abc"], Sampling(max_new_tokens=12))
     for options in ({"temperature": 1e-12}, {"temperature": 1.0, "top_p": 1e-12}):
-        assert generate(ascii_model, tokenizer, ["abc"], max_new_tokens=12, **options) == greedy
+        assert (
+            generate(ascii_model, tokenizer, ["abc"], Sampling(max_new_tokens=12, **options))
+            == greedy
+        )
 
 
 @pytest.mark.parametrize(("top_p", "support"), [(0.5, {2}), (0.51, {2, 0}), (0.81, {2, 0, 3})])
@@ -107,7 +110,7 @@ def test_sampling_follows_the_probabilities():
 
 
 def test_an_empty_prompt_starts_from_bos(ascii_model, tokenizer):
-    [sample] = generate(ascii_model, tokenizer, [""], max_new_tokens=5)
+    [sample] = generate(ascii_model, tokenizer, [""], Sampling(max_new_tokens=5))
     assert sample["prompt"] == ""
     assert len(sample["text"]) == 5
 
@@ -132,7 +135,7 @@ class WithoutBos:
 )
 def test_refuses_a_setting(model, tokenizer, options, message):
     with pytest.raises(ShearlingError, match=message):
-        generate(model, tokenizer, ["abc"], **options)
+        generate(model, tokenizer, ["abc"], Sampling(**options))
 
 
 def test_refuses_a_prompt_without_tokens(model):
@@ -143,4 +146,4 @@ def test_refuses_a_prompt_without_tokens(model):
 def test_refuses_logits_that_are_not_numbers(model, tokenizer):
     torch.nn.init.constant_(model.lm_head.weight, float("nan"))
     with pytest.raises(ShearlingError, match="not numbers"):
-        generate(model, tokenizer, ["abc"], max_new_tokens=4)
+        generate(model, tokenizer, ["abc"], Sampling(max_new_tokens=4))

@@ -12,7 +12,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from shearling.errors import ShearlingError
 from shearling.evaluate import perplexity as module
-from shearling.evaluate.perplexity import evaluate, mean_nll, perplexity
+from shearling.evaluate.perplexity import Windows, evaluate, mean_nll, perplexity
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_evaluate_a_directory(model_directory, model, tmp_path, bos):
     text = tmp_path / "some.jsonl"
     texts = ["a first document", "and one more", "the last of them"]
     text.write_text("".join(json.dumps({"text": each}) + "\n" for each in texts))
-    result = evaluate(model_directory, text, window=8, max_windows=4, bos=bos)
+    result = evaluate(model_directory, text, Windows(tokens=8, most=4, bos=bos))
     assert result.pop("seconds") > 0
 
     tokens = Tokenizer.from_file(str(model_directory / "tokenizer.json"))
@@ -135,19 +135,19 @@ def test_evaluate_a_directory(model_directory, model, tmp_path, bos):
 
 def test_refuses_windows_beyond_the_models_positions(model, tokenizer):
     with pytest.raises(ShearlingError, match=r"65 tokens .* 64 positions; .* at most 64"):
-        perplexity(model, tokenizer, ["x" * 100], window=65)
+        perplexity(model, tokenizer, ["x" * 100], Windows(tokens=65))
     with pytest.raises(ShearlingError, match=r"BOS included.*at most 63"):
-        perplexity(model, tokenizer, ["x" * 100], window=64, bos=True)
+        perplexity(model, tokenizer, ["x" * 100], Windows(tokens=64, bos=True))
 
 
 def test_refuses_a_perplexity_beyond_numbers(model, tokenizer, monkeypatch):
     monkeypatch.setattr(module, "mean_nll", lambda *_args, **_options: (8000.0, 10))
     with pytest.raises(ShearlingError, match=r"800 nats.*not a finite number"):
-        perplexity(model, tokenizer, ["x" * 100], window=8)
+        perplexity(model, tokenizer, ["x" * 100], Windows(tokens=8))
 
 
 def test_refuses_before_the_model_is_read(tmp_path):
     with pytest.raises(ShearlingError, match="window is 0"):
-        evaluate(tmp_path, tmp_path, window=0)
+        evaluate(tmp_path, tmp_path, Windows(tokens=0))
     with pytest.raises(ShearlingError, match="There is no text at"):
         evaluate(tmp_path, tmp_path / "absent.txt")

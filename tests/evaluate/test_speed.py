@@ -16,7 +16,7 @@ from shearling.evaluate.benchmark import bench_lines, bench_models
 from shearling.evaluate.engines import Cell, Engine, Timing
 from shearling.evaluate.engines.memory import check_memory
 from shearling.evaluate.ratios import promised, ratio, sentence
-from shearling.evaluate.speed import bench, measure
+from shearling.evaluate.speed import Workload, bench, measure
 from shearling.model.checkpoint import Checkpoint
 from shearling.table.values import Shape
 
@@ -136,11 +136,7 @@ def test_models_take_turns_on_transformers(model_directory, smaller_directory):
     others, steps = set(multiprocessing.active_children()), []
     result = bench_models(
         [model_directory, Checkpoint.open(smaller_directory)],
-        batches=(1, 3),
-        prompts=(6,),
-        news=(4, 20),
-        repeats=2,
-        threads=1,
+        Workload(batches=(1, 3), prompts=(6,), news=(4, 20), repeats=2, threads=1),
         progress=lambda *step: steps.append(step),
     )
     assert result["kind"] == "bench"
@@ -201,7 +197,7 @@ def test_models_take_turns_on_transformers(model_directory, smaller_directory):
 def test_refuses_before_any_process_starts(model_directory, monkeypatch, options, message):
     monkeypatch.setattr("shearling.evaluate.engines.transformers.ModelProcess", None)
     with pytest.raises(ShearlingError, match=message):
-        bench([model_directory], **{"prompts": (4,), "news": (4,), **options})
+        bench([model_directory], Workload(**{"prompts": (4,), "news": (4,), **options}))
 
 
 def test_refuses_no_model_and_what_is_none(tmp_path):
@@ -217,7 +213,7 @@ def test_refuses_what_does_not_fit_with_the_estimate(model_directory, monkeypatc
     monkeypatch.setattr("psutil.virtual_memory", lambda: free)
     message = r"2 models at once with transformers in float32 needs at least 1\.0 GB .* 0\.8 GB are"
     with pytest.raises(ShearlingError, match=message):
-        bench([model_directory, model_directory], prompts=(4,), news=(4,))
+        bench([model_directory, model_directory], Workload(prompts=(4,), news=(4,)))
 
 
 def test_one_model_at_a_time_needs_the_largest_alone(monkeypatch):

@@ -11,7 +11,7 @@ from shearling.errors import ShearlingError
 from shearling.evaluate.generation import Sampling
 from shearling.judge.endpoint import Judge
 from shearling.judge.prompts import read_prompts
-from shearling.judge.run import VERDICTS, run
+from shearling.judge.run import VERDICTS, Match, run
 from shearling.judge.sides import open_side
 
 SAMPLING = Sampling(max_new_tokens=5)
@@ -20,9 +20,8 @@ SAMPLING = Sampling(max_new_tokens=5)
 def judged(a, b, prompts, stub, folder, *, model: str | None = "stub-judge", retries=2) -> dict:
     sides = [open_side(str(side), folder, SAMPLING, "float32") for side in (a, b)]
     judge = Judge(stub.address, model, retries=retries)
-    return run(
-        sides[0], sides[1], read_prompts(prompts), judge, folder, sampling=SAMPLING, concurrency=3
-    )
+    match = Match(*sides, read_prompts(prompts), SAMPLING, folder)
+    return run(match, judge, concurrency=3)
 
 
 def kept(folder: Path) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ import psutil
 import pytest
 from browser import Browser, browser, find
 
-from shearling.evaluate.generation import generate
+from shearling.evaluate.generation import Sampling, generate
 from shearling.model.loading import load_model, load_tokenizer
 
 # The command as the console script runs it, whether or not the command line lists it yet.
@@ -80,7 +80,7 @@ def tab(studio, tmp_path_factory) -> Iterator[Browser]:
 
 
 def continued(path: Path, prompt: str, **options: Any) -> str:
-    [sample] = generate(load_model(path), load_tokenizer(path), [prompt], **options)
+    [sample] = generate(load_model(path), load_tokenizer(path), [prompt], Sampling(**options))
     return sample["text"]
 
 

@@ -22,7 +22,9 @@ def ready(worker) -> Ready:
 
 def expected(path, prompt, *, chat=False):
     options = {"max_new_tokens": 20, "temperature": 0.8, "top_p": 0.9, "seed": 3}
-    [sample] = generate(load_model(path), load_tokenizer(path), [prompt], chat=chat, **options)
+    [sample] = generate(
+        load_model(path), load_tokenizer(path), [prompt], Sampling(**options), chat=chat
+    )
     return sample["text"]
 
 

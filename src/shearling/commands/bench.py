@@ -2,79 +2,103 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from shearling.commands.options import Batches, Json, Models, check_file, numbers, print_result
+from shearling.commands.takes import takes_options
 from shearling.errors import ShearlingError
+
+if TYPE_CHECKING:
+    from shearling.evaluate.speed import Workload
 
 ENGINES = ("transformers", "llama.cpp", "vllm")
 
 
-def bench(
-    models: Models,
-    batch: Batches = "1,8",
-    prompt: Annotated[str, typer.Option(help="Prompt tokens, separated by commas.")] = "128",
-    new: Annotated[str, typer.Option(help="Generated tokens, separated by commas.")] = "64",
-    repeats: Annotated[int, typer.Option(min=1, help="Timed rounds; the median counts.")] = 5,
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """What the command line says."""
+
+    models: Models
+    batch: Batches = "1,8"
+    prompt: Annotated[str, typer.Option(help="Prompt tokens, separated by commas.")] = "128"
+    new: Annotated[str, typer.Option(help="Generated tokens, separated by commas.")] = "64"
+    repeats: Annotated[int, typer.Option(min=1, help="Timed rounds; the median counts.")] = 5
     engine: Annotated[
         str, typer.Option(help=f"Of {', '.join(ENGINES)}; several separated by commas.")
-    ] = "transformers",
+    ] = "transformers"
     llama_cpp: Annotated[
         Path | None,
         typer.Option(help="A directory with llama.cpp's programs; default $LLAMA_CPP, then PATH."),
-    ] = None,
+    ] = None
     vllm: Annotated[
         Path | None, typer.Option(help="The vllm program of its environment; default on the PATH.")
-    ] = None,
-    dtype: Annotated[str, typer.Option(help="What to compute in.")] = "float32",
-    device: Annotated[str, typer.Option(help="A torch device.")] = "cpu",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Where to write the result.")] = None,
+    ] = None
+    dtype: Annotated[str, typer.Option(help="What to compute in.")] = "float32"
+    device: Annotated[str, typer.Option(help="A torch device.")] = "cpu"
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None
+    output: Annotated[Path | None, typer.Option(help="Where to write the result.")] = None
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be timed, and run nothing.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
+    ] = False
+    as_json: Json = False
+
+
+@takes_options
+def bench(options: BenchOptions) -> None:
     """Time prefill and decode and measure memory, in turns when several models are given.
 
     Over a grid of batch sizes and lengths, and on other engines too. Models after the first are
     set against it: speed-up, parameters removed, and what the operations removed promise. A .gguf
     file runs as it is with llama.cpp; a directory is converted once, into the cache.
     """
-    check_file(output)
-    engines = list(dict.fromkeys(name.strip() for name in engine.split(",")))
-    unknown = [name for name in engines if name not in ENGINES]
-    if unknown:
-        raise ShearlingError(
-            f"--engine {engine!r} names {unknown[0]!r}, but {', '.join(ENGINES)} were expected, "
-            "separated by commas."
-        )
-    options = {
-        "engines": engines,
-        "batches": numbers(batch, "--batch"),
-        "prompts": numbers(prompt, "--prompt"),
-        "news": numbers(new, "--new"),
-        "repeats": repeats,
-        "dtype": dtype,
-        "device": device,
-        "threads": threads,
-    }
+    check_file(options.output)
+    engines = _engines(options.engine)
     from shearling.evaluate.benchmark import bench_lines, bench_models, plan_lines
-    from shearling.evaluate.engines import Places
     from shearling.evaluate.speed import plan_bench
     from shearling.files.terminal import progress_bars
     from shearling.files.writer import write_json
 
-    places = Places(llama_cpp, vllm)
-    if dry_run:
-        planned = plan_bench(models, places=places, **options).as_json()
-        print_result(planned, as_json, plan_lines(planned))
+    workload = _workload(options, engines)
+    if options.dry_run:
+        planned = plan_bench(options.models, workload).as_json()
+        print_result(planned, options.as_json, plan_lines(planned))
         return
     with progress_bars() as progress:
-        result = bench_models(models, places=places, **options, progress=progress)
-    if output is not None:
-        write_json(output, result)
-    print_result(result, as_json, bench_lines(result))
+        result = bench_models(options.models, workload, progress=progress)
+    if options.output is not None:
+        write_json(options.output, result)
+    print_result(result, options.as_json, bench_lines(result))
+
+
+def _engines(given: str) -> tuple[str, ...]:
+    """The engines named, each once (ShearlingError for one that is not known)."""
+    engines = tuple(dict.fromkeys(name.strip() for name in given.split(",")))
+    unknown = [name for name in engines if name not in ENGINES]
+    if unknown:
+        raise ShearlingError(
+            f"--engine {given!r} names {unknown[0]!r}, but {', '.join(ENGINES)} were expected, "
+            "separated by commas."
+        )
+    return engines
+
+
+def _workload(options: BenchOptions, engines: tuple[str, ...]) -> Workload:
+    """What is run on every model."""
+    from shearling.evaluate.engines import Places
+    from shearling.evaluate.speed import Workload
+
+    return Workload(
+        engines=engines,
+        places=Places(options.llama_cpp, options.vllm),
+        batches=tuple(numbers(options.batch, "--batch")),
+        prompts=tuple(numbers(options.prompt, "--prompt")),
+        news=tuple(numbers(options.new, "--new")),
+        repeats=options.repeats,
+        dtype=options.dtype,
+        device=options.device,
+        threads=options.threads,
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,108 +20,129 @@ from shearling.commands.options import (
     print_result,
     warn,
 )
+from shearling.commands.takes import takes_options
 from shearling.errors import ShearlingError
 
 if TYPE_CHECKING:
     from shearling.evaluate.tasks.suite import Suite
     from shearling.report.decide.choice import Decision
+    from shearling.report.decide.selection import ComparedModel
     from shearling.report.measured import Measurement, WantedResults
 
 
-def compare(
-    models: Models,
-    output: Annotated[Path, typer.Option(help="The HTML file.")] = Path("comparison.html"),
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """What the command line says."""
+
+    models: Models
+    output: Annotated[Path, typer.Option(help="The HTML file.")] = Path("comparison.html")
     baseline: Annotated[
-        str | None, typer.Option(help="Which of the models the others are compared with; default "
-                                 "the first.")
-    ] = None,
+        str | None,
+        typer.Option(help="Which of the models the others are compared with; default the first."),
+    ] = None
     results: Annotated[
         list[Path] | None,
         typer.Option(help="A directory with results about these models; may be repeated."),
-    ] = None,
+    ] = None
     text: Annotated[
         list[Path] | None,
         typer.Option(help="Measure perplexity on this text: .jsonl, .txt, or a directory of such."),
-    ] = None,
-    window: Annotated[int, typer.Option(min=2, help="Tokens in a window of --text.")] = 512,
+    ] = None
+    window: Annotated[int, typer.Option(min=2, help="Tokens in a window of --text.")] = 512
     max_windows: Annotated[
         int | None, typer.Option(min=1, help="Use the first so many windows; default all.")
-    ] = None,
+    ] = None
     suite: Annotated[
         str | None, typer.Option(help="Also measure shortened, sheared, or a YAML file of yours.")
-    ] = None,
+    ] = None
     limit: Annotated[
         int | None, typer.Option(min=1, help="Ask the first so many questions of each task.")
-    ] = None,
+    ] = None
     prompt: Annotated[
         list[str] | None, typer.Option(help="Let every model continue this; may be repeated.")
-    ] = None,
+    ] = None
     prompts: Annotated[
         Path | None,
         typer.Option(help="Prompts to continue: .jsonl with a 'prompt' field, or a line each."),
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens after each prompt.")] = 64,
+    ] = None
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens after each prompt.")] = 64
     bench: Annotated[
         bool, typer.Option("--bench/--no-bench", help="Time all models in turns, shortly.")
-    ] = False,
-    batch: Batches = "1",
+    ] = False
+    batch: Batches = "1"
     within: Annotated[
-        float, typer.Option(min=0, max=100, help="Per cent of the baseline's quality that the pick "
-                            "may lose.")
-    ] = 5.0,
-    seed: Seed = 0,
-    dtype: Annotated[str, typer.Option(help="What to compute in.")] = "float32",
-    device: Annotated[str, typer.Option(help="A torch device.")] = "cpu",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of --bench.")] = None,
+        float,
+        typer.Option(
+            min=0, max=100, help="Per cent of the baseline's quality that the pick may lose."
+        ),
+    ] = 5.0
+    seed: Seed = 0
+    dtype: Annotated[str, typer.Option(help="What to compute in.")] = "float32"
+    device: Annotated[str, typer.Option(help="A torch device.")] = "cpu"
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of --bench.")] = None
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be measured, and run nothing.")
-    ] = False,
-    as_json: Json = False,
-) -> None:  # fmt: skip
+    ] = False
+    as_json: Json = False
+
+
+@takes_options
+def compare(options: CompareOptions) -> None:
     """Make one page that says which of several models to ship.
 
     Results about the models are found in their directories, in MODEL.results beside them and in
     --results; what is asked for and not there is measured, into OUTPUT's name with .results, so
     that a second run goes on where the first was stopped.
     """
-    check_file(output)
-    for directory in results or []:
+    from shearling.report.measured import Missing, gather
+    from shearling.report.pages.comparison_report import write_comparison
+
+    check_file(options.output)
+    _check_results(options.results or [])
+    wanted = _wanted(options)
+    subjects, candidates, paths = _open(options.models, options.baseline)
+    place = options.output.with_name(f"{options.output.stem}.results")
+    elsewhere = options.results or []
+    records = gather(subjects, [*elsewhere, place])
+    jobs = Missing(subjects, wanted, place, gather(subjects, elsewhere), records).jobs()
+    if options.dry_run:
+        _print_plan(jobs, options)
+        return
+    if jobs:
+        _measure(jobs, subjects, paths, wanted)
+        records = gather(subjects, [*elsewhere, place])
+    choice = write_comparison(records, candidates, options.output, within=options.within / 100)
+    described = choice_as_json(choice) | {"output": str(options.output), "measured": len(jobs)}
+    print_result(described, options.as_json, [*_lines(choice), f"wrote {options.output}"])
+
+
+def _check_results(directories: Sequence[Path]) -> None:
+    for directory in directories:
         if not directory.is_dir():
             raise ShearlingError(
                 f"--results {directory} is not a directory; give one with result files, as "
                 "`shearling eval` and `bench` write them."
             )
-    from shearling.report.measured import Load, Missing, WantedResults, candidate, gather
 
-    wanted = WantedResults(
-        *_suite(suite, text or [], window, max_windows),
-        limit=limit,
-        prompts=tuple(dict.fromkeys([*(prompt or []), *_prompts(prompts)])),
-        max_new_tokens=max_new_tokens,
-        bench=Load(tuple(numbers(batch, "--batch")), threads=threads) if bench else None,
-        seed=seed,
-        dtype=dtype,
-        device=device,
+
+def _wanted(options: CompareOptions) -> WantedResults:
+    """What is asked for of every model."""
+    from shearling.report.measured import Load, WantedResults
+
+    bench = None
+    if options.bench:
+        bench = Load(tuple(numbers(options.batch, "--batch")), threads=options.threads)
+    prompts = [*(options.prompt or []), *_prompts(options.prompts)]
+    return WantedResults(
+        *_suite(options.suite, options.text or [], options.window, options.max_windows),
+        limit=options.limit,
+        prompts=tuple(dict.fromkeys(prompts)),
+        max_new_tokens=options.max_new_tokens,
+        bench=bench,
+        seed=options.seed,
+        dtype=options.dtype,
+        device=options.device,
     )
-    subjects, paths = _open(models, baseline)
-    place = output.with_name(f"{output.stem}.results")
-    elsewhere = results or []
-    everywhere = [*elsewhere, place]
-    records = gather(subjects, everywhere)
-    jobs = Missing(subjects, wanted, place, gather(subjects, elsewhere), records).jobs()
-    if dry_run:
-        print_result({"output": str(output), "jobs": [job.as_json() for job in jobs]}, as_json,
-               _planned(jobs, output))  # fmt: skip
-        return
-    if jobs:
-        _measure(jobs, subjects, paths, wanted)
-        records = gather(subjects, everywhere)
-    from shearling.report.pages.comparison_report import write_comparison
-
-    candidates = [candidate(*pair) for pair in zip(subjects, paths, strict=True)]
-    choice = write_comparison(records, candidates, output, within=within / 100)
-    described = choice_as_json(choice) | {"output": str(output), "measured": len(jobs)}
-    print_result(described, as_json, [*_lines(choice), f"wrote {output}"])
 
 
 def choice_as_json(choice: Decision) -> dict[str, Any]:
@@ -159,28 +181,41 @@ def choice_as_json(choice: Decision) -> dict[str, Any]:
     }
 
 
-def _open(models: Sequence[str], baseline: str | None) -> tuple[list[Any], list[str]]:
-    """The models, the baseline first, each once; and how they were named."""
+def _open(
+    models: Sequence[str], baseline: str | None
+) -> tuple[list[Any], list[ComparedModel], list[str]]:
+    """The models, the baseline first, each once; as the page knows them, and as they were named."""
     from shearling.model.subject import open_subject
+    from shearling.report.measured import candidate
 
     opened = [(open_subject(model), model) for model in models]
     if baseline is not None:
-        found = [pair for pair in opened if baseline in (pair[1], pair[0].name)]
-        if not found and Path(baseline).exists():
-            here = Path(baseline).resolve()
-            found = [pair for pair in opened if Path(pair[1]).resolve() == here]
-        if not found:
-            raise ShearlingError(
-                f"--baseline {baseline} is none of the models given; give one of "
-                f"{', '.join(models)}."
-            )
-        opened.sort(key=lambda pair: pair is not found[0])
+        first = _baseline(opened, baseline)
+        opened.sort(key=lambda pair: pair is not first)
     distinct: dict[str, tuple[Any, str]] = {}
     for subject, given in opened:
-        held = distinct.setdefault(subject.fingerprint, (subject, given))
-        if held[1] != given:
-            warn(f"{given} is the same model as {held[1]}, and is left out.")
-    return [pair[0] for pair in distinct.values()], [pair[1] for pair in distinct.values()]
+        _, held = distinct.setdefault(subject.fingerprint, (subject, given))
+        if held != given:
+            warn(f"{given} is the same model as {held}, and is left out.")
+    subjects, paths = (
+        [pair[0] for pair in distinct.values()],
+        [pair[1] for pair in distinct.values()],
+    )
+    return subjects, [candidate(*pair) for pair in distinct.values()], paths
+
+
+def _baseline(opened: Sequence[tuple[Any, str]], baseline: str) -> tuple[Any, str]:
+    """The one that was meant: by its name, as it was given, or by where it lies."""
+    meant = [pair for pair in opened if baseline in (pair[1], pair[0].name)]
+    if not meant and Path(baseline).exists():
+        place = Path(baseline).resolve()
+        meant = [pair for pair in opened if Path(pair[1]).resolve() == place]
+    if not meant:
+        raise ShearlingError(
+            f"--baseline {baseline} is none of the models given; give one of "
+            f"{', '.join(given for _, given in opened)}."
+        )
+    return meant[0]
 
 
 def _suite(
@@ -246,11 +281,13 @@ def _measure(
         measure(jobs, subjects, paths, wanted, progress)
 
 
-def _planned(jobs: Sequence[Measurement], output: Path) -> list[str]:
+def _print_plan(jobs: Sequence[Measurement], options: CompareOptions) -> None:
+    plan = {"output": str(options.output), "jobs": [job.as_json() for job in jobs]}
     lines = [
         f"{job.subject.name}: {job.what}" if job.subject is not None else job.what for job in jobs
     ]
-    return [*(lines or ["nothing has to be measured"]), f"then {output} would be written"]
+    lines = [*(lines or ["nothing has to be measured"]), f"then {options.output} would be written"]
+    print_result(plan, options.as_json, lines)
 
 
 def _lines(choice: Decision) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shearling.commands.options import Json, Models, Seed, print_result, warn, warn_ignored
+from shearling.commands.takes import takes_options
 from shearling.errors import ShearlingError
 
 if TYPE_CHECKING:
@@ -18,68 +19,74 @@ if TYPE_CHECKING:
     from shearling.evaluate.tasks.suite import Suite
     from shearling.files.progress import Progress
 
-WINDOW = 512
+WINDOW, NEW_TOKENS = 512, 64
 
 
-def evaluate(
-    models: Models,
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """What the command line says."""
+
+    models: Models
     suite: Annotated[
         str | None, typer.Option(help="shortened, sheared, or a YAML file of texts and tasks.")
-    ] = None,
+    ] = None
     text: Annotated[
         list[Path] | None,
         typer.Option(
             help="Perplexity on this text: .jsonl, .txt, or a directory of such; may be repeated."
         ),
-    ] = None,
+    ] = None
     tasks: Annotated[
         str | None,
         typer.Option(help="Tasks of lm-eval, or .jsonl files of questions, separated by commas."),
-    ] = None,
+    ] = None
     shots: Annotated[
         int | None, typer.Option(min=0, help="Examples before each question of --tasks.")
-    ] = None,
+    ] = None
     limit: Annotated[
         int | None, typer.Option(min=1, help="Ask the first so many questions of each task.")
-    ] = None,
+    ] = None
     batch: Annotated[
         int | None, typer.Option(min=1, help="Requests of tasks at a time; default by length.")
-    ] = None,
+    ] = None
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Run tasks again whose results are in the cache.")
-    ] = False,
+    ] = False
     degeneration: Annotated[
         bool,
         typer.Option("--degeneration", help="Measure how continuations of each --text repeat."),
-    ] = False,
+    ] = False
     window: Annotated[
         int | None, typer.Option(min=1, help="Tokens in a window of --text; default 512.")
-    ] = None,
+    ] = None
     max_windows: Annotated[
         int | None, typer.Option(min=1, help="Use the first so many windows; default all.")
-    ] = None,
-    bos: Annotated[bool, typer.Option("--bos", help="Put BOS before every window.")] = False,
+    ] = None
+    bos: Annotated[bool, typer.Option("--bos", help="Put BOS before every window.")] = False
     prompt: Annotated[
         list[str] | None, typer.Option(help="Also continue this prompt; may be repeated.")
-    ] = None,
+    ] = None
     max_new_tokens: Annotated[
         int | None,
         typer.Option(min=1, help="Tokens to generate; default 64, with --degeneration 128."),
-    ] = None,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(min=0, max=1, help="Nucleus sampling.")] = 1.0,
-    seed: Seed = 0,
-    dtype: Annotated[str, typer.Option(help="What to compute in.")] = "float32",
-    device: Annotated[str, typer.Option(help="A torch device.")] = "cpu",
+    ] = None
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="Nucleus sampling.")] = 1.0
+    seed: Seed = 0
+    dtype: Annotated[str, typer.Option(help="What to compute in.")] = "float32"
+    device: Annotated[str, typer.Option(help="A torch device.")] = "cpu"
     output: Annotated[
         Path | None,
         typer.Option(help="A directory for the results; of several models, one for each in it."),
-    ] = None,
+    ] = None
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be measured, and run nothing.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
+    ] = False
+    as_json: Json = False
+
+
+@takes_options
+def evaluate(options: EvalOptions) -> None:
     """Measure perplexity, tasks and repetition of models, and show what they write.
 
     Tasks are run through lm-eval; their results are kept by the model's fingerprint, so that a run
@@ -87,39 +94,41 @@ def evaluate(
     """
     from shearling.evaluate.tasks.lines import plan_lines, result_lines
     from shearling.files.terminal import progress_bars
-    from shearling.model.subject import open_subject
 
+    output = options.output
     if output is not None and output.exists() and not output.is_dir():
         raise ShearlingError(f"--output {output} is a file; name a directory.")
-    windows = {"window": window or WINDOW, "max_windows": max_windows, "bos": bos}
-    sampling = {"temperature": temperature, "top_p": top_p}
-    new = {} if max_new_tokens is None else {"new_tokens": max_new_tokens}
-    name, wanted = _suite(suite, text or [], tasks, shots, windows, degeneration, sampling | new)
-    if wanted.empty:
-        raise ShearlingError(
-            "There is nothing to measure; give --text FILE, --tasks NAME,… or --suite NAME."
-        )
-    _warn_of_ignored(text, tasks, wanted, window, max_windows, shots, limit, batch)
-    subjects = [open_subject(model) for model in models]
-    plan = _Plan(name, wanted, subjects, limit, seed, dtype, device, batch, fresh)
-    if dry_run:
+    plan = _plan(options)
+    if options.dry_run:
         described = plan.describe()
-        print_result(described, as_json, plan_lines(described))
+        print_result(described, options.as_json, plan_lines(described))
         return
-    generation = sampling | {"max_new_tokens": max_new_tokens or 64}
+    subjects = plan.subjects
     with progress_bars() as progress:
         plan.prepare(progress)
         results = [
-            plan.measure(subject, prompt or [], generation, _writer(output, subject, subjects),
-                         progress)
+            plan.measure(subject, _writer(output, subject, subjects), progress)
             for subject in subjects
-        ]  # fmt: skip
+        ]
     lines = [
         line
         for subject, files in zip(subjects, results, strict=True)
         for line in result_lines(subject.name if len(subjects) > 1 else None, files)
     ]
-    print_result(_joined(results), as_json, lines)
+    print_result(_joined(results), options.as_json, lines)
+
+
+def _plan(options: EvalOptions) -> _Plan:
+    """What is asked for, checked; models are opened, and not loaded."""
+    from shearling.model.subject import open_subject
+
+    name, suite = _suite(options)
+    if suite.empty:
+        raise ShearlingError(
+            "There is nothing to measure; give --text FILE, --tasks NAME,… or --suite NAME."
+        )
+    _warn_of_ignored(options, suite)
+    return _Plan(name, suite, [open_subject(model) for model in options.models], options)
 
 
 @dataclass
@@ -129,28 +138,24 @@ class _Plan:
     name: str
     suite: Suite
     subjects: Sequence[Any]
-    limit: int | None
-    seed: int
-    dtype: str
-    device: str
-    batch: int | None
-    fresh: bool
+    options: EvalOptions
     texts: dict[Any, list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         from shearling.evaluate.measure import memory_needed
         from shearling.evaluate.tasks.run import TaskRunner
 
+        options = self.options
         self.bytes = [
-            memory_needed(subject, dtype=self.dtype, device=self.device)
+            memory_needed(subject, dtype=options.dtype, device=options.device)
             for subject in self.subjects
         ]
         self.tasks: TaskRunner = TaskRunner(
-            self.name, self.suite.tasks, limit=self.limit, seed=self.seed, dtype=self.dtype,
-            batch=self.batch,
+            self.name, self.suite.tasks, limit=options.limit, seed=options.seed,
+            dtype=options.dtype, batch=options.batch,
         )  # fmt: skip
         self.recalled = [
-            {} if self.fresh else self.tasks.recalled(subject) for subject in self.subjects
+            {} if options.fresh else self.tasks.recalled(subject) for subject in self.subjects
         ]
 
     def describe(self) -> dict[str, Any]:
@@ -158,7 +163,7 @@ class _Plan:
         return {
             "suite": self.name,
             **self.suite.model_dump(mode="json"),
-            "limit": self.limit,
+            "limit": self.options.limit,
             "models": [
                 {"name": subject.name, "fingerprint": subject.fingerprint, "bytes": size,
                  "cached": sorted(known)}
@@ -172,7 +177,7 @@ class _Plan:
         """Read every text and set up every task, before a model is loaded."""
         for source in (*self.suite.texts, *self.suite.degeneration):
             self.documents(source)
-        known = set.intersection(*(set(found) for found in self.recalled))
+        known = set.intersection(*(set(labels) for labels in self.recalled))
         missing = [t.label for t in self.suite.tasks if t.label not in known]
         if missing:
             self.tasks.check(missing, progress)
@@ -192,47 +197,69 @@ class _Plan:
         return self.texts[key]
 
     def measure(
-        self,
-        subject: Any,
-        prompts: list[str],
-        generation: dict[str, Any],
-        write: Callable[[str, dict[str, Any]], None],
-        progress: Progress,
+        self, subject: Any, write: Callable[[str, dict[str, Any]], None], progress: Progress
     ) -> list[dict[str, Any]]:
         """Every file of results of one model, each written as soon as it is there."""
-        from shearling.evaluate.measure import evaluate_text, generate_samples, measure_degeneration
+        load = _Loaded(subject, self.options.dtype, self.options.device)
+        files = []
+        for stem, result in self._results(subject, load, progress):
+            write(stem, result)
+            files.append(result)
+        return files
 
-        load, found = _Loaded(subject, self.dtype, self.device), []
+    def _results(
+        self, subject: Any, load: _Loaded, progress: Progress
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Results of one model, each with its file's name."""
+        from shearling.evaluate.measure import evaluate_text, measure_degeneration
+        from shearling.evaluate.perplexity import Windows
+
+        seed = self.options.seed
         for text in self.suite.texts:
-            options = {"window": text.window, "max_windows": text.max_windows, "bos": text.bos}
-            found.append(
+            windows = Windows(text.window, text.max_windows, text.bos)
+            yield (
+                f"evaluation-{text.stem}",
                 evaluate_text(
-                    subject, *load(), self.documents(text), text.label, progress=progress, **options
-                )
+                    subject,
+                    *load(),
+                    self.documents(text),
+                    text.label,
+                    windows=windows,
+                    progress=progress,
+                ),
             )
-            write(f"evaluation-{text.stem}", found[-1])
         if self.suite.tasks:
-            found.append(self._run_tasks(subject, load, progress))
-            write(f"tasks-{self.name}", found[-1])
-        for each in self.suite.degeneration:
-            options = each.model_dump(exclude={"file", "hub"}) | {"seed": self.seed}
-            found.append(
+            yield f"tasks-{self.name}", self._run_tasks(subject, load, progress)
+        for text in self.suite.degeneration:
+            settings = text.model_dump(exclude={"file", "hub"}) | {"seed": seed}
+            how = f"-t{text.temperature:g}" if text.temperature else ""
+            yield (
+                f"degeneration-{text.stem}{how}",
                 measure_degeneration(
-                    subject, *load(), self.documents(each), each.label, progress=progress, **options
-                )
+                    subject,
+                    *load(),
+                    self.documents(text),
+                    text.label,
+                    progress=progress,
+                    **settings,
+                ),
             )
-            how = f"-t{each.temperature:g}" if each.temperature else ""
-            write(f"degeneration-{each.stem}{how}", found[-1])
-        if prompts:
-            samples = generate_samples(
-                subject, prompts, model=load()[0], seed=self.seed, progress=progress, **generation
-            )
-            found.append(samples)
-            write("generations", samples)
-        return found
+        if self.options.prompt:
+            yield "generations", self._continued(subject, load()[0], progress)
+
+    def _continued(self, subject: Any, model: Any, progress: Progress) -> dict[str, Any]:
+        """What a loaded model writes after each prompt."""
+        from shearling.evaluate.generation import Sampling
+        from shearling.evaluate.measure import generate_samples
+
+        options = self.options
+        new = options.max_new_tokens or NEW_TOKENS
+        sampling = Sampling(new, options.temperature, options.top_p, options.seed)
+        prompts = options.prompt or []
+        return generate_samples(subject, prompts, sampling, model=model, progress=progress)
 
     def _run_tasks(self, subject: Any, load: Any, progress: Progress) -> dict[str, Any]:
-        known = {} if self.fresh else self.tasks.recalled(subject)
+        known = {} if self.options.fresh else self.tasks.recalled(subject)
         if known:
             print(
                 f"shearling: {len(known)} of {len(self.suite.tasks)} tasks of {subject.name} come "
@@ -265,30 +292,31 @@ class _Loaded:
         return self._loaded
 
 
-def _suite(
-    name: str | None,
-    texts: Sequence[Path],
-    tasks: str | None,
-    shots: int | None,
-    windows: dict[str, Any],
-    degeneration: bool,
-    continuation: dict[str, Any],
-) -> tuple[str, Suite]:
+def _suite(options: EvalOptions) -> tuple[str, Suite]:
     """The suite named, with what options add to it, and the name for both."""
     from shearling.evaluate.tasks.suite import CUSTOM, build_suite, load_suite, merged
 
-    if degeneration and not texts:
+    texts = options.text or []
+    if options.degeneration and not texts:
         raise ShearlingError("--degeneration continues a text; give it with --text.")
-    named = [part.strip() for part in (tasks or "").split(",") if part.strip()]
-    options = build_suite(
+    windows = {
+        "window": options.window or WINDOW,
+        "max_windows": options.max_windows,
+        "bos": options.bos,
+    }
+    continuation: dict[str, Any] = {"temperature": options.temperature, "top_p": options.top_p}
+    if options.max_new_tokens is not None:
+        continuation["new_tokens"] = options.max_new_tokens
+    named = [part.strip() for part in (options.tasks or "").split(",") if part.strip()]
+    given = build_suite(
         texts=[{"file": text} | windows for text in texts],
-        tasks=[_task(part, shots) for part in named],
-        degeneration=[{"file": text} | continuation for text in texts] if degeneration else [],
+        tasks=[_task(part, options.shots) for part in named],
+        degeneration=[{"file": text} | continuation for text in texts if options.degeneration],
     )
-    if name is None:
-        return CUSTOM, options
-    label, suite = load_suite(name)
-    return f"{label}+{CUSTOM}" if named else label, merged(suite, options)
+    if options.suite is None:
+        return CUSTOM, given
+    label, suite = load_suite(options.suite)
+    return f"{label}+{CUSTOM}" if named else label, merged(suite, given)
 
 
 def _task(part: str, shots: int | None) -> dict[str, Any]:
@@ -296,17 +324,15 @@ def _task(part: str, shots: int | None) -> dict[str, Any]:
     return {key: part, "shots": shots}
 
 
-def _warn_of_ignored(
-    text: Any, tasks: Any, suite: Suite, window: Any, max_windows: Any, shots: Any, limit: Any,
-    batch: Any,
-) -> None:  # fmt: skip
-    if not text:
-        given = {"--window": window, "--max-windows": max_windows}
-        warn_ignored(given, "they are for --text, and a suite says its own")
-    if not tasks:
-        warn_ignored({"--shots": shots}, "it is for --tasks, and a suite says its own")
+def _warn_of_ignored(options: EvalOptions, suite: Suite) -> None:
+    if not options.text:
+        windows = {"--window": options.window, "--max-windows": options.max_windows}
+        warn_ignored(windows, "they are for --text, and a suite says its own")
+    if not options.tasks:
+        warn_ignored({"--shots": options.shots}, "it is for --tasks, and a suite says its own")
     if not suite.tasks:
-        warn_ignored({"--limit": limit, "--batch": batch}, "they are for tasks, and there are none")
+        asked = {"--limit": options.limit, "--batch": options.batch}
+        warn_ignored(asked, "they are for tasks, and there are none")
 
 
 def _writer(
@@ -330,7 +356,7 @@ def _writer(
 
 def _joined(results: Sequence[list[dict[str, Any]]]) -> dict[str, Any]:
     """One file's object if there is one; generations go along with a lone evaluation."""
-    files = [file for found in results for file in found]
+    files = [file for of_a_model in results for file in of_a_model]
     if len(results) == 1 and len(files) == 2 and files[1]["kind"] == "generations":
         return files[0] | {"generations": files[1]}
     return files[0] if len(files) == 1 else {"results": files}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
-import sys
+from collections.abc import Generator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,8 +18,11 @@ from shearling.commands.options import (
     RunOutput,
     TokenStore,
     TrainingTokens,
+    describe_place,
+    print_result,
     warn,
 )
+from shearling.commands.takes import takes_options
 from shearling.errors import ShearlingError
 
 if TYPE_CHECKING:
@@ -29,31 +33,37 @@ if TYPE_CHECKING:
     from shearling.train.parallel import World
 
 
-def heal(
-    model: Model,
-    data: TokenStore,
-    tokens: TrainingTokens,
-    output: RunOutput,
+@dataclass(frozen=True, kw_only=True)
+class HealOptions:
+    """What the command line says."""
+
+    model: Model
+    data: TokenStore
+    tokens: TrainingTokens
+    output: RunOutput
     settings: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="[KEY=VALUE]...",
             help="Options such as lr=1e-4 batch=16 mix=dynamic weights.c4=0.5.",
         ),
-    ] = None,
-    recipe: Annotated[str, typer.Option(help="cpt, lora, cpt-then-lora or distill.")] = "cpt",
+    ] = None
+    recipe: Annotated[str, typer.Option(help="cpt, lora, cpt-then-lora or distill.")] = "cpt"
     teacher: Annotated[
         str | None, typer.Option(help="The model to distil from, and to take references of.")
-    ] = None,
+    ] = None
     teacher_cache: Annotated[
         Path | None, typer.Option(help="What the teacher says, from `shearling teach`, instead.")
-    ] = None,
-    reference: References = None,
+    ] = None
+    reference: References = None
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it would take, and train nothing.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
+    ] = False
+    as_json: Json = False
+
+
+@takes_options
+def heal(options: HealOptions) -> None:
     """Retrain a model on text or from its source; goes on by itself if it was stopped."""
     from shearling.data.store import Store
     from shearling.data.teacher import Cache
@@ -62,30 +72,25 @@ def heal(
     from shearling.train.heal import check
     from shearling.train.heal import heal as run
     from shearling.train.options import parse
-    from shearling.train.parallel import join, leave
 
-    options = parse(recipe, parse_count(tokens, "--tokens"), settings or [])
-    source, store = Checkpoint.open(model), Store.open(data)
-    options = _inherited(options, source, store)
-    wise = None if teacher is None else Checkpoint.open(teacher)
-    cache = None if teacher_cache is None else Cache.open(teacher_cache)
-    losses = references(reference, wise, store, options, measure=not dry_run)
-    check(source, store, options, output, teacher=wise, cache=cache, reference=losses)
-    if dry_run:
-        _print_estimate(source, store, options, None if cache else wise, as_json)
+    output, tokens = options.output, parse_count(options.tokens, "--tokens")
+    training = parse(options.recipe, tokens, options.settings or [])
+    source, store = Checkpoint.open(options.model), Store.open(options.data)
+    training = _inherited(training, source, store)
+    teacher = None if options.teacher is None else Checkpoint.open(options.teacher)
+    cache = None if options.teacher_cache is None else Cache.open(options.teacher_cache)
+    losses = references(options.reference, teacher, store, training, measure=not options.dry_run)
+    check(source, store, training, output, teacher=teacher, cache=cache, reference=losses)
+    if options.dry_run:
+        _print_estimate(source, store, training, None if cache else teacher, options.as_json)
         return
-    world = join()
-    try:
-        with progress_of(world) as progress:
-            healed = run(
-                source, store, options, output, teacher=wise, cache=cache, reference=losses,
-                world=world, progress=progress,
-                notify=warn if world.first else lambda message: None,
-            )  # fmt: skip
-    finally:
-        leave()
+    with joined() as (world, heard):
+        healed = run(
+            source, store, training, output, teacher=teacher, cache=cache, reference=losses,
+            world=world, **heard,
+        )  # fmt: skip
     if world.first:
-        _print_result(healed, output, as_json)
+        _print_result(healed, output, options.as_json)
 
 
 def _inherited(options: Options, source: Checkpoint, store: Store) -> Options:
@@ -111,13 +116,13 @@ def references(
     if options.mix != "dynamic":
         return None
     if file is not None:
-        found = Reference.load(file)
-        if found.tokenizer not in (None, store.tokenizer):
+        reference = Reference.load(file)
+        if reference.tokenizer not in (None, store.tokenizer):
             raise ShearlingError(
                 f"the losses of {file} were measured with another tokenizer than {store.path} was "
                 "packed with; measure them on that store."
             )
-        return found.losses
+        return reference.losses
     if teacher is None:
         return None
     if not measure:
@@ -125,14 +130,20 @@ def references(
     return measured(teacher, store, min(SEQUENCES, options.eval_sequences))
 
 
-def progress_of(world: World) -> Any:
-    """Progress bars on the rank that speaks."""
-    from contextlib import nullcontext
-
+@contextmanager
+def joined() -> Generator[tuple[World, dict[str, Any]]]:
+    """The ranks of this run, and the listeners of its work: only the first rank speaks."""
     from shearling.files.progress import silent
     from shearling.files.terminal import progress_bars
+    from shearling.train.parallel import join, leave
 
-    return progress_bars() if world.first else nullcontext(silent)
+    world = join()
+    try:
+        with progress_bars() if world.first else nullcontext(silent) as progress:
+            notify = warn if world.first else lambda sentence: None
+            yield world, {"progress": progress, "notify": notify}
+    finally:
+        leave()
 
 
 def _print_estimate(
@@ -141,24 +152,26 @@ def _print_estimate(
     from shearling.train.estimate import estimate
 
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    found = estimate(source, options, store.length, ranks=ranks, teacher=teacher)
-    print(json.dumps(found.as_json(), indent=2) if as_json else found.as_text())
+    needed = estimate(source, options, store.length, ranks=ranks, teacher=teacher)
+    print_result(needed.as_json(), as_json, [needed.as_text(), *describe_place(None)])
 
 
 def _print_result(healed: Healed, output: Path, as_json: bool) -> None:
     from shearling.model.manifest import read_manifest
 
     if healed.model is None:
-        text = f"stopped at step {healed.step} of {healed.steps}; the same command goes on from it"
-        print(json.dumps({"step": healed.step, "steps": healed.steps}) if as_json else text)
+        print_stopped(healed, as_json)
         return
     manifest = read_manifest(output) or {}
-    if as_json:
-        print(json.dumps(manifest, indent=2, ensure_ascii=False))
-        return
     losses = manifest["losses"]
-    for domain in losses["after"]:
-        before, after = losses["before"][domain], losses["after"][domain]
-        print(f"{domain:<16} {before:.4f} -> {after:.4f} nats a token, held out")
-    print(f"wrote {output}")
-    sys.stdout.flush()
+    lines = [
+        f"{domain:<16} {losses['before'][domain]:.4f} -> {after:.4f} nats a token, held out"
+        for domain, after in losses["after"].items()
+    ]
+    print_result(manifest, as_json, [*lines, f"wrote {output}"])
+
+
+def print_stopped(healed: Healed, as_json: bool) -> None:
+    """Say that a run was stopped, and how far it came."""
+    text = f"stopped at step {healed.step} of {healed.steps}; the same command goes on from it"
+    print_result({"step": healed.step, "steps": healed.steps}, as_json, [text])

@@ -2,87 +2,120 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from shearling.commands.options import Json, Seed, check_file, print_result, warn
+from shearling.commands.takes import takes_options
 from shearling.errors import ShearlingError
 
+if TYPE_CHECKING:
+    from shearling.judge.run import Match
 
-def judge(
-    a: Annotated[str, typer.Argument(help="A model, or a .jsonl of 'prompt' and 'answer'.")],
-    b: Annotated[str, typer.Argument(help="The one to compare it with.")],
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeOptions:
+    """What the command line says."""
+
+    a: Annotated[str, typer.Argument(help="A model, or a .jsonl of 'prompt' and 'answer'.")]
+    b: Annotated[str, typer.Argument(help="The one to compare it with.")]
     prompts: Annotated[
         Path, typer.Option(help="A .jsonl with 'prompt' or 'instruction', or a .txt, one a line.")
-    ],
+    ]
     endpoint: Annotated[
         str | None,
         typer.Option(help="An OpenAI-compatible address; default $OPENAI_BASE_URL, or OpenAI."),
-    ] = None,
+    ] = None
     judge_model: Annotated[
         str | None, typer.Option(help="The judge; default the endpoint's only model.")
-    ] = None,
-    key_env: Annotated[
-        str, typer.Option(help="Environment variable that holds the key.")
-    ] = "OPENAI_API_KEY",
+    ] = None
+    key_env: Annotated[str, typer.Option(help="Environment variable that holds the key.")] = (
+        "OPENAI_API_KEY"
+    )
     answers: Annotated[
         Path | None,
         typer.Option(help="Where answers and verdicts are kept; default beside --output."),
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 256,
-    temperature: Annotated[float, typer.Option(min=0, help="Of the answers; 0 is greedy.")] = 0.0,
-    seed: Seed = 0,
-    dtype: Annotated[str, typer.Option(help="What to compute the answers in.")] = "float32",
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 4,
+    ] = None
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 256
+    temperature: Annotated[float, typer.Option(min=0, help="Of the answers; 0 is greedy.")] = 0.0
+    seed: Seed = 0
+    dtype: Annotated[str, typer.Option(help="What to compute the answers in.")] = "float32"
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 4
     limit: Annotated[
         int | None, typer.Option(min=1, help="Use the first so many prompts; default all.")
-    ] = None,
-    output: Annotated[Path, typer.Option(help="The result.")] = Path("judgement.json"),
-    as_json: Json = False,
+    ] = None
+    output: Annotated[Path, typer.Option(help="The result.")] = Path("judgement.json")
+    as_json: Json = False
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it would take, and run nothing.")
-    ] = False,
-) -> None:
+    ] = False
+
+
+@takes_options
+def judge(options: JudgeOptions) -> None:
     """Let a judge say which of two models answers better, both ways round; a win rate follows.
 
     A win counts where both orders agree. A run that ends early goes on when it is run again.
     """
-    check_file(output)
+    check_file(options.output)
+    _require_client()
+    from shearling.files.writer import write_json
+    from shearling.judge.run import expected
+
+    match = _match(options)
+    if options.dry_run:
+        needed = expected(match.a, match.b, match.prompts)
+        print_result(needed, options.as_json, _needed_lines(needed, match.a.name, match.b.name))
+        return
+    result = _judged(match, options)
+    write_json(options.output, result)
+    print_result(result, options.as_json, [*_lines(result), f"wrote {options.output}"])
+
+
+def _require_client() -> None:
     try:
-        from shearling.judge.endpoint import Judge
-        from shearling.judge.run import expected, run
+        import shearling.judge.endpoint  # noqa: F401
     except ModuleNotFoundError as error:
         raise ShearlingError(
             f"judging needs {error.name}, which is not installed; pip install 'shearling[judge]'."
         ) from error
+
+
+def _match(options: JudgeOptions) -> Match:
+    """Who answers what, with warnings of what will not tell the two apart."""
     from shearling.evaluate.generation import Sampling
-    from shearling.files.terminal import progress_bars
-    from shearling.files.writer import write_json
     from shearling.judge.prompts import read_prompts
+    from shearling.judge.run import Match
     from shearling.judge.sides import open_side
 
-    found = read_prompts(prompts, limit)
-    if found.repeated:
-        warn(f"{found.repeated} prompts of {prompts} stand there twice; each is judged once")
-    sampling = Sampling(max_new_tokens, temperature, seed=seed)
-    folder = answers or output.with_suffix(".answers")
-    side_a, side_b = (open_side(model, folder, sampling, dtype) for model in (a, b))
-    if side_a.fingerprint == side_b.fingerprint:
-        warn(f"{a} and {b} are the same: every answer is identical and counts as a tie")
-    if dry_run:
-        needed = expected(side_a, side_b, found)
-        print_result(needed, as_json, _needed_lines(needed, side_a.name, side_b.name))
-        return
-    asked = Judge(endpoint, judge_model, key_env=key_env)
+    prompts = read_prompts(options.prompts, options.limit)
+    if prompts.repeated:
+        warn(
+            f"{prompts.repeated} prompts of {options.prompts} stand there twice; each is judged "
+            "once"
+        )
+    sampling = Sampling(options.max_new_tokens, options.temperature, seed=options.seed)
+    folder = options.answers or options.output.with_suffix(".answers")
+    a, b = (open_side(side, folder, sampling, options.dtype) for side in (options.a, options.b))
+    if a.fingerprint == b.fingerprint:
+        warn(
+            f"{options.a} and {options.b} are the same: every answer is identical and counts as a "
+            "tie"
+        )
+    return Match(a, b, prompts, sampling, folder)
+
+
+def _judged(match: Match, options: JudgeOptions) -> dict[str, Any]:
+    from shearling.files.terminal import progress_bars
+    from shearling.judge.endpoint import Judge
+    from shearling.judge.run import run
+
+    asked = Judge(options.endpoint, options.judge_model, key_env=options.key_env)
     with progress_bars() as progress:
-        result = run(
-            side_a, side_b, found, asked, folder, sampling=sampling, concurrency=concurrency,
-            progress=progress,
-        )  # fmt: skip
-    write_json(output, result)
-    print_result(result, as_json, [*_lines(result), f"wrote {output}"])
+        return run(match, asked, concurrency=options.concurrency, progress=progress)
 
 
 def _needed_lines(needed: dict[str, int], a: str, b: str) -> list[str]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shearling.commands.heal import progress_of, references
+from shearling.commands.heal import joined, print_stopped, references
 from shearling.commands.options import (
     Json,
     Model,
@@ -17,8 +17,10 @@ from shearling.commands.options import (
     RunOutput,
     TokenStore,
     TrainingTokens,
-    warn,
+    describe_place,
+    print_result,
 )
+from shearling.commands.takes import takes_options
 
 if TYPE_CHECKING:
     from shearling.gates.options import LearnOptions
@@ -27,40 +29,46 @@ if TYPE_CHECKING:
     from shearling.train.heal import Healed
 
 
-def learn(
-    model: Model,
+@dataclass(frozen=True, kw_only=True)
+class LearnCommandOptions:
+    """What the command line says."""
+
+    model: Model
     shape: Annotated[
         str, typer.Option(help="Sizes after the cut, such as hidden=512,layers=24,mlp=1024.")
-    ],
-    data: TokenStore,
-    tokens: TrainingTokens,
-    output: RunOutput,
+    ]
+    data: TokenStore
+    tokens: TrainingTokens
+    output: RunOutput
     settings: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="[KEY=VALUE]...",
             help="Options such as lr=1e-4 gates=top-k mix=dynamic refit=false.",
         ),
-    ] = None,
+    ] = None
     recipe: Annotated[
         str,
         typer.Option(
             help="scores: cut at once, all tokens for healing; warm: gates that start from the "
             "scores; sheared: the paper's, from open gates."
         ),
-    ] = "scores",
+    ] = "scores"
     teacher: Annotated[
         str | None, typer.Option(help="A model to distil from, and to take references of.")
-    ] = None,
-    reference: References = None,
+    ] = None
+    reference: References = None
     distil: Annotated[
         bool, typer.Option(help="Learn from the teacher's distribution instead of the text.")
-    ] = False,
+    ] = False
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be cut, and train nothing.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
+    ] = False
+    as_json: Json = False
+
+
+@takes_options
+def learn(options: LearnCommandOptions) -> None:
     """Learn which units to keep while training, and cut to exactly the shape asked for.
 
     Goes on by itself if it was stopped.
@@ -71,31 +79,27 @@ def learn(
     from shearling.gates.options import parse
     from shearling.model.checkpoint import Checkpoint
     from shearling.pruning.plan import parse_count, parse_shape
-    from shearling.train.parallel import join, leave
 
-    options = parse(recipe, parse_count(tokens, "--tokens"), settings or [], distil=distil)
-    source, store = Checkpoint.open(model), Store.open(data)
-    after = parse_shape(shape, source)
-    wise = None if teacher is None else Checkpoint.open(teacher)
-    if wise is None and options.mix == "dynamic" and reference is None:
-        wise = source  # the second of the paper's two references: the source's own losses
-    losses = references(reference, wise, store, options, measure=not dry_run)
-    check(source, after, store, options, output, teacher=wise, reference=losses)
-    if dry_run:
-        _print_plan(source, after, options, store.length, wise if distil else None, as_json)
+    output, tokens = options.output, parse_count(options.tokens, "--tokens")
+    learning = parse(options.recipe, tokens, options.settings or [], distil=options.distil)
+    source, store = Checkpoint.open(options.model), Store.open(options.data)
+    after = parse_shape(options.shape, source)
+    teacher = None if options.teacher is None else Checkpoint.open(options.teacher)
+    if teacher is None and learning.mix == "dynamic" and options.reference is None:
+        teacher = source  # the second of the paper's two references: the source's own losses
+    losses = references(options.reference, teacher, store, learning, measure=not options.dry_run)
+    check(source, after, store, learning, output, teacher=teacher, reference=losses)
+    distilled = teacher if options.distil else None
+    if options.dry_run:
+        _print_plan(source, after, learning, store.length, distilled, options.as_json)
         return
-    world = join()
-    try:
-        with progress_of(world) as progress:
-            learned = run(
-                source, after, store, options, output, teacher=wise if distil else None,
-                reference=losses, world=world, progress=progress,
-                notify=warn if world.first else lambda message: None,
-            )  # fmt: skip
-    finally:
-        leave()
+    with joined() as (world, heard):
+        learned = run(
+            source, after, store, learning, output, teacher=distilled, reference=losses,
+            world=world, **heard,
+        )  # fmt: skip
     if world.first:
-        _print_result(learned, output, as_json)
+        _print_result(learned, output, options.as_json)
 
 
 def _print_plan(
@@ -114,30 +118,24 @@ def _print_plan(
         "gates": {r.axis: {"rows": r.rows, "units": r.units, "target": r.target} for r in rows},
         "training": training.as_json(),
     }  # fmt: skip
-    if as_json:
-        print(json.dumps(plan, indent=2))
-        return
-    print(
+    lines = [
         f"{count(source.shape):,} -> {count(after):,} parameters; "
-        + "; ".join(f"{r.axis}: {r.target} of {r.units} in each of {r.rows}" for r in rows)
-    )
-    print(training.as_text())
+        + "; ".join(f"{r.axis}: {r.target} of {r.units} in each of {r.rows}" for r in rows),
+        training.as_text(),
+        *describe_place(None),
+    ]
+    print_result(plan, as_json, lines)
 
 
 def _print_result(learned: Healed, output: Path, as_json: bool) -> None:
     from shearling.model.manifest import read_manifest
 
     if learned.model is None:
-        text = (
-            f"stopped at step {learned.step} of {learned.steps}; the same command goes on from it"
-        )
-        print(json.dumps({"step": learned.step, "steps": learned.steps}) if as_json else text)
+        print_stopped(learned, as_json)
         return
     manifest = read_manifest(output) or {}
-    if as_json:
-        print(json.dumps(manifest, indent=2, ensure_ascii=False))
-        return
-    print(
+    line = (
         f"{output}: {manifest['parameters']:,} parameters ({learned.model.shape}); go on with "
         f"`shearling heal {output}`"
     )
+    print_result(manifest, as_json, [line])

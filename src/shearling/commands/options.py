@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from shearling.errors import ShearlingError
 from shearling.scoring.registry import PLUS, by_help, find
+
+if TYPE_CHECKING:
+    from shearling.engine.place import Need, Place
 
 BY_HELP = by_help()
 Model = Annotated[str, typer.Argument(help="A model directory, a .gguf file or a hub id.")]
@@ -53,17 +57,42 @@ ProtectLast = Annotated[
     ),
 ]
 Batches = Annotated[str, typer.Option("--batch", help="Batch sizes, separated by commas.")]
+Dtype = Annotated[str, typer.Option(help="What to compute in.")]
+Device = Annotated[str, typer.Option(help="A torch device.")]
 
 
-def protection(by: str, first: int | None, last: int | None) -> tuple[int, int] | None:
+@dataclass(frozen=True, kw_only=True)
+class TextOptions:
+    """Calibration text, and how much of it is read."""
+
+    calibration: Calibration = None
+    samples: Samples = 64
+    length: Length = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProtectOptions:
+    """Blocks at both ends that never go."""
+
+    protect_first: ProtectFirst = None
+    protect_last: ProtectLast = None
+
+    @property
+    def given(self) -> dict[str, int | None]:
+        """By the names of the options, for warnings."""
+        return {"--protect-first": self.protect_first, "--protect-last": self.protect_last}
+
+
+def protection(by: str, protect: ProtectOptions) -> tuple[int, int] | None:
     """How many of the first and last blocks stay, if the user says; else None."""
+    first, last = protect.protect_first, protect.protect_last
     if first is None and last is None:
         return None
     default = find(by, "blocks").protects
     return default[0] if first is None else first, default[1] if last is None else last
 
 
-def place_of(model: Any, stream: bool | None, need: Any = None) -> Any:
+def place_of(model: Any, stream: bool | None, need: Need | None = None) -> Place:
     """Where a model runs, by what the user asked for and what is free."""
     from shearling.engine.place import Place, Wish
 
@@ -113,3 +142,8 @@ def print_result(result: Any, as_json: bool, lines: Sequence[str]) -> None:
     """Print what a command found on stdout, at once: as JSON, or in lines for a person."""
     print(json.dumps(result, indent=2, ensure_ascii=False) if as_json else "\n".join(lines))
     sys.stdout.flush()
+
+
+def describe_place(place: Place | None) -> list[str]:
+    """Where a model would run and in what, a line each, for a dry run; None is training's own."""
+    return [] if place is None else place.lines()

@@ -2,43 +2,51 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from shearling.commands.options import Json, Seed, print_result
+from shearling.commands.takes import takes_options
 
 if TYPE_CHECKING:
     from shearling.data.pack import PackPlan
 
 
-def pack(
+@dataclass(frozen=True, kw_only=True)
+class PackOptions:
+    """What the command line says."""
+
     files: Annotated[
         list[str],
         typer.Argument(
             help="Domains, each a file, a directory or a quoted glob, as NAME=PATH or as a path "
             "alone: .jsonl (also .gz and .zst), .txt or .parquet."
         ),
-    ],
+    ]
     tokenizer: Annotated[
         str, typer.Option(help="The model whose tokenizer is used: a directory or a hub id.")
-    ],
-    output: Annotated[Path, typer.Option(help="A new directory, or an unfinished one to go on.")],
-    length: Annotated[int, typer.Option(min=2, help="Tokens in each sequence.")] = 2048,
+    ]
+    output: Annotated[Path, typer.Option(help="A new directory, or an unfinished one to go on.")]
+    length: Annotated[int, typer.Option(min=2, help="Tokens in each sequence.")] = 2048
     held_out: Annotated[
         float, typer.Option(min=0, max=0.999, help="Share of the documents not to train on.")
-    ] = 0.02,
-    seed: Seed = 0,
+    ] = 0.02
+    seed: Seed = 0
     workers: Annotated[
         int | None,
         typer.Option(min=1, help="Processes; by default one for each processor if it is worth it."),
-    ] = None,
+    ] = None
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be packed, and write nothing.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
+    ] = False
+    as_json: Json = False
+
+
+@takes_options
+def pack(options: PackOptions) -> None:
     """Turn text and instruction data into a store of tokens to heal a model with.
 
     Every domain gets a train and a held-out part that share no document. A record is {"text": …},
@@ -51,17 +59,22 @@ def pack(
     from shearling.model.loading import load_tokenizer
     from shearling.model.resolve import resolve
 
-    directory = resolve(tokenizer)
-    name = directory.resolve().name if Path(tokenizer).exists() else tokenizer
+    directory = resolve(options.tokenizer)
+    name = directory.resolve().name if Path(options.tokenizer).exists() else options.tokenizer
     plan = PackPlan.of(
-        files, load_tokenizer(directory), name, length=length, held_out=held_out, seed=seed
+        options.files,
+        load_tokenizer(directory),
+        name,
+        length=options.length,
+        held_out=options.held_out,
+        seed=options.seed,
     )
-    if dry_run:
-        _print_plan(plan, as_json)
+    if options.dry_run:
+        _print_plan(plan, options.as_json)
         return
     with progress_bars() as progress:
-        manifest = build(plan, output, workers=workers, progress=progress)
-    print_result(manifest, as_json, [*_lines(manifest), f"wrote {output}"])
+        manifest = build(plan, options.output, workers=options.workers, progress=progress)
+    print_result(manifest, options.as_json, [*_lines(manifest), f"wrote {options.output}"])
 
 
 def _print_plan(plan: PackPlan, as_json: bool) -> None:

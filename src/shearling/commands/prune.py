@@ -1,8 +1,8 @@
-"""``shearling prune``: what the command line says, checked, and handed to :mod:`oneshot`."""
+"""``shearling prune``: what the command line says, handed to :mod:`shearling.pruning.prune`."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,31 +10,24 @@ import typer
 
 from shearling.commands.options import (
     BY_HELP,
-    Calibration,
     Json,
-    Length,
     Model,
-    ProtectFirst,
-    ProtectLast,
-    Samples,
+    ProtectOptions,
     Seed,
     Stream,
+    TextOptions,
+    describe_place,
     numbers,
-    place_of,
     print_result,
-    protection,
     warn,
-    warn_ignored,
 )
-from shearling.errors import ShearlingError
-from shearling.scoring.registry import criteria_for, default_for, kinds
+from shearling.commands.takes import takes_options
+from shearling.scoring.registry import default_for
 
 if TYPE_CHECKING:
     from shearling.model.checkpoint import Checkpoint
-    from shearling.pruning.run import Wanted
-    from shearling.repair.calibration import Calibration as Text
-    from shearling.scoring.scores import Scores
-    from shearling.table.values import Keep, Shape
+    from shearling.pruning.prune import CalibrationText, Pruning
+    from shearling.table.values import Shape
 
 
 NewModel = Annotated[Path, typer.Option(help="A new directory for the smaller model.")]
@@ -95,241 +88,123 @@ DryRun = Annotated[
 ]
 
 
-def prune(
-    model: Model,
-    output: NewModel,
-    shape: Sizes = None,
-    params: Params = None,
-    layers: Layers = None,
-    remove: Remove = None,
-    by: By = None,
-    scores: OfBlocks = None,
-    refit: Refit = None,
-    rotate: Rotate = None,
-    calibration: Calibration = None,
-    samples: Samples = 64,
-    length: Length = 256,
-    copies: Copies = None,
-    written: Written = None,
-    seed: Seed = 0,
-    stream: Stream = None,
-    protect_first: ProtectFirst = None,
-    protect_last: ProtectLast = None,
-    shard_size: ShardSize = 1.0,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class SizeOptions:
+    """How much goes."""
+
+    shape: Sizes = None
+    params: Params = None
+    layers: Layers = None
+    remove: Remove = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelTextOptions:
+    """What the source model makes of the calibration text."""
+
+    copies: Copies = None
+    written: Written = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneOptions:
+    """What the command line says."""
+
+    model: Model
+    output: NewModel
+    size: SizeOptions
+    by: By = None
+    scores: OfBlocks = None
+    refit: Refit = None
+    rotate: Rotate = None
+    text: TextOptions
+    model_text: ModelTextOptions
+    seed: Seed = 0
+    stream: Stream = None
+    protect: ProtectOptions
+    shard_size: ShardSize = 1.0
+    dry_run: DryRun = False
+    as_json: Json = False
+
+
+@takes_options
+def prune(options: PruneOptions) -> None:
     """Cut a model to a shape or a size, repair it, and prove that it is what it claims."""
     from shearling.files.terminal import progress_bars
-    from shearling.files.writer import check_output
-    from shearling.model.checkpoint import Checkpoint
-    from shearling.pruning.run import Run, repair_need
-    from shearling.repair.calibration import Calibration as Text
 
-    _require_one_size(shape, params, layers, remove, by, scores)
-    check_output(output)
-    source = Checkpoint.open(model)
-    text, place = None, place_of(source, stream)
-    if calibration is not None:
-        asked = Text(calibration, samples, length, seed, _shares(1), written)
-        place = place_of(source, stream, repair_need(source, asked))
-        shares, written = _own_text(place.weights == "resident", copies, written)
-        text = replace(asked, shares=shares, written=written)
-    repaired = _repaired(refit, text)
-    after = _shape(source, shape, params, layers, remove)
-    rotated = _rotated(rotate, source, after, text)
-    _warn_unused(source, after, by, scores, protect_first, protect_last, rotated=rotated)
-    if dry_run and not (remove or scores or (by and text)):
-        _print_plan(source, after, {}, as_json)
+    pruning = _pruning(options)
+    wanted = pruning.wanted
+    chosen_by_text = options.by is not None and pruning.calibration is not None
+    named = wanted.keep_blocks is not None or wanted.scores is not None
+    if options.dry_run and not (named or chosen_by_text):
+        _print_plan(pruning, {}, options)
         return
     with progress_bars() as progress:
-        run = Run(source, text, place=place, progress=progress)
-        wanted = _wanted(
-            source, after, by=by, scores=scores, remove=remove, repaired=repaired,
-            rotated=rotated, protect=(protect_first, protect_last),
-        )  # fmt: skip
+        run = pruning.run(progress)
         choice = run.choose(wanted)
-        if not dry_run:
-            run.write(choice, output, repaired=repaired, shard_bytes=int(shard_size * 1e9))
-    if dry_run:
-        _print_plan(source, after, dict(choice.options), as_json)
+        if not options.dry_run:
+            shard_bytes = int(options.shard_size * 1e9)
+            run.write(choice, options.output, repaired=wanted.repaired, shard_bytes=shard_bytes)
+    if options.dry_run:
+        _print_plan(pruning, dict(choice.options), options)
     else:
-        _print_result(source, output, as_json)
+        _print_result(pruning.source, options.output, options.as_json)
 
 
-def _require_one_size(
-    shape: str | None, params: str | None, layers: int | None, remove: str | None,
-    by: str | None, scores: Path | None,
-) -> None:  # fmt: skip
-    """Exactly one way to say how much goes, and at most one to say which blocks."""
-    sizes = {"--shape": shape, "--params": params, "--layers": layers, "--remove": remove}
-    given = [name for name, value in sizes.items() if value is not None]
-    if not given:
-        raise ShearlingError(
-            "nothing says how much to cut; give --params 0.8x, --shape layers=24,mlp=1024, "
-            "--layers N or --remove 14,15."
-        )
-    if remove is not None and (by is not None or scores is not None or len(given) > 1):
-        raise ShearlingError(
-            "--remove names the blocks itself; leave out --layers, --by and --scores, "
-            "--shape and --params."
-        )
-    if len(given) > 1:
-        raise ShearlingError(f"{' and '.join(given)} were both given; choose one.")
-    if by is not None and scores is not None:
-        raise ShearlingError("--by and --scores were both given; choose one.")
+def _pruning(options: PruneOptions) -> Pruning:
+    """What is asked for, checked; the model is opened, and none of its weights read."""
+    from shearling.files.writer import check_output
+    from shearling.model.checkpoint import Checkpoint
+    from shearling.pruning.prune import Criteria, Pruning, Repairs, Running, Size
 
-
-def _own_text(
-    resident: bool, copies: int | None, written: int | None
-) -> tuple[tuple[float, ...], int | None]:
-    """Shares to rewrite and sequences to write; a streamed model writes none, and rewrites more."""
-    if resident:
-        return _shares(1 if copies is None else copies), written
-    warn_ignored({"--written": written or None}, "a streamed model writes no text")
-    return _shares(3 if copies is None else copies), 0
-
-
-def _shares(copies: int) -> tuple[float, ...]:
-    """Shares of tokens rewritten in each copy, spread evenly: 0.3, 0.5 and 0.7 for three."""
-    if copies < 2:
-        return (0.5,) * copies
-    return tuple(round(0.3 + 0.4 * i / (copies - 1), 3) for i in range(copies))
-
-
-def _repaired(refit: bool | None, text: Text | None) -> bool:
-    """Whether to repair: as the user says, or else wherever there is text enough."""
-    from shearling.repair.refit import HELD_OUT
-
-    if refit is False or (refit is None and text is None):
-        return False
-    if text is None:
-        raise ShearlingError(
-            "--refit runs the model on text; give --calibration FILE as well, or --no-refit."
-        )
-    if text.samples >= HELD_OUT:
-        return True
-    if refit:
-        raise ShearlingError(
-            f"--refit was given with --samples {text.samples}, but a repair needs at least "
-            f"{HELD_OUT} to choose how strong it should be; raise --samples, or use --no-refit."
-        )
-    warn(
-        f"the repair is left out, as it needs at least {HELD_OUT} calibration sequences and "
-        f"--samples is {text.samples}."
+    given, protect = options.size, options.protect
+    size = Size(
+        shape=given.shape,
+        params=given.params,
+        layers=given.layers,
+        remove=None if given.remove is None else tuple(numbers(given.remove, "--remove")),
     )
-    return False
+    criteria = Criteria(
+        by=options.by,
+        scores=options.scores,
+        protect_first=protect.protect_first,
+        protect_last=protect.protect_last,
+    )
+    check_output(options.output)
+    return Pruning.of(
+        Checkpoint.open(options.model),
+        size,
+        calibration=_calibration(options),
+        criteria=criteria,
+        repairs=Repairs(refit=options.refit, rotate=options.rotate),
+        running=Running(stream=options.stream, notify=warn),
+    )
 
 
-def _rotated(rotate: bool | None, source: Checkpoint, after: Shape, text: Text | None) -> bool:
-    """Whether to rotate the stream: as the user says, or else wherever it is possible."""
-    from shearling.repair.rotate import refusal, require_rotatable
+def _calibration(options: PruneOptions) -> CalibrationText | None:
+    from shearling.pruning.prune import CalibrationText
 
-    if after["hidden"] == source.shape["hidden"]:
-        warn_ignored({"--rotate" if rotate else "--no-rotate": rotate}, "hidden stays")
-        return False
-    if rotate:
-        require_rotatable(source)
-        if text is None:
-            raise ShearlingError(
-                "--rotate takes the stream's axes from text; give --calibration FILE as well, or "
-                "--no-rotate."
-            )
-        return True
-    if rotate is None and text is not None:
-        reason = refusal(source)
-        if reason is None:
-            return True
-        warn(f"channels are cut as they are, without a rotation, because {reason}.")
-    return False
-
-
-def _warn_unused(
-    source: Checkpoint, after: Shape, by: str | None, scores: Path | None, first: int | None,
-    last: int | None, *, rotated: bool,
-) -> None:  # fmt: skip
-    """Refuse criteria that are unknown or too many; say which options speak of what is not cut."""
-    criteria_for(by, source, repaired=False)
-    shrunk = {axis for axis in after if after[axis] < source.shape[axis]}
-    cut = {"blocks"} if "layers" in shrunk else set()
-    chosen_by_none = {"layers", "vocab", *(["hidden"] if rotated else [])}
-    cut |= {"units"} if shrunk - chosen_by_none else set()
-    for name in (part.strip() for part in by.split(",")) if by is not None else ():
-        if cut.isdisjoint(kinds(name)):
-            warn_ignored({f"--by {name}": name}, f"no {kinds(name)[0]} are to be chosen")
-    if "layers" not in shrunk:
-        given = {"--scores": scores, "--protect-first": first, "--protect-last": last}
-        warn_ignored(given, "all blocks stay")
-
-
-def _shape(
-    source: Checkpoint, shape: str | None, params: str | None, layers: int | None,
-    remove: str | None,
-) -> Shape:  # fmt: skip
-    from shearling.pruning.choose import without
-    from shearling.pruning.plan import parse_layers, parse_params, parse_shape, shape_for
-
-    if shape is not None:
-        return parse_shape(shape, source)
-    if params is not None:
-        return shape_for(source, parse_params(params, source.parameters))
-    if remove is not None:
-        keep = without(numbers(remove, "--remove"), source.shape["layers"])
-        return source.shape.with_(layers=len(keep.model["layers"]))
-    assert layers is not None
-    return parse_layers(layers, source)
-
-
-def _wanted(
-    source: Checkpoint, after: Shape, *, by: str | None, scores: Path | None, remove: str | None,
-    repaired: bool, rotated: bool, protect: tuple[int | None, int | None],
-) -> Wanted:  # fmt: skip
-    from shearling.pruning.choose import without
-    from shearling.pruning.run import Wanted
-
-    keep: Keep | None = None
-    if remove is not None:
-        keep = without(numbers(remove, "--remove"), source.shape["layers"])
-    if (scores is not None or remove is not None) and after["layers"] < source.shape["layers"]:
-        ignored = dict(zip(("--protect-first", "--protect-last"), protect, strict=True))
-        warn_ignored(ignored, "the blocks are already chosen")
-    criterion, _ = criteria_for(by, source, repaired=repaired)
-    return Wanted(
-        after, by=by, scores=None if scores is None else load_scores(scores, source),
-        keep_blocks=keep, repaired=repaired, rotated=rotated,
-        protect=protection(criterion, *protect),
+    given, made = options.text, options.model_text
+    if given.calibration is None:
+        return None
+    return CalibrationText(
+        file=given.calibration, samples=given.samples, length=given.length, seed=options.seed,
+        copies=made.copies, written=made.written,
     )  # fmt: skip
 
 
-def load_scores(file: Path, source: Checkpoint) -> Scores:
-    """Scores of blocks from a file, with a warning if they were taken on another model."""
-    from shearling.scoring.scores import Scores
-
-    scores = Scores.load(file)
-    if scores.axis != "layers":
-        raise ShearlingError(
-            f"{file} scores units of {scores.axis}, but --scores takes scores of layers; make them "
-            "with: shearling score MODEL --calibration FILE --output scores.json."
-        )
-    scores.require(source.layout, source.shape, file=file)
-    scored = scores.details.get("model") or {}
-    if scored.get("fingerprint") not in (None, source.fingerprint):
-        warn(
-            f"{file} scores {scored.get('name')}, whose weights or configuration differ from "
-            f"those of {source.name}."
-        )
-    return scores
-
-
-def _print_plan(source: Checkpoint, after: Shape, options: dict[str, Any], as_json: bool) -> None:
+def _print_plan(pruning: Pruning, how: dict[str, Any], options: PruneOptions) -> None:
+    """What would be written; ``how`` the blocks that go were chosen, if they are known."""
     from shearling.model.inspect import comparison
 
+    source, after = pruning.source, pruning.wanted.after
     plan = comparison(source, after)
-    removed = options.get("removed")
+    removed = how.get("removed")
     text = [f"would remove blocks {', '.join(map(str, removed))}"] if removed else []
     text += [*_widths(source.shape, after), *plan["text"]]
     notes = source.family.notes(source.config, after)
-    print_result(options | plan["figures"] | {"notes": notes}, as_json, [*text, *notes])
+    text += [*notes, *describe_place(pruning.place)]
+    print_result(how | plan["figures"] | {"notes": notes}, options.as_json, text)
 
 
 def _print_result(source: Checkpoint, output: Path, as_json: bool) -> None:
@@ -342,31 +217,38 @@ def _print_result(source: Checkpoint, output: Path, as_json: bool) -> None:
     after = Shape(manifest["shape"])
     text = [f"removed blocks {options['removed']}"] if options.get("removed") else []
     text += [*_widths(source.shape, after), *comparison(source, after)["text"]]
-    turned = options.get("rotation")
-    if turned:
-        text.append(
-            f"rotated     into the principal axes: {turned['kept_energy']:.1%} of the stream's "
-            f"energy stays; logits within {turned['proof']['max_relative_difference']:.1e} of the "
-            "source before the cut"
-        )
-    mended = options.get("repair")
-    if mended:
-        for line in mended["warnings"]:
-            warn(line)
-        before = sum(step["error_before"] for step in mended["steps"])
-        gone = 1 - sum(step["error_after"] for step in mended["steps"]) / max(before, 1e-300)
-        text.append(
-            f"repaired    {len(manifest.get('repaired', []))} tensors on {mended['tokens']:,} "
-            f"tokens in {mended['seconds']:.0f} s: {gone:.0%} of the held-out error gone"
-        )
-    else:
-        text.append("not repaired: --calibration FILE and --refit would solve what is left anew")
+    text += _rotation_lines(options.get("rotation"))
+    text.append(_repair_line(options.get("repair"), len(manifest.get("repaired", []))))
     text.append(
         f"proof of surgery: logits within {proof['max_relative_difference']:.1e} of the source "
         f"with what was removed masked ({proof['loaded_with']})"
     )
     text += source.family.notes(source.config, after)
     print_result(manifest, as_json, [*text, f"wrote {output}"])
+
+
+def _rotation_lines(rotation: dict[str, Any] | None) -> list[str]:
+    if not rotation:
+        return []
+    return [
+        f"rotated     into the principal axes: {rotation['kept_energy']:.1%} of the stream's "
+        f"energy stays; logits within {rotation['proof']['max_relative_difference']:.1e} of the "
+        "source before the cut"
+    ]
+
+
+def _repair_line(repair: dict[str, Any] | None, tensors: int) -> str:
+    """What the repair did; its warnings go to stderr."""
+    if not repair:
+        return "not repaired: --calibration FILE and --refit would solve what is left anew"
+    for sentence in repair["warnings"]:
+        warn(sentence)
+    before = sum(step["error_before"] for step in repair["steps"])
+    gone = 1 - sum(step["error_after"] for step in repair["steps"]) / max(before, 1e-300)
+    return (
+        f"repaired    {tensors} tensors on {repair['tokens']:,} tokens in "
+        f"{repair['seconds']:.0f} s: {gone:.0%} of the held-out error gone"
+    )
 
 
 def _widths(before: Shape, after: Shape) -> list[str]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from shearling.commands.options import Json, Model, print_result
+from shearling.commands.takes import takes_options
 from shearling.errors import ShearlingError
 
 if TYPE_CHECKING:
     from shearling.files.progress import Progress
+    from shearling.ship.quantize import QuantizePlan
 
 _WIDE = (
     "torchao keeps a four-bit value in a byte where a CPU is to run it; for a smaller file, "
@@ -28,27 +31,40 @@ MaxWindows = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and stop.")]
 
 
-def quantize(
-    model: Model,
-    to: Annotated[str, typer.Option(help="int8 or int4.")],
-    output: Annotated[Path, typer.Option(help="A new directory.")],
+@dataclass(frozen=True, kw_only=True)
+class ComparedText:
+    """A text on which the source and what is made of it are both measured."""
+
+    text: Text = None
+    window: Window = 512
+    max_windows: MaxWindows = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeOptions:
+    """What the command line says."""
+
+    model: Model
+    to: Annotated[str, typer.Option(help="int8 or int4.")]
+    output: Annotated[Path, typer.Option(help="A new directory.")]
     group: Annotated[
         int | None,
         typer.Option(
             help="Inputs that share a scale; by default a whole row for int8, and for int4 32, or "
             "what divides the most weights."
         ),
-    ] = None,
+    ] = None
     dtype: Annotated[
         str | None,
         typer.Option(help="What stays unquantised is stored in this; by default as it is."),
-    ] = None,
-    text: Text = None,
-    window: Window = 512,
-    max_windows: MaxWindows = None,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-) -> None:
+    ] = None
+    text: ComparedText
+    dry_run: DryRun = False
+    as_json: Json = False
+
+
+@takes_options
+def quantize(options: QuantizeOptions) -> None:
     """Round a model's matrices to eight or four bits with torchao, and prove that it loads.
 
     Embeddings, the head, norms and biases stay as they are.
@@ -57,11 +73,30 @@ def quantize(
     from shearling.ship.quantize import check, open_source, plan
     from shearling.ship.quantize import quantize as run
 
-    check_text(text)
-    source = open_source(model)
-    wanted = plan(source, to, group=group, dtype=dtype)
-    check(source, output, wanted)
-    result: dict[str, Any] = {
+    check_text(options.text.text)
+    source = open_source(options.model)
+    wanted = plan(source, options.to, group=options.group, dtype=options.dtype)
+    check(source, options.output, wanted)
+    lines = _plan_lines(source, wanted, options.to)
+    if options.dry_run:
+        print_result(_plan_json(source, wanted, options.to), options.as_json, lines)
+        return
+    with progress_bars() as progress:
+        result = run(source, options.output, wanted, progress=progress)
+        evaluations = perplexities(options.text, source.path, options.output, progress)
+    proof = result["proof"]
+    lines += [
+        f"loads as it was in memory, bit for bit; from the source {proof['divergence']:.2g} "
+        f"nats on {proof['tokens']} random tokens",
+        *perplexity_lines(evaluations),
+        f"wrote {options.output}",
+        f"next: shearling eval {options.output} --text {options.text.text or 'FILE'}",
+    ]
+    print_result(result | evaluations, options.as_json, lines)
+
+
+def _plan_json(source: Any, wanted: QuantizePlan, to: str) -> dict[str, Any]:
+    return {
         "to": to,
         "group": wanted.group,
         "dtype": wanted.dtype,
@@ -71,27 +106,16 @@ def quantize(
         "bytes": wanted.bytes,
         "kept": dict(wanted.kept),
     }
-    lines = [
+
+
+def _plan_lines(source: Any, wanted: QuantizePlan, to: str) -> list[str]:
+    return [
         f"{wanted.weights:,} of {source.parameters:,} weights to {to}, "
         + (f"a scale for {wanted.group} inputs" if wanted.group else "a scale a row"),
         f"{source.bytes / 1e6:,.1f} -> {wanted.bytes / 1e6:,.1f} MB",
         *([wanted.remark] if wanted.remark else []),
         *([_WIDE] if to == "int4" else []),
     ]
-    if not dry_run:
-        with progress_bars() as progress:
-            result = run(source, output, wanted, progress=progress)
-            found = perplexities(text, source.path, output, window, max_windows, progress)
-        proof = result["proof"]
-        lines += [
-            f"loads as it was in memory, bit for bit; from the source {proof['divergence']:.2g} "
-            f"nats on {proof['tokens']} random tokens",
-            *perplexity_lines(found),
-            f"wrote {output}",
-            f"next: shearling eval {output} --text {text or 'FILE'}",
-        ]
-        result = result | found
-    print_result(result, as_json, lines)
 
 
 def check_text(text: Path | None) -> None:
@@ -101,30 +125,25 @@ def check_text(text: Path | None) -> None:
 
 
 def perplexities(
-    text: Path | None,
-    source: Path,
-    output: Path,
-    window: int,
-    max_windows: int | None,
-    progress: Progress,
+    compared: ComparedText, source: Path, output: Path, progress: Progress
 ) -> dict[str, Any]:
     """The same evaluation of the source and of what was made from it, if there is a text."""
-    if text is None:
+    if compared.text is None:
         return {}
-    from shearling.evaluate.perplexity import evaluate
+    from shearling.evaluate.perplexity import Windows, evaluate
 
+    windows = Windows(compared.window, compared.max_windows)
     before, after = (
-        evaluate(path, text, window=window, max_windows=max_windows, progress=progress)
-        for path in (source, output)
+        evaluate(path, compared.text, windows, progress=progress) for path in (source, output)
     )
     return {"evaluations": {"before": before, "after": after}}
 
 
-def perplexity_lines(found: dict[str, Any]) -> list[str]:
+def perplexity_lines(evaluations: dict[str, Any]) -> list[str]:
     """The same for a person."""
-    if not found:
+    if not evaluations:
         return []
-    before, after = (found["evaluations"][when] for when in ("before", "after"))
+    before, after = (evaluations["evaluations"][when] for when in ("before", "after"))
     return [
         f"perplexity {before['perplexity']:.3f} -> {after['perplexity']:.3f} on {after['text']} "
         f"({after['windows']} windows of {after['window']} tokens)"

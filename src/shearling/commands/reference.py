@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import math
-import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shearling.commands.options import Json, Stream, check_file, place_of, warn, warn_ignored
+from shearling.commands.options import (
+    Json,
+    Stream,
+    check_file,
+    place_of,
+    print_result,
+    warn,
+    warn_ignored,
+)
+from shearling.commands.takes import takes_options
 from shearling.errors import ShearlingError
 
 if TYPE_CHECKING:
@@ -19,61 +27,72 @@ if TYPE_CHECKING:
     from shearling.train.reference import Point, Reference
 
 
-def reference(
-    output: Annotated[Path, typer.Option(help="A .json file for the losses.")],
+@dataclass(frozen=True, kw_only=True)
+class ReferenceOptions:
+    """What the command line says."""
+
+    output: Annotated[Path, typer.Option(help="A .json file for the losses.")]
     models: Annotated[
         list[str] | None,
         typer.Argument(help="Models to measure: the source model alone, or several of its family."),
-    ] = None,
+    ] = None
     store: Annotated[
         Path | None, typer.Option(help="The token store whose held-out parts are measured.")
-    ] = None,
+    ] = None
     target_params: Annotated[
         str | None,
         typer.Option(
             help="With several models: the size to predict for, such as 113M, or 0.8x of the first."
         ),
-    ] = None,
+    ] = None
     losses: Annotated[
         list[Path] | None,
         typer.Option(help="Losses of one model measured before; may be repeated."),
-    ] = None,
+    ] = None
     given: Annotated[
         str | None,
         typer.Option(help="Losses as they are: domain=loss,… or a JSON file of such."),
-    ] = None,
+    ] = None
     sequences: Annotated[
         int | None, typer.Option(min=1, help="Held-out sequences of each domain. Default 500.")
-    ] = None,
-    stream: Stream = None,
-    as_json: Json = False,
-) -> None:
+    ] = None
+    stream: Stream = None
+    as_json: Json = False
+
+
+@takes_options
+def reference(options: ReferenceOptions) -> None:
     """Find the loss that each domain should come down to while a smaller model is healed.
 
     One model's own losses; or what a scaling law, fitted to those of several models of a family,
     predicts at --target-params; or losses that are given.
     """
-    from shearling.data.store import Store
-    from shearling.train.reference import given as read_given
+    check_file(options.output)
+    reference = _read_given(options) if options.given is not None else _fitted(options)
+    reference.save(options.output)
+    for sentence in reference.how.get("warnings", []):
+        warn(f"{sentence}.")
+    lines = [*_lines(reference), f"wrote {options.output}"]
+    print_result(reference.to_json(), options.as_json, lines)
 
-    models, losses = models or [], losses or []
-    check_file(output)
-    if given is not None:
-        _refuse_both(models, losses)
-        idle = {"--target-params": target_params, "--sequences": sequences, "--stream": stream}
-        warn_ignored(idle, "the losses are given")
-        found = read_given(given)
-        if store is not None:
-            _check_domains(found, Store.open(store))
-    else:
-        tokens = _open_store(store, models, losses)
-        found = _found(models, losses, tokens, target_params, sequences, stream, output)
-    found.save(output)
-    for line in found.how.get("warnings", []):
-        warn(f"{line}.")
-    text = json.dumps(found.to_json(), indent=2, ensure_ascii=False)
-    print(text if as_json else "\n".join([*_lines(found), f"wrote {output}"]))
-    sys.stdout.flush()
+
+def _read_given(options: ReferenceOptions) -> Reference:
+    """Losses that the command line or a file says."""
+    from shearling.data.store import Store
+    from shearling.train.reference import given
+
+    assert options.given is not None
+    _refuse_both(options.models or [], options.losses or [])
+    idle = {
+        "--target-params": options.target_params,
+        "--sequences": options.sequences,
+        "--stream": options.stream,
+    }
+    warn_ignored(idle, "the losses are given")
+    reference = given(options.given)
+    if options.store is not None:
+        _check_domains(reference, Store.open(options.store))
+    return reference
 
 
 def _refuse_both(models: list[str], losses: list[Path]) -> None:
@@ -82,11 +101,11 @@ def _refuse_both(models: list[str], losses: list[Path]) -> None:
         raise ShearlingError(f"--given and {what} were both given; choose one.")
 
 
-def _check_domains(found: Reference, store: Store) -> None:
-    if set(found.losses) != set(store.domains):
+def _check_domains(reference: Reference, store: Store) -> None:
+    if set(reference.losses) != set(store.domains):
         raise ShearlingError(
-            f"--given names {', '.join(sorted(found.losses))}, but the domains of {store.path} are "
-            f"{', '.join(store.domains)}; give one loss for each."
+            f"--given names {', '.join(sorted(reference.losses))}, but the domains of {store.path} "
+            f"are {', '.join(store.domains)}; give one loss for each."
         )
 
 
@@ -108,36 +127,43 @@ def _open_store(store: Path | None, models: list[str], losses: list[Path]) -> St
     return None if store is None else Store.open(store)
 
 
-def _found(
-    models: list[str], losses: list[Path], store: Store | None, target_params: str | None,
-    sequences: int | None, stream: bool | None, output: Path,
-) -> Reference:  # fmt: skip
+def _fitted(options: ReferenceOptions) -> Reference:
     """Measure what is to be measured, and fit a law if there are losses of several models."""
     from shearling.model.checkpoint import Checkpoint
-    from shearling.train.reference import Point, check_points, predict
+    from shearling.train.reference import Point, predict
 
+    models, files = options.models or [], options.losses or []
+    store = _open_store(options.store, models, files)
     checkpoints = [Checkpoint.open(model) for model in models]
-    before = [Point.load(file) for file in losses]
+    before = [Point.load(file) for file in files]
     sizes = [model.parameters for model in checkpoints] + [point.parameters for point in before]
-    target = _target(sizes, target_params, len(checkpoints))
+    target = _target(sizes, options.target_params, len(checkpoints))
     if not checkpoints:
-        warn_ignored({"--sequences": sequences, "--stream": stream}, "no model is to be measured")
+        idle = {"--sequences": options.sequences, "--stream": options.stream}
+        warn_ignored(idle, "no model is to be measured")
     elif store is not None:  # all is checked before any model is run
-        for checkpoint in checkpoints:
-            store.check_tokenizer(checkpoint.path)
-        unknown = dict.fromkeys(store.domains, math.nan)
-        coming = [Point(c.name, c.parameters, unknown, store.tokenizer) for c in checkpoints]
-        check_points([*coming, *before])
+        _check_models(checkpoints, store, before)
     measured = []
     for number, checkpoint in enumerate(checkpoints, 1):
         assert store is not None
-        measured.append(_measured(checkpoint, store, sequences, stream))
+        measured.append(_measured(checkpoint, store, options.sequences, options.stream))
         if target is not None:  # kept, so that no law that fails to fit costs the measuring again
-            file = output.with_name(f"{output.stem}-{number}-{checkpoint.name}.json")
-            measured[-1].save(file)
+            output = options.output
+            measured[-1].save(output.with_name(f"{output.stem}-{number}-{checkpoint.name}.json"))
     if target is None:
         return measured[0]
     return predict([*map(_point, measured), *before], target)
+
+
+def _check_models(checkpoints: list[Checkpoint], store: Store, before: list[Point]) -> None:
+    """Refuse models of another tokenizer, and losses that no law can join."""
+    from shearling.train.reference import Point, check_points
+
+    for checkpoint in checkpoints:
+        store.check_tokenizer(checkpoint.path)
+    unknown = dict.fromkeys(store.domains, math.nan)
+    coming = [Point(c.name, c.parameters, unknown, store.tokenizer) for c in checkpoints]
+    check_points([*coming, *before])
 
 
 def _target(sizes: list[int], target_params: str | None, models: int) -> int | None:
@@ -172,9 +198,8 @@ def _measured(
 
     sequences = SEQUENCES if sequences is None else sequences
     with progress_bars() as progress:
-        losses = measure(
-            checkpoint, store, sequences, place=place_of(checkpoint, stream), progress=progress
-        )
+        place = place_of(checkpoint, stream)
+        losses = measure(checkpoint, store, sequences, place=place, progress=progress)
     how = {
         "method": "measured",
         "model": identity(checkpoint),
@@ -188,17 +213,19 @@ def _measured(
     return Reference(losses, how)
 
 
-def _point(found: Reference) -> Point:
+def _point(reference: Reference) -> Point:
     from shearling.train.reference import Point
 
-    how = found.how
-    return Point(how["model"]["name"], how["parameters"], found.losses, how["store"]["tokenizer"])
+    how = reference.how
+    return Point(
+        how["model"]["name"], how["parameters"], reference.losses, how["store"]["tokenizer"]
+    )
 
 
-def _lines(found: Reference) -> list[str]:
+def _lines(reference: Reference) -> list[str]:
     """The losses for a person."""
-    how: dict[str, Any] = found.how
-    wide = max(len(domain) for domain in found.losses)
+    how: dict[str, Any] = reference.how
+    wide = max(len(domain) for domain in reference.losses)
     if how["method"] == "measured":
         head = f"losses of {how['model']['name']}, {how['parameters']:,} parameters"
     elif how["method"] == "law":
@@ -206,7 +233,7 @@ def _lines(found: Reference) -> list[str]:
     else:
         head = "losses as given"
     lines = [f"{head} (nats per token):"]
-    for domain, loss in found.losses.items():
+    for domain, loss in reference.losses.items():
         line = f"  {domain:{wide}}  {loss:.4f}"
         if how["method"] == "law":
             law = how["laws"][domain]

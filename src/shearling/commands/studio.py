@@ -3,35 +3,43 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 
 from shearling.commands.options import Models, warn
+from shearling.commands.takes import takes_options
 from shearling.errors import ShearlingError
 
 
-def studio(
-    models: Models,
+@dataclass(frozen=True, kw_only=True)
+class StudioOptions:
+    """What the command line says."""
+
+    models: Models
     host: Annotated[
         str, typer.Option(help="Address to listen on; others than loopback have no password.")
-    ] = "127.0.0.1",
+    ] = "127.0.0.1"
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")
-    ] = 8465,
+    ] = 8465
     together: Annotated[
         bool, typer.Option("--together", help="Answer all at once; in turns, speeds are fair.")
-    ] = False,
-    dtype: Annotated[str, typer.Option(help="What to compute in.")] = "float32",
-    device: Annotated[str, typer.Option(help="A torch device.")] = "cpu",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of torch.")] = None,
-) -> None:
+    ] = False
+    dtype: Annotated[str, typer.Option(help="What to compute in.")] = "float32"
+    device: Annotated[str, typer.Option(help="A torch device.")] = "cpu"
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of torch.")] = None
+
+
+@takes_options
+def studio(options: StudioOptions) -> None:
     """Open a local page on which the models answer your prompts side by side.
 
     Each model has a process of its own. The first is what the others are measured by.
     """
     try:
-        from shearling.studio.serve import serve, warning
+        from shearling.studio.serve import Serving, serve, warning
     except ModuleNotFoundError as error:
         raise ShearlingError(
             f"the studio needs {error.name}, which is not installed; "
@@ -39,13 +47,14 @@ def studio(
         ) from error
     from shearling.files.terminal import progress_bars
 
-    if sentence := warning(host):
+    if sentence := warning(options.host):
         warn(sentence)
+    serving = Serving(
+        options.host, options.port, together=options.together, dtype=options.dtype,
+        device=options.device, threads=options.threads,
+    )  # fmt: skip
     with progress_bars() as progress:
-        serve(
-            models, host=host, port=port, together=together, dtype=dtype, device=device,
-            threads=threads, ready=_ready, progress=progress,
-        )  # fmt: skip
+        serve(options.models, serving, ready=_ready, progress=progress)
 
 
 def _ready(address: str) -> None:

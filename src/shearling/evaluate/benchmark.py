@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from shearling.evaluate.ratios import sentence
-from shearling.evaluate.speed import bench
+from shearling.evaluate.speed import Workload, bench
 from shearling.files.progress import Progress, silent
 
 
 def bench_models(
-    models: Sequence[Any], *, progress: Progress = silent, **options: Any
+    models: Sequence[Any], workload: Workload | None = None, *, progress: Progress = silent
 ) -> dict[str, Any]:
-    """Speed and memory, in turns; options as in ``shearling.evaluate.speed.bench``."""
-    return bench(models, progress=progress, **options)
+    """Speed and memory, in turns; as :func:`shearling.evaluate.speed.bench`."""
+    return bench(models, workload, progress=progress)
 
 
 def plan_lines(plan: dict[str, Any]) -> list[str]:

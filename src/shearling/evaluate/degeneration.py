@@ -6,7 +6,8 @@ V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,35 +15,49 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from shearling.data.text import evaluation_windows
 from shearling.errors import ShearlingError
-from shearling.evaluate.generation import choose_token, end_tokens
+from shearling.evaluate.generation import Sampling, choose_token, end_tokens
 from shearling.files.progress import Progress, silent
 from shearling.model.loading import check_positive, longest_input
 
-BATCH = 16
+BATCH, NEW_TOKENS = 16, 128
 ORDERS = (1, 2, 3)
 REPEATED = 4  # the order of "rep-4"
 LOOPS = 3  # how often a period has to stand at the end to be a loop
 CHARACTERS_PER_TOKEN = 12  # so much of a document is tokenised for each token wanted of it
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beginnings:
+    """Beginnings of a text that a model continues.
+
+    Attributes:
+        count: so many at most.
+        tokens: in each.
+        batch: continued at a time.
+    """
+
+    count: int = 64
+    tokens: int = 32
+    batch: int = BATCH
+
+
 def degeneration(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     documents: Sequence[str],
+    beginnings: Beginnings | None = None,
+    sampling: Sampling | None = None,
     *,
-    prompts: int = 64,
-    prompt_tokens: int = 32,
-    new_tokens: int = 128,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    batch: int = BATCH,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Figures of repetition of a model's continuations, and of the text's own.
 
     The prompts are the first tokens of the first documents that are long enough; where these are
     too few, the beginnings of windows spread evenly over the whole text.
+
+    Args:
+        beginnings: what is continued.
+        sampling: how; by default 128 tokens, the likeliest each time.
 
     Returns:
         ``prompts`` (how many there were), ``prompt_tokens``, ``new_tokens``, ``sampling``, the
@@ -52,27 +67,31 @@ def degeneration(
         ShearlingError: a setting out of range, too short a text, or a continuation beyond the
             model's positions.
     """
-    check_positive(prompts=prompts, prompt_tokens=prompt_tokens, new_tokens=new_tokens, batch=batch)
-    length, limit = prompt_tokens + new_tokens, longest_input(model.config)
-    if limit is not None and length > limit:
-        raise ShearlingError(
-            f"A prompt of {prompt_tokens} tokens and {new_tokens} new ones are longer than the "
-            f"model's {limit} positions; ask for fewer."
-        )
-    rows_NS = held_out(documents, tokenizer, prompts, length)
+    beginnings, sampling = beginnings or Beginnings(), sampling or Sampling(NEW_TOKENS)
+    head, new = beginnings.tokens, sampling.max_new_tokens
+    check_positive(prompts=beginnings.count, prompt_tokens=head, batch=beginnings.batch)
+    _check_positions(model, head, new)
+    rows_NS = held_out(documents, tokenizer, beginnings.count, head + new)
     written = continue_all(
-        model, tokenizer, rows_NS[:, :prompt_tokens], new_tokens=new_tokens,
-        temperature=temperature, top_p=top_p, seed=seed, batch=batch, progress=progress,
-    )  # fmt: skip
-    sampling = {"temperature": temperature, "top_p": top_p, "seed": seed}
+        model, tokenizer, rows_NS[:, :head], sampling, batch=beginnings.batch, progress=progress
+    )
     return {
         "prompts": len(rows_NS),
-        "prompt_tokens": prompt_tokens,
-        "new_tokens": new_tokens,
-        "sampling": sampling if temperature else {"method": "greedy"},
+        "prompt_tokens": head,
+        "new_tokens": new,
+        "sampling": sampling.as_json(),
         **repetition(written),
-        "reference": repetition(rows_NS[:, prompt_tokens:].tolist()),
+        "reference": repetition(rows_NS[:, head:].tolist()),
     }
+
+
+def _check_positions(model: PreTrainedModel, head: int, new: int) -> None:
+    limit = longest_input(model.config)
+    if limit is not None and head + new > limit:
+        raise ShearlingError(
+            f"A prompt of {head} tokens and {new} new ones are longer than the model's {limit} "
+            "positions; ask for fewer."
+        )
 
 
 def held_out(
@@ -83,14 +102,14 @@ def held_out(
     Raises:
         ShearlingError: the text is shorter than one window.
     """
-    found: list[list[int]] = []
+    beginnings: list[list[int]] = []
     for document in documents:
         head = document[: length * CHARACTERS_PER_TOKEN]
         ids = tokenizer(head, add_special_tokens=False, verbose=False)["input_ids"]
         if len(ids) >= length:
-            found.append(list(ids[:length]))
-        if len(found) == count:
-            return torch.tensor(found)
+            beginnings.append(list(ids[:length]))
+        if len(beginnings) == count:
+            return torch.tensor(beginnings)
     windows_WS = evaluation_windows(documents, tokenizer, window=length)
     step = max(1, len(windows_WS) // count)
     return windows_WS[::step][:count]
@@ -101,47 +120,56 @@ def continue_all(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts_NP: torch.Tensor,
+    sampling: Sampling,
     *,
-    new_tokens: int,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seed: int = 0,
     batch: int = BATCH,
     progress: Progress = silent,
 ) -> list[list[int]]:
     """Continuations of prompts of one length, each up to the model's end token, without it.
 
-    Each has a generator of its own from ``seed``, so that it is what
+    Each has a generator of its own from the seed, so that it is what
     :func:`shearling.evaluate.generation.generate` writes for its prompt alone.
     """
     ends = end_tokens(model, tokenizer)
-    written: list[list[int]] = [[] for _ in prompts_NP]
-    total = -(-len(prompts_NP) // batch) * new_tokens
-    done = 0
-    for start in range(0, len(prompts_NP), batch):
-        feed_BT = prompts_NP[start : start + batch].to(model.device)
-        rows = written[start : start + len(feed_BT)]
-        draws = [torch.Generator().manual_seed(seed) for _ in rows]
-        cache, live = DynamicCache(config=model.config), set(range(len(rows)))
-        for step in range(new_tokens):
-            progress("continuing prompts", done + step, total)
-            logits_BV = model(
-                feed_BT, past_key_values=cache, use_cache=True, logits_to_keep=1
-            ).logits[:, -1]
-            tokens = [0] * len(rows)  # a row that has ended goes on with anything, unread
-            for row in sorted(live):
-                token = choose_token(logits_BV[row].float().cpu(), temperature, top_p, draws[row])
-                if token in ends:
-                    live.discard(row)
-                else:
-                    rows[row].append(token)
-                    tokens[row] = token
-            if not live:
-                break
-            feed_BT = torch.tensor(tokens, device=model.device)[:, None]
-        done += new_tokens
+    new = sampling.max_new_tokens
+    total = -(-len(prompts_NP) // batch) * new
+    written: list[list[int]] = []
+    for number, prompts_BP in enumerate(prompts_NP.split(batch)):
+        rows: list[list[int]] = [[] for _ in prompts_BP]
+        for step, _ in enumerate(_steps(model, prompts_BP.to(model.device), rows, ends, sampling)):
+            progress("continuing prompts", number * new + step, total)
+        written += rows
     progress("continuing prompts", total, total)
     return written
+
+
+def _steps(
+    model: PreTrainedModel,
+    feed_BT: torch.Tensor,
+    rows: list[list[int]],
+    ends: set[int],
+    sampling: Sampling,
+) -> Iterator[None]:
+    """Continue a batch of prompts into ``rows``, and yield before every token of all of them."""
+    draws = [torch.Generator().manual_seed(sampling.seed) for _ in rows]
+    cache, live = DynamicCache(config=model.config), set(range(len(rows)))
+    for _ in range(sampling.max_new_tokens):
+        yield
+        logits_BV = model(feed_BT, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[
+            :, -1
+        ]
+        tokens = [0] * len(rows)  # a row that has ended goes on with anything, unread
+        for row in sorted(live):
+            logits_V = logits_BV[row].float().cpu()
+            token = choose_token(logits_V, sampling.temperature, sampling.top_p, draws[row])
+            if token in ends:
+                live.discard(row)
+            else:
+                rows[row].append(token)
+                tokens[row] = token
+        if not live:
+            return
+        feed_BT = torch.tensor(tokens, device=model.device)[:, None]
 
 
 def repetition(continuations: Iterable[Sequence[int]]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
@@ -37,6 +38,12 @@ class Sampling:
     top_p: float = 1.0
     seed: int = 0
 
+    def as_json(self) -> dict[str, Any]:
+        """For result files: greedy, or how tokens are drawn."""
+        if not self.temperature:
+            return {"method": "greedy"}
+        return {"temperature": self.temperature, "top_p": self.top_p, "seed": self.seed}
+
     def __post_init__(self) -> None:
         """Refuse what cannot be sampled with."""
         check_positive(max_new_tokens=self.max_new_tokens)
@@ -54,21 +61,18 @@ def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
+    sampling: Sampling | None = None,
     *,
-    max_new_tokens: int = 64,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seed: int = 0,
     chat: bool = False,
     progress: Progress = silent,
 ) -> list[dict]:
-    """Continue each prompt, until the model ends the text or ``max_new_tokens`` are written.
+    """Continue each prompt, until the model ends the text or so many tokens are written.
 
     Nothing of the checkpoint's own sampling defaults is used but its end tokens. A continuation is
-    a function of the model, its prompt and ``seed``, not of the other prompts.
+    a function of the model, its prompt and the seed, not of the other prompts.
 
     Args:
-        max_new_tokens, temperature, top_p, seed: as in :class:`Sampling`.
+        sampling: how each token is taken, and how many at most; 64 likeliest ones with None.
         chat: ask each prompt as a user's message, in the tokenizer's chat template; else it is
             tokenised as the tokenizer does by default (special tokens included).
 
@@ -76,11 +80,12 @@ def generate(
         ``{"prompt": …, "text": …}`` each, ``text`` being the continuation alone.
 
     Raises:
-        ShearlingError: a setting out of range, a prompt without tokens, or one that with its
+        ShearlingError: a prompt without tokens, or one that with its
             continuation is longer than the model's positions.
     """
-    sampling = Sampling(max_new_tokens, temperature, top_p, seed)
-    encoded = [encode(model, tokenizer, prompt, max_new_tokens, chat=chat) for prompt in prompts]
+    sampling = sampling or Sampling()
+    new = sampling.max_new_tokens
+    encoded = [encode(model, tokenizer, prompt, new, chat=chat) for prompt in prompts]
     samples = []
     for i, (prompt, ids) in enumerate(zip(prompts, encoded, strict=True)):
         progress("generating", i, len(prompts))

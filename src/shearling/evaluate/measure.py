@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from shearling.evaluate.generation import generate
-from shearling.evaluate.perplexity import LOGITS_BYTES, evaluate, perplexity
+from shearling.evaluate.generation import Sampling, generate
+from shearling.evaluate.perplexity import LOGITS_BYTES, Windows, evaluate, perplexity
 from shearling.evaluate.results import Degeneration, Evaluation, Generations, Repetition, Sample
 from shearling.files.progress import Progress, silent
 from shearling.model.checkpoint import Checkpoint
@@ -18,10 +18,14 @@ from shearling.model.memory import check_fits, loaded_bytes
 
 
 def evaluate_model(
-    checkpoint: Checkpoint, text: Path, *, progress: Progress = silent, **options: Any
+    checkpoint: Checkpoint,
+    text: Path,
+    windows: Windows | None = None,
+    *,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Perplexity on ``text``; options as in ``shearling.evaluate.perplexity.evaluate``."""
-    figures = evaluate(checkpoint.path, text, progress=progress, **options)
+    """Perplexity on ``text``, as :func:`shearling.evaluate.perplexity.evaluate`."""
+    figures = evaluate(checkpoint.path, text, windows, progress=progress)
     figures |= {"text": text.name}
     del figures["kind"]
     return Evaluation(model=ref(checkpoint), **figures).to_json()
@@ -38,10 +42,21 @@ def evaluate_text(
 def measure_degeneration(
     subject: Any, model: Any, tokenizer: Any, documents: Sequence[str], name: str, **options: Any
 ) -> dict[str, Any]:
-    """Repetition in what a model in memory writes; options as in ``evaluate.degeneration``."""
-    from shearling.evaluate.degeneration import degeneration
+    """Repetition in what a model in memory writes.
 
-    figures = degeneration(model, tokenizer, documents, **options)
+    Args:
+        options: ``prompts``, ``prompt_tokens`` and ``batch`` of its prompts; ``new_tokens``,
+            ``temperature``, ``top_p`` and ``seed`` of what it writes; and ``progress``.
+    """
+    from shearling.evaluate.degeneration import NEW_TOKENS, Beginnings, degeneration
+
+    counts = {"prompts": "count", "prompt_tokens": "tokens", "batch": "batch"}
+    beginnings = {name: options.pop(key) for key, name in counts.items() if key in options}
+    drawn = {key: options.pop(key) for key in ("temperature", "top_p", "seed") if key in options}
+    figures = degeneration(
+        model, tokenizer, documents, Beginnings(**beginnings),
+        Sampling(options.pop("new_tokens", NEW_TOKENS), **drawn), **options,
+    )  # fmt: skip
     figures |= {"reference": Repetition(**figures["reference"])}
     return Degeneration(model=ref(subject), text=name, **figures).to_json()
 
@@ -49,12 +64,9 @@ def measure_degeneration(
 def generate_samples(
     checkpoint: Any,
     prompts: Sequence[str],
+    sampling: Sampling | None = None,
     *,
     model: Any = None,
-    max_new_tokens: int = 64,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seed: int = 0,
     dtype: str = "float32",
     progress: Progress = silent,
 ) -> dict[str, Any]:
@@ -63,16 +75,12 @@ def generate_samples(
         return {}
     if model is None:
         model = load_model(checkpoint.path, dtype=dtype)
-    samples = generate(
-        model, checkpoint.tokenizer(), prompts,
-        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed,
-        progress=progress,
-    )  # fmt: skip
-    sampling = {"temperature": temperature, "top_p": top_p, "seed": seed}
+    sampling = sampling or Sampling()
+    samples = generate(model, checkpoint.tokenizer(), prompts, sampling, progress=progress)
     return Generations(
         model=ref(checkpoint),
-        sampling=sampling if temperature else {"method": "greedy"},
-        max_new_tokens=max_new_tokens,
+        sampling=sampling.as_json(),
+        max_new_tokens=sampling.max_new_tokens,
         samples=tuple(Sample(**sample) for sample in samples),
     ).to_json()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -52,16 +53,9 @@ def mean_nll(
             are not numbers.
     """
     check_positive(batch=batch)
-    if windows.ndim != 2 or len(windows) < 1 or windows.shape[1] < 2:
-        raise ShearlingError(
-            f"Windows of the shape {list(windows.shape)} hold nothing to predict; at least one of "
-            f"two tokens is needed."
-        )
+    _check_windows(windows)
     length = windows.shape[1]
-    row_bytes = 4 * model.config.get_text_config().vocab_size
-    if batch is None:
-        batch = max(1, min(LOGITS_BYTES // (length * row_bytes), BATCH_TOKENS // length))
-    chunk = max(1, LOGITS_BYTES // (batch * row_bytes))
+    batch, chunk = _parts(model, length, batch)
     total = torch.zeros((), dtype=torch.float64)
     for start in range(0, len(windows), batch):
         progress(STAGE, start, len(windows))
@@ -80,15 +74,37 @@ def mean_nll(
     return total.item(), len(windows) * (length - 1)
 
 
+def _check_windows(windows: torch.Tensor) -> None:
+    if windows.ndim != 2 or len(windows) < 1 or windows.shape[1] < 2:
+        raise ShearlingError(
+            f"Windows of the shape {list(windows.shape)} hold nothing to predict; at least one of "
+            f"two tokens is needed."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """What of a text is measured, and how.
+
+    Attributes:
+        tokens: of a window; see :func:`shearling.data.text.evaluation_windows`.
+        most: windows to evaluate, from the beginning of the text; None takes all of it.
+        bos: put the BOS token before each window.
+        batch: windows at a time; None chooses.
+    """
+
+    tokens: int = 512
+    most: int | None = None
+    bos: bool = False
+    batch: int | None = None
+
+
 def perplexity(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     documents: Sequence[str],
+    windows: Windows | None = None,
     *,
-    window: int = 512,
-    max_windows: int | None = None,
-    bos: bool = False,
-    batch: int | None = None,
     progress: Progress = silent,
 ) -> dict:
     """Perplexity of a loaded model on documents: the figures of an ``evaluation``.
@@ -102,9 +118,69 @@ def perplexity(
             leaves nothing to predict or is longer than the model's positions; a perplexity that
             is no finite number.
     """
+    windows = windows or Windows()
     rows_NT = evaluation_windows(
-        documents, tokenizer, window=window, max_windows=max_windows, bos=bos
+        documents, tokenizer, window=windows.tokens, max_windows=windows.most, bos=windows.bos
     )
+    _check_rows(model, rows_NT, bos=windows.bos)
+    start = time.perf_counter()
+    nll_sum, tokens = mean_nll(model, rows_NT, batch=windows.batch, progress=progress)
+    nll = _finite(nll_sum / tokens)
+    return {
+        "window": windows.tokens,
+        "windows": len(rows_NT),
+        "bos": windows.bos,
+        "tokens": tokens,
+        "nll": nll,
+        "perplexity": math.exp(nll),
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def _finite(nll: float) -> float:
+    """The mean, if its perplexity is a number (ShearlingError)."""
+    if nll > 700:
+        raise ShearlingError(
+            f"The mean negative log-likelihood is {nll:.0f} nats, beyond what any model of a text "
+            f"gives, and its perplexity is not a finite number; check the model's weights."
+        )
+    return nll
+
+
+def evaluate(
+    model_path: Path | str,
+    text: Path | str,
+    windows: Windows | None = None,
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+    progress: Progress = silent,
+) -> dict:
+    """Perplexity of a model directory on a text file or directory of such.
+
+    Args:
+        model_path: local model directory, loaded with stock transformers, safetensors alone.
+        text: what :func:`shearling.data.text.documents` reads.
+        windows: what of it is measured; by default all, 512 tokens at a time.
+
+    Returns:
+        An ``evaluation`` as in docs/files.md, without ``shearling``, ``created`` and ``model``;
+        ``text`` is the name of the file or directory.
+
+    Raises:
+        ShearlingError: a model, text, or combination of them that cannot be evaluated.
+    """
+    windows = windows or Windows()
+    check_positive(window=windows.tokens, max_windows=windows.most, batch=windows.batch)
+    texts = documents(text)
+    tokenizer = load_tokenizer(model_path)
+    model = load_model(model_path, dtype=dtype, device=device)
+    figures = perplexity(model, tokenizer, texts, windows, progress=progress)
+    return {"kind": "evaluation", "text": Path(text).resolve().name, **figures}
+
+
+def _check_rows(model: PreTrainedModel, rows_NT: torch.Tensor, *, bos: bool) -> None:
+    """Raise ShearlingError for windows that are too long, or of tokens that the model lacks."""
     length, limit = rows_NT.shape[1], longest_input(model.config)
     if limit is not None and length > limit:
         raise ShearlingError(
@@ -117,69 +193,14 @@ def perplexity(
             f"The text gives the token {largest}, but the model knows 0 to {vocab - 1}; put the "
             f"tokenizer that belongs to the model beside its weights."
         )
-    start = time.perf_counter()
-    nll_sum, tokens = mean_nll(model, rows_NT, batch=batch, progress=progress)
-    nll = nll_sum / tokens
-    if nll > 700:
-        raise ShearlingError(
-            f"The mean negative log-likelihood is {nll:.0f} nats, beyond what any model of a text "
-            f"gives, and its perplexity is not a finite number; check the model's weights."
-        )
-    return {
-        "window": window,
-        "windows": len(rows_NT),
-        "bos": bos,
-        "tokens": tokens,
-        "nll": nll,
-        "perplexity": math.exp(nll),
-        "seconds": time.perf_counter() - start,
-    }
 
 
-def evaluate(
-    model_path: Path | str,
-    text: Path | str,
-    *,
-    window: int = 512,
-    max_windows: int | None = None,
-    bos: bool = False,
-    batch: int | None = None,
-    dtype: str = "float32",
-    device: str = "cpu",
-    progress: Progress = silent,
-) -> dict:
-    """Perplexity of a model directory on a text file or directory of such.
-
-    Args:
-        model_path: local model directory, loaded with stock transformers, safetensors alone.
-        text: what :func:`shearling.data.text.documents` reads.
-        window: tokens a window; see :func:`shearling.data.text.evaluation_windows`.
-        max_windows: windows to evaluate, from the beginning of the text; None takes all of it.
-        bos: put the BOS token before each window.
-        batch: windows at a time; None chooses.
-
-    Returns:
-        An ``evaluation`` as in docs/files.md, without ``shearling``, ``created`` and ``model``;
-        ``text`` is the name of the file or directory.
-
-    Raises:
-        ShearlingError: a model, text, or combination of them that cannot be evaluated.
-    """
-    check_positive(window=window, max_windows=max_windows, batch=batch)
-    found = documents(text)
-    tokenizer = load_tokenizer(model_path)
-    model = load_model(model_path, dtype=dtype, device=device)
-    figures = perplexity(
-        model,
-        tokenizer,
-        found,
-        window=window,
-        max_windows=max_windows,
-        bos=bos,
-        batch=batch,
-        progress=progress,
-    )
-    return {"kind": "evaluation", "text": Path(text).resolve().name, **figures}
+def _parts(model: PreTrainedModel, length: int, batch: int | None) -> tuple[int, int]:
+    """Windows at a time, and positions of them whose logits exist at a time."""
+    row_bytes = 4 * model.config.get_text_config().vocab_size
+    if batch is None:
+        batch = max(1, min(LOGITS_BYTES // (length * row_bytes), BATCH_TOKENS // length))
+    return batch, max(1, LOGITS_BYTES // (batch * row_bytes))
 
 
 def _logits(model: PreTrainedModel, ids_BT: torch.Tensor, chunk: int) -> Iterator[torch.Tensor]:

@@ -48,6 +48,54 @@ class Measured:
     timings: list[list[Timing]]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """What a bench runs on every model.
+
+    Attributes:
+        engines: of ``transformers``, ``llama.cpp`` and ``vllm``; one after the other.
+        places: where the last two are.
+        batches, prompts, news: the grid: sequences, prompt tokens, tokens after them.
+        repeats: timed rounds; the median, least and most are given.
+        dtype: float32, bfloat16 or float16.
+        device: a torch device.
+        threads: on CPU; None leaves the engine's own choice.
+    """
+
+    engines: Sequence[str] = ("transformers",)
+    places: Places | None = None
+    batches: Sequence[int] = BATCHES
+    prompts: Sequence[int] = PROMPTS
+    news: Sequence[int] = NEWS
+    repeats: int = REPEATS
+    dtype: str = "float32"
+    device: str = "cpu"
+    threads: int | None = None
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """Every place of the grid."""
+        return tuple(Cell(*place) for place in product(self.batches, self.prompts, self.news))
+
+    def check(self) -> None:
+        """Raise ShearlingError for what cannot be timed, before anything is opened."""
+        if not self.engines:
+            raise ShearlingError("There is no engine to time with; give at least transformers.")
+        for what, values in (("batch size", self.batches), ("prompt length", self.prompts)):
+            if not values:
+                raise ShearlingError(f"There is no {what} to time; give at least one, such as 1.")
+        if not self.news:
+            raise ShearlingError(
+                "There is nothing to time after the prompt; give a number, such as 64."
+            )
+        sizes = (("batch", self.batches), ("prompt", self.prompts), ("new", self.news))
+        for name, values in sizes:
+            for value in values:
+                check_positive(**{name: value})
+        check_positive(repeats=self.repeats, threads=self.threads)
+        dtype_of(self.dtype)
+
+
 @dataclass(frozen=True)
 class BenchPlan:
     """A bench that was checked and can begin; of ``repeats`` rounds."""
@@ -96,7 +144,9 @@ class BenchPlan:
         return Bench(machine=machine() | used, runs=tuple(runs), ratios=tuple(ratios))
 
 
-def bench(models: Sequence[Any], *, progress: Progress = silent, **options: Any) -> dict[str, Any]:
+def bench(
+    models: Sequence[Any], workload: Workload | None = None, *, progress: Progress = silent
+) -> dict[str, Any]:
     """Time prefill and decoding of several models, in turns.
 
     For each cell of the grid every model is warmed up once; then come ``repeats`` rounds, in each
@@ -116,7 +166,8 @@ def bench(models: Sequence[Any], *, progress: Progress = silent, **options: Any)
 
     Args:
         models: directories, .gguf files, hub ids, or subjects opened from such; one may come twice.
-        options: as in :func:`plan_bench`.
+        workload: what is run on each.
+        progress: told how far the work is.
 
     Returns:
         A result of the kind ``bench``, as in docs/files.md.
@@ -124,48 +175,32 @@ def bench(models: Sequence[Any], *, progress: Progress = silent, **options: Any)
     Raises:
         ShearlingError: as :func:`plan_bench`, or the process of a model dies.
     """
-    return plan_bench(models, **options).run(progress).to_json()
+    return plan_bench(models, workload).run(progress).to_json()
 
 
-def plan_bench(
-    models: Sequence[Any],
-    *,
-    engines: Sequence[str] = ("transformers",),
-    places: Places | None = None,
-    batches: Sequence[int] = BATCHES,
-    prompts: Sequence[int] = PROMPTS,
-    news: Sequence[int] = NEWS,
-    repeats: int = REPEATS,
-    dtype: str = "float32",
-    device: str = "cpu",
-    threads: int | None = None,
-) -> BenchPlan:
+def plan_bench(models: Sequence[Any], workload: Workload | None = None) -> BenchPlan:
     """Check everything that can be checked before a model is loaded.
 
     Args:
         models: as in :func:`bench`.
-        engines: of ``transformers``, ``llama.cpp`` and ``vllm``; one after the other.
-        places: where the last two are.
-        batches, prompts, news: the grid: sequences, prompt tokens, tokens after them.
-        repeats: timed rounds; the median, least and most are given.
-        dtype: float32, bfloat16 or float16.
-        device: a torch device.
-        threads: on CPU; None leaves the engine's own choice.
+        workload: what is run on each.
 
     Raises:
         ShearlingError: a setting out of range, an engine that is not there, a model that cannot
             be opened, has too few positions or does not fit into memory.
     """
-    _check(models, engines, batches, prompts, news, repeats, dtype, threads)
+    if not models:
+        raise ShearlingError("There is no model to time; give at least one.")
+    workload = workload or Workload()
+    workload.check()
     subjects = [_opened(model) for model in models]
     candidates = _candidates(models, subjects)
-    cells = tuple(Cell(*place) for place in product(batches, prompts, news))
-    _check_positions(candidates, cells)
-    setting = Setting(dtype, device, threads, cells)
-    found = [engine(name, places) for name in engines]
-    for one in found:
+    _check_positions(candidates, workload.cells)
+    setting = Setting(workload.dtype, workload.device, workload.threads, workload.cells)
+    engines = [engine(name, workload.places) for name in workload.engines]
+    for one in engines:
         check_memory(one, candidates, setting)
-    return BenchPlan(subjects, candidates, found, setting, repeats)
+    return BenchPlan(subjects, candidates, engines, setting, workload.repeats)
 
 
 def measure(
@@ -315,35 +350,6 @@ def _cpu_name() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
-
-
-def _check(
-    models: Sequence[Any],
-    engines: Sequence[str],
-    batches: Sequence[int],
-    prompts: Sequence[int],
-    news: Sequence[int],
-    repeats: int,
-    dtype: str,
-    threads: int | None,
-) -> None:
-    """Refuse, before anything is opened, what cannot be timed."""
-    if not models:
-        raise ShearlingError("There is no model to time; give at least one.")
-    if not engines:
-        raise ShearlingError("There is no engine to time with; give at least transformers.")
-    for what, values in (("batch size", batches), ("prompt length", prompts)):
-        if not values:
-            raise ShearlingError(f"There is no {what} to time; give at least one, such as 1.")
-    if not news:
-        raise ShearlingError(
-            "There is nothing to time after the prompt; give a number, such as 64."
-        )
-    for name, values in (("batch", batches), ("prompt", prompts), ("new", news)):
-        for value in values:
-            check_positive(**{name: value})
-    check_positive(repeats=repeats, threads=threads)
-    dtype_of(dtype)
 
 
 def _check_positions(candidates: Sequence[Candidate], cells: Sequence[Cell]) -> None:

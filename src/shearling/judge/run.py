@@ -18,7 +18,7 @@ from shearling.judge.endpoint import EndpointError, Judge
 from shearling.judge.kept import KeptLines, key_of
 from shearling.judge.prompts import Prompts
 from shearling.judge.sides import Side
-from shearling.judge.tally import Pair, tally
+from shearling.judge.tally import Pair, Tally, tally
 from shearling.judge.template import DIGEST, Verdict, messages, read_verdict
 from shearling.model.manifest import ref, versions
 
@@ -33,6 +33,24 @@ class Question:
     order: str
     key: str
     messages: list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Match:
+    """Who answers what.
+
+    Attributes:
+        a, b: the two sides.
+        prompts: what is asked.
+        sampling: of the answers, for the record.
+        folder: where answers and verdicts are kept; what is there is not made again.
+    """
+
+    a: Side
+    b: Side
+    prompts: Prompts
+    sampling: Sampling
+    folder: Path
 
 
 def expected(a: Side, b: Side, prompts: Prompts) -> dict[str, int]:
@@ -51,24 +69,13 @@ def expected(a: Side, b: Side, prompts: Prompts) -> dict[str, int]:
 
 
 def run(
-    a: Side,
-    b: Side,
-    prompts: Prompts,
-    judge: Judge,
-    folder: Path,
-    *,
-    sampling: Sampling,
-    concurrency: int = 4,
-    progress: Progress = silent,
+    match: Match, judge: Judge, *, concurrency: int = 4, progress: Progress = silent
 ) -> dict[str, Any]:
-    """Compare ``a`` with ``b`` on every prompt, both ways round.
+    """Compare both sides on every prompt, both ways round.
 
     Args:
-        a, b: who answers.
-        prompts: what is asked.
+        match: who answers what.
         judge: who compares.
-        folder: where answers and verdicts are kept; what is there is not made again.
-        sampling: of the answers, for the record.
         concurrency: requests at a time.
         progress: told of answers and verdicts.
 
@@ -79,42 +86,47 @@ def run(
         ShearlingError: a side cannot answer, or the endpoint failed for good; what was said until
             then is kept.
     """
-    for side in (a, b):  # a file that lacks an answer is found before a model is loaded
-        side.missing(prompts.texts)
-    kept = KeptLines(folder / VERDICTS)
+    texts = match.prompts.texts
+    for side in (match.a, match.b):  # a file that lacks an answer is found before a model is loaded
+        side.missing(texts)
+    kept = KeptLines(match.folder / VERDICTS)
     judge_name = judge.model
-    pairs = list(
-        zip(a.answers(prompts.texts, progress), b.answers(prompts.texts, progress), strict=True)
+    answers = list(
+        zip(match.a.answers(texts, progress), match.b.answers(texts, progress), strict=True)
     )
     questions = {
-        (i, order): _question(prompt, order, answers, judge.address, judge_name)
-        for i, (prompt, answers) in enumerate(zip(prompts.texts, pairs, strict=True))
-        if answers[0] != answers[1]
+        (i, order): _question(prompt, order, both, judge.address, judge_name)
+        for i, (prompt, both) in enumerate(zip(texts, answers, strict=True))
+        if both[0] != both[1]
         for order in ("AB", "BA")
     }
     _ask(list(questions.values()), judge, kept, concurrency, progress)
+    pairs = []
+    for i, (a, b) in enumerate(answers):
+        verdicts = (_verdict(questions.get((i, order)), kept) for order in ("AB", "BA"))
+        pairs.append(Pair(*verdicts, identical=a == b))
+    return _judgement(match, judge, judge_name, tally(pairs))
 
-    def said(i: int, order: str) -> Verdict | None:
-        question = questions.get((i, order))
-        line = None if question is None else kept.get(question.key)
-        return None if line is None else line["verdict"]
 
-    counts = tally(
-        [
-            Pair(said(i, "AB"), said(i, "BA"), identical=answers[0] == answers[1])
-            for i, answers in enumerate(pairs)
-        ]
-    )
+def _verdict(question: Question | None, kept: KeptLines) -> Verdict | None:
+    """What the judge said; None where it was not asked, or could not be read."""
+    line = None if question is None else kept.get(question.key)
+    return None if line is None else line["verdict"]
+
+
+def _judgement(match: Match, judge: Judge, judge_name: str, tallied: Tally) -> dict[str, Any]:
+    """The result file."""
+    prompts = match.prompts
     return Judgement(
-        a=ref(a),
-        b=ref(b),
+        a=ref(match.a),
+        b=ref(match.b),
         judge=judge_name,
         endpoint=judge.host,
         judge_options=judge.options,
-        **asdict(counts),
+        **asdict(tallied),
         prompt_sha256=DIGEST,
         prompts_file={"name": prompts.file.name, "sha256": prompts.digest},
-        sampling=asdict(sampling),
+        sampling=asdict(match.sampling),
         versions=versions() | {"openai": version("openai")},
     ).to_json()
 

@@ -117,7 +117,7 @@ class Answering:
         stage = f"answers of {self.name}"
         for i, prompt in enumerate(missing):
             progress(stage, i, len(missing))
-            [sample] = generate(model, tokenizer, [prompt], chat=chat, **asdict(self._sampling))
+            [sample] = generate(model, tokenizer, [prompt], sampling=self._sampling, chat=chat)
             record = {"prompt": prompt, "answer": sample["text"], "chat": chat}
             self.kept.add(self._key(prompt), record | asdict(self._sampling))
         progress(stage, len(missing), len(missing))

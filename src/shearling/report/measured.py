@@ -280,13 +280,15 @@ def measure(
 
 def _run(job: Measurement, load: Any, wanted: WantedResults, progress: Progress) -> dict[str, Any]:
     """The result file of one job on one model."""
+    from shearling.evaluate.generation import Sampling
     from shearling.evaluate.measure import evaluate_text, generate_samples, measure_degeneration
+    from shearling.evaluate.perplexity import Windows
 
     subject, item = job.subject, job.item
     if job.kind == "evaluation":
-        windows = {"window": item.window, "max_windows": item.max_windows, "bos": item.bos}
+        windows = Windows(item.window, item.max_windows, item.bos)
         text = _documents(item)
-        return evaluate_text(subject, *load(), text, item.label, progress=progress, **windows)
+        return evaluate_text(subject, *load(), text, item.label, windows=windows, progress=progress)
     if job.kind == "degeneration":
         options = item.model_dump(exclude={"file", "hub"}) | {"seed": wanted.seed}
         return measure_degeneration(
@@ -294,8 +296,8 @@ def _run(job: Measurement, load: Any, wanted: WantedResults, progress: Progress)
         )
     if job.kind == "generations":
         return generate_samples(
-            subject, item, model=load()[0], max_new_tokens=wanted.max_new_tokens,
-            seed=wanted.seed, progress=progress,
+            subject, item, Sampling(wanted.max_new_tokens, seed=wanted.seed), model=load()[0],
+            progress=progress,
         )  # fmt: skip
     from shearling.evaluate.tasks.run import TaskRunner
 
@@ -319,12 +321,13 @@ def _time(
     paths: Sequence[str], wanted: WantedResults, load: Load, progress: Progress
 ) -> dict[str, Any]:
     from shearling.evaluate.benchmark import bench_models
+    from shearling.evaluate.speed import Workload
 
-    return bench_models(
-        paths, batches=load.batches, prompts=[load.prompt], news=[load.new],
-        repeats=load.repeats, dtype=wanted.dtype, device=wanted.device, threads=load.threads,
-        progress=progress,
+    workload = Workload(
+        batches=load.batches, prompts=(load.prompt,), news=(load.new,), repeats=load.repeats,
+        dtype=wanted.dtype, device=wanted.device, threads=load.threads,
     )  # fmt: skip
+    return bench_models(paths, workload, progress=progress)
 
 
 def _called(label: str) -> str:

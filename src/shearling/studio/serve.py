@@ -8,6 +8,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -28,15 +29,29 @@ from shearling.studio.worker import StudioWorker
 PROCESS_BYTES = 400_000_000  # of a process with torch and transformers and no model
 
 
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """Where the page is, and how its models run.
+
+    Attributes:
+        host, port: where to listen; port 0 takes one that is free.
+        together: whether all answer at once, unless the page says otherwise.
+        dtype, device: what the models compute in, and where.
+        threads: of torch on CPU, in each process; None leaves torch's own choice.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    together: bool = False
+    dtype: str = "float32"
+    device: str = "cpu"
+    threads: int | None = None
+
+
 def serve(
     models: Sequence[str],
+    serving: Serving,
     *,
-    host: str = "127.0.0.1",
-    port: int = 0,
-    together: bool = False,
-    dtype: str = "float32",
-    device: str = "cpu",
-    threads: int | None = None,
     ready: Callable[[str], None],
     progress: Progress = silent,
 ) -> None:
@@ -44,38 +59,47 @@ def serve(
 
     Args:
         models: directories, .gguf files or hub ids; the first is what the others are measured by.
-        port: 0 takes one that is free.
-        together: whether all answer at once, unless the page says otherwise.
-        threads: of torch on CPU, in each process; None leaves torch's own choice.
+        serving: where and how.
         ready: told the page's address once every model is loaded.
+        progress: told of the loading.
 
     Raises:
         ShearlingError: an address that cannot be used, a model that cannot be opened, loaded or
             held in memory.
     """
-    check_positive(threads=threads)
+    check_positive(threads=serving.threads)
+    dtype = serving.dtype
     dtype_of(dtype)
     subjects = [open_subject(model) for model in models]
-    if device == "cpu":
+    if serving.device == "cpu":
         check_memory([subject.path for subject in subjects], dtype)
     with ExitStack() as stack:
-        listening = stack.enter_context(listen(host, port))
-        workers = []
-        for subject in subjects:
-            worker = StudioWorker(subject.path, dtype=dtype, device=device, threads=threads)
-            stack.callback(worker.close)
-            workers.append(worker)
-        loaded = []
-        for i, (name, subject, worker) in enumerate(
-            zip(distinct([s.name for s in subjects]), subjects, workers, strict=True)
-        ):
-            progress("loading models", i, len(workers))
-            loaded.append(StudioModel(name, subject.parameters, worker.ready(), worker))
-        progress("loading models", len(workers), len(workers))
-        ready(address(host, listening.getsockname()[1]))
+        listening = stack.enter_context(listen(serving.host, serving.port))
+        loaded = _loaded(subjects, serving, stack, progress)
+        ready(address(serving.host, listening.getsockname()[1]))
         # The usual way to end, and no failure; uvicorn raises it again once it is done.
         with suppress(KeyboardInterrupt):
-            asyncio.run(_until_interrupted(loaded, host, together, listening))
+            asyncio.run(_until_interrupted(loaded, serving.host, serving.together, listening))
+
+
+def _loaded(
+    subjects: Sequence[Any], serving: Serving, stack: ExitStack, progress: Progress
+) -> list[StudioModel]:
+    """The models, each in a process of its own that ``stack`` ends."""
+    workers = []
+    for subject in subjects:
+        worker = StudioWorker(
+            subject.path, dtype=serving.dtype, device=serving.device, threads=serving.threads
+        )
+        stack.callback(worker.close)
+        workers.append(worker)
+    models = []
+    names = distinct([subject.name for subject in subjects])
+    for i, (name, subject, worker) in enumerate(zip(names, subjects, workers, strict=True)):
+        progress("loading models", i, len(workers))
+        models.append(StudioModel(name, subject.parameters, worker.ready(), worker))
+    progress("loading models", len(workers), len(workers))
+    return models
 
 
 async def _until_interrupted(
@@ -154,11 +178,11 @@ def warning(host: str) -> str | None:
 
 def distinct(names: Sequence[str]) -> list[str]:
     """Names told apart by a number where they are equal."""
-    counts, seen, found = Counter(names), Counter(), []
+    counts, seen, told = Counter(names), Counter(), []
     for name in names:
         seen[name] += 1
-        found.append(f"{name} ({seen[name]})" if counts[name] > 1 else name)
-    return found
+        told.append(f"{name} ({seen[name]})" if counts[name] > 1 else name)
+    return told
 
 
 def check_memory(paths: Sequence[Path], dtype: str, available: int | None = None) -> None:

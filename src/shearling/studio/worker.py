@@ -92,10 +92,6 @@ class Failed:
 
 Event = Piece | Done | Failed
 TYPES: dict[type, str] = {Piece: "text", Done: "done", Failed: "failed"}  # to the page
-    Piece: "text",
-    Done: "done",
-    Failed: "failed",
-}  # to the page
 
 
 def as_json(event: Event | Ready) -> dict[str, Any]:

@@ -106,20 +106,7 @@ def header(results: Results) -> Markup:
         line = el("span", f"{plural(rows, 'result')} side by side", class_="result")
         return el("header", kicker, el("h1", _what(results), " ", line))
     if verdict is None:
-        only = len(results.models) == 1
-        sentence = (
-            "the intact model; nothing has been made of it yet"
-            if only
-            else "measured side by side; no manifest says that one was made of another"
-        )
-        line = el("span", sentence, class_="result")
-        hint = "`shearling prune` makes a smaller model of one, and this page will compare them."
-        return el(
-            "header",
-            kicker,
-            el("h1", _what(results), " ", line),
-            el("p", with_commands(hint), class_="verdict muted"),
-        )
+        return _nothing_made(results, kicker)
     tiles = [
         *_axis_tiles(verdict),
         _size_tile("Parameters", verdict, "parameters"),
@@ -139,6 +126,24 @@ def header(results: Results) -> Markup:
         el("dl", tiles, class_="tiles"),
         el("p", _cost(verdict), class_="verdict"),
         _others(results, verdict),
+    )
+
+
+def _nothing_made(results: Results, kicker: Markup) -> Markup:
+    """The header of models of which none was made of another."""
+    only = len(results.models) == 1
+    sentence = (
+        "the intact model; nothing has been made of it yet"
+        if only
+        else "measured side by side; no manifest says that one was made of another"
+    )
+    line = el("span", sentence, class_="result")
+    hint = "`shearling prune` makes a smaller model of one, and this page will compare them."
+    return el(
+        "header",
+        kicker,
+        el("h1", _what(results), " ", line),
+        el("p", with_commands(hint), class_="verdict muted"),
     )
 
 

@@ -1,0 +1,109 @@
+"""``shearling score``: what the command line says, checked, and handed to the criteria."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from shearling.commands.options import (
+    BY_HELP,
+    Json,
+    Model,
+    ProtectOptions,
+    Seed,
+    Stream,
+    TextOptions,
+    check_file,
+    place_of,
+    print_result,
+    protection,
+    unit_lines,
+    warn_ignored,
+)
+from shearling.commands.takes import takes_options
+from shearling.errors import ShearlingError
+from shearling.scoring.registry import default_for, removers
+
+if TYPE_CHECKING:
+    from shearling.model.checkpoint import Checkpoint
+    from shearling.scoring.scores import Scores
+
+FEW = TextOptions(samples=10, length=128)  # windows, as in Shortened LLaMA
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions:
+    """What the command line says."""
+
+    model: Model
+    by: Annotated[
+        str | None,
+        typer.Option(
+            help=f"{BY_HELP} Without: {default_for('blocks')} for blocks, "
+            f"{default_for('units')} for units."
+        ),
+    ] = None
+    axis: Annotated[
+        str, typer.Option(help="What to score: layers, hidden, heads, kv_heads or mlp.")
+    ] = "layers"
+    text: TextOptions = FEW
+    seed: Seed = 0
+    stream: Stream = None
+    protect: ProtectOptions
+    remove: Annotated[
+        int | None,
+        typer.Option(min=1, help=f"For {' and '.join(removers())}: how many blocks to remove."),
+    ] = None
+    output: Annotated[Path | None, typer.Option(help="Where to write the scores.")] = None
+    as_json: Json = False
+
+
+@takes_options
+def score(options: ScoreOptions) -> None:
+    """Score every block of a model, or every unit of a width; the lowest is the first that can go.
+
+    Blocks are scored by default; with --axis, the units that each block has on that axis.
+    """
+    from shearling.files.writer import write_json
+    from shearling.model.checkpoint import Checkpoint
+
+    of_blocks = options.axis == "layers"
+    by = options.by or default_for("blocks" if of_blocks else "units")
+    if options.remove is not None and by not in removers():
+        raise ShearlingError(
+            f"--remove {options.remove} is for --by {' or '.join(removers())}, which need to know "
+            f"how many go; leave it out for --by {by}."
+        )
+    check_file(options.output)
+    source = Checkpoint.open(options.model)
+    if not of_blocks:
+        warn_ignored(options.protect.given, f"units of {options.axis} are scored, not blocks")
+    scores = _scores(source, by, options, of_blocks=of_blocks)
+    lines = _block_lines if of_blocks else unit_lines
+    if options.output is not None:
+        write_json(options.output, scores.as_json())
+    print_result(scores.as_json(), options.as_json, lines(scores, options.output))
+
+
+def _scores(source: Checkpoint, by: str, options: ScoreOptions, *, of_blocks: bool) -> Scores:
+    from shearling.files.terminal import progress_bars
+    from shearling.scoring.score import score as run
+
+    text, place = options.text, place_of(source, options.stream)
+    with progress_bars() as progress:
+        return run(
+            source, by, axis=options.axis, calibration=text.calibration, samples=text.samples,
+            length=text.length, seed=options.seed, place=place,
+            protect=protection(by, options.protect) if of_blocks else None, remove=options.remove,
+            progress=progress,
+        )  # fmt: skip
+
+
+def _block_lines(scores: Scores, output: Path | None) -> list[str]:
+    """Block scores for a person, first to go first."""
+    lines = [f"{scores.criterion} scores, first to go first (block: score):"]
+    lines += [f"  {block:3d}: {scores.values[block]:.6g}" for block in scores.order]
+    return lines + ([f"written to {output}"] if output else [])

@@ -1,0 +1,399 @@
+"""Everything that ``shearling prune`` does, as one call: score, choose, repair, cut and prove.
+
+The command and the API's ``prune`` are both a :class:`Pruning`: what was asked for, with every
+default settled by what the source allows.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from shearling.engine.place import Place, Wish
+from shearling.errors import ShearlingError
+from shearling.files.progress import Progress, silent
+from shearling.files.writer import check_output
+from shearling.model.checkpoint import Checkpoint
+from shearling.pruning.choose import without
+from shearling.pruning.cut import SHARD_BYTES
+from shearling.pruning.plan import parse_layers, parse_params, parse_shape, shape_for
+from shearling.pruning.run import Run, Wanted, repair_need
+from shearling.repair.calibration import Calibration
+from shearling.repair.refit import HELD_OUT
+from shearling.repair.rotate import refusal, require_rotatable
+from shearling.scoring.registry import criteria_for, find, kinds
+from shearling.scoring.scores import Scores
+from shearling.table.values import Keep, Shape
+
+Notify = Callable[[str], None]
+
+
+def _warn(sentence: str) -> None:
+    warnings.warn(sentence, stacklevel=4)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """How much is left: one of these, or ``layers`` and ``remove`` that agree.
+
+    Attributes:
+        shape: sizes after the cut, such as ``"layers=24,mlp=1024"`` or a mapping of such.
+        params: parameters of the result, such as ``"0.8x"``, ``"113M"`` or a number.
+        layers: blocks to keep.
+        remove: blocks to remove, counted from 0.
+
+    Raises:
+        ShearlingError: nothing is given, or two that do not go together.
+    """
+
+    shape: str | Mapping[str, int] | None = None
+    params: str | int | None = None
+    layers: int | None = None
+    remove: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what says nothing, or too much."""
+        sizes = {"--shape": self.shape, "--params": self.params, "--layers": self.layers}
+        given = [name for name, value in sizes.items() if value is not None]
+        if self.remove is None and not given:
+            raise ShearlingError(
+                "nothing says how much to cut; give --params 0.8x, --shape layers=24,mlp=1024, "
+                "--layers N or --remove 14,15."
+            )
+        if self.remove is not None and {"--shape", "--params"} & set(given):
+            raise ShearlingError(
+                f"--remove names the blocks that go itself; leave out {' and '.join(given)}."
+            )
+        if len(given) > 1:
+            raise ShearlingError(f"{' and '.join(given)} were both given; choose one.")
+
+    def keep_blocks(self, source: Checkpoint) -> Keep | None:
+        """The surviving blocks where ``remove`` names the others.
+
+        Raises:
+            ShearlingError: blocks that are not there, or another number than ``layers`` says.
+        """
+        if self.remove is None:
+            return None
+        depth = source.shape["layers"]
+        keep = without(self.remove, depth)
+        left = len(keep.model["layers"])
+        if self.layers not in (None, left):
+            raise ShearlingError(
+                f"--layers {self.layers} and --remove {','.join(map(str, self.remove))} disagree: "
+                f"of {depth} blocks {left} would be left; give one of the two, or --layers {left}."
+            )
+        return keep
+
+    def after(self, source: Checkpoint) -> Shape:
+        """Every axis with its size after the cut (ShearlingError if it cannot be)."""
+        if self.shape is not None:
+            sizes = self.shape
+            if not isinstance(sizes, str):
+                sizes = ",".join(f"{axis}={size}" for axis, size in sizes.items())
+            return parse_shape(sizes, source)
+        if self.params is not None:
+            return shape_for(source, parse_params(str(self.params), source.parameters))
+        keep = self.keep_blocks(source)
+        if keep is not None:
+            return source.shape.with_(layers=len(keep.model["layers"]))
+        assert self.layers is not None
+        return parse_layers(self.layers, source)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Criteria:
+    """By what the units that go are chosen.
+
+    Attributes:
+        by: criteria, as in :func:`shearling.scoring.registry.criteria_for`; None takes the best.
+        scores: of blocks, if they are known already; a file of ``shearling score``, or a value.
+        protect_first, protect_last: so many blocks never go; None leaves it to the criterion.
+    """
+
+    by: str | None = None
+    scores: Scores | Path | None = None
+    protect_first: int | None = None
+    protect_last: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse two ways to choose blocks."""
+        if self.by is not None and self.scores is not None:
+            raise ShearlingError("--by and --scores were both given; choose one.")
+
+    @property
+    def protect_given(self) -> dict[str, int | None]:
+        """By the names of the options, for warnings."""
+        return {"--protect-first": self.protect_first, "--protect-last": self.protect_last}
+
+    def protect(self, by: str) -> tuple[int, int] | None:
+        """How many of the first and last blocks stay under the criterion ``by``, if it is said."""
+        first, last = self.protect_first, self.protect_last
+        if first is None and last is None:
+            return None
+        default = find(by, "blocks").protects
+        return default[0] if first is None else first, default[1] if last is None else last
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationText:
+    """The text that criteria and the repair see.
+
+    Attributes:
+        file: .jsonl with a ``text`` field, .txt, or a directory of such.
+        samples, length: windows, and tokens in each.
+        seed: of every random choice.
+        copies: of the windows, in which the source model rewrote some of the tokens, for the
+            repair; None makes one, or three if the model is streamed.
+        written: sequences for the repair that the source model writes itself; None writes four
+            for each window. A streamed model writes none.
+    """
+
+    file: Path
+    samples: int = 64
+    length: int = 256
+    seed: int = 0
+    copies: int | None = None
+    written: int | None = None
+
+    def settled(self, source: Checkpoint, wish: Wish, notify: Notify) -> tuple[Calibration, Place]:
+        """The same with its defaults filled in, and where the source runs on it."""
+        shares = rewritten_shares(1)
+        text = Calibration(self.file, self.samples, self.length, self.seed, shares, self.written)
+        place = Place.best(source, wish, repair_need(source, text))
+        copies, written = self.copies, self.written
+        streamed = place.weights != "resident"
+        if streamed:
+            _tell_ignored(notify, {"--written": written or None}, "a streamed model writes no text")
+            written = 0
+        if copies is None:
+            copies = 3 if streamed else 1
+        return replace(text, shares=rewritten_shares(copies), written=written), place
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repairs:
+    """What is mended; None does so wherever it is possible.
+
+    Attributes:
+        refit: solve the matrices that write into the residual stream anew.
+        rotate: cut hidden channels in the stream's principal axes.
+    """
+
+    refit: bool | None = None
+    rotate: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """How the work is done.
+
+    Attributes:
+        stream: read blocks from disk (True), hold the model in memory (False), or as memory allows.
+        shard_bytes: the largest weight file.
+        progress: told how far the work is.
+        notify: told, in a sentence each, what the user should know.
+    """
+
+    stream: bool | None = None
+    shard_bytes: int = SHARD_BYTES
+    progress: Progress = silent
+    notify: Notify = _warn
+
+
+def prune(
+    source: Checkpoint,
+    output: Path,
+    size: Size,
+    *,
+    calibration: CalibrationText | None = None,
+    criteria: Criteria | None = None,
+    repairs: Repairs | None = None,
+    running: Running | None = None,
+) -> Checkpoint:
+    """Cut a model to a shape or a size, repair it, and prove that it is what it claims.
+
+    Args:
+        source: the model; nothing of it is written to.
+        output: a new directory for the smaller one.
+        size: how much is left.
+        calibration: text; criteria by magnitude and at random need none, and without it nothing is
+            repaired.
+        criteria: by what is chosen; by default the best that we measured.
+        repairs: what is mended; by default all that can be.
+        running: how the work is done, and who is told.
+
+    Returns:
+        The smaller model, with its manifest.
+
+    Raises:
+        ShearlingError: an impossible or unclear request, no text where one is needed, a source
+            that cannot be cut, or a cut whose proof fails.
+    """
+    check_output(output)
+    pruning = Pruning.of(
+        source, size, calibration=calibration, criteria=criteria, repairs=repairs, running=running
+    )
+    running = running or Running()
+    run = pruning.run(running.progress)
+    choice = run.choose(pruning.wanted)
+    return run.write(
+        choice, output, repaired=pruning.wanted.repaired, shard_bytes=running.shard_bytes
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Pruning:
+    """A cut that was asked for, checked, with every default settled.
+
+    Attributes:
+        source: the model.
+        wanted: what the cut is to be, and how it is chosen.
+        calibration: text, if there is any.
+        place: where the source runs.
+    """
+
+    source: Checkpoint
+    wanted: Wanted
+    calibration: Calibration | None
+    place: Place
+
+    @staticmethod
+    def of(
+        source: Checkpoint,
+        size: Size,
+        *,
+        calibration: CalibrationText | None = None,
+        criteria: Criteria | None = None,
+        repairs: Repairs | None = None,
+        running: Running | None = None,
+    ) -> Pruning:
+        """Check and settle, before any work; arguments and errors as :func:`prune`."""
+        criteria, repairs = criteria or Criteria(), repairs or Repairs()
+        running = running or Running()
+        notify, wish = running.notify, Wish(stream=running.stream)
+        if size.remove is not None and (criteria.by is not None or criteria.scores is not None):
+            raise ShearlingError("--remove names the blocks itself; leave out --by and --scores.")
+        text, place = None, None
+        if calibration is not None:
+            text, place = calibration.settled(source, wish, notify)
+        repaired = _repaired(repairs.refit, text, notify)
+        keep_blocks, after = size.keep_blocks(source), size.after(source)
+        rotated = _rotated(repairs.rotate, source, after, text, notify)
+        _tell_unused(source, after, criteria, rotated=rotated, notify=notify)
+        scores = criteria.scores
+        if isinstance(scores, Path):
+            scores = load_scores(scores, source, notify)
+        chosen = scores is not None or keep_blocks is not None
+        if chosen and after["layers"] < source.shape["layers"]:
+            _tell_ignored(notify, criteria.protect_given, "the blocks are already chosen")
+        by_blocks, _ = criteria_for(criteria.by, source, repaired=repaired)
+        wanted = Wanted(
+            after, by=criteria.by, scores=scores, keep_blocks=keep_blocks, repaired=repaired,
+            rotated=rotated, protect=criteria.protect(by_blocks),
+        )  # fmt: skip
+        return Pruning(source, wanted, text, place or Place.best(source, wish))
+
+    def run(self, progress: Progress = silent) -> Run:
+        """The model and the text, ready to choose and to write."""
+        return Run(self.source, self.calibration, place=self.place, progress=progress)
+
+
+def rewritten_shares(copies: int) -> tuple[float, ...]:
+    """Shares of tokens rewritten in each copy, spread evenly: 0.3, 0.5 and 0.7 for three."""
+    if copies < 2:
+        return (0.5,) * copies
+    return tuple(round(0.3 + 0.4 * i / (copies - 1), 3) for i in range(copies))
+
+
+def load_scores(file: Path, source: Checkpoint, notify: Notify) -> Scores:
+    """Scores of blocks from a file, with a warning if they were taken on another model."""
+    scores = Scores.load(file)
+    if scores.axis != "layers":
+        raise ShearlingError(
+            f"{file} scores units of {scores.axis}, but --scores takes scores of layers; make them "
+            "with: shearling score MODEL --calibration FILE --output scores.json."
+        )
+    scores.require(source.layout, source.shape, file=file)
+    scored = scores.details.get("model") or {}
+    if scored.get("fingerprint") not in (None, source.fingerprint):
+        notify(
+            f"{file} scores {scored.get('name')}, whose weights or configuration differ from "
+            f"those of {source.name}."
+        )
+    return scores
+
+
+def _repaired(refit: bool | None, text: Calibration | None, notify: Notify) -> bool:
+    """Whether to repair: as the user says, or else wherever there is text enough."""
+    if refit is False or (refit is None and text is None):
+        return False
+    if text is None:
+        raise ShearlingError(
+            "--refit runs the model on text; give --calibration FILE as well, or --no-refit."
+        )
+    if text.samples >= HELD_OUT:
+        return True
+    if refit:
+        raise ShearlingError(
+            f"--refit was given with --samples {text.samples}, but a repair needs at least "
+            f"{HELD_OUT} to choose how strong it should be; raise --samples, or use --no-refit."
+        )
+    notify(
+        f"the repair is left out, as it needs at least {HELD_OUT} calibration sequences and "
+        f"--samples is {text.samples}."
+    )
+    return False
+
+
+def _rotated(
+    rotate: bool | None, source: Checkpoint, after: Shape, text: Calibration | None, notify: Notify
+) -> bool:
+    """Whether to rotate the stream: as the user says, or else wherever it is possible."""
+    if after["hidden"] == source.shape["hidden"]:
+        option = "--rotate" if rotate else "--no-rotate"
+        _tell_ignored(notify, {option: rotate}, "hidden stays")
+        return False
+    if rotate:
+        require_rotatable(source)
+        if text is None:
+            raise ShearlingError(
+                "--rotate takes the stream's axes from text; give --calibration FILE as well, or "
+                "--no-rotate."
+            )
+        return True
+    if rotate is None and text is not None:
+        reason = refusal(source)
+        if reason is None:
+            return True
+        notify(f"channels are cut as they are, without a rotation, because {reason}.")
+    return False
+
+
+def _tell_unused(
+    source: Checkpoint, after: Shape, criteria: Criteria, *, rotated: bool, notify: Notify
+) -> None:
+    """Refuse criteria that are unknown or too many; say which options speak of what is not cut."""
+    by = criteria.by
+    criteria_for(by, source, repaired=False)
+    shrunk = {axis for axis in after if after[axis] < source.shape[axis]}
+    cut = {"blocks"} if "layers" in shrunk else set()
+    chosen_by_none = {"layers", "vocab", *(["hidden"] if rotated else [])}
+    cut |= {"units"} if shrunk - chosen_by_none else set()
+    for name in (part.strip() for part in by.split(",")) if by is not None else ():
+        if cut.isdisjoint(kinds(name)):
+            unit = kinds(name)[0]
+            _tell_ignored(notify, {f"--by {name}": name}, f"no {unit} are to be chosen")
+    if "layers" not in shrunk:
+        given = {"--scores": criteria.scores} | criteria.protect_given
+        _tell_ignored(notify, given, "all blocks stay")
+
+
+def _tell_ignored(notify: Notify, options: Mapping[str, Any], reason: str) -> None:
+    """Say which of the options given have no effect, and why."""
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        notify(f"{', '.join(given)} ignored: {reason}.")
