@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shearling.commands.options import (
+    Device,
+    Dtype,
     Json,
     Model,
     References,
     RunOutput,
     TokenStore,
     TrainingTokens,
+    note,
     warn,
 )
 from shearling.errors import ShearlingError
@@ -49,6 +52,8 @@ def heal(
         Path | None, typer.Option(help="What the teacher says, from `shearling teach`, instead.")
     ] = None,
     reference: References = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it would take, and train nothing.")
     ] = False,
@@ -59,22 +64,23 @@ def heal(
     from shearling.data.teacher import Cache
     from shearling.model.checkpoint import Checkpoint
     from shearling.pruning.plan import parse_count
-    from shearling.train.heal import check
     from shearling.train.heal import heal as run
     from shearling.train.options import parse
     from shearling.train.parallel import join, leave
+    from shearling.train.setup import Training, check
 
-    options = parse(recipe, parse_count(tokens, "--tokens"), settings or [])
+    options = parse(recipe, parse_count(tokens, "--tokens"), with_dtype(settings, dtype))
     source, store = Checkpoint.open(model), Store.open(data)
     options = _inherited(options, source, store)
     wise = None if teacher is None else Checkpoint.open(teacher)
     cache = None if teacher_cache is None else Cache.open(teacher_cache)
     losses = references(reference, wise, store, options, measure=not dry_run)
-    check(source, store, options, output, teacher=wise, cache=cache, reference=losses)
+    check(Training(source, store, options, wise, cache, losses), output)
     if dry_run:
         _print_estimate(source, store, options, None if cache else wise, as_json)
         return
-    world = join()
+    world = join(device)
+    tell_device(world, options, device)
     try:
         with progress_of(world) as progress:
             healed = run(
@@ -123,6 +129,19 @@ def references(
     if not measure:
         return dict.fromkeys(store.domains, 0.0)
     return measured(teacher, store, min(SEQUENCES, options.eval_sequences))
+
+
+def with_dtype(settings: list[str] | None, dtype: str) -> list[str]:
+    """The ``key=value`` pairs, with ``--dtype`` among them where it says something."""
+    return [*(settings or []), *([] if dtype == "auto" else [f"dtype={dtype}"])]
+
+
+def tell_device(world: World, options: Options, asked: str) -> None:
+    """Say where the first rank trains and in which numbers, and why."""
+    from shearling.train.device import described
+
+    if world.first:
+        note(described(world.device, options.dtype, options.weight_dtype, asked))
 
 
 def progress_of(world: World) -> Any:

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shearling.commands.heal import progress_of, references
+from shearling.commands.heal import progress_of, references, tell_device, with_dtype
 from shearling.commands.options import (
+    Device,
+    Dtype,
     Json,
     Model,
     References,
@@ -56,6 +58,8 @@ def learn(
     distil: Annotated[
         bool, typer.Option(help="Learn from the teacher's distribution instead of the text.")
     ] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be cut, and train nothing.")
     ] = False,
@@ -72,19 +76,23 @@ def learn(
     from shearling.model.checkpoint import Checkpoint
     from shearling.pruning.plan import parse_count, parse_shape
     from shearling.train.parallel import join, leave
+    from shearling.train.setup import Training
 
-    options = parse(recipe, parse_count(tokens, "--tokens"), settings or [], distil=distil)
+    options = parse(
+        recipe, parse_count(tokens, "--tokens"), with_dtype(settings, dtype), distil=distil
+    )
     source, store = Checkpoint.open(model), Store.open(data)
     after = parse_shape(shape, source)
     wise = None if teacher is None else Checkpoint.open(teacher)
     if wise is None and options.mix == "dynamic" and reference is None:
         wise = source  # the second of the paper's two references: the source's own losses
     losses = references(reference, wise, store, options, measure=not dry_run)
-    check(source, after, store, options, output, teacher=wise, reference=losses)
+    check(Training(source, store, options, wise, None, losses), after, output)
     if dry_run:
         _print_plan(source, after, options, store.length, wise if distil else None, as_json)
         return
-    world = join()
+    world = join(device)
+    tell_device(world, options, device)
     try:
         with progress_of(world) as progress:
             learned = run(
