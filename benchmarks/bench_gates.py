@@ -22,8 +22,8 @@ from shearling.gates.bank import GateBank
 from shearling.gates.learner import Learner
 from shearling.model.checkpoint import Checkpoint
 from shearling.train.build import loaded
-from shearling.train.loop import groups
 from shearling.train.objective import Objective
+from shearling.train.optimiser import groups
 from shearling.train.parallel import World
 
 LENGTH = 512

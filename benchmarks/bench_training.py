@@ -26,8 +26,9 @@ from shearling.engine.products import fast_products
 from shearling.model.checkpoint import Checkpoint
 from shearling.train import weights
 from shearling.train.build import loaded
-from shearling.train.loop import Trainer, groups
+from shearling.train.loop import Trainer
 from shearling.train.objective import Objective
+from shearling.train.optimiser import groups
 from shearling.train.options import Options
 from shearling.train.parallel import World
 
@@ -43,18 +44,18 @@ def main() -> None:
         store = _store(source, Path(scratch))
         trainer = _trainer(source, store, Path(scratch), steps)
         bare, optimiser = _bare(source, trainer.options)
-        ids_NS = trainer._read("train", [(store.domains[0], row) for row in range(BATCH)])[0]
+        ids_NS = trainer._reader.read("train", [(store.domains[0], row) for row in range(BATCH)])[0]
         times: dict[str, list[float]] = {"ours": [], "bare": [], "bare, our products": []}
         reading = 0.0
         for turn in range(TURNS + 1):  # the first warms up
             started = time.perf_counter()
-            with trainer._fast():
+            with fast_products():
                 for _ in range(steps):
-                    trainer._train()
+                    trainer.advance()
             ours = time.perf_counter() - started
             started = time.perf_counter()
             rows = trainer.mixture.next(trainer.weights.current)
-            trainer._read("train", rows)
+            trainer._reader.read("train", rows)
             reading = max(reading, time.perf_counter() - started) if turn else 0.0
             plain = _timed(bare, optimiser, ids_NS, steps)
             with fast_products():

@@ -117,11 +117,10 @@ def _speed(words: dict[str, str], scratch: Path, turns: int = 3) -> dict[str, fl
     import torch
 
     from shearling.data.store import Store
+    from shearling.engine.products import fast_products
     from shearling.model.checkpoint import Checkpoint
-    from shearling.train import heal
-    from shearling.train.loop import Trainer
     from shearling.train.options import parse
-    from shearling.train.parallel import World
+    from shearling.train.setup import Training, prepared, trainer
 
     torch.set_num_threads(2)
     model, teacher = Checkpoint.open(words["MODEL"]), Checkpoint.open(words["SOURCE"])
@@ -132,18 +131,14 @@ def _speed(words: dict[str, str], scratch: Path, turns: int = 3) -> dict[str, fl
             continue
         pairs = [word for word in settings if "=" in word] + list(COMMON)
         options = parse(settings[1], TOKENS, pairs)
-        objective = heal.objective(
-            model, heal.prepared(model, options, World(), None), teacher, options, World()
-        )
-        trainers[name] = Trainer(
-            objective, store, options, heal.mixed(store, options, None), scratch / name, {}, World()
-        )
+        training = Training(model, store, options, teacher)
+        trainers[name] = trainer(training, prepared(training, None), scratch / name)
     times: dict[str, list[float]] = {name: [] for name in trainers}
     for turn in range(turns + 1):  # the first warms up
-        for name, trainer in trainers.items():
+        for name, running in trainers.items():
             started = time.perf_counter()
-            with trainer._fast():
-                trainer._train()
+            with fast_products():
+                running.advance()
             if turn:
                 times[name].append(time.perf_counter() - started)
     found = {name: round(statistics.median(taken), 3) for name, taken in times.items()}

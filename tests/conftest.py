@@ -17,6 +17,15 @@ from tiny_models import VARIANTS, tiny_model
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked ``gpu`` are skipped where torch sees none."""
+    if not torch.cuda.is_available():
+        reason = pytest.mark.skip(reason="torch sees no GPU here")
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(reason)
+
+
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Variant -> directory of its tiny model, written by stock transformers."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+import shearling.gates.attach
 from shearling.gates.attach import attach
 from shearling.gates.bank import GateBank
 from shearling.gates.folding import through
@@ -65,3 +67,45 @@ def test_gated_logits_are_the_cut_model_s(
     assert (found - expected).abs().max() <= TOLERANCE * expected.abs().max()
     stock = loaded(source.path)(ids).logits
     assert (stock - expected).abs().max() > 100 * TOLERANCE * expected.abs().max()
+
+
+@pytest.mark.parametrize(("parts", "short"), [(1, False), (2, False), (2, True)])
+def test_weights_gated_once_a_step(
+    models: Callable[[str], Path], variant: str, parts: int, short: bool, ids: torch.Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """As on a GPU: the same gradients of weights and gates, in float64.
+
+    Stock RMSNorms round to float32 whatever they are given, and so, with ``short`` norms, which
+    do not, that rounding is the difference.
+    """
+    if not short:
+        monkeypatch.setattr(shearling.gates.attach, "_short_rms_norm", stock_norm)
+    source = Checkpoint.open(models(variant))
+    found: list[dict[str, torch.Tensor]] = []
+    for once in (False, True):
+        bank = GateBank(source.layout, source.shape, smaller(source))
+        random_gates(bank, 0)
+        values = {k: v.double().requires_grad_() for k, v in bank.values.items()}
+        model = loaded(source.path).requires_grad_(True)
+        attach(source, model, bank, once=once)
+        bank.set(values)
+        bank.fold()
+        for part in ids.chunk(parts):
+            model(part).logits.square().sum().backward()
+        bank.gather()
+        gates = {f"gates {k}": v.grad for k, v in values.items()}
+        weights = {k: p.grad for k, p in model.named_parameters()}
+        found.append({k: g for k, g in (gates | weights).items() if g is not None})
+    assert found[0].keys() == found[1].keys()
+    assert any(name.startswith("gates") for name in found[0])
+    for name, gradient in found[0].items():
+        scale = float(gradient.abs().max())
+        error = float((found[1][name] - gradient).abs().max())
+        assert error <= (1e-4 if short else 1e-9) * scale, name
+
+
+def stock_norm(module: Any, bank: GateBank, offset: float, h_BSD: torch.Tensor) -> torch.Tensor:
+    """The norm as it is computed on a CPU."""
+    forward = partial(type(module).forward, module)
+    return shearling.gates.attach._live_rms_norm(forward, bank, h_BSD)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -24,8 +25,11 @@ from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
 from shearling.train.heal import heal
 from shearling.train.log import read
+from shearling.train.loop import Trainer
 from shearling.train.mixture import Mixture
+from shearling.train.objective import Objective
 from shearling.train.options import Options
+from shearling.train.parallel import World
 from shearling.train.schedule import factor
 from shearling.train.teach import teach
 from small_disk import files_of_at_most
@@ -238,6 +242,111 @@ def test_only_so_many_checkpoints_are_kept(model: Checkpoint, store: Store, tmp_
     assert [path.name for path in found] == [f"step-{step:08}" for step in (8, 10, 12)]
 
 
+# --- what a GPU does otherwise -------------------------------------------------------------------
+
+
+def test_numbers_read_one_step_late(
+    model: Checkpoint, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: the same log, and a loss that is not finite is found before a checkpoint."""
+    heal(model, store, options(), tmp_path / "now")
+    begin = Trainer.__post_init__
+
+    def late(self: Trainer) -> None:
+        begin(self)
+        self._behind = 1
+
+    monkeypatch.setattr(Trainer, "__post_init__", late)
+    heal(model, store, options(), tmp_path / "late")
+    now, later = (
+        [(r["kind"], r["step"], r.get("loss"), r.get("losses")) for r in read(folder)]
+        for folder in (tmp_path / name / "healing" / "cpt" for name in ("now", "late"))
+    )
+    assert now == later
+    with pytest.raises(ShearlingError, match=r"not a finite number at step \d+ .*lower lr"):
+        heal(model, store, options(lr=1e30, clip=1e9, save_every=1), tmp_path / "out")
+    folder = tmp_path / "out" / "healing" / "cpt"
+    assert all(math.isfinite(loss) for _, loss, _ in trained(folder))
+    assert len(list(folder.glob("step-*"))) <= len(trained(folder))
+
+
+def test_memory_that_runs_out(
+    model: Checkpoint, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step is made again with half as many sequences: as if these had been asked for."""
+    heal(model, store, options(micro=1), tmp_path / "asked")
+    stock, told = Objective.forward, []
+
+    def small(self: Objective, ids_BS: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
+        found = stock(self, ids_BS, *rest, **named)
+        if torch.is_grad_enabled() and len(ids_BS) > 1:
+            raise torch.OutOfMemoryError("no more")
+        return found
+
+    monkeypatch.setattr(Objective, "forward", small)
+    heal(model, store, options(micro=3), tmp_path / "found", notify=told.append)
+    asked, found = (trained(tmp_path / n / "healing" / "cpt") for n in ("asked", "found"))
+    assert asked == found
+    assert [line for line in told if "memory ran out with 3 sequences" in line] == told
+    assert len(told) == 1
+
+    def none(self: Objective, *rest: Any, **named: Any) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            raise torch.OutOfMemoryError("no more")
+        return stock(self, *rest, **named)
+
+    monkeypatch.setattr(Objective, "forward", none)
+    with pytest.raises(ShearlingError, match="one sequence of 24 tokens at a time; give"):
+        heal(model, store, options(), tmp_path / "none")
+
+
+def test_eight_bits_taken_up_again(
+    model: Checkpoint, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """adamw8bit in bfloat16 weights: it learns, and its moments are in the checkpoint."""
+    pytest.importorskip("torchao")
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    given = options(optimizer="adamw8bit", weight_dtype="bfloat16", lr=1e-2)
+    heal(model, store, given, tmp_path / "whole")
+    looks = records(tmp_path / "whole" / "healing" / "cpt", "eval")
+    assert sum(looks[-1]["losses"].values()) < sum(looks[0]["losses"].values())
+    with pytest.raises(_Killed):
+        heal(model, store, given, tmp_path / "parts", progress=_kill_at(6))
+    heal(model, store, given, tmp_path / "parts")
+    whole, parts = (trained(tmp_path / n / "healing" / "cpt") for n in ("whole", "parts"))
+    assert [loss for _, loss, _ in parts] == pytest.approx([loss for _, loss, _ in whole], rel=1e-2)
+    assert parts[:5] == whole[:5]
+
+
+def test_bfloat16_trains_the_weights_it_multiplies(
+    model: Checkpoint, store: Store, tmp_path: Path
+) -> None:
+    """Autocast must not go on with casts of weights that have changed: near the float32 run."""
+    heal(model, store, options(), tmp_path / "full")
+    heal(model, store, options(dtype="bfloat16"), tmp_path / "half")
+    full, half = (trained(tmp_path / n / "healing" / "cpt") for n in ("full", "half"))
+    assert full[-1][1] < full[0][1] - 0.1
+    assert [x for _, x, _ in half] == pytest.approx([x for _, x, _ in full], rel=2e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("recipe", ["cpt", "lora", "distill"])
+def test_a_gpu_heals_as_a_cpu_does(
+    model: Checkpoint, teacher: Checkpoint, store: Store, tmp_path: Path, recipe: str
+) -> None:
+    wise = teacher if recipe == "distill" else None
+    given = options(recipe=recipe, dtype="float32", checkpointing=False)
+    heal(model, store, given, tmp_path / "cpu", teacher=wise)
+    world = World(device=torch.device("cuda", 0))
+    heal(model, store, given, tmp_path / "gpu", teacher=wise, world=world)
+    cpu, gpu = (trained(tmp_path / n / "healing" / recipe) for n in ("cpu", "gpu"))
+    assert [x for _, x, _ in gpu] == pytest.approx([x for _, x, _ in cpu], rel=1e-3)
+    half = options(recipe=recipe, micro=None)
+    heal(model, store, half, tmp_path / "half", teacher=wise, world=world)
+    found = trained(tmp_path / "half" / "healing" / recipe)
+    assert [x for _, x, _ in found] == pytest.approx([x for _, x, _ in cpu], rel=5e-2)
+
+
 # --- several processes ---------------------------------------------------------------------------
 
 SCRIPT = """
@@ -356,8 +465,6 @@ def test_two_are_killed_and_go_on_as_two_or_one(
 
 
 def test_batches_that_ranks_cannot_share(model: Checkpoint, store: Store, tmp_path: Path) -> None:
-    from shearling.train.parallel import World
-
     with pytest.raises(ShearlingError, match="batch of 6 .* 4 ranks; give batch=8"):
         heal(model, store, options(), tmp_path / "out", world=World(size=4))
 

@@ -15,7 +15,7 @@ import naive
 import shearling.train.objective
 from shearling.data.store import IGNORED
 from shearling.model.checkpoint import Checkpoint
-from shearling.train.objective import Objective, counted
+from shearling.train.objective import Distillation, Objective, counted, in_chunks
 
 Models = Callable[[str], Path]
 
@@ -93,7 +93,7 @@ def test_distillation(
     ids_BS, labels_BS = batch()
     objective = Objective(
         model, plain_head=Checkpoint.open(models(variant)).plain_head, teacher=teacher,
-        temperature=temperature, text_share=text_share, hidden_share=hidden_share,
+        distillation=Distillation(temperature, text_share, hidden_share),
     )  # fmt: skip
     found = objective(ids_BS, labels_BS)
     counting = labels_BS[:, 1:].flatten() != IGNORED
@@ -116,6 +116,76 @@ def test_distillation(
     assert found.item() == pytest.approx(expected.item(), rel=1e-4)
     require_same(gradients(found, model), gradients(expected, model))
     assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_chunks_are_the_whole(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss and gradients in float64 against cross-entropy over all logits at once."""
+    monkeypatch.setattr(shearling.train.objective, "CHUNK", 7)
+    draw = torch.Generator().manual_seed(0)
+    h, weight = (
+        torch.randn(*size, dtype=torch.float64, generator=draw) for size in ((30, 8), (50, 8))
+    )
+    shift = torch.randn(50, dtype=torch.float64, generator=draw) if bias else None
+    labels = torch.randint(50, (30,), generator=draw)
+    labels[[3, 12]] = IGNORED
+
+    def whole(h: Tensor, weight: Tensor, shift: Tensor | None, labels: Tensor) -> Tensor:
+        logits = functional.linear(h, weight, shift)
+        return functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+
+    leaves = [None if t is None else t.clone().requires_grad_() for t in (h, weight, shift)]
+    others = [None if t is None else t.clone().requires_grad_() for t in (h, weight, shift)]
+    (3 * in_chunks(whole, leaves[0], leaves[1], leaves[2], labels)).backward()
+    (3 * whole(others[0], others[1], others[2], labels)).backward()
+    for leaf, other in zip(leaves, others, strict=True):
+        if leaf is not None and other is not None:
+            torch.testing.assert_close(leaf.grad, other.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_a_torch_without_linear_cross_entropy(
+    models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shearling.train.objective, "preferred", lambda: False)
+    ids_BS, labels_BS = batch()
+    losses, grads = [], []
+    for missing in (False, True):
+        if missing:
+            monkeypatch.delattr(functional, "linear_cross_entropy", raising=False)
+        model = trainable(models("llama"))
+        loss = Objective(model, plain_head=True)(ids_BS, labels_BS)
+        losses.append(loss.item())
+        grads.append(gradients(loss, model))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    require_same(*grads)
+
+
+def test_heads_gradients_add_up_in_float32_under_autocast() -> None:
+    """What the bare product and cross-entropy under autocast give, whatever the chunks."""
+    draw = torch.Generator().manual_seed(0)
+    h, weight = torch.randn(600, 8, generator=draw), torch.randn(50, 8, generator=draw)
+    labels = torch.randint(50, (600,), generator=draw)
+    head = nn.Linear(8, 50, bias=False)
+    found, losses = [], []
+    for ours in (True, False):
+        leaf = h.clone().requires_grad_()
+        head.weight = nn.Parameter(weight.clone())
+        with torch.autocast("cpu", torch.bfloat16):
+            if ours:
+                loss = in_chunks(
+                    shearling.train.objective._chunk_nll, leaf, head.weight, None, labels
+                )
+            else:
+                loss = functional.cross_entropy(head(leaf).float(), labels, reduction="sum")
+        loss.backward()
+        assert leaf.grad is not None
+        assert head.weight.grad is not None
+        assert leaf.grad.dtype == head.weight.grad.dtype == torch.float32
+        losses.append(loss.item())
+        found.append((leaf.grad, head.weight.grad))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-2, atol=0.1)
 
 
 def test_held_out_text_is_not_judged_by_a_teacher(models: Models) -> None:
@@ -149,7 +219,10 @@ def test_states_that_enter_blocks_are_compared(models: Models, variant: str) -> 
     with torch.no_grad():
         alone, matched = (
             Objective(
-                model, plain_head=plain, teacher=teacher, hidden_share=share, stands_for=blocks
+                model,
+                plain_head=plain,
+                teacher=teacher,
+                distillation=Distillation(hidden_share=share, stands_for=blocks),
             )(ids_BS, labels_BS)
             for share in (0.0, 0.5)
         )

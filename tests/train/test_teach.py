@@ -26,7 +26,7 @@ from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
 from shearling.train.heal import heal
 from shearling.train.log import read
-from shearling.train.objective import Objective
+from shearling.train.objective import Distillation, Objective
 from shearling.train.options import Options
 from shearling.train.teach import cost, teach
 from small_disk import files_of_at_most
@@ -268,7 +268,7 @@ def test_the_divergence_of_merged_outcomes(
     with torch.no_grad():
         wanted = wise(input_ids=ids_BS, use_cache=False).logits[:, :-1]
     plain = Checkpoint.open(models(name)).plain_head
-    objective = Objective(model, plain_head=plain, text_share=text_share)
+    objective = Objective(model, plain_head=plain, distillation=Distillation(text_share=text_share))
     found = objective(ids_BS, labels_BS, kept_of(wanted, top))
     found.backward()
     gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
@@ -291,7 +291,9 @@ def test_the_divergence_of_merged_outcomes(
             off = float((gradients[parameter_name] - parameter.grad).abs().max())
             assert off < 2e-4 * (float(parameter.grad.abs().max()) + 1e-3 * largest)
     with torch.no_grad():
-        loaded = Objective(model, plain_head=plain, teacher=wise, text_share=text_share)
+        loaded = Objective(
+            model, plain_head=plain, teacher=wise, distillation=Distillation(text_share=text_share)
+        )
         whole = float(loaded(ids_BS, labels_BS))
     if top == 101:
         assert found.item() == pytest.approx(whole, rel=1e-5)

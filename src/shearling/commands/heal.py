@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shearling.commands.options import (
+    Device,
+    Dtype,
     Json,
     Model,
     References,
@@ -19,6 +21,7 @@ from shearling.commands.options import (
     TokenStore,
     TrainingTokens,
     describe_place,
+    note,
     print_result,
     warn,
 )
@@ -56,6 +59,8 @@ class HealOptions:
         Path | None, typer.Option(help="What the teacher says, from `shearling teach`, instead.")
     ] = None
     reference: References = None
+    device: Device = "auto"
+    dtype: Dtype = "auto"
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it would take, and train nothing.")
     ] = False
@@ -69,22 +74,23 @@ def heal(options: HealOptions) -> None:
     from shearling.data.teacher import Cache
     from shearling.model.checkpoint import Checkpoint
     from shearling.pruning.plan import parse_count
-    from shearling.train.heal import check
     from shearling.train.heal import heal as run
     from shearling.train.options import parse
+    from shearling.train.setup import Training, check
 
     output, tokens = options.output, parse_count(options.tokens, "--tokens")
-    training = parse(options.recipe, tokens, options.settings or [])
+    training = parse(options.recipe, tokens, with_dtype(options.settings, options.dtype))
     source, store = Checkpoint.open(options.model), Store.open(options.data)
     training = _inherited(training, source, store)
     teacher = None if options.teacher is None else Checkpoint.open(options.teacher)
     cache = None if options.teacher_cache is None else Cache.open(options.teacher_cache)
     losses = references(options.reference, teacher, store, training, measure=not options.dry_run)
-    check(source, store, training, output, teacher=teacher, cache=cache, reference=losses)
+    check(Training(source, store, training, teacher, cache, losses), output)
     if options.dry_run:
         _print_estimate(source, store, training, None if cache else teacher, options.as_json)
         return
-    with joined() as (world, heard):
+    with joined(options.device) as (world, heard):
+        tell_device(world, training, options.device)
         healed = run(
             source, store, training, output, teacher=teacher, cache=cache, reference=losses,
             world=world, **heard,
@@ -130,14 +136,27 @@ def references(
     return measured(teacher, store, min(SEQUENCES, options.eval_sequences))
 
 
+def with_dtype(settings: list[str] | None, dtype: str) -> list[str]:
+    """The ``key=value`` pairs, with ``--dtype`` among them where it says something."""
+    return [*(settings or []), *([] if dtype == "auto" else [f"dtype={dtype}"])]
+
+
+def tell_device(world: World, options: Options, asked: str) -> None:
+    """Say where the first rank trains and in which numbers, and why."""
+    from shearling.train.device import described
+
+    if world.first:
+        note(described(world.device, options.dtype, options.weight_dtype, asked))
+
+
 @contextmanager
-def joined() -> Generator[tuple[World, dict[str, Any]]]:
+def joined(device: str = "auto") -> Generator[tuple[World, dict[str, Any]]]:
     """The ranks of this run, and the listeners of its work: only the first rank speaks."""
     from shearling.files.progress import silent
     from shearling.files.terminal import progress_bars
     from shearling.train.parallel import join, leave
 
-    world = join()
+    world = join(device)
     try:
         with progress_bars() if world.first else nullcontext(silent) as progress:
             notify = warn if world.first else lambda sentence: None

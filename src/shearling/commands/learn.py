@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shearling.commands.heal import joined, print_stopped, references
+from shearling.commands.heal import joined, print_stopped, references, tell_device, with_dtype
 from shearling.commands.options import (
+    Device,
+    Dtype,
     Json,
     Model,
     References,
@@ -61,6 +63,8 @@ class LearnCommandOptions:
     distil: Annotated[
         bool, typer.Option(help="Learn from the teacher's distribution instead of the text.")
     ] = False
+    device: Device = "auto"
+    dtype: Dtype = "auto"
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be cut, and train nothing.")
     ] = False
@@ -79,21 +83,24 @@ def learn(options: LearnCommandOptions) -> None:
     from shearling.gates.options import parse
     from shearling.model.checkpoint import Checkpoint
     from shearling.pruning.plan import parse_count, parse_shape
+    from shearling.train.setup import Training
 
     output, tokens = options.output, parse_count(options.tokens, "--tokens")
-    learning = parse(options.recipe, tokens, options.settings or [], distil=options.distil)
+    settings = with_dtype(options.settings, options.dtype)
+    learning = parse(options.recipe, tokens, settings, distil=options.distil)
     source, store = Checkpoint.open(options.model), Store.open(options.data)
     after = parse_shape(options.shape, source)
     teacher = None if options.teacher is None else Checkpoint.open(options.teacher)
     if teacher is None and learning.mix == "dynamic" and options.reference is None:
         teacher = source  # the second of the paper's two references: the source's own losses
     losses = references(options.reference, teacher, store, learning, measure=not options.dry_run)
-    check(source, after, store, learning, output, teacher=teacher, reference=losses)
+    check(Training(source, store, learning, teacher, None, losses), after, output)
     distilled = teacher if options.distil else None
     if options.dry_run:
         _print_plan(source, after, learning, store.length, distilled, options.as_json)
         return
-    with joined() as (world, heard):
+    with joined(options.device) as (world, heard):
+        tell_device(world, learning, options.device)
         learned = run(
             source, after, store, learning, output, teacher=distilled, reference=losses,
             world=world, **heard,

@@ -35,6 +35,10 @@ RunOutput = Annotated[Path, typer.Option(help="A new directory, or that of a run
 References = Annotated[
     Path | None, typer.Option(help="Reference losses for mix=dynamic, from `shearling reference`.")
 ]
+Device = Annotated[str, typer.Option(help="What computes: auto, cpu, cuda or cuda:N.")]
+Dtype = Annotated[
+    str, typer.Option(help="What is computed in: auto (bfloat16 on a GPU), float32 or bfloat16.")
+]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of every random choice.")]
 Stream = Annotated[
     bool | None,
@@ -131,6 +135,11 @@ def warn_ignored(options: Mapping[str, Any], reason: str) -> None:
     given = [name for name, value in options.items() if value is not None]
     if given:
         warn(f"{', '.join(given)} ignored: {reason}.")
+
+
+def note(sentence: str) -> None:
+    """Say on stderr what was decided for the user."""
+    print(f"shearling: {sentence}", file=sys.stderr)
 
 
 def warn(sentence: str) -> None:

@@ -17,6 +17,7 @@ Shapes: B sequences, S positions, D hidden, O outputs and I inputs of a linear m
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,13 +26,14 @@ from torch import Tensor, nn
 from shearling.engine.branches import branches
 from shearling.errors import ShearlingError
 from shearling.gates.bank import GateBank
+from shearling.gates.folds import Folds, gated
 from shearling.model.checkpoint import Checkpoint
 from shearling.table.axes import Row
 
 STREAM = "hidden"
 
 
-def attach(checkpoint: Checkpoint, model: nn.Module, bank: GateBank) -> None:
+def attach(checkpoint: Checkpoint, model: nn.Module, bank: GateBank, *, once: bool = False) -> None:
     """Have a stock model compute with the gates that ``bank`` holds at the time of each call.
 
     Weights keep their names and values. Before sharding, since forward functions are replaced.
@@ -40,26 +42,29 @@ def attach(checkpoint: Checkpoint, model: nn.Module, bank: GateBank) -> None:
         checkpoint: what the model is of.
         model: stock, changed in place.
         bank: of the same checkpoint.
+        once: compute gated weights once a step, and norms over live channels in as few passes as
+            stock ones, for GPUs: the same values, rounded otherwise. Not for sharded models.
 
     Raises:
         ShearlingError: blocks are to go from a model whose blocks cannot be faded out.
     """
     check(checkpoint, bank)
-    gated = _Gated(checkpoint, bank)
+    inside = _Gated(checkpoint, bank)
+    bank.folds = Folds() if once else None
     renamed = checkpoint.family.renamed
     for name, (row, block) in checkpoint.layout.places(checkpoint.shape).items():
         module = model.get_submodule(renamed.get(name, name).rpartition(".")[0])
-        if gated.writes(row) and row.role == "linear":
-            module.forward = _linear(module, gated, row, block)
-        elif gated.writes(row) and row.role == "embedding":
-            module.forward = _look_up(module, gated, row)
+        if inside.writes(row) and row.role == "linear":
+            module.forward = _linear(module, inside, row, block)
+        elif inside.writes(row) and row.role == "embedding":
+            module.forward = _look_up(module, inside, row)
         elif normalises(row):
-            module.forward = _norm(module, gated, row, block)
+            module.forward = _norm(module, inside, row, block, short=once)
     head = _tied_head(checkpoint)
-    if head is not None and gated.along(head, 1, None) is not None:
+    if head is not None and inside.along(head, 1, None) is not None:
         # What runs the blocks: OPT's head reads that, past what transformers calls its base model.
         inner: Any = model.get_submodule(checkpoint.family.blocks.rpartition(".")[0])
-        inner.forward = _before_head(inner, gated, head)
+        inner.forward = _before_head(inner, inside, head)
 
 
 def check(checkpoint: Checkpoint, bank: GateBank) -> None:
@@ -74,20 +79,20 @@ def check(checkpoint: Checkpoint, bank: GateBank) -> None:
 
 def folder(checkpoint: Checkpoint, bank: GateBank) -> Callable[[str, Tensor], Tensor]:
     """A function of a tensor's name and values that multiplies the gates in use into them."""
-    gated, places = _Gated(checkpoint, bank), checkpoint.layout.places(checkpoint.shape)
+    inside, places = _Gated(checkpoint, bank), checkpoint.layout.places(checkpoint.shape)
     offset = checkpoint.family.gain_offset
 
     def fold(name: str, tensor: Tensor) -> Tensor:
         row, block = places[name]
-        if gated.writes(row):
+        if inside.writes(row):
             for dim in range(tensor.ndim):
-                gates = gated.along(row, dim, block)
+                gates = inside.along(row, dim, block)
                 if gates is not None:
                     sizes = [-1 if each == dim else 1 for each in range(tensor.ndim)]
                     tensor = tensor * gates.view(sizes).to(tensor)
-            layer = gated.layer(row, block)
+            layer = inside.layer(row, block)
             return tensor if layer is None else tensor * layer.to(tensor)
-        if normalises(row) and gated.ends_branch(row):
+        if normalises(row) and inside.ends_branch(row):
             layer = bank.of("layers", block)
             return tensor if layer is None else (tensor + offset) * layer.to(tensor) - offset
         return tensor
@@ -104,7 +109,7 @@ class _Gated:
     """What the table and a bank say of a tensor."""
 
     def __init__(self, checkpoint: Checkpoint, bank: GateBank) -> None:
-        self.bank = bank
+        self.bank, self.gain_offset = bank, checkpoint.family.gain_offset
         prefix = f"{checkpoint.family.blocks}.{{}}."
         self.norms = {f"{prefix}{half.norm}" for half in branches(checkpoint) if half.norm}
         self.normed = bool(self.norms)
@@ -141,38 +146,46 @@ def _tied_head(checkpoint: Checkpoint) -> Row | None:
     return found[0] if found else None
 
 
-def _linear(module: Any, gated: _Gated, row: Row, block: int | None) -> Callable[[Tensor], Tensor]:
+def _linear(module: Any, inside: _Gated, row: Row, block: int | None) -> Callable[[Tensor], Tensor]:
+    def rows() -> Tensor | None:
+        return _product(inside.along(row, 0, block), inside.layer(row, block))
+
+    def gates() -> tuple[Tensor | None, Tensor | None]:
+        return rows(), inside.along(row, 1, block)
+
+    folds = inside.bank.folds
+    if folds is not None:
+        folds.add(module, gates)
+
     def forward(x: Tensor) -> Tensor:
-        rows_O = _product(gated.along(row, 0, block), gated.layer(row, block))
-        columns_I = gated.along(row, 1, block)
-        weight_OI, bias_O = module.weight, module.bias
-        if columns_I is not None:
-            weight_OI = weight_OI * columns_I.to(weight_OI)
-        if rows_O is not None:
-            weight_OI = weight_OI * rows_O[:, None].to(weight_OI)
-            bias_O = None if bias_O is None else bias_O * rows_O.to(bias_O)
+        weight_OI, bias_O = None if folds is None else folds.weight(module), module.bias
+        rows_O = rows() if weight_OI is None or bias_O is not None else None
+        if weight_OI is None:
+            weight_OI = gated(module.weight, rows_O, inside.along(row, 1, block))
+        if bias_O is not None and rows_O is not None:
+            bias_O = bias_O * rows_O.to(bias_O)
         return nn.functional.linear(x, weight_OI, bias_O)
 
     return forward
 
 
-def _look_up(module: Any, gated: _Gated, row: Row) -> Callable[..., Tensor]:
+def _look_up(module: Any, inside: _Gated, row: Row) -> Callable[..., Tensor]:
     stock = module.forward
 
     def forward(*args: Any, **kwargs: Any) -> Tensor:
         found_BSD = stock(*args, **kwargs)
-        gates_D = gated.along(row, 1, None)
+        gates_D = inside.along(row, 1, None)
         return found_BSD if gates_D is None else found_BSD * gates_D.to(found_BSD)
 
     return forward
 
 
-def _before_head(inner: Any, gated: _Gated, head: Row) -> Callable[..., Any]:
+def _before_head(inner: Any, inside: _Gated, head: Row) -> Callable[..., Any]:
     stock = inner.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         found = stock(*args, **kwargs)
-        gates_D = gated.along(head, 1, None)
+        gates_D = inside.along(head, 1, None)
         assert gates_D is not None
         found.last_hidden_state = found.last_hidden_state * gates_D.to(found.last_hidden_state)
         return found
@@ -180,37 +193,56 @@ def _before_head(inner: Any, gated: _Gated, head: Row) -> Callable[..., Any]:
     return forward
 
 
-def _norm(module: Any, gated: _Gated, row: Row, block: int | None) -> Callable[[Tensor], Tensor]:
+def _norm(
+    module: Any, inside: _Gated, row: Row, block: int | None, *, short: bool
+) -> Callable[[Tensor], Tensor]:
     """A norm's forward over live channels alone, times the block's gate where it ends a half."""
-    stock, bank = module.forward, gated.bank
-    over = _live_layer_norm if isinstance(module, nn.LayerNorm) else _live_rms_norm
-    ends = gated.ends_branch(row)
+    stock, bank = module.forward, inside.bank
+    ends = inside.ends_branch(row)
+    over: Callable[[Tensor], Tensor]
+    if isinstance(module, nn.LayerNorm):
+        over = partial(_live_layer_norm, module, bank)
+    elif short:
+        over = partial(_short_rms_norm, module, bank, inside.gain_offset)
+    else:
+        over = partial(_live_rms_norm, stock, bank)
 
     def forward(h_BSD: Tensor) -> Tensor:
-        live_D = bank.live
-        found = stock(h_BSD) if live_D is None else over(module, stock, h_BSD, live_D)
+        found = stock(h_BSD) if bank.live is None else over(h_BSD)
         layer = bank.of("layers", block) if ends else None
         return found if layer is None else found * layer.to(found)
 
     return forward
 
 
-def _live_rms_norm(
-    module: Any, stock: Callable[[Tensor], Tensor], h_BSD: Tensor, live_D: Tensor
-) -> Tensor:
+def _live_rms_norm(stock: Callable[[Tensor], Tensor], bank: GateBank, h_BSD: Tensor) -> Tensor:
     """RMSNorm whose mean is over live channels; dead ones are zero, and only their number counts.
 
     With s = sqrt(D / live), norm(s h) / s has the mean, and the epsilon, of the narrow norm.
     """
-    s = (live_D.numel() / live_D.sum()).sqrt().to(h_BSD)
+    assert bank.widening is not None
+    s = bank.widening.to(h_BSD)
     return stock(h_BSD * s) / s
 
 
-def _live_layer_norm(
-    module: Any, stock: Callable[[Tensor], Tensor], h_BSD: Tensor, live_D: Tensor
-) -> Tensor:
+def _short_rms_norm(module: Any, bank: GateBank, offset: float, h_BSD: Tensor) -> Tensor:
+    """The same with s at the mean of squares, (B, S, 1), so that no pass over the states is added.
+
+    The gain is the weight and, in some families, 1; stock norms differ in where they round.
+    """
+    assert bank.widening is not None
+    epsilon = getattr(module, "variance_epsilon", None)
+    epsilon = module.eps if epsilon is None else epsilon
+    x_BSD = h_BSD.float() if h_BSD.dtype.itemsize < 4 else h_BSD
+    mean_BS1 = x_BSD.square().mean(-1, keepdim=True) * bank.widening.to(x_BSD).square()
+    gain_D = module.weight + offset if offset else module.weight
+    return ((x_BSD * torch.rsqrt(mean_BS1 + epsilon)) * gain_D).to(h_BSD.dtype)
+
+
+def _live_layer_norm(module: Any, bank: GateBank, h_BSD: Tensor) -> Tensor:
     """LayerNorm over live channels; its shift would bring the dead ones back to life."""
-    live_D = live_D.to(h_BSD)
+    assert bank.live is not None
+    live_D = bank.live.to(h_BSD)
     count = live_D.sum()
     centred_BSD = (h_BSD - h_BSD.sum(-1, keepdim=True) / count) * live_D
     variance_BS1 = centred_BSD.square().sum(-1, keepdim=True) / count

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from shearling.errors import ShearlingError
 from shearling.gates import hard_concrete
+from shearling.gates.folds import Folds
 from shearling.table.axes import Axis, Dim, Layout
 from shearling.table.values import Indices, Keep, Shape
 
@@ -72,6 +73,9 @@ class GateBank(nn.Module):
     Attributes:
         log_alpha: axis -> parameters (R, U).
         values: axis -> gates (R, U) in use; open where nothing was set.
+        live: 1 for channels of the stream whose gate is open, 0 else (D,); None without such gates.
+        widening: square root of all channels over the live ones (0-dim).
+        folds: gated weights that are computed once a step; None where each use computes them.
 
     Raises:
         ShearlingError: no axis shrinks.
@@ -92,6 +96,8 @@ class GateBank(nn.Module):
         )
         self.values: dict[str, Tensor] = {}
         self.live: Tensor | None = None
+        self.widening: Tensor | None = None
+        self.folds: Folds | None = None
         self.set({axis: torch.ones_like(a) for axis, a in self.log_alpha.items()})
 
     def set(self, values: Mapping[str, Tensor]) -> None:
@@ -99,6 +105,21 @@ class GateBank(nn.Module):
         self.values = dict(values)
         hidden = self.values.get("hidden")
         self.live = None if hidden is None else (hidden.detach()[0] > 0).to(hidden.dtype)
+        self.widening = None
+        if self.live is not None:  # once, not in every norm
+            self.widening = (self.live.numel() / self.live.sum()).sqrt()
+        if self.folds is not None:
+            self.folds.drop()
+
+    def fold(self) -> None:
+        """Have gated weights computed once, for all micro-batches of a step, where that is so."""
+        if self.folds is not None:
+            self.folds.compute()
+
+    def gather(self) -> None:
+        """Bring the gradients of weights computed once to the weights and to the gates in use."""
+        if self.folds is not None:
+            self.folds.gather()
 
     def of(self, axis: str, block: int | None) -> Tensor | None:
         """The gates (units,) of an axis in one block, those of the units around them included.

@@ -33,8 +33,9 @@ from shearling.repair.calibration import Tokens
 from shearling.table.values import Shape
 from shearling.train import heal as healing
 from shearling.train.heal import Healed
-from shearling.train.loop import Trainer
 from shearling.train.parallel import World
+from shearling.train.setup import Training, mixed, prepared, trainer
+from shearling.train.setup import check as check_training
 
 START = "start.safetensors"
 
@@ -71,41 +72,36 @@ def learn(
         ShearlingError: a shape that cannot be reached or is the model's own, and all that healing
             refuses; multipliers that run away.
     """
-    world = world or World()
-    check(source, after, store, options, output, teacher=teacher, reference=reference)
-    weights = healing.mixed(store, options, reference)
+    training = Training(
+        source, store, options, teacher, None, reference, world or World(), progress, notify
+    )
+    check(training, after, output)
+    weights = mixed(store, options, reference)
     ids_NS = start.windows(
         store, weights.current, options.samples, options.sample_length, options.seed
     )
     if options.gates == "scores":
-        return _by_scores(
-            source, after, store, options, output, ids_NS, teacher, reference, world, progress,
-            notify,
-        )  # fmt: skip
-    learner = _learner(source, after, options, store, output, ids_NS, world, progress)
-    model = healing.prepared(source, options, world, None)
-    attach(source, model, learner.bank)
-    trainer = Trainer(
-        healing.objective(source, model, teacher, options, world, learner), store, options,
-        weights, output / RUN / "gates",
-        healing.identity(source, store, options, teacher, None) | {"shape": dict(after)},
-        world, progress, notify,
-    )  # fmt: skip
-    trainer.run()
-    if trainer.stopped and trainer.step < trainer.steps:
-        return Healed(None, trainer.step, trainer.steps)
+        return _by_scores(training, options, after, output, ids_NS)
+    learner = _learner(training, options, after, output, ids_NS)
+    model = prepared(training, None)
+    once = training.world.device.type == "cuda" and training.world.size == 1
+    attach(source, model, learner.bank, once=once)
+    running = trainer(training, model, output / RUN / "gates", learner=learner, shape=after)
+    running.run()
+    if running.stopped and running.step < running.steps:
+        return Healed(None, running.step, running.steps)
+    world = training.world
     export(
-        source, model, learner, trainer.folder, output, options, store, ids_NS, reference, world,
+        source, model, learner, running.folder, output, options, store, ids_NS, reference, world,
         progress, notify,
     )  # fmt: skip
-    return Healed(Checkpoint.open(output) if world.first else None, trainer.step, trainer.steps)
+    return Healed(Checkpoint.open(output) if world.first else None, running.step, running.steps)
 
 
-def check(
-    source: Checkpoint, after: Shape, store: Store, options: LearnOptions, output: Path, *,
-    teacher: Checkpoint | None, reference: Mapping[str, float] | None,
-) -> None:  # fmt: skip
+def check(training: Training, after: Shape, output: Path) -> None:
     """Refuse what cannot work before anything is loaded (ShearlingError)."""
+    source, store, options = training.source, training.store, training.options
+    assert isinstance(options, LearnOptions)
     source.family.check(source.config, after)
     require_smaller(after, source.shape)
     if after["vocab"] != source.shape["vocab"]:
@@ -120,22 +116,19 @@ def check(
         )
     if options.gates != "scores":
         check_gates(source, GateBank(source.layout, source.shape, after))
-    run = healing.RUN if options.gates == "scores" else RUN
-    healing.check(
-        source, store, options, output, teacher=teacher, reference=reference, run=run
-    )  # fmt: skip
+    check_training(training, output, healing.RUN if options.gates == "scores" else RUN)
 
 
 def _learner(
-    source: Checkpoint, after: Shape, options: LearnOptions, store: Store, output: Path,
-    ids_NS: Tensor, world: World, progress: Progress,
-) -> Learner:  # fmt: skip
+    training: Training, options: LearnOptions, after: Shape, output: Path, ids_NS: Tensor
+) -> Learner:
     """Gates at their start, which a run that goes on finds where it was first put."""
+    source, world = training.source, training.world
     bank = GateBank(source.layout, source.shape, after)
     file = output / RUN / START
     if world.first and not file.exists():
         if options.warm_start:
-            blocks, units = start.score(source, after, ids_NS, progress=progress)
+            blocks, units = start.score(source, after, ids_NS, progress=training.progress)
             start.set_out(bank, blocks, units, options.spread)
         else:
             generator = torch.Generator().manual_seed(options.seed)
@@ -150,7 +143,7 @@ def _learner(
     with torch.no_grad():
         for axis, a in load_file(file).items():
             bank.log_alpha[axis].copy_(a)
-    steps = options.steps(store.length)
+    steps = options.steps(training.store.length)
     kind: Any = options.gates
     return Learner(
         bank.to(world.device), kind=kind, constraint=options.constraint, seed=options.seed,
@@ -160,23 +153,22 @@ def _learner(
 
 
 def _by_scores(
-    source: Checkpoint, after: Shape, store: Store, options: LearnOptions, output: Path,
-    ids_NS: Tensor, teacher: Checkpoint | None, reference: Mapping[str, float] | None,
-    world: World, progress: Progress, notify: Callable[[str], None],
-) -> Healed:  # fmt: skip
+    training: Training, options: LearnOptions, after: Shape, output: Path, ids_NS: Tensor
+) -> Healed:
     """No gates: what ``shearling prune --no-rotate`` does, and all of the tokens for healing it.
 
     A rotated stream starts ahead and heals worse (LOG.md).
     """
-    place = output / healing.RUN / "cut"
+    place, store, world = output / healing.RUN / "cut", training.store, training.world
     if world.first and not (place / "config.json").exists():
         text = Tokens(store.path, *ids_NS.shape, options.seed, shares=(), written=0, ids_NS=ids_NS)
-        run = Run(source, text, progress=progress)
+        run = Run(training.source, text, progress=training.progress)
         choice = run.choose(Wanted(after, repaired=options.refit))
         place.parent.mkdir(parents=True, exist_ok=True)
         run.write(choice, place, repaired=options.refit)
     world.barrier()
     return healing.heal(
-        Checkpoint.open(place), store, options.healing(), output, teacher=teacher,
-        reference=reference, world=world, progress=progress, notify=notify,
+        Checkpoint.open(place), store, options.healing(), output, teacher=training.teacher,
+        reference=training.reference, world=world, progress=training.progress,
+        notify=training.notify,
     )  # fmt: skip

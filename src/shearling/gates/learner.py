@@ -91,13 +91,15 @@ class Learner(nn.Module):
         else:
             generator = torch.Generator().manual_seed(folded(self.seed * 1_000_003 + step))
             self._drawn = {
-                axis: hard_concrete.sample(a, torch.rand(a.shape, generator=generator).to(a))
+                axis: hard_concrete.sample(a, _moved(torch.rand(a.shape, generator=generator), a))
                 for axis, a in self._alphas()
             }
         self.bank.set({axis: z.detach().requires_grad_() for axis, z in self._drawn.items()})
+        self.bank.fold()
 
     def gather(self, step: int, world: World) -> None:
         """Bring the step's gradients to the parameters, those of all ranks and the Lagrangian's."""
+        self.bank.gather()
         gradients = []
         for axis, drawn in self._drawn.items():
             found = self.bank.values[axis].grad
@@ -130,10 +132,7 @@ class Learner(nn.Module):
     def settle(self, step: int) -> None:
         """Keep parameters where gradients still move them, and sizes where they are to be.
 
-        To be called when the optimiser has made ``step`` steps.
-
-        Raises:
-            ShearlingError: the multipliers run away.
+        To be called when the optimiser has made ``step`` steps. A device is not waited for.
         """
         with torch.no_grad():
             for a in self.bank.log_alpha.values():
@@ -142,11 +141,17 @@ class Learner(nn.Module):
                 wanted = self.wanted(step)
                 for axis, a in self._alphas():
                     a.copy_(projected(a, wanted[axis]))
-        for axis, multiplier_R in self.linear.items():
-            largest = float(multiplier_R.detach().abs().max())
-            if not largest < TOO_LARGE:
+
+    def largest(self) -> dict[str, Tensor]:
+        """Axis -> the largest of its multipliers (0-dim), for ``check`` once it has arrived."""
+        return {axis: m_R.detach().abs().max() for axis, m_R in self.linear.items()}
+
+    def check(self, largest: Mapping[str, float]) -> None:
+        """Raise ShearlingError if the multipliers run away."""
+        for axis, value in largest.items():
+            if not value < TOO_LARGE:
                 raise ShearlingError(
-                    f"the multiplier of {axis} has grown to {largest:.3g}: the gates do not follow "
+                    f"the multiplier of {axis} has grown to {value:.3g}: the gates do not follow "
                     "the target; lower multiplier_lr, or raise rise or tokens, and start again."
                 )
 
@@ -170,7 +175,7 @@ class Learner(nn.Module):
             self.bank.set(settled)
 
     def record(self, step: int) -> dict[str, Any]:
-        """Mean units open in a row of each axis, what is wanted, and the multipliers."""
+        """Mean units open in a row of each axis, what is wanted, and the multipliers (0-dim)."""
         with torch.no_grad():
             found = self._counts(step) if self.kind == "top-k" else self.bank.expected()
             wanted = self.wanted(step)
@@ -226,5 +231,10 @@ def _straight(log_alpha: Tensor, count_R: Tensor) -> Tensor:
     return top(log_alpha.detach(), count_R) + soft - soft.detach()
 
 
-def _means(values: Mapping[str, Tensor]) -> dict[str, float]:
-    return {axis: float(value.mean()) for axis, value in values.items()}
+def _means(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {axis: value.mean() for axis, value in values.items()}
+
+
+def _moved(noise: Tensor, like: Tensor) -> Tensor:
+    """Numbers drawn on the host, which are the same for every device, on one that does not wait."""
+    return (noise.pin_memory() if like.is_cuda else noise).to(like, non_blocking=True)

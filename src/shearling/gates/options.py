@@ -56,6 +56,8 @@ class LearnOptions(Options):
     def _check_recipe(self) -> LearnOptions:
         if self.recipe not in ("cpt", "distill"):
             raise ValueError(f"gates are learned by cpt or distill, not by {self.recipe}")
+        if self.optimizer != "adamw" and self.gates != "scores":
+            raise ValueError("gates are trained by optimizer=adamw, in float32 weights")
         return self
 
     def healing(self) -> Options:

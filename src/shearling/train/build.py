@@ -1,4 +1,4 @@
-"""A model ready to be trained: every weight float32, sharded over the ranks if there are several.
+"""A model ready to be trained: weights float32 by default, sharded if there are several ranks.
 
 One process loads it as any user would. Several build it without storage, shard it, and read each
 its own part straight from the checkpoint's safetensors, so that no rank ever holds the whole.
@@ -28,9 +28,9 @@ def empty(checkpoint: Checkpoint) -> Any:
     return model
 
 
-def loaded(checkpoint: Checkpoint, world: World) -> Any:
-    """The stock model in float32, whole, on this process's device."""
-    model, _ = stock_model(checkpoint.path, torch.float32)
+def loaded(checkpoint: Checkpoint, world: World, dtype: torch.dtype = torch.float32) -> Any:
+    """The stock model, whole, on this process's device."""
+    model, _ = stock_model(checkpoint.path, dtype)
     model.config.use_cache = False
     return model.to(world.device)
 

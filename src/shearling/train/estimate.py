@@ -1,9 +1,10 @@
 """What a run will take, before it takes it: memory of a rank, and time at an assumed speed.
 
-Weights, gradients and AdamW's two moments are float32, four bytes each, divided over the ranks of a
-node's mesh. Activations follow Korthikanti et al. (2205.05198, equation 2 without the attention
-scores, which scaled-dot-product attention does not keep): about 34 bytes a token, channel and block
-at two bytes a value, twice that in float32; with checkpointing a block's input alone is kept.
+Weights, gradients and AdamW's two moments are float32, four bytes each, unless options say less,
+divided over the ranks of a node's mesh. Activations follow Korthikanti et al. (2205.05198, equation
+2 without the attention scores, which scaled-dot-product attention does not keep): about 34 bytes a
+token, channel and block at two bytes a value, twice that in float32; with checkpointing a block's
+input alone is kept.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from shearling.model.checkpoint import Checkpoint
-from shearling.train.loop import MICRO_TOKENS
+from shearling.train.memory import MICRO_TOKENS, adapter_parameters
 from shearling.train.options import Options
 
 # FLOPs a second that training reaches, from two CPU cores measured here to an H100 at 40 % of its
@@ -73,19 +74,18 @@ def estimate(
     tokens = steps * options.batch * length
     trained = parameters
     if options.recipe == "lora":
-        block_rows = [row for row in source.layout.block_rows() if row.role == "linear"]
-        trained = shape["layers"] * sum(
-            options.rank * sum(dim.size(shape) for dim in row.dims) for row in block_rows
-        )
+        trained = adapter_parameters(source, options.rank)
     rows = min(options.micro or max(1, MICRO_TOKENS // length), max(1, options.batch // ranks))
     kept = 4 if options.checkpointing else 68
     activations = rows * length * shape["hidden"] * shape["layers"] * kept
     if options.checkpointing:  # one block's, while it is computed anew
         activations += rows * length * shape["hidden"] * 68
+    kept_in = 2 if options.weight_dtype == "bfloat16" else 4
+    moments = 2 if options.optimizer == "adamw8bit" else 8
     wise = 0 if teacher is None or options.recipe != "distill" else teacher.parameters
     # Two for a product forward, four back; without weights' gradients, two of these four.
     flops = (6 if trained == parameters else 4) * parameters + 2 * wise
     return Estimate(
-        parameters, ranks, steps, tokens, 4 * parameters // ranks, 4 * trained // ranks,
-        8 * trained // ranks, activations, 4 * wise // ranks, float(flops) * tokens,
+        parameters, ranks, steps, tokens, kept_in * parameters // ranks, kept_in * trained // ranks,
+        moments * trained // ranks, activations, kept_in * wise // ranks, float(flops) * tokens,
     )  # fmt: skip

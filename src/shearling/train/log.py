@@ -44,6 +44,19 @@ class Log:
         self._stream.close()
 
 
+class NoLog(Log):
+    """The log of ranks that write none."""
+
+    def __init__(self) -> None:
+        """Open nothing."""
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Write nothing."""
+
+    def close(self) -> None:
+        """Close nothing."""
+
+
 def read(folder: Path) -> list[dict[str, Any]]:
     """All records of a run, oldest first."""
     return _lines(folder / FILE)

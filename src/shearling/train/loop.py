@@ -4,16 +4,22 @@ A step is a function of the seed, the step's number and the state before it, so 
 killed and taken up again, on as many ranks or on another number, gives the losses it would have
 given (bit for bit on the same number of ranks on a CPU).
 
+On a GPU nothing in a step waits for the device: the next batch is read and the next step told
+while it computes, and a step's numbers are looked at one step later. No checkpoint is written, and
+no held-out loss taken, before all of them have been.
+
 Shapes: B sequences of a micro-batch, S positions.
 """
 
 from __future__ import annotations
 
+import gc
 import math
 import signal
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections import deque
+from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,21 +29,35 @@ from torch import Tensor, nn
 
 from shearling.data.seeds import folded
 from shearling.data.store import IGNORED, Store
-from shearling.data.teacher import Cache, Kept
+from shearling.data.teacher import Cache
 from shearling.engine.products import fast_products
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
+from shearling.train import optimiser as optimisers
 from shearling.train import saving
-from shearling.train.log import Log
+from shearling.train.batches import Batch, Reader
+from shearling.train.device import numbers
+from shearling.train.log import Log, NoLog
+from shearling.train.memory import MICRO_TOKENS
 from shearling.train.mixture import Mixture
-from shearling.train.objective import Objective, counted
+from shearling.train.objective import Objective
 from shearling.train.options import Options
 from shearling.train.parallel import World, sharded, whole
+from shearling.train.readings import Reading
 from shearling.train.schedule import factor
 from shearling.train.weights import Weights
 
 STAGE = "training"
-MICRO_TOKENS = 2048  # in memory at a time, unless the user says
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A step that was told to the device, and what it is to be logged with."""
+
+    step: int
+    share: float
+    domains: tuple[str, ...]
+    reading: Reading
 
 
 @dataclass
@@ -53,6 +73,8 @@ class Trainer:
         world: ranks.
         progress, notify: told how far the run is; told what a user should know.
         cache: what an absent teacher said of the store's tokens.
+        micro: sequences in memory at a time; as many as options say, or a CPU likes, if not given.
+            Halved where memory runs out.
 
     Where the objective holds a learner of gates, it is told when a step begins and ends; its
     parameters have learning rates of their own, on the same schedule, and are not clipped.
@@ -68,27 +90,29 @@ class Trainer:
     progress: Progress = silent
     notify: Callable[[str], None] = lambda message: None
     cache: Cache | None = None
+    micro: int | None = None
     step: int = field(default=0, init=False)
     stopped: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         """Lay out the data and the optimiser; nothing is trained yet."""
-        if self.options.batch % self.world.size:
+        options, size = self.options, self.world.size
+        if options.batch % size:
             raise ShearlingError(
-                f"a batch of {self.options.batch} sequences cannot be split over "
-                f"{self.world.size} ranks; give batch={_next(self.options.batch, self.world.size)}."
+                f"a batch of {options.batch} sequences cannot be split over {size} ranks; give "
+                f"batch={_next(options.batch, size)}."
             )
         sizes = {domain: len(self.store.sequences(domain)) for domain in self.store.domains}
-        self.mixture = Mixture(sizes, seed=self.options.seed, batch=self.options.batch)
-        self.steps = self.options.steps(self.store.length)
-        own, learner = groups(self.objective, self.options.weight_decay), self.objective.learner
-        self._own = len(own)
-        self.optimiser = torch.optim.AdamW(
-            [*own, *(learner.groups() if learner else ())], lr=self.options.lr,
-            betas=self.options.betas, eps=self.options.eps,
-        )  # fmt: skip
-        for group in self.optimiser.param_groups:
-            group["peak"] = group["lr"]
+        self.mixture = Mixture(sizes, seed=options.seed, batch=options.batch)
+        self.steps = options.steps(self.store.length)
+        self.optimiser = optimisers.build(self.objective, options, self.world)
+        self._own = len(optimisers.groups(self.objective, options.weight_decay))
+        self.micro = self.micro or options.micro or max(1, MICRO_TOKENS // self.store.length)
+        self._reader = Reader(self.store, self.cache, self.world.device)
+        self._log = NoLog()
+        self._made: deque[_Made] = deque()
+        self._behind = 1 if self.world.device.type == "cuda" else 0
+        self._begun = time.perf_counter(), 0
         self._saved = -1
 
     def run(self) -> None:
@@ -96,29 +120,35 @@ class Trainer:
 
         Raises:
             ShearlingError: a checkpoint of another run, a loss that is not finite (the last good
-                checkpoint is named), or a full disk; checkpoints before it are still there.
+                checkpoint is named), a full disk, or too little memory for one sequence;
+                checkpoints before it are still there.
         """
         self._resume()
-        log = self._open_log()
-        started, before = time.perf_counter(), self.step
+        if self.world.first:
+            self._log = Log(self.folder, after=self.step, trackers=self.options.trackers)
+        self._begun = time.perf_counter(), self.step
         try:
-            with _terminated() as stopping, self._fast():
+            with _terminated() as stopping, fast_products():
                 while self.step < self.steps:
-                    self._look(log)
-                    log.write(self._train() | self._speed(started, before))
+                    self._look()
+                    self.advance()
                     self.progress(STAGE, self.step, self.steps)
                     self.stopped = self.world.any(stopping())
                     if self.step % self.options.save_every == 0 or self.stopped:
                         self.save()
                     if self.stopped:
                         return
-                self._look(log)
+                self._look()
                 self.save()
+        except torch.OutOfMemoryError as error:
+            raise self._too_large() from error
         finally:
-            log.close()
+            self._reader.close()
+            self._log.close()
 
     def save(self) -> None:
         """Write a checkpoint, unless this step's is there."""
+        self.settle()
         if self._saved == self.step:
             return
         held = saving.tensors(self.objective, self.optimiser)
@@ -136,6 +166,52 @@ class Trainer:
         with nullcontext() if learner is None else learner.settled(self.step):
             return {domain: self._held_out(domain) for domain in self.store.domains}
 
+    def advance(self) -> None:
+        """One update; its numbers are logged when they have arrived."""
+        rows = self._rows()
+        batch = self._reader.batch(rows[self.world.rank :: self.world.size])
+        self._read_ahead()
+        count = max(self.world.total(batch.counted), 1)
+        learner = self.objective.learner
+        total = self._gradients(batch, count)
+        if learner is not None:
+            learner.gather(self.step, self.world)
+        norm = whole(optimisers.clip(self._trained(), self.options.clip))
+        share = factor(self.step, self.steps, warmup=self.options.warmup, final=self.options.final)
+        optimisers.set_rates(self.optimiser, share)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.step += 1
+        values: dict[str, Any] = {"loss": self.world.summed(total) / count, "gradient_norm": norm}
+        if learner is not None:
+            learner.settle(self.step)
+            values |= {"gates": learner.record(self.step), "largest": learner.largest()}
+        domains = tuple(dict.fromkeys(domain for domain, _ in rows))
+        self._made.append(_Made(self.step, share, domains, Reading(values)))
+        self.settle(self._behind)
+
+    def settle(self, behind: int = 0) -> None:
+        """Look at the numbers of all steps made but the last ``behind``, and log them.
+
+        Raises:
+            ShearlingError: a loss or gradient that is not finite, gates that run away.
+        """
+        while len(self._made) > behind:
+            made = self._made.popleft()
+            values = made.reading.read()
+            if not (math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"])):
+                raise self._not_finite(made)
+            if self.objective.learner is not None:
+                self.objective.learner.check(values.pop("largest"))
+            seconds, done = time.perf_counter() - self._begun[0], made.step - self._begun[1]
+            self._log.write(
+                {
+                    "kind": "train", "step": made.step, "tokens": self._tokens(made.step),
+                    "lr": self.options.lr * made.share, **values, "seconds": round(seconds, 3),
+                    "tokens_per_s": round(self._tokens(done) / seconds, 2),
+                }
+            )  # fmt: skip
+
     def _resume(self) -> None:
         newest = saving.last(self.folder)
         if newest is None:
@@ -150,78 +226,81 @@ class Trainer:
         held = saving.tensors(self.objective, self.optimiser)
         saving.load(newest, held, self.world)
         self.step = self._saved = int(state["step"])
-        for group in self.optimiser.param_groups:
-            for parameter in group["params"]:
-                self.optimiser.state[parameter]["step"] = torch.tensor(float(self.step))
+        optimisers.go_on(self.optimiser, self.step)
         self.mixture.load(state["mixture"])
         self.weights.load(state["weights"])
         self.notify(f"going on from step {self.step} of {self.steps} ({newest}).")
 
-    def _open_log(self) -> Log:
-        if self.world.first:
-            return Log(self.folder, after=self.step, trackers=self.options.trackers)
-        return _Silent()
-
-    def _look(self, log: Log) -> None:
+    def _look(self) -> None:
         """Held-out losses where they are due, and what the mix makes of them."""
-        update = self.options.mix == "dynamic" and self.step % self.options.update_every == 0
-        last = self.step == self.steps
+        update, last = self._updates(self.step), self.step == self.steps
         if not (update or last or self.step % self.options.eval_every == 0):
             return
+        self.settle()
         losses = self.losses()
         if update and 0 < self.step < self.steps:
             self.weights.update(losses, self.step)
-        log.write(
+        self._log.write(
             {
                 "kind": "eval", "step": self.step, "tokens": self._tokens(self.step),
                 "losses": losses, "weights": dict(self.weights.current),
             }
         )  # fmt: skip
 
-    def _train(self) -> dict[str, Any]:
-        """One update; what the log is to hold of it."""
+    def _updates(self, step: int) -> bool:
+        return self.options.mix == "dynamic" and step % self.options.update_every == 0
+
+    def _rows(self) -> list[tuple[str, int]]:
+        """The global batch of this step."""
         rows = self.mixture.next(self.weights.current)
         for notice in self.mixture.notices:
             self.notify(
                 f"{notice.domain} is used up at step {notice.step}; its sequences come again, in "
                 f"another order (epoch {notice.epoch})."
             )
-        mine = rows[self.world.rank :: self.world.size]
-        ids_NS, labels_NS = self._read("train", mine)
+        return rows
+
+    def _read_ahead(self) -> None:
+        """Have the next step's sequences read, unless the mix may change before it."""
+        if self.step + 1 < self.steps and not self._updates(self.step + 1):
+            rows = self.mixture.peek(self.weights.current)
+            self._reader.read_ahead(rows[self.world.rank :: self.world.size])
+
+    def _gradients(self, batch: Batch, count: float) -> Tensor:
+        """The summed loss, and gradients; the step is begun anew where memory runs out."""
+        while True:
+            try:
+                return self._accumulated(batch, count)
+            except torch.OutOfMemoryError as error:
+                if self.micro == 1 or self.world.size > 1:
+                    raise self._too_large() from error
+            self._halve()  # only here are the failed step's activations free
+
+    def _accumulated(self, batch: Batch, count: float) -> Tensor:
         torch.manual_seed(_step_seed(self.options.seed, self.step, self.world.rank))
-        learner = self.objective.learner
-        if learner is not None:
-            learner.draw(self.step)
-        count = self.world.total(counted(labels_NS))
-        total = 0.0
-        first = 0
-        for ids_BS, labels_BS in self._micro(ids_NS, labels_NS):
-            kept = self._kept(mine[first : first + len(ids_BS)])
-            first += len(ids_BS)
-            loss = self.objective(ids_BS, labels_BS, kept)
+        if self.objective.learner is not None:
+            self.objective.learner.draw(self.step)
+        device, size = self.world.device, self.micro or 1
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        for part in batch.micro(size, device):
+            with self._precision():
+                loss = self.objective(part.ids, part.labels, part.kept, counting=part.counting)
             # FSDP averages gradients over ranks; the sum over all tokens' is wanted.
-            (loss * (self.world.size / max(count, 1))).backward()
-            total += float(loss.detach())
-        if learner is not None:
-            learner.gather(self.step, self.world)
-        mean = self.world.total(total) / max(count, 1)
-        norm = nn.utils.clip_grad_norm_(self._trained(), self.options.clip)
-        norm = float(whole(norm))
-        if not (math.isfinite(mean) and math.isfinite(norm)):
-            raise self._not_finite(rows)
-        share = factor(self.step, self.steps, warmup=self.options.warmup, final=self.options.final)
-        for group in self.optimiser.param_groups:
-            group["lr"] = group["peak"] * share
-        self.optimiser.step()
+            (loss * (self.world.size / count)).backward()
+            total += loss.detach()
+        return total
+
+    def _halve(self) -> None:
+        before = self.micro or 1
+        self.micro = before // 2
         self.optimiser.zero_grad(set_to_none=True)
-        self.step += 1
-        if learner is not None:
-            learner.settle(self.step)
-        return {
-            "kind": "train", "step": self.step, "tokens": self._tokens(self.step), "loss": mean,
-            "gradient_norm": norm, "lr": self.options.lr * share,
-            **({} if learner is None else {"gates": learner.record(self.step)}),
-        }  # fmt: skip
+        gc.collect()
+        if self.world.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.notify(
+            f"memory ran out with {before} sequences at a time at step {self.step + 1}; the step "
+            f"is made again with {self.micro}, and so is all that follows (micro={self.micro})."
+        )
 
     def _held_out(self, domain: str) -> float:
         part = self.store.sequences(domain, "held_out")
@@ -230,35 +309,17 @@ class Trainer:
         # Every rank runs as many micro-batches: sharded weights are gathered by all at once.
         each = -(-len(rows) // self.world.size)
         padding = each - len(mine)
-        ids_NS, labels_NS = self._read("held_out", mine + [(domain, 0)] * padding)
+        ids_NS, labels_NS = self._reader.read("held_out", mine + [(domain, 0)] * padding)
         if padding:
             labels_NS[-padding:] = IGNORED
-        total = 0.0
+        batch, device = Batch(ids_NS, labels_NS, None), self.world.device
+        total = torch.zeros((), dtype=torch.float64, device=device)
         with torch.no_grad():
-            for ids_BS, labels_BS in self._micro(ids_NS, labels_NS):
-                total += float(self.objective(ids_BS, labels_BS, held_out=True))
-        return self.world.total(total) / max(1.0, self.world.total(counted(labels_NS)))
-
-    def _read(self, part: str, rows: Sequence[tuple[str, int]]) -> tuple[Tensor, Tensor]:
-        """Tokens and labels (N, S) in the order of ``rows``; each domain is read once."""
-        ids_NS = torch.empty(len(rows), self.store.length, dtype=torch.long)
-        labels_NS = torch.empty_like(ids_NS)
-        for domain in dict.fromkeys(domain for domain, _ in rows):
-            places = [i for i, (name, _) in enumerate(rows) if name == domain]
-            found = self.store.sequences(domain, part)[[rows[i][1] for i in places]]
-            ids_NS[places], labels_NS[places] = found
-        return ids_NS, labels_NS
-
-    def _kept(self, rows: Sequence[tuple[str, int]]) -> Kept | None:
-        return None if self.cache is None else self.cache.read(rows).to(self.world.device)
-
-    def _micro(self, ids_NS: Tensor, labels_NS: Tensor) -> list[tuple[Tensor, Tensor]]:
-        size = self.options.micro or max(1, MICRO_TOKENS // self.store.length)
-        device = self.world.device
-        return [
-            (ids_BS.to(device), labels_BS.to(device))
-            for ids_BS, labels_BS in zip(ids_NS.split(size), labels_NS.split(size), strict=True)
-        ]
+            for micro in batch.micro(self.micro or 1, device):
+                with self._precision():
+                    total += self.objective(micro.ids, micro.labels, held_out=True)
+        total = self.world.summed(total)
+        return float(total) / max(1.0, self.world.total(batch.counted))
 
     def _trained(self) -> list[nn.Parameter]:
         return [p for group in self.optimiser.param_groups[: self._own] for p in group["params"]]
@@ -266,55 +327,33 @@ class Trainer:
     def _tokens(self, step: int) -> int:
         return step * self.options.batch * self.store.length
 
-    def _speed(self, started: float, before: int) -> dict[str, float]:
-        seconds = time.perf_counter() - started
-        done = self._tokens(self.step) - self._tokens(before)
-        return {"seconds": round(seconds, 3), "tokens_per_s": round(done / seconds, 2)}
+    def _precision(self) -> AbstractContextManager[Any]:
+        """Products in bfloat16 where float32 weights are not multiplied themselves.
 
-    @contextmanager
-    def _fast(self) -> Generator[None]:
-        """Faster products on a CPU; on one GPU, bfloat16 (FSDP casts by itself)."""
-        bf16 = self.options.dtype == "bfloat16" or (
-            self.options.dtype == "auto" and self.world.device.type == "cuda"
-        )
-        plain = not sharded(self.objective)
-        with (
-            fast_products(),
-            torch.autocast(self.world.device.type, torch.bfloat16, enabled=bf16 and plain),
-        ):
-            yield
+        Entered for every forward pass: autocast keeps the casts of weights until it is left, and
+        would go on with them after the optimiser has changed the weights. FSDP casts by itself.
+        """
+        device = self.world.device
+        taken = numbers(self.options.dtype, self.options.weight_dtype, device)
+        if not taken.autocast or sharded(self.objective):
+            return nullcontext()
+        return torch.autocast(device.type, taken.computed)
 
-    def _not_finite(self, rows: Sequence[tuple[str, int]]) -> ShearlingError:
+    def _not_finite(self, made: _Made) -> ShearlingError:
         newest = saving.last(self.folder)
-        domains = ", ".join(dict.fromkeys(domain for domain, _ in rows))
         kept = f"the last good state is {newest}" if newest else "no checkpoint was due yet"
         return ShearlingError(
-            f"the loss or its gradient is not a finite number at step {self.step + 1} (sequences "
-            f"of {domains}); {kept}: lower lr, or look at that data, and start again."
+            f"the loss or its gradient is not a finite number at step {made.step} (sequences of "
+            f"{', '.join(made.domains)}); {kept}: lower lr, or look at that data, and start again."
         )
 
-
-class _Silent(Log):
-    """The log of ranks that write none."""
-
-    def __init__(self) -> None:
-        pass
-
-    def write(self, record: Mapping[str, Any]) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-def groups(module: nn.Module, decay: float) -> list[dict[str, Any]]:
-    """AdamW's groups: decay on matrices alone, none on norms' gains and biases; gates apart."""
-    learner = module.get_submodule("learner") if getattr(module, "learner", None) else None
-    others = set() if learner is None else set(learner.parameters())
-    trained = [p for p in module.parameters() if p.requires_grad and p not in others]
-    matrices, vectors = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim < 2]
-    found = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
-    return [group for group in found if group["params"]]
+    def _too_large(self) -> ShearlingError:
+        alone = "one sequence" if self.micro == 1 else f"{self.micro} sequences"
+        return ShearlingError(
+            f"memory ran out with {alone} of {self.store.length} tokens at a time; give "
+            "checkpointing=true, a smaller micro, optimizer=adamw8bit with weight_dtype=bfloat16, "
+            "or pack the text with a smaller --length."
+        )
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

@@ -97,6 +97,15 @@ class Mixture:
         self._step += 1
         return slots
 
+    def peek(self, weights: Mapping[str, float]) -> list[tuple[str, int]]:
+        """What ``next`` would return; nothing is advanced."""
+        state, notices = self.state(), self.notices
+        try:
+            return self.next(weights)
+        finally:
+            self.load(state)
+            self.notices = notices
+
     def state(self) -> dict[str, Any]:
         """All that is needed to go on exactly, as JSON can hold it."""
         return {

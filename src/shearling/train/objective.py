@@ -9,8 +9,9 @@ cached distribution.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -24,7 +25,52 @@ from shearling.engine.products import preferred
 if TYPE_CHECKING:
     from shearling.train.parallel import World
 
-CHUNK = 512  # tokens whose logits are alive at a time where both models' are needed
+CHUNK = 512  # tokens whose logits are alive at a time, at least; on a CPU no more than that
+LOGITS_BYTES = 2**30  # of one chunk's float32 logits on a GPU, whose products want many rows
+
+
+@dataclass(frozen=True)
+class Counting:
+    """Which predictions of a micro-batch count, told by whoever knows without asking the device.
+
+    A plain object, so that FSDP leaves it alone.
+
+    Attributes:
+        places: their numbers (T,) among all B * (S - 1), on the model's device; None where all do.
+    """
+
+    places: Tensor | None
+
+    @staticmethod
+    def of(labels_BS: Tensor) -> Counting:
+        """From labels; a GPU is waited for if they lie there."""
+        counting = (labels_BS[:, 1:] != IGNORED).flatten()
+        return Counting(None if counting.all() else counting.nonzero().flatten())
+
+    def rows(self, values: Tensor) -> Tensor:
+        """Those of ``values`` (B * (S - 1), ...) that count."""
+        return values if self.places is None else values[self.places]
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """How a model learns from a teacher.
+
+    Attributes:
+        temperature: divides both models' logits; the sum is multiplied by its square, as is usual,
+            so that gradients keep their size.
+        text_share: weight of the text's own loss beside a teacher; the divergence has the rest.
+        hidden_share: weight of the squared error between states, each of the teacher's having a
+            norm of 1, averaged over the places compared: the state that the head reads, and
+            those that enter the blocks.
+        stands_for: for each block of the model, its number in the teacher; only the last states
+            are compared without.
+    """
+
+    temperature: float = 1.0
+    text_share: float = 0.0
+    hidden_share: float = 0.0
+    stands_for: tuple[int, ...] | None = None
 
 
 class TrainedGates(Protocol):
@@ -55,7 +101,15 @@ class TrainedGates(Protocol):
         ...
 
     def record(self, step: int) -> dict[str, Any]:
-        """For the log."""
+        """For the log: numbers that may still be on their way (0-dim tensors), by name."""
+        ...
+
+    def largest(self) -> dict[str, Tensor]:
+        """What ``check`` is to be told, once it has arrived from the device."""
+        ...
+
+    def check(self, largest: Mapping[str, float]) -> None:
+        """Raise ShearlingError if something runs away."""
         ...
 
 
@@ -69,68 +123,62 @@ class Objective(nn.Module):
         plain_head: whether logits are the head's product of the last state and no more; then they
             are never all in memory.
         teacher: of the same vocabulary, never trained; None for the text's own loss.
-        temperature: divides both models' logits; the sum is multiplied by its square, as is usual,
-            so that gradients keep their size.
-        text_share: weight of the text's own loss beside a teacher; the divergence has the rest.
-        hidden_share: weight of the squared error between states, each of the teacher's having a
-            norm of 1, averaged over the places compared: the state that the head reads, and
-            those that enter the blocks.
-        stands_for: for each block of the model, its number in the teacher; only the last states
-            are compared without.
+        distillation: how it is learned from a teacher.
         learner: of gates that the model computes with; the loop sees to it.
     """
 
     def __init__(
         self, model: Any, *, plain_head: bool, teacher: nn.Module | None = None,
-        temperature: float = 1.0, text_share: float = 0.0, hidden_share: float = 0.0,
-        stands_for: tuple[int, ...] | None = None, learner: TrainedGates | None = None,
+        distillation: Distillation | None = None, learner: TrainedGates | None = None,
     ) -> None:  # fmt: skip
         """Hold the models."""
         super().__init__()
         self.model, self.teacher, self.learner = model, teacher, learner
         self.plain_head = plain_head
-        self.temperature, self.text_share = temperature, text_share
-        self.hidden_share, self.stands_for = hidden_share, stands_for
+        self.distillation = distillation or Distillation()
 
     def forward(
-        self, ids_BS: Tensor, labels_BS: Tensor, kept: Kept | None = None, *, held_out: bool = False
-    ) -> Tensor:
+        self, ids_BS: Tensor, labels_BS: Tensor, kept: Kept | None = None, *,
+        counting: Counting | None = None, held_out: bool = False,
+    ) -> Tensor:  # fmt: skip
         """Sum over the labels that count (0-dim, float32), in nats.
 
         Held-out text is judged by its own loss, whatever is minimised. ``kept`` is what a teacher
-        that is not here said of the same tokens.
+        that is not here said of the same tokens; ``counting`` is read from the labels if not given.
         """
-        if kept is not None and not held_out:
-            return self._divergence_from(kept, ids_BS, labels_BS)
-        if self.teacher is not None and not held_out:
-            return self._divergence(self.teacher, ids_BS, labels_BS)
+        if (kept is not None or self.teacher is not None) and not held_out:
+            counting = counting or Counting.of(labels_BS)
+            if kept is not None:
+                return self._divergence_from(kept, ids_BS, labels_BS, counting)
+            return self._divergence(ids_BS, labels_BS, counting)
         if not self.plain_head:
             logits_BSV = self.model(input_ids=ids_BS, use_cache=False).logits[:, :-1]
             return _summed_nll(logits_BSV.flatten(0, 1).float(), labels_BS[:, 1:].flatten())
         h_TD, labels_T = predicting(last_state(self.model, ids_BS), labels_BS)
         return head_loss(self.model, h_TD, labels_T)
 
-    def _divergence(self, teacher: nn.Module, ids_BS: Tensor, labels_BS: Tensor) -> Tensor:
+    def _divergence(self, ids_BS: Tensor, labels_BS: Tensor, counting: Counting) -> Tensor:
         own, theirs = self._places()
         with torch.no_grad():
-            wanted = states(teacher, ids_BS, theirs)
+            wanted = states(self.teacher, ids_BS, theirs)
         found = states(self.model, ids_BS, own)
-        wanted_TD, _ = predicting(wanted[-1], labels_BS, drop=True)
-        h_TD, labels_T = predicting(found[-1], labels_BS, drop=True)
+        wanted_TD, _ = predicting(wanted[-1], labels_BS, counting)
+        h_TD, labels_T = predicting(found[-1], labels_BS, counting)
         model: Any = self.model
         head = model.get_output_embeddings()
-        total = _InChunks.apply(self._chunk, h_TD, head.weight, head.bias, wanted_TD, labels_T)
-        if self.hidden_share:
+        total = in_chunks(self._chunk, h_TD, head.weight, head.bias, wanted_TD, labels_T)
+        if self.distillation.hidden_share:
             pairs = zip(found, wanted, strict=True)
-            errors = [_error(*(predicting(h, labels_BS, drop=True)[0] for h in p)) for p in pairs]
-            total = total + self.hidden_share * torch.stack(errors).mean()
+            errors = [_error(*(predicting(h, labels_BS, counting)[0] for h in p)) for p in pairs]
+            total = total + self.distillation.hidden_share * torch.stack(errors).mean()
         return total
 
     def _places(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Blocks of the model and of the teacher whose entering states are compared."""
-        if not self.hidden_share or self.stands_for is None:
+        stands_for = self.distillation.stands_for
+        if not self.distillation.hidden_share or stands_for is None:
             return (), ()
-        return tuple(range(1, len(self.stands_for))), self.stands_for[1:]
+        return tuple(range(1, len(stands_for))), stands_for[1:]
 
     def _chunk(
         self, h_TD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, wanted_TD: Tensor,
@@ -138,22 +186,28 @@ class Objective(nn.Module):
     ) -> Tensor:  # fmt: skip
         """The summed loss of a few tokens, whose logits fit in memory."""
         assert self.teacher is not None
+        temperature = self.distillation.temperature
         with torch.no_grad():
-            wanted_TV = logits(self.teacher, wanted_TD).float() / self.temperature
+            wanted_TV = logits(self.teacher, wanted_TD).float() / temperature
             wanted_TV = wanted_TV.log_softmax(-1)
         found_TV = capped(self.model, functional.linear(h_TD, weight_VD, bias_V)).float()
         divergence = functional.kl_div(
-            (found_TV / self.temperature).log_softmax(-1), wanted_TV,
+            (found_TV / temperature).log_softmax(-1), wanted_TV,
             reduction="sum", log_target=True,
         )  # fmt: skip
-        return self._with_text(divergence * self.temperature**2, found_TV, labels_T)
+        return self._with_text(divergence * temperature**2, found_TV, labels_T)
 
-    def _divergence_from(self, kept: Kept, ids_BS: Tensor, labels_BS: Tensor) -> Tensor:
-        h_TD, labels_T = predicting(last_state(self.model, ids_BS), labels_BS, drop=True)
+    def _divergence_from(
+        self, kept: Kept, ids_BS: Tensor, labels_BS: Tensor, counting: Counting
+    ) -> Tensor:
+        h_TD, labels_T = predicting(last_state(self.model, ids_BS), labels_BS, counting)
         model: Any = self.model
         head = model.get_output_embeddings()
-        wanted = kept.chosen((labels_BS[:, 1:] != IGNORED).flatten())
-        return _InChunks.apply(self._cached_chunk, h_TD, head.weight, head.bias, *wanted, labels_T)
+        wanted = (
+            counting.rows(each)
+            for each in (kept.ids.flatten(0, 1), kept.logp.flatten(0, 1), kept.rest.flatten())
+        )
+        return in_chunks(self._cached_chunk, h_TD, head.weight, head.bias, *wanted, labels_T)
 
     def _cached_chunk(
         self, h_TD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, ids_TK: Tensor,
@@ -183,31 +237,51 @@ class Objective(nn.Module):
 
     def _with_text(self, divergence: Tensor, found_TV: Tensor, labels_T: Tensor) -> Tensor:
         """Beside the divergence, the text's own share of the loss."""
-        if not self.text_share:
+        share = self.distillation.text_share
+        if not share:
             return divergence
-        own = _summed_nll(found_TV, labels_T)
-        return (1 - self.text_share) * divergence + self.text_share * own
+        return (1 - share) * divergence + share * _summed_nll(found_TV, labels_T)
+
+
+def in_chunks(
+    loss: Callable[..., Tensor], h_TD: Tensor, weight_VD: Tensor, bias_V: Tensor | None,
+    *others: Tensor,
+) -> Tensor:  # fmt: skip
+    """The sum of ``loss(h, weight, bias, *others)`` over chunks of tokens; ``others`` go with them.
+
+    Differentiable in the first three. Nothing but one chunk's logits is ever in memory.
+    """
+    if h_TD.device.type == "cpu":
+        return _InChunks.apply(loss, CHUNK, h_TD, weight_VD, bias_V, *others)
+    size = max(CHUNK, LOGITS_BYTES // (4 * len(weight_VD)))
+    if torch.is_grad_enabled():
+        return _InChunks.apply(loss, size, h_TD, weight_VD, bias_V, *others)
+    split = [each.split(size) for each in (h_TD, *others)]
+    parts = [loss(h, weight_VD, bias_V, *rest) for h, *rest in zip(*split, strict=True)]
+    return torch.stack(parts).sum() if parts else h_TD.new_zeros((), dtype=torch.float32)
 
 
 class _InChunks(torch.autograd.Function):
     """A sum over tokens behind the head, its gradients taken chunk by chunk in the forward pass.
 
     No more than one chunk's logits are ever alive, and none are computed twice; recomputing them
-    in the backward pass (torch.utils.checkpoint) fails under FSDP2 with torch 2.13.
+    in the backward pass (torch.utils.checkpoint) fails under FSDP2 with torch 2.13. Under autocast
+    states and head are cast once, not for every chunk; gradients of the head add up in float32.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, loss: Callable[..., Tensor], h_TD: Tensor, weight_VD: Tensor,
+        ctx: Any, loss: Callable[..., Tensor], size: int, h_TD: Tensor, weight_VD: Tensor,
         bias_V: Tensor | None, *others: Tensor,
     ) -> Tensor:  # fmt: skip
-        """The sum of ``loss(h, weight, bias, *others)`` over chunks; ``others`` go with tokens."""
-        leaves: list[Any] = [None if t is None else t.detach() for t in (h_TD, weight_VD, bias_V)]
-        needed = [i for i in range(3) if ctx.needs_input_grad[i + 1]]
-        sums = {i: torch.zeros_like(leaves[i]) for i in needed if i > 0}
+        """The sum over chunks of ``size`` tokens."""
+        given: tuple[Any, ...] = (h_TD, weight_VD, bias_V)
+        leaves: list[Any] = [None if t is None else _cast(t.detach()) for t in given]
+        needed = [i for i in range(3) if ctx.needs_input_grad[i + 2]]
+        sums = {i: torch.zeros_like(given[i], dtype=_summed_in(given[i])) for i in needed if i > 0}
         of_h = []
         total = h_TD.new_zeros((), dtype=torch.float32)
-        split = [each.split(CHUNK) for each in (leaves[0], *others)]
+        split = [each.split(size) for each in (leaves[0], *others)]
         for h, *rest in zip(*split, strict=True):
             with torch.enable_grad():
                 inputs: list[Any] = [
@@ -223,6 +297,7 @@ class _InChunks(torch.autograd.Function):
                 for i, gradient in zip(needed, gradients, strict=True):
                     of_h.append(gradient) if i == 0 else sums[i].add_(gradient)
         ctx.gradients = {**sums, **({0: torch.cat(of_h)} if of_h else {})}
+        ctx.dtypes = [None if t is None else t.dtype for t in given]
         ctx.others = len(others)
         return total
 
@@ -230,7 +305,23 @@ class _InChunks(torch.autograd.Function):
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients taken in the forward pass, scaled."""
         found = [ctx.gradients.get(i) for i in range(3)]
-        return (None, *(None if g is None else g * outer[0] for g in found), *[None] * ctx.others)
+        scaled = [
+            None if g is None else (g * outer[0]).to(dtype)
+            for g, dtype in zip(found, ctx.dtypes, strict=True)
+        ]
+        return None, None, *scaled, *[None] * ctx.others
+
+
+def _cast(tensor: Tensor) -> Tensor:
+    """As autocast would, if it is on and this is what it casts."""
+    device = tensor.device.type
+    if torch.is_autocast_enabled(device) and tensor.dtype == torch.float32:
+        return tensor.to(torch.get_autocast_dtype(device))
+    return tensor
+
+
+def _summed_in(tensor: Any) -> torch.dtype:
+    return torch.float32 if tensor.dtype.itemsize < 4 else tensor.dtype
 
 
 def last_state(model: Any, ids_BS: Tensor) -> Tensor:
@@ -261,24 +352,27 @@ def decoder(model: Any) -> nn.Module:
     return getattr(plain, plain.base_model_prefix)
 
 
-def predicting(h_BSD: Tensor, labels_BS: Tensor, *, drop: bool = False) -> tuple[Tensor, Tensor]:
-    """States (T, D) and the labels (T,) they are to predict; with ``drop``, only what counts."""
+def predicting(
+    h_BSD: Tensor, labels_BS: Tensor, counting: Counting | None = None
+) -> tuple[Tensor, Tensor]:
+    """States (T, D) and the labels (T,) they are to predict; only those that count, if told."""
     h_TD, labels_T = h_BSD[:, :-1].flatten(0, 1), labels_BS[:, 1:].flatten()
-    if drop:
-        counting = labels_T != IGNORED
-        return h_TD[counting], labels_T[counting]
-    return h_TD, labels_T
+    if counting is None:
+        return h_TD, labels_T
+    return counting.rows(h_TD), counting.rows(labels_T)
 
 
 def head_loss(model: Any, h_TD: Tensor, labels_T: Tensor) -> Tensor:
     """Summed negative log-likelihood (nats), without the logits of all tokens in memory."""
     head = model.get_output_embeddings()
-    if h_TD.device.type == "cpu" and preferred():
+    stock: Any = getattr(functional, "linear_cross_entropy", None)  # since torch 2.13
+    if h_TD.device.type != "cpu" or preferred() or stock is None:
         # torch's own does not take the faster products; the head is a fifth of a small model.
-        return _InChunks.apply(_chunk_nll, h_TD, head.weight, head.bias, labels_T)
-    return functional.linear_cross_entropy(
+        return in_chunks(_chunk_nll, h_TD, head.weight, head.bias, labels_T)
+    options: Any = getattr(nn, "LinearCrossEntropyOptions", lambda: None)
+    return stock(
         h_TD, head.weight, labels_T, linear_bias=head.bias, reduction="sum",
-        options=nn.LinearCrossEntropyOptions() if torch.is_grad_enabled() else None,
+        options=options() if torch.is_grad_enabled() else None,
     )  # fmt: skip
 
 

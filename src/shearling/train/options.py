@@ -22,7 +22,8 @@ class Options(BaseModel):
         recipe: ``cpt`` trains every weight on text; ``lora`` adapters alone, merged at the end;
             ``distill`` every weight towards the source model's next-token distribution.
         tokens: how many to train on, over all ranks; rounded up to whole steps.
-        batch: sequences a step, over all ranks; ``micro``: sequences in memory at a time on a rank.
+        batch: sequences a step, over all ranks; ``micro``: sequences in memory at a time on a rank
+            (by itself 2,048 tokens on a CPU, and as many as fit on a GPU).
         lr, betas, eps, weight_decay, clip: of AdamW (Shortened LLaMA, section 4.1, for cpt and
             lora); weight decay falls on matrices alone.
         warmup: share of the steps over which the learning rate rises; ``final``: share of it that
@@ -39,9 +40,12 @@ class Options(BaseModel):
             states, where teacher and student have the same width: those that enter the blocks,
             where the student was made from the teacher, and the last.
         rank, alpha: of LoRA; ``lora_lr``: its peak rate behind CPT, if that is another than ``lr``.
-        dtype: what is computed in: ``auto`` is bfloat16 on a GPU and float32 on a CPU; weights and
-            the optimiser's state stay float32.
-        checkpointing: compute blocks' activations anew in the backward pass.
+        dtype: what is computed in: ``auto`` is bfloat16 on a GPU and float32 on a CPU.
+        optimizer: ``adamw``, or ``adamw8bit``, whose moments take a byte each (torchao).
+        weight_dtype: what trained weights are kept in; ``bfloat16`` takes a fourth of the memory
+            with ``adamw8bit``, which rounds updates up or down by chance so that small ones count.
+        checkpointing: compute blocks' activations anew in the backward pass; by itself where a
+            GPU's memory asks for it.
         compile: compile the blocks (off on CPUs, where it gained nothing).
         seed: of the order of data and every draw.
         trackers: besides log.jsonl: tensorboard, trackio or wandb.
@@ -77,7 +81,9 @@ class Options(BaseModel):
     alpha: int = Field(default=16, gt=0)
     lora_lr: float | None = Field(default=None, gt=0)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    checkpointing: bool = False
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    weight_dtype: Literal["float32", "bfloat16"] = "float32"
+    checkpointing: bool | None = None
     compile: bool = False
     seed: int = Field(default=0, ge=0, le=LARGEST)
     trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
@@ -94,6 +100,17 @@ class Options(BaseModel):
     def _check_lora_lr(self) -> Options:
         if self.lora_lr is not None and self.recipe != "cpt-then-lora":
             raise ValueError(f"lora_lr is of cpt-then-lora; the rate of {self.recipe} is lr")
+        return self
+
+    @model_validator(mode="after")
+    def _check_weight_dtype(self) -> Options:
+        if self.weight_dtype == "bfloat16" and self.optimizer != "adamw8bit":
+            raise ValueError(
+                "weight_dtype=bfloat16 loses small updates unless they are rounded by chance; give "
+                "optimizer=adamw8bit with it"
+            )
+        if self.weight_dtype == "bfloat16" and self.dtype == "float32":
+            raise ValueError("weights in bfloat16 are multiplied in bfloat16; leave dtype out")
         return self
 
     def steps(self, length: int) -> int:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,7 +21,10 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from shearling.train.device import chosen
+
 _CPU = torch.device("cpu")
+PATIENCE = timedelta(days=7)  # while one rank scores a model, the others wait for it
 
 
 @dataclass(frozen=True)
@@ -31,12 +36,15 @@ class World:
         device: where this process computes.
         mesh: of FSDP: one dimension on one node; (nodes, ranks of a node) on several, so that
             weights are sharded inside a node and replicated between them; None for one process.
+        patient: a process group on the host in which ranks wait for one another for days, and
+            add up numbers without asking their devices; None for the default one.
     """
 
     rank: int = 0
     size: int = 1
     device: torch.device = _CPU
     mesh: DeviceMesh | None = None
+    patient: Any = None
 
     @property
     def first(self) -> bool:
@@ -44,42 +52,62 @@ class World:
         return self.rank == 0
 
     def total(self, value: float) -> float:
-        """The sum over ranks of a number, in float64."""
+        """The sum over ranks of a number, in float64; devices are not asked."""
+        return self._reduced(value, dist.ReduceOp.SUM)
+
+    def least(self, value: float) -> float:
+        """The least of all ranks' numbers."""
+        return self._reduced(value, dist.ReduceOp.MIN)
+
+    def _reduced(self, value: float, how: Any) -> float:
         if self.size == 1:
             return value
-        tensor = torch.tensor(value, dtype=torch.float64, device=self.device)
-        dist.all_reduce(tensor)
+        tensor = torch.tensor(value, dtype=torch.float64)
+        dist.all_reduce(tensor, how, group=self.patient)
         return float(tensor)
 
-    def barrier(self) -> None:
-        """Wait until every rank is here."""
+    def summed(self, number: Tensor) -> Tensor:
+        """The sum over ranks of a number on the device, which is not waited for."""
         if self.size > 1:
-            dist.barrier()
+            dist.all_reduce(number)
+        return number
+
+    def barrier(self) -> None:
+        """Wait until every rank is here, however long one of them works alone."""
+        if self.size > 1:
+            dist.barrier(group=self.patient)
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is up on any rank."""
         return self.total(float(flag)) > 0
 
 
-def join() -> World:
-    """The world that torchrun describes, or one process alone."""
-    cuda = torch.cuda.is_available()
+def join(device: str = "auto") -> World:
+    """The world that torchrun describes, or one process alone.
+
+    Args:
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; several ranks of a machine take the GPU
+            of their own number.
+
+    Raises:
+        ShearlingError: a device that is not there.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    device = torch.device("cuda", local) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(device)
+    mine = chosen(device, int(os.environ.get("LOCAL_RANK", "0")))
+    if mine.type == "cuda":
+        torch.cuda.set_device(mine)
     if size == 1:
-        return World(device=device)
+        return World(device=mine)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if cuda else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if mine.type == "cuda" else "gloo")
     each = int(os.environ.get("LOCAL_WORLD_SIZE", size))
-    kind = "cuda" if cuda else "cpu"
     if size > each:
-        mesh = init_device_mesh(kind, (size // each, each), mesh_dim_names=("nodes", "ranks"))
+        names, sizes = ("nodes", "ranks"), (size // each, each)
     else:
-        mesh = init_device_mesh(kind, (size,), mesh_dim_names=("ranks",))
-    return World(dist.get_rank(), size, device, mesh)
+        names, sizes = ("ranks",), (size,)
+    mesh = init_device_mesh(mine.type, sizes, mesh_dim_names=names)
+    patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+    return World(dist.get_rank(), size, mine, mesh, patient)
 
 
 def leave() -> None:

@@ -24,10 +24,10 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceSt
 
 from shearling.errors import ShearlingError
 from shearling.files.writer import disk_errors, sync_tree, write_json
+from shearling.train.optimiser import moments
 from shearling.train.parallel import World
 
 STATE = "state.json"
-MOMENTS = ("exp_avg", "exp_avg_sq")
 _NAME = re.compile(r"step-(\d{8})")
 
 
@@ -38,11 +38,8 @@ def tensors(module: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Te
         if not parameter.requires_grad:
             continue
         found[f"weight.{name}"] = parameter.detach()
-        state = optimiser.state[parameter]
-        for moment in MOMENTS:
-            if moment not in state:
-                state[moment] = torch.zeros_like(parameter)
-            found[f"{moment}.{name}"] = state[moment]
+        for moment, tensor in moments(optimiser, parameter).items():
+            found[f"{moment}.{name}"] = tensor
     return found
 
 
