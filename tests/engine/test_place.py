@@ -215,7 +215,7 @@ def test_blocks_of_a_narrower_type(models: Models, variant: str, tmp_path: Path)
 
 def test_states_keep_their_digits_between_narrow_blocks(tmp_path: Path) -> None:
     """A stream of float32 through many blocks of bfloat16 is nearer than one of bfloat16."""
-    checkpoint = Checkpoint.open(write_llama(tmp_path / "deep", layers=24))
+    checkpoint = Checkpoint.open(write_llama(tmp_path / "deep", layers=24, dtype=torch.bfloat16))
     ids_BS = tokens(4)
     exact = logits_of(BlockStream(checkpoint, place()), ids_BS)
     kept = logits_of(BlockStream(checkpoint, narrow()), ids_BS)

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shearling.commands.options import (
-    Device,
-    Dtype,
+    Computer,
     Json,
     Model,
+    Precision,
     References,
     RunOutput,
     TokenStore,
@@ -59,8 +59,8 @@ class HealOptions:
         Path | None, typer.Option(help="What the teacher says, from `shearling teach`, instead.")
     ] = None
     reference: References = None
-    device: Device = "auto"
-    dtype: Dtype = "auto"
+    device: Computer = "auto"
+    dtype: Precision = "auto"
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it would take, and train nothing.")
     ] = False

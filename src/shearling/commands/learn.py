@@ -11,10 +11,10 @@ import typer
 
 from shearling.commands.heal import joined, print_stopped, references, tell_device, with_dtype
 from shearling.commands.options import (
-    Device,
-    Dtype,
+    Computer,
     Json,
     Model,
+    Precision,
     References,
     RunOutput,
     TokenStore,
@@ -63,8 +63,8 @@ class LearnCommandOptions:
     distil: Annotated[
         bool, typer.Option(help="Learn from the teacher's distribution instead of the text.")
     ] = False
-    device: Device = "auto"
-    dtype: Dtype = "auto"
+    device: Computer = "auto"
+    dtype: Precision = "auto"
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be cut, and train nothing.")
     ] = False

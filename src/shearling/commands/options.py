@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from shearling.errors import ShearlingError
 from shearling.scoring.registry import PLUS, by_help, find
 
 if TYPE_CHECKING:
-    from shearling.engine.place import Need, Place
+    from shearling.engine.place import Need, Place, Wish
 
 BY_HELP = by_help()
 Model = Annotated[str, typer.Argument(help="A model directory, a .gguf file or a hub id.")]
@@ -35,9 +36,14 @@ RunOutput = Annotated[Path, typer.Option(help="A new directory, or that of a run
 References = Annotated[
     Path | None, typer.Option(help="Reference losses for mix=dynamic, from `shearling reference`.")
 ]
-Device = Annotated[str, typer.Option(help="What computes: auto, cpu, cuda or cuda:N.")]
-Dtype = Annotated[
-    str, typer.Option(help="What is computed in: auto (bfloat16 on a GPU), float32 or bfloat16.")
+Computer = Annotated[
+    str, typer.Option("--device", help="What computes: auto, cpu, cuda or cuda:N.")
+]
+Precision = Annotated[
+    str,
+    typer.Option(
+        "--dtype", help="What is computed in: auto (bfloat16 on a GPU), float32 or bfloat16."
+    ),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of every random choice.")]
 Stream = Annotated[
@@ -63,6 +69,41 @@ ProtectLast = Annotated[
 Batches = Annotated[str, typer.Option("--batch", help="Batch sizes, separated by commas.")]
 Dtype = Annotated[str, typer.Option(help="What to compute in.")]
 Device = Annotated[str, typer.Option(help="A torch device.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlaceOptions:
+    """Where a model runs block by block."""
+
+    device: Computer = "auto"
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="What blocks compute in: auto (bfloat16 for models of a billion parameters and "
+            "more on a GPU, else float32), float32 or bfloat16."
+        ),
+    ] = "auto"
+    memory: Annotated[
+        str | None, typer.Option(help="Of a GPU's memory, use at most this, such as 20GB.")
+    ] = None
+    stream: Stream = None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """By the names of the options, where the user said something, for warnings."""
+        return {
+            "--device": None if self.device == "auto" else self.device,
+            "--dtype": None if self.dtype == "auto" else self.dtype,
+            "--memory": self.memory,
+            "--stream": self.stream,
+        }
+
+    def wish(self) -> Wish:
+        """The same for :meth:`shearling.engine.place.Place.best`."""
+        from shearling.engine.place import Wish
+
+        memory = None if self.memory is None else size_in_bytes(self.memory, "--memory")
+        return Wish(device=self.device, dtype=self.dtype, stream=self.stream, memory=memory)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,17 +137,31 @@ def protection(by: str, protect: ProtectOptions) -> tuple[int, int] | None:
     return default[0] if first is None else first, default[1] if last is None else last
 
 
-def place_of(model: Any, stream: bool | None, need: Need | None = None) -> Place:
-    """Where a model runs, by what the user asked for and what is free."""
-    from shearling.engine.place import Place, Wish
+def place_of(model: Any, options: PlaceOptions, need: Need | None = None) -> Place:
+    """Where a model runs, by what the user asked for and what is free; the user is told."""
+    from shearling.engine.place import Place
 
-    return Place.best(model, Wish(stream=stream), need)
+    place = Place.best(model, options.wish(), need)
+    for line in place.lines():
+        note(line)
+    return place
 
 
 def check_file(output: Path | None) -> None:
     """Refuse a name that cannot become a file before any work is done."""
     if output is not None and output.is_dir():
         raise ShearlingError(f"--output {output} is a directory; name a file.")
+
+
+def size_in_bytes(text: str, option: str) -> int:
+    """Bytes that a user writes as 20GB, 512MB or 16GiB."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]i?)B?", text.strip(), re.ASCII | re.IGNORECASE)
+    if match is None:
+        raise ShearlingError(
+            f"{option} {text!r} was given, but a size such as 20GB or 16GiB was expected."
+        )
+    power = "KMGT".index(match[2][0].upper()) + 1
+    return int(float(match[1]) * (1024 if len(match[2]) > 1 else 1000) ** power)
 
 
 def numbers(text: str, option: str) -> list[int]:

@@ -12,11 +12,12 @@ from shearling.commands.options import (
     BY_HELP,
     Json,
     Model,
+    PlaceOptions,
     ProtectOptions,
     Seed,
-    Stream,
     TextOptions,
     describe_place,
+    note,
     numbers,
     print_result,
     warn,
@@ -120,7 +121,7 @@ class PruneOptions:
     text: TextOptions
     model_text: ModelTextOptions
     seed: Seed = 0
-    stream: Stream = None
+    place: PlaceOptions
     protect: ProtectOptions
     shard_size: ShardSize = 1.0
     dry_run: DryRun = False
@@ -140,7 +141,7 @@ def prune(options: PruneOptions) -> None:
         _print_plan(pruning, {}, options)
         return
     with progress_bars() as progress:
-        run = pruning.run(progress)
+        run = pruning.run(progress, note)
         choice = run.choose(wanted)
         if not options.dry_run:
             shard_bytes = int(options.shard_size * 1e9)
@@ -177,7 +178,7 @@ def _pruning(options: PruneOptions) -> Pruning:
         calibration=_calibration(options),
         criteria=criteria,
         repairs=Repairs(refit=options.refit, rotate=options.rotate),
-        running=Running(stream=options.stream, notify=warn),
+        running=Running(wish=options.place.wish(), notify=warn),
     )
 
 

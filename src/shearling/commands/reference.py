@@ -11,7 +11,7 @@ import typer
 
 from shearling.commands.options import (
     Json,
-    Stream,
+    PlaceOptions,
     check_file,
     place_of,
     print_result,
@@ -56,7 +56,7 @@ class ReferenceOptions:
     sequences: Annotated[
         int | None, typer.Option(min=1, help="Held-out sequences of each domain. Default 500.")
     ] = None
-    stream: Stream = None
+    place: PlaceOptions
     as_json: Json = False
 
 
@@ -86,7 +86,7 @@ def _read_given(options: ReferenceOptions) -> Reference:
     idle = {
         "--target-params": options.target_params,
         "--sequences": options.sequences,
-        "--stream": options.stream,
+        **options.place.given,
     }
     warn_ignored(idle, "the losses are given")
     reference = given(options.given)
@@ -139,14 +139,14 @@ def _fitted(options: ReferenceOptions) -> Reference:
     sizes = [model.parameters for model in checkpoints] + [point.parameters for point in before]
     target = _target(sizes, options.target_params, len(checkpoints))
     if not checkpoints:
-        idle = {"--sequences": options.sequences, "--stream": options.stream}
+        idle = {"--sequences": options.sequences} | options.place.given
         warn_ignored(idle, "no model is to be measured")
     elif store is not None:  # all is checked before any model is run
         _check_models(checkpoints, store, before)
     measured = []
     for number, checkpoint in enumerate(checkpoints, 1):
         assert store is not None
-        measured.append(_measured(checkpoint, store, options.sequences, options.stream))
+        measured.append(_measured(checkpoint, store, options.sequences, options.place))
         if target is not None:  # kept, so that no law that fails to fit costs the measuring again
             output = options.output
             measured[-1].save(output.with_name(f"{output.stem}-{number}-{checkpoint.name}.json"))
@@ -190,15 +190,15 @@ def _target(sizes: list[int], target_params: str | None, models: int) -> int | N
 
 
 def _measured(
-    checkpoint: Checkpoint, store: Store, sequences: int | None, stream: bool | None
+    checkpoint: Checkpoint, store: Store, sequences: int | None, options: PlaceOptions
 ) -> Reference:
     from shearling.files.terminal import progress_bars
     from shearling.model.manifest import identity
     from shearling.train.reference import SEQUENCES, Reference, measure
 
     sequences = SEQUENCES if sequences is None else sequences
+    place = place_of(checkpoint, options)
     with progress_bars() as progress:
-        place = place_of(checkpoint, stream)
         losses = measure(checkpoint, store, sequences, place=place, progress=progress)
     how = {
         "method": "measured",

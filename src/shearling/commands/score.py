@@ -12,9 +12,9 @@ from shearling.commands.options import (
     BY_HELP,
     Json,
     Model,
+    PlaceOptions,
     ProtectOptions,
     Seed,
-    Stream,
     TextOptions,
     check_file,
     place_of,
@@ -51,7 +51,7 @@ class ScoreOptions:
     ] = "layers"
     text: TextOptions = FEW
     seed: Seed = 0
-    stream: Stream = None
+    place: PlaceOptions
     protect: ProtectOptions
     remove: Annotated[
         int | None,
@@ -92,7 +92,7 @@ def _scores(source: Checkpoint, by: str, options: ScoreOptions, *, of_blocks: bo
     from shearling.files.terminal import progress_bars
     from shearling.scoring.score import score as run
 
-    text, place = options.text, place_of(source, options.stream)
+    text, place = options.text, place_of(source, options.place)
     with progress_bars() as progress:
         return run(
             source, by, axis=options.axis, calibration=text.calibration, samples=text.samples,

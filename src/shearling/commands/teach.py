@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from shearling.commands.options import Json, Model, Stream, TokenStore, place_of, print_result
+from shearling.commands.options import Json, Model, PlaceOptions, TokenStore, place_of, print_result
 from shearling.commands.takes import takes_options
 
 
@@ -20,7 +20,7 @@ class TeachOptions:
     data: TokenStore
     output: Annotated[Path, typer.Option(help="A new directory, or an unfinished one to go on.")]
     top: Annotated[int, typer.Option(min=1, help="Tokens kept of each distribution.")] = 64
-    stream: Stream = None
+    place: PlaceOptions
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it would take, and run nothing.")
     ] = False
@@ -50,7 +50,7 @@ def teach(options: TeachOptions) -> None:
                 store,
                 options.output,
                 top=options.top,
-                place=place_of(teacher, options.stream),
+                place=place_of(teacher, options.place),
                 progress=progress,
             )
         described = dict(cache.manifest) | {"fingerprint": cache.fingerprint}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -192,13 +192,13 @@ class Running:
     """How the work is done.
 
     Attributes:
-        stream: read blocks from disk (True), hold the model in memory (False), or as memory allows.
+        wish: where the source is to run, in what type and in how much memory.
         shard_bytes: the largest weight file.
         progress: told how far the work is.
         notify: told, in a sentence each, what the user should know.
     """
 
-    stream: bool | None = None
+    wish: Wish = field(default_factory=Wish)
     shard_bytes: int = SHARD_BYTES
     progress: Progress = silent
     notify: Notify = _warn
@@ -274,7 +274,7 @@ class Pruning:
         """Check and settle, before any work; arguments and errors as :func:`prune`."""
         criteria, repairs = criteria or Criteria(), repairs or Repairs()
         running = running or Running()
-        notify, wish = running.notify, Wish(stream=running.stream)
+        notify, wish = running.notify, running.wish
         if size.remove is not None and (criteria.by is not None or criteria.scores is not None):
             raise ShearlingError("--remove names the blocks itself; leave out --by and --scores.")
         text, place = None, None
@@ -297,9 +297,9 @@ class Pruning:
         )  # fmt: skip
         return Pruning(source, wanted, text, place or Place.best(source, wish))
 
-    def run(self, progress: Progress = silent) -> Run:
-        """The model and the text, ready to choose and to write."""
-        return Run(self.source, self.calibration, place=self.place, progress=progress)
+    def run(self, progress: Progress = silent, tell: Notify = lambda sentence: None) -> Run:
+        """The model and the text, ready to choose and to write; ``tell`` is told the place."""
+        return Run(self.source, self.calibration, place=self.place, progress=progress, notify=tell)
 
 
 def rewritten_shares(copies: int) -> tuple[float, ...]:
