@@ -130,6 +130,10 @@ class BlockStream:
         """A parameter that lies outside the blocks, by its name in the checkpoint."""
         return self._model.get_parameter(self.checkpoint.family.renamed.get(name, name))
 
+    def stored(self, name: str) -> Tensor:
+        """A tensor of the model in the type that it is stored in, on the device."""
+        return self._weights.stored(name)
+
     def slices(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """As many sequences (of tensors B, S, ...) at a time as logits are to be alive of."""
         rows = self.place.rows(tensors[0].shape[1], self.checkpoint.shape["vocab"])

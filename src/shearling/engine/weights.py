@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from shearling.engine.place import Place
 from shearling.model.checkpoint import Checkpoint
+from shearling.model.tensors import StoredTensors, Tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,7 @@ class BlockWeights:
     def __init__(self, checkpoint: Checkpoint, shells: list[nn.Module], place: Place) -> None:
         """Blocks start without weights (on the meta device)."""
         self.checkpoint, self.shells, self.place = checkpoint, shells, place
+        self._tensors = moved(checkpoint.tensors, place.device)
         self._held: dict[int, nn.Module] = {}
         self._pinned: dict[int, dict[str, Tensor]] = {}
         self._ahead = place.device.type == "cuda" and place.weights != "resident"
@@ -77,19 +80,27 @@ class BlockWeights:
 
     def _copied(self, index: int) -> _Sent:
         """Copy a block to the device; runs in the reader's thread."""
-        weights = self._pinned.get(index)
-        if weights is None:
-            weights = {n: t.pin_memory() for n, t in self._read(index, torch.device("cpu")).items()}
-            if self.place.weights == "pinned":
-                self._pinned[index] = weights
         assert self._copying is not None
         with torch.cuda.device(self.place.device), torch.cuda.stream(self._copying):
-            sent = {n: t.to(self.place.device, non_blocking=True) for n, t in weights.items()}
+            if self.place.weights == "pinned":
+                weights = self._in_pinned_memory(index)
+                sent = {n: t.to(self.place.device, non_blocking=True) for n, t in weights.items()}
+            else:
+                sent = self._read(index, self.place.device)
             arrived = torch.cuda.Event()
             arrived.record(self._copying)
-        if self.place.weights != "pinned":
-            arrived.synchronize()  # the pinned copies are let go of
         return _Sent(sent, arrived)
+
+    def _in_pinned_memory(self, index: int) -> dict[str, Tensor]:
+        if index not in self._pinned:
+            weights = self._read(index, torch.device("cpu"))
+            self._pinned[index] = {name: tensor.pin_memory() for name, tensor in weights.items()}
+        return self._pinned[index]
+
+    def stored(self, name: str) -> Tensor:
+        """A tensor in the type that it is stored in, on the device that computes."""
+        ((_, tensor),) = self._tensors.read([name])
+        return tensor.to(self.place.device)
 
     def _read(self, index: int, device: torch.device) -> dict[str, Tensor]:
         """Name inside the block -> weight, as the blocks compute with it.
@@ -105,7 +116,7 @@ class BlockWeights:
                 }
             return {  # moved as they are stored: often half as much
                 names[name]: tensor.to(device).to(self.place.dtype)
-                for name, tensor in self.checkpoint.read(names)
+                for name, tensor in self._tensors.read(names)
             }
 
     def _filled(self, index: int, weights: Mapping[str, Tensor]) -> nn.Module:
@@ -114,6 +125,29 @@ class BlockWeights:
             block.load_state_dict(weights, strict=True, assign=True)
         assert not any(t.is_meta for t in (*block.parameters(), *block.buffers()))
         return block
+
+
+@dataclass(frozen=True)
+class MovedTensors:
+    """Other tensors, moved to a device as they are read; what wraps them then computes there."""
+
+    whole: Tensors
+    device: torch.device
+
+    def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        """Yield ``(name, tensor)`` on the device."""
+        for name, tensor in self.whole.read(names):
+            yield name, tensor.to(self.device)
+
+
+def moved(tensors: Tensors, device: torch.device) -> Tensors:
+    """The same tensors, made from what is stored on ``device`` rather than on the processor."""
+    if device.type == "cpu":
+        return tensors
+    if isinstance(tensors, StoredTensors):
+        return MovedTensors(tensors, device)
+    inner: Any = tensors
+    return replace(inner, whole=moved(inner.whole, device)) if hasattr(inner, "whole") else tensors
 
 
 @contextmanager

@@ -272,8 +272,7 @@ class _SideBySide:
                 continue
             full, stored = f"{self.view.family.blocks}.{path}.{name}", parameter
             if parameter.dtype != torch.float32:  # computed in fewer digits than there may be
-                ((_, stored),) = self.view.read([full])
-                stored = stored.to(parameter.device, torch.float32)
+                stored = self.cut.stream.stored(full).float()
             sums[full] = (stored + correction.to(stored.dtype)).contiguous()
             setattr(writer, name, nn.Parameter(sums[full].to(parameter.dtype), requires_grad=False))
         return sums

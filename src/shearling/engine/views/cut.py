@@ -42,7 +42,7 @@ class CutTensors:
         """What survives of a tensor, with the values that it has among the result's sizes."""
         for dim, indices in enumerate(selection.indices):
             if indices is not None:
-                tensor = tensor.index_select(dim, torch.tensor(indices))
+                tensor = tensor.index_select(dim, torch.tensor(indices, device=tensor.device))
         rescale = self.family.rescale(selection.row, self.cut.before, self.cut.after)
         return tensor if rescale is None else rescale.apply(tensor)
 

@@ -95,7 +95,7 @@ class MaskedTensors:
         """The source's tensor, or what stands in its place, as the source would hold it."""
         rescale = self.family.rescale(selection.row, self.cut.before, self.cut.after)
         if selection.target in self.replaced:
-            found = self.replaced[selection.target]
+            found = self.replaced[selection.target].to(tensor.device)
             found = found if rescale is None else rescale.undo(found)
             return _scatter(found, selection, tuple(tensor.shape))
         # The result holds rescaled values rounded; the rounding is no fault of the surgery.
@@ -106,7 +106,7 @@ def _silence(tensor: Tensor, selection: Selection) -> Tensor:
     """Zero what removed units write, and what is written of them; tokens stay what they are."""
     for dim, indices in enumerate(selection.indices):
         if indices is not None and "vocab" not in selection.row.dims[dim].axes:
-            dead = torch.ones(tensor.shape[dim], dtype=torch.bool)
+            dead = torch.ones(tensor.shape[dim], dtype=torch.bool, device=tensor.device)
             dead[list(indices)] = False
             sizes = [-1 if each == dim else 1 for each in range(tensor.ndim)]
             tensor = tensor.masked_fill(dead.view(sizes), 0)
@@ -118,7 +118,8 @@ def _scatter(tensor: Tensor, selection: Selection, sizes: tuple[int, ...]) -> Te
     for dim, indices in enumerate(selection.indices):
         if indices is not None:
             whole = (*tensor.shape[:dim], sizes[dim], *tensor.shape[dim + 1 :])
-            tensor = tensor.new_zeros(whole).index_copy(dim, torch.tensor(indices), tensor)
+            places = torch.tensor(indices, device=tensor.device)
+            tensor = tensor.new_zeros(whole).index_copy(dim, places, tensor)
     assert tuple(tensor.shape) == sizes, f"{selection.target} is not of the result's shape"
     return tensor
 

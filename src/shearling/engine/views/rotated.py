@@ -102,9 +102,10 @@ class TurnedTensors:
             return tensor.to(dtype, copy=True)
         if row.role == "norm":
             name = row.name.format(block)
-            return self.sizes_D.get(name, torch.ones_like(tensor.double())).to(dtype)
+            sizes_D = self.sizes_D.get(name, torch.ones_like(tensor.double()))
+            return sizes_D.to(tensor.device, dtype)
         if row.role == "bias":
-            return (tensor.double() @ self.basis_DD).to(dtype)
+            return (tensor.double() @ self.basis_DD.to(tensor.device)).to(dtype)
         if row.output == STREAM and row.role != "embedding":  # a writer
             return self._product(tensor.T, None, dtype).T.contiguous()
         reads = row.role != "embedding"
@@ -117,6 +118,7 @@ class TurnedTensors:
         if norm is not None:
             basis_DD = self.gains[norm][:, None] * basis_DD
             basis_DD = basis_DD / self.sizes_D[norm] if norm in self.sizes_D else basis_DD
+        basis_DD = basis_DD.to(x_RD.device)
         return torch.cat([(part.double() @ basis_DD).to(dtype) for part in x_RD.split(_ROWS)])
 
 
