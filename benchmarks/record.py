@@ -15,6 +15,7 @@ differ. What was refused, or failed, is recorded as the sentence that said so. S
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import multiprocessing
 import os
@@ -62,9 +63,10 @@ def main() -> int:
 def _parts() -> list[str]:
     """Names of all parts, the longest first."""
     from record_training import FAMILIES  # puts the tests on the path
-    from tiny_models import VARIANTS
 
-    small = [*(f"tiny {name}" for name in VARIANTS), "quantize", "demo"]
+    variants = importlib.import_module("tiny_models").VARIANTS
+
+    small = [*(f"tiny {name}" for name in variants), "quantize", "demo"]
     return ["real", *(f"train {name}" for name in FAMILIES), *small]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import importlib
 import io
 import json
 import math
@@ -117,7 +118,7 @@ def _listed(values: Sequence[Any]) -> Any:
     if len(numbers) <= LONG and len(numbers) == len(values):
         return f"[{text}]"
     shape = "x".join(map(str, dict.fromkeys((len(values), len(numbers)))))
-    return f"{shape} numbers, {digest(text.encode())}, sum {math.fsum(numbers).hex()}"
+    return f"{shape} numbers, {digest(text.encode())}, sum {float.hex(math.fsum(numbers))}"
 
 
 def _numbers(values: Sequence[Any]) -> list[int | float] | None:
@@ -174,7 +175,7 @@ def tokenizer() -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    pairs = [tuple(merge.split()) for merge in MERGES]
+    pairs: list[Any] = [tuple(merge.split()) for merge in MERGES]
     known = sorted(pre_tokenizers.ByteLevel.alphabet())
     pairs = [pair for pair in pairs if _spelt(pair, known)]
     vocab = {symbol: i for i, symbol in enumerate([*known, "<s>", "</s>"])}
@@ -194,7 +195,7 @@ def _spelt(pair: tuple[str, ...], known: list[str]) -> bool:
 
 def write_variant(variant: str, path: Path, **changes: Any) -> Path:
     """A tiny random model of a family with its tokenizer; odd geometry, random norms and biases."""
-    import tiny_models
+    tiny_models: Any = importlib.import_module("tiny_models")
 
     kept = tiny_models.VARIANTS[variant]
     saved = tokenizer()

@@ -49,6 +49,7 @@ class Place:
         batch_tokens: tokens that run at a time.
         logits_bytes: bytes of logits, in float32, that are alive at a time.
         tf32: whether float32 products on the device round their factors to TF32; never in a proof.
+        spare: bytes of a GPU that neither weights nor states take.
         scratch: directory for states on disk; None where they are not, or for the system's own.
         reasons: sentences for the user on what was chosen.
     """
@@ -60,6 +61,7 @@ class Place:
     batch_tokens: int = 0
     logits_bytes: int = 0
     tf32: bool = False
+    spare: int = 0
     scratch: Path | None = None
     reasons: tuple[str, ...] = ()
 
@@ -305,6 +307,7 @@ def _on_gpu(
         held = model if weights == "pinned" else 0
         if need.bytes + 1.2 * held > 0.8 * free_memory():
             states, scratch = "disk", roomiest(need.bytes).directory
+    room -= need.bytes if states == "device" else 0
     name = torch.cuda.get_device_name(device)
     where = {
         "resident": "on the device", "pinned": "in pinned memory", "disk": "read block by block",
@@ -314,8 +317,8 @@ def _on_gpu(
         f"{_gb(free)} free or allowed, the model takes {_gb(model)}, its states {_gb(need.bytes)}."
     )
     return Place(
-        device, dtype, weights, states, tf32=dtype != torch.float32, scratch=scratch,
-        reasons=(reason,),
+        device, dtype, weights, states, tf32=dtype != torch.float32, spare=max(0, room),
+        scratch=scratch, reasons=(reason,),
     )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from shearling.model.checkpoint import Checkpoint
 from shearling.repair.rewritten import draw
 
 PREFIX = 4  # tokens of the real text: enough for a subject, too few to bind the rest
-CACHE_BYTES = 2 * 2**30  # of keys and values alive at once
+CACHE_BYTES = 2 * 2**30  # of keys and values alive at once; half of what a GPU has to spare
 
 
 @torch.no_grad()  # in inference mode, weights could not be packed
@@ -61,7 +61,9 @@ def write(
     starts = _starts(ids_NS, sequences, prefix, generator)
     written_NS = torch.cat([starts, ids_NS.new_empty(sequences, length - prefix)], 1)
     at_NT = torch.rand(sequences, length - prefix, generator=generator)
-    most = max(1, CACHE_BYTES // (_cached_bytes(stream.checkpoint) * length))
+    budget = max(CACHE_BYTES, stream.place.spare // 2)
+    each = _cached_values(stream.checkpoint) * stream.place.dtype.itemsize * length
+    most = max(1, budget // each)
     batches = -(-sequences // most)
     parts = []
     with stream.place.running(packed=None), stream.whole() as model:
@@ -124,8 +126,8 @@ def _starts(ids_NS: Tensor, sequences: int, prefix: int, generator: torch.Genera
     return ids_NS[rows[:, None], first + torch.arange(prefix)]
 
 
-def _cached_bytes(checkpoint: Checkpoint) -> int:
-    """Keys and values of one token, in float32."""
+def _cached_values(checkpoint: Checkpoint) -> int:
+    """Keys and values of one token."""
     shape = checkpoint.shape
     heads = shape.get("kv_heads") or shape["heads"]
-    return 4 * 2 * shape["layers"] * heads * shape["head_dim"]
+    return 2 * shape["layers"] * heads * shape["head_dim"]
