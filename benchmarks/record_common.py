@@ -118,7 +118,11 @@ def _listed(values: Sequence[Any]) -> Any:
     if len(numbers) <= LONG and len(numbers) == len(values):
         return f"[{text}]"
     shape = "x".join(map(str, dict.fromkeys((len(values), len(numbers)))))
-    return f"{shape} numbers, {digest(text.encode())}, sum {float.hex(math.fsum(numbers))}"
+    return f"{shape} numbers, {digest(text.encode())}, sum {_hex(math.fsum(numbers))}"
+
+
+def _hex(value: Any) -> str:
+    return value.hex()
 
 
 def _numbers(values: Sequence[Any]) -> list[int | float] | None:
