@@ -25,6 +25,7 @@ from record_common import (
 )
 
 AXES = ("hidden", "heads", "kv_heads", "mlp")
+SHRUNK = (("heads", "mlp"), ("hidden",), ("layers", "mlp"), ("layers", *AXES))
 REPAIR = ("--samples", 16, "--length", 17, "--written", 8)
 DETAILS = (
     "axis",
@@ -88,8 +89,7 @@ def _cuts(name: str, model: Path, text: Path, scratch: Path) -> dict[str, Any]:
     """Every way to cut and to repair."""
     scoring = ("--calibration", text, "--samples", 12, "--length", 17, "--no-refit")
     repair = ("--calibration", text, *REPAIR)
-    width, hidden = sizes(name, "heads", "mlp"), sizes(name, "hidden")
-    mixed, all_ = sizes(name, "layers", "mlp"), sizes(name, "layers", *AXES)
+    width, hidden, mixed, all_ = (sizes(name, *axes) for axes in SHRUNK)
     ways: dict[str, tuple[Any, ...]] = {
         "named-blocks": ("--remove", "1,3"),
         "depth": ("--layers", 3, *scoring),
@@ -122,8 +122,8 @@ def _cuts(name: str, model: Path, text: Path, scratch: Path) -> dict[str, Any]:
     found = {}
     for way, arguments in ways.items():
         stream = () if "--stream" in arguments else ("--no-stream",)
-        output = scratch / "cuts" / way
-        found[way] = guarded(scratch, _pruning(model, output, *arguments, *stream))
+        run = _pruning(model, scratch / "cuts" / way, *arguments, *stream)
+        found[way] = guarded(scratch, run)
     return found
 
 
