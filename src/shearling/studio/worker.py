@@ -91,7 +91,7 @@ class Failed:
 
 
 Event = Piece | Done | Failed
-TYPES: dict[type[Event], str] = {Piece: "text", Done: "done", Failed: "failed"}  # to the page
+TYPES: dict[type, str] = {Piece: "text", Done: "done", Failed: "failed"}  # to the page
 
 
 def as_json(event: Event | Ready) -> dict[str, Any]:
