@@ -56,20 +56,23 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def entry(says: str = "", *, absent: Any = MISSING, omit: bool = False) -> Any:
+def entry(
+    says: str = "", *, absent: Any = MISSING, omit: bool = False, by_name: bool = True
+) -> Any:
     """A field of a result.
 
     Args:
         says: what it holds, for docs/files.md.
         absent: read where a file does not have it, or has null; without, it has to be there.
         omit: whether it is left out of the file where it is ``absent``.
+        by_name: whether one that may be ``absent`` is given to the class by its name alone.
     """
     told = {"says": says, "absent": absent, "omit": omit}
     if absent is MISSING:
         return field(metadata=told)
     if isinstance(absent, dict):
-        return field(default_factory=lambda: dict(absent), metadata=told, kw_only=True)
-    return field(default=absent, metadata=told, kw_only=True)
+        return field(default_factory=lambda: dict(absent), metadata=told, kw_only=by_name)
+    return field(default=absent, metadata=told, kw_only=by_name)
 
 
 @dataclass(frozen=True, kw_only=True)

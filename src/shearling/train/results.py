@@ -64,4 +64,5 @@ class ReferenceLosses(ResultFile):
         "`method` (`measured`, `law` or `given`) and its facts: the model and its `parameters`, or "
         "the law and its residuals",
         absent={},
+        by_name=False,
     )
