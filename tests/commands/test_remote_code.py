@@ -87,7 +87,7 @@ TRAIN = ("--tokens", "200", "batch=2", "eval_sequences=1")
 COMMANDS: dict[str, tuple[str, ...]] = {
     "inspect": ("inspect", "{model}"),
     "score": ("score", "{model}", "--calibration", "{text}", "--samples", "2", "--length", "16"),
-    "prune": ("prune", "{model}", "--remove", "1", "--by", "influence", "--calibration", "{text}",
+    "prune": ("prune", "{model}", "--layers", "2", "--by", "influence", "--calibration", "{text}",
               "--samples", "2", "--length", "16", "--output", "{out}"),
     "eval": ("eval", "{model}", "--text", "{text}", "--window", "16", "--max-windows", "2"),
     "compare": ("compare", "{model}", "{plain}", "--text", "{text}", "--window", "16",

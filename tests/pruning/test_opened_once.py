@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import shearling.repair.calibration
-from places import place
+from shearling.engine.place import Place, Wish
 from shearling.engine.stream import BlockStream
 from shearling.model.checkpoint import Checkpoint
 from shearling.pruning.run import Run, Wanted
@@ -37,10 +38,8 @@ def test_a_whole_prune(stream: bool, tmp_path: Path, monkeypatch: pytest.MonkeyP
         lambda *args, **options: tokenised.append(args) or windows(*args, **options),
     )
     said: list[str] = []
-    run = Run(
-        source, Calibration(text, samples=8, length=16), place=place(not stream),
-        notify=said.append,
-    )  # fmt: skip
+    here = replace(Place.best(source, Wish(device="cpu", stream=stream)), tell=said.append)
+    run = Run(source, Calibration(text, samples=8, length=16), place=here)
     choice = run.choose(Wanted(source.shape.with_(layers=3, mlp=40)))
     run.write(choice, tmp_path / "out")
     assert sum(checkpoint is source for checkpoint in opened) == 1

@@ -6,7 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -138,13 +138,10 @@ def protection(by: str, protect: ProtectOptions) -> tuple[int, int] | None:
 
 
 def place_of(model: Any, options: PlaceOptions, need: Need | None = None) -> Place:
-    """Where a model runs, by what the user asked for and what is free; the user is told."""
+    """Where a model runs, by what the user asked for and what is free; told when it is opened."""
     from shearling.engine.place import Place
 
-    place = Place.best(model, options.wish(), need)
-    for line in place.lines():
-        note(line)
-    return place
+    return replace(Place.best(model, options.wish(), need), tell=note)
 
 
 def check_file(output: Path | None) -> None:

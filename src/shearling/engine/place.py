@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -52,6 +52,7 @@ class Place:
         spare: bytes of a GPU that neither weights nor states take.
         scratch: directory for states on disk; None where they are not, or for the system's own.
         reasons: sentences for the user on what was chosen.
+        tell: told these when a model is opened here.
     """
 
     device: torch.device
@@ -64,6 +65,7 @@ class Place:
     spare: int = 0
     scratch: Path | None = None
     reasons: tuple[str, ...] = ()
+    tell: Callable[[str], None] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         """Fill in the sizes that suit the device."""
@@ -111,7 +113,7 @@ class Place:
 
     def for_proof(self, dtype: torch.dtype = torch.float32) -> Place:
         """The same for a proof: no TF32; each block is needed once, so none is kept."""
-        return replace(self, dtype=dtype, tf32=False, weights="disk", states="host")
+        return replace(self, dtype=dtype, tf32=False, weights="disk", states="host", tell=None)
 
     def holds(self, checkpoint: Checkpoint, dtype: torch.dtype) -> bool:
         """Whether a model can be loaded whole, in one type, with as much again left free."""
@@ -156,6 +158,12 @@ class Place:
             yield
         finally:
             torch.backends.cuda.matmul.allow_tf32 = before
+
+    def announce(self) -> None:
+        """Tell what was chosen and why, where somebody wants to know."""
+        if self.tell is not None:
+            for line in self.reasons:
+                self.tell(line)
 
     def lines(self) -> list[str]:
         """What was chosen and why, for a person."""

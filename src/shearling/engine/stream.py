@@ -51,6 +51,7 @@ class BlockStream:
 
     def __init__(self, checkpoint: Checkpoint, place: Place) -> None:
         """Build the outside of the model and load its weights; blocks come later."""
+        place.announce()
         self._open(checkpoint, place, None)
 
     def _open(self, checkpoint: Checkpoint, place: Place, like: nn.Module | None) -> None:

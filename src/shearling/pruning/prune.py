@@ -297,9 +297,10 @@ class Pruning:
         )  # fmt: skip
         return Pruning(source, wanted, text, place or Place.best(source, wish))
 
-    def run(self, progress: Progress = silent, tell: Notify = lambda sentence: None) -> Run:
+    def run(self, progress: Progress = silent, tell: Notify | None = None) -> Run:
         """The model and the text, ready to choose and to write; ``tell`` is told the place."""
-        return Run(self.source, self.calibration, place=self.place, progress=progress, notify=tell)
+        place = replace(self.place, tell=tell)
+        return Run(self.source, self.calibration, place=place, progress=progress)
 
 
 def rewritten_shares(copies: int) -> tuple[float, ...]:

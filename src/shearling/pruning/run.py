@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -88,7 +88,6 @@ class Run:
         calibration: the text; criteria by magnitude and at random need none.
         place: where blocks run.
         progress: told how far the work is.
-        notify: told where the model runs, and why, when it is opened.
     """
 
     def __init__(
@@ -98,18 +97,15 @@ class Run:
         *,
         place: Place | None = None,
         progress: Progress = silent,
-        notify: Callable[[str], None] = lambda sentence: None,
     ) -> None:
         """Nothing is read yet."""
         self.source, self.calibration = source, calibration
         self.place = place or Place.best(source, need=repair_need(source, calibration))
-        self.progress, self.notify = progress, notify
+        self.progress = progress
 
     @cached_property
     def stream(self) -> BlockStream:
         """The running model."""
-        for line in self.place.lines():
-            self.notify(line)
         return BlockStream(self.source, self.place)
 
     @cached_property
@@ -221,7 +217,11 @@ class Run:
         """Solve what a cut of ``cuttable`` leaves anew, towards ``exact``, the source's equal."""
         assert self.calibration is not None
         ids_NS = repair_text(self.stream, self.calibration, self.windows, progress=self.progress)
-        source = self.stream if exact is self.source else BlockStream(exact, self.place)
+        source = (
+            self.stream
+            if exact is self.source
+            else BlockStream(exact, replace(self.place, tell=None))
+        )
         return refit(
             source, expanded, ids_NS, directory, cuttable=cuttable,
             windows=self.calibration.samples, progress=self.progress,
