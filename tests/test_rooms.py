@@ -5,6 +5,10 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+import pytest
+
+from shearling.table.families import FAMILIES
+
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "shearling"
 # From the ground up; a room may import from itself and from those before it.
 ROOMS = (
@@ -17,6 +21,22 @@ TOP_FILES = 8
 REPORT = ("numbers", "records", "draw", "decide", "pages")
 # Names that others still have to change; nothing else may be added.
 TWICE = {"Proof", "Scores"}
+# The rooms that decide where something is computed.
+DEVICE_ROOMS = ("engine", "train")
+# Files elsewhere that name a device, and why; nothing else may be added.
+DEVICES_ELSEWHERE = {
+    "data/teacher.py": "the type of an argument: kept predictions are moved where training is",
+    "evaluate/engines/transformers.py": "left: waits for a GPU and reads its peak, to time it",
+    "evaluate/speed.py": "left: writes down which GPU figures were taken on",
+    "gates/learn.py": "left: compiles gates once on a GPU, which train should decide",
+    "model/memory.py": "left: how much memory is free; engine/place.py asks for its own",
+    "model/subject.py": "the meta device, on which parameters are counted and take no memory",
+}
+# Comparisons of model types outside table/families, and why; nothing else may be added.
+COMPARISONS_ELSEWHERE = {
+    "ship/gguf.py: family in ('llama', 'mistral')": "how llama.cpp orders rotary rows of a family",
+    "ship/gguf.py: family == 'gpt_neox'": "how llama.cpp orders rows of a fused projection",
+}
 
 
 def imports(file: Path) -> set[str]:
@@ -100,3 +120,105 @@ def test_a_class_name_stands_once() -> None:
     assert {
         name: where for name, where in seen.items() if len(where) > 1 and name not in TWICE
     } == {}
+
+
+# --- devices and model types ---------------------------------------------------------------------
+
+
+def names_a_device(tree: ast.AST) -> bool:
+    """Whether code says torch.cuda or torch.device, or has a string that begins with "cuda"."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(value=ast.Name(id="torch"), attr="cuda" | "device"):
+                return True
+            case ast.Constant(value=str(text)) if text.startswith("cuda"):
+                return True
+            case ast.ImportFrom(module=str(module)) if module.startswith("torch.cuda"):
+                return True
+            case ast.ImportFrom(module="torch", names=names):
+                if {name.name for name in names} & {"cuda", "device"}:
+                    return True
+    return False
+
+
+def model_type_comparisons(tree: ast.AST) -> list[str]:
+    """Comparisons of something called model_type with a value, or of anything with a family's name.
+
+    Whether a type is among those that are known may be asked (``in FAMILIES``).
+    """
+    comparisons = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Match):
+            compared: list[ast.expr] = [node.subject]
+            literal = "model_type" in ast.unparse(node.subject)
+        elif isinstance(node, ast.Compare):
+            compared = [node.left, *node.comparators]
+            literal = any(isinstance(operator, ast.Eq | ast.NotEq) for operator in node.ops) or any(
+                isinstance(side, ast.Tuple | ast.List | ast.Set) for side in node.comparators
+            )
+        else:
+            continue
+        constants = {
+            inner.value
+            for side in compared
+            for inner in ast.walk(side)
+            if isinstance(inner, ast.Constant) and isinstance(inner.value, str)
+        }
+        typed = any("model_type" in ast.unparse(side) for side in compared)
+        if literal and (typed or not constants.isdisjoint(FAMILIES)):
+            comparisons.append(ast.unparse(node).splitlines()[0])
+    return comparisons
+
+
+def test_only_engine_and_train_name_a_device() -> None:
+    """An exception that is none any more has to leave the list."""
+    naming = {
+        str(file.relative_to(SOURCE))
+        for room, file in files()
+        if room not in DEVICE_ROOMS and names_a_device(ast.parse(file.read_text(encoding="utf-8")))
+    }
+    assert naming == DEVICES_ELSEWHERE.keys()
+
+
+def test_only_families_compare_model_types() -> None:
+    """An exception that is none any more has to leave the list."""
+    comparing = {
+        f"{inside}: {comparison}"
+        for _, file in files()
+        if not (inside := file.relative_to(SOURCE)).is_relative_to("table/families")
+        for comparison in model_type_comparisons(ast.parse(file.read_text(encoding="utf-8")))
+    }
+    assert comparing == COMPARISONS_ELSEWHERE.keys()
+
+
+@pytest.mark.parametrize(
+    ("code", "device"),
+    [
+        ("torch.cuda.is_available()", True),
+        ("def to(self, device: torch.device): ...", True),
+        ("x.to('cuda:0')", True),
+        ("from torch.cuda import Event", True),
+        ("from torch import device", True),
+        ("tensor.device", False),
+        ("print('no cuda here')", False),
+    ],
+)
+def test_a_device_that_is_named_is_seen(code: str, device: bool) -> None:
+    assert names_a_device(ast.parse(code)) is device
+
+
+@pytest.mark.parametrize(
+    ("code", "seen"),
+    [
+        ("config.model_type == 'new'", 1),
+        ("raw['model_type'] != wanted", 1),
+        ("raw.get('model_type') in ('new', 'newer')", 1),
+        ("architecture == 'gemma3_text'", 1),
+        ("architecture in {'phi3', 'new'}", 1),
+        ("match config.model_type:\n    case 'new':\n        pass", 1),
+        ("raw.get('model_type') in FAMILIES", 0),
+        ("kind == 'new'", 0),
+    ],
+)
+def test_a_comparison_of_model_types_is_seen(code: str, seen: int) -> None:
+    assert len(model_type_comparisons(ast.parse(code))) == seen
