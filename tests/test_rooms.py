@@ -20,7 +20,7 @@ TOP_FILES = 8
 # The report's inside, from the ground up; what is not named here may import all of them.
 REPORT = ("numbers", "records", "draw", "decide", "pages")
 # Names that others still have to change; nothing else may be added.
-TWICE = {"Proof", "Scores"}
+TWICE: set[str] = set()
 # The rooms that decide where something is computed.
 DEVICE_ROOMS = ("engine", "train")
 # Files elsewhere that name a device, and why; nothing else may be added.

@@ -20,7 +20,6 @@ from shearling.commands.options import (
     RunOutput,
     TokenStore,
     TrainingTokens,
-    describe_place,
     note,
     print_result,
     warn,
@@ -87,7 +86,8 @@ def heal(options: HealOptions) -> None:
     losses = references(options.reference, teacher, store, training, measure=not options.dry_run)
     check(Training(source, store, training, teacher, cache, losses), output)
     if options.dry_run:
-        _print_estimate(source, store, training, None if cache else teacher, options.as_json)
+        distilled = None if cache else teacher
+        _print_estimate(source, store, training, distilled, options.device, options.as_json)
         return
     with joined(options.device) as (world, heard):
         tell_device(world, training, options.device)
@@ -141,6 +141,13 @@ def with_dtype(settings: list[str] | None, dtype: str) -> list[str]:
     return [*(settings or []), *([] if dtype == "auto" else [f"dtype={dtype}"])]
 
 
+def where(options: Options, device: str) -> str:
+    """Where training would run and in which numbers, for a dry run."""
+    from shearling.train.device import chosen, described
+
+    return described(chosen(device), options.dtype, options.weight_dtype, device)
+
+
 def tell_device(world: World, options: Options, asked: str) -> None:
     """Say where the first rank trains and in which numbers, and why."""
     from shearling.train.device import described
@@ -166,13 +173,14 @@ def joined(device: str = "auto") -> Generator[tuple[World, dict[str, Any]]]:
 
 
 def _print_estimate(
-    source: Checkpoint, store: Store, options: Options, teacher: Checkpoint | None, as_json: bool
-) -> None:
+    source: Checkpoint, store: Store, options: Options, teacher: Checkpoint | None, device: str,
+    as_json: bool,
+) -> None:  # fmt: skip
     from shearling.train.estimate import estimate
 
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     needed = estimate(source, options, store.length, ranks=ranks, teacher=teacher)
-    print_result(needed.as_json(), as_json, [needed.as_text(), *describe_place(None)])
+    print_result(needed.as_json(), as_json, [needed.as_text(), where(options, device)])
 
 
 def _print_result(healed: Healed, output: Path, as_json: bool) -> None:

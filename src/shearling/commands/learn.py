@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shearling.commands.heal import joined, print_stopped, references, tell_device, with_dtype
+from shearling.commands.heal import (
+    joined,
+    print_stopped,
+    references,
+    tell_device,
+    where,
+    with_dtype,
+)
 from shearling.commands.options import (
     Computer,
     Json,
@@ -19,7 +26,6 @@ from shearling.commands.options import (
     RunOutput,
     TokenStore,
     TrainingTokens,
-    describe_place,
     print_result,
 )
 from shearling.commands.takes import takes_options
@@ -97,7 +103,9 @@ def learn(options: LearnCommandOptions) -> None:
     check(Training(source, store, learning, teacher, None, losses), after, output)
     distilled = teacher if options.distil else None
     if options.dry_run:
-        _print_plan(source, after, learning, store.length, distilled, options.as_json)
+        _print_plan(
+            source, after, learning, store.length, distilled, options.device, options.as_json
+        )
         return
     with joined(options.device) as (world, heard):
         tell_device(world, learning, options.device)
@@ -111,7 +119,7 @@ def learn(options: LearnCommandOptions) -> None:
 
 def _print_plan(
     source: Checkpoint, after: Shape, options: LearnOptions, length: int,
-    teacher: Checkpoint | None, as_json: bool,
+    teacher: Checkpoint | None, device: str, as_json: bool,
 ) -> None:  # fmt: skip
     from shearling.gates.bank import lay_out
     from shearling.train.estimate import estimate
@@ -129,7 +137,7 @@ def _print_plan(
         f"{count(source.shape):,} -> {count(after):,} parameters; "
         + "; ".join(f"{r.axis}: {r.target} of {r.units} in each of {r.rows}" for r in rows),
         training.as_text(),
-        *describe_place(None),
+        where(options, device),
     ]
     print_result(plan, as_json, lines)
 

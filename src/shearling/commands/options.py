@@ -205,6 +205,6 @@ def print_result(result: Any, as_json: bool, lines: Sequence[str]) -> None:
     sys.stdout.flush()
 
 
-def describe_place(place: Place | None) -> list[str]:
-    """Where a model would run and in what, a line each, for a dry run; None is training's own."""
-    return [] if place is None else place.lines()
+def describe_place(place: Place) -> list[str]:
+    """Where a model would run and in what, a line each, for a dry run."""
+    return place.lines()

@@ -12,7 +12,7 @@ from shearling.report.draw.markup import Markup, el, render
 from shearling.report.draw.sections import absent, section
 from shearling.report.numbers import exact, figure, named, percent, plural, ranges
 from shearling.report.pages.units import units_kept, units_section
-from shearling.report.records.records import Scores
+from shearling.report.records.records import BlockScores
 from shearling.report.records.results import Model, Results
 
 CELLS_IN_A_ROW = 36
@@ -55,7 +55,7 @@ def anatomy(results: Results) -> list[Markup | None] | None:
     ]
 
 
-def shading(results: Results, model: Model) -> Scores | None:
+def shading(results: Results, model: Model) -> BlockScores | None:
     """The scores to shade by: those the primary model was cut by, or else the first there are."""
     found = [
         one
@@ -74,7 +74,9 @@ def criterion_used(results: Results) -> str:
     return next((one for one in used if isinstance(one, str)), "perplexity")
 
 
-def _drawn(source: Model, models: Sequence[Model], scores: Scores | None, *, one: bool) -> Markup:
+def _drawn(
+    source: Model, models: Sequence[Model], scores: BlockScores | None, *, one: bool
+) -> Markup:
     """The blocks and widths of models that have them all alike; units of ``one`` are unfolded."""
     size, name = source.shape["layers"], named([model.name for model in models])
     kept = models[0].kept("layers", source.fingerprint)
@@ -123,7 +125,7 @@ def _widths(changed: Mapping[str, tuple[int, int]]) -> Markup:
     return el("ul", rows, class_="widths")
 
 
-def _strip(size: int, kept: tuple[int, ...], scores: Scores | None) -> Markup:
+def _strip(size: int, kept: tuple[int, ...], scores: BlockScores | None) -> Markup:
     gone = sorted(set(range(size)) - set(kept))
     shades = _shades(scores, size)
     rows = math.ceil(size / CELLS_IN_A_ROW)
@@ -148,16 +150,16 @@ def _strip(size: int, kept: tuple[int, ...], scores: Scores | None) -> Markup:
     )
 
 
-def _title(index: int, gone: bool, scores: Scores | None) -> str:
+def _title(index: int, gone: bool, scores: BlockScores | None) -> str:
     score = f", score {figure(scores.scores[index])}" if _has(scores, index) and scores else ""
     return f"block {index}{', removed' if gone else ''}{score}"
 
 
-def _has(scores: Scores | None, index: int) -> bool:
+def _has(scores: BlockScores | None, index: int) -> bool:
     return scores is not None and index < len(scores.scores)
 
 
-def _shades(scores: Scores | None, size: int) -> list[float]:
+def _shades(scores: BlockScores | None, size: int) -> list[float]:
     """Ink per block by rank: values span decades, and a shade tells few steps apart."""
     if scores is None or len(scores.scores) != size or size < 2:
         return [0.55] * size

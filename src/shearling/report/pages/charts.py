@@ -20,7 +20,7 @@ from shearling.report.draw.vector import SERIES, drawing
 from shearling.report.numbers import exact, figure, plural, ranges
 from shearling.report.pages.anatomy import criterion_used
 from shearling.report.records.fields import describe
-from shearling.report.records.records import Scores
+from shearling.report.records.records import BlockScores
 from shearling.report.records.results import Model, Results
 from shearling.scoring.registry import Kind, meaning
 
@@ -36,7 +36,7 @@ SHAPES = {  # the markers of the plot, drawn by hand for its key
 
 def scores_section(results: Results) -> Markup:
     """A bar chart a criterion, and the numbers behind them."""
-    title = "Scores"
+    title = "BlockScores"
     found = [one for one in results.scores if one.scores]
     if not found:
         return absent(title, "No scores yet: `shearling score MODEL` writes them.")
@@ -47,7 +47,7 @@ def scores_section(results: Results) -> Markup:
     return section(title, intro, figures, _score_numbers(results, found))
 
 
-def _scores_figure(results: Results, one: Scores, place: int) -> Markup:
+def _scores_figure(results: Results, one: BlockScores, place: int) -> Markup:
     gone = _gone(results, one)
     # only scores that are perplexities themselves have a baseline; perplexity is the exponential
     # of what is measured, so a logarithm is its natural scale
@@ -62,7 +62,7 @@ def _scores_figure(results: Results, one: Scores, place: int) -> Markup:
     )
 
 
-def _scores_caption(results: Results, one: Scores, scale: Scale) -> list[Markup]:
+def _scores_caption(results: Results, one: BlockScores, scale: Scale) -> list[Markup]:
     parts = [in_words(one.criterion, "blocks")]
     if one.axis != "layers":
         parts.append(f"by index of {one.axis}")
@@ -111,14 +111,14 @@ def glyph(shape: str, variable: str, width: int = 30) -> Markup:
     return el("svg", Markup(shape), viewBox=box, style=style, aria_hidden="true")
 
 
-def _gone(results: Results, one: Scores) -> list[int]:
+def _gone(results: Results, one: BlockScores) -> list[int]:
     """Indices of these scores that the primary model lacks."""
     primary = results.primary
     kept = primary.kept(one.axis, one.model.fingerprint) if primary else None
     return [] if kept is None else sorted(set(range(len(one.scores))) - set(kept))
 
 
-def _score_numbers(results: Results, found: list[Scores]) -> Markup:
+def _score_numbers(results: Results, found: list[BlockScores]) -> Markup:
     """The bars as a table, folded away."""
     first = found[0]
     same = [
@@ -139,7 +139,7 @@ def _score_numbers(results: Results, found: list[Scores]) -> Markup:
         for index in range(len(first.scores))
     ]
     table = el("table", el("thead", head), el("tbody", rows), class_="plain")
-    return el("details", el("summary", "The numbers"), scroll(table, "Scores by block"))
+    return el("details", el("summary", "The numbers"), scroll(table, "BlockScores by block"))
 
 
 def damage_section(results: Results) -> Markup:

@@ -20,7 +20,7 @@ from shearling.report.decide.compare import (
 from shearling.report.draw.markup import Markup, el, join, render
 from shearling.report.draw.sections import with_commands
 from shearling.report.numbers import THIN, exact, figure, named, plural
-from shearling.report.records.records import Manifest, Proof, TimedRun
+from shearling.report.records.records import Manifest, ProofFigures, TimedRun
 from shearling.report.records.results import Model, Results
 
 SHORT = {  # an axis's sizes before and after, in the title
@@ -338,7 +338,7 @@ def _damage(verdict: Verdict) -> Markup:
 
 
 def proof_sentence(
-    proof: Proof | None, *, trained: bool = False, against: str = "the source"
+    proof: ProofFigures | None, *, trained: bool = False, against: str = "the source"
 ) -> Markup:
     """Whether the written model is the one that was meant; the cut, if it was trained since."""
     if proof is None:
@@ -352,8 +352,8 @@ def proof_sentence(
         same = f"logits equal those of {source}"
         found = f"{differs} from {source}" if proof.max_abs_difference else same
         since = " Its weights were trained since." if trained else ""
-        return render(f"Proof of surgery passed: {found}.{since}")
-    failed = f"Proof of surgery failed: {differs}. Do not use this model."
+        return render(f"ProofFigures of surgery passed: {found}.{since}")
+    failed = f"ProofFigures of surgery failed: {differs}. Do not use this model."
     return el("b", failed, class_="failed")
 
 

@@ -11,7 +11,7 @@ from shearling.report.draw.markup import Markup, el, render
 from shearling.report.draw.sections import absent, section
 from shearling.report.numbers import figure, plural, ranges
 from shearling.report.records.fields import describe
-from shearling.report.records.records import Manifest, Proof, SourceModel
+from shearling.report.records.records import Manifest, ProofFigures, SourceModel
 from shearling.report.records.results import Model, Results
 
 MOST = 400  # characters of a list of indices
@@ -125,7 +125,7 @@ def _step_facts(step: Manifest) -> Facts:
         ("Unsettled", _lost(step)),
         ("Options", _options(step)),
         ("Seed", step.seed),
-        ("Proof", _proof(step.proof) if step.proof or _cuts(step) else None),
+        ("ProofFigures", _proof(step.proof) if step.proof or _cuts(step) else None),
         ("Made", _made(step)),
         ("Versions", describe({"shearling": step.shearling or None} | step.versions)),
     ]
@@ -190,7 +190,7 @@ def _made(step: Manifest) -> str:
     return ", ".join(part for part in (when if step.created else "", took) if part)
 
 
-def _proof(proof: Proof | None) -> Markup:
+def _proof(proof: ProofFigures | None) -> Markup:
     if proof is None:
         return el("span", "none recorded", class_="muted")
     details = [f"largest difference of a logit {figure(proof.max_abs_difference)}"]

@@ -40,7 +40,7 @@ class SourceModel:
 
 
 @dataclass(frozen=True)
-class Proof:
+class ProofFigures:
     """Logits of the written checkpoint against those of the source without the removed units.
 
     Of a quantised model: whether it reads back as what it was in memory, and how far it is from
@@ -70,7 +70,7 @@ class Manifest:
     options: dict[str, Any]
     seed: int | None
     versions: dict[str, str]
-    proof: Proof | None
+    proof: ProofFigures | None
     seconds: float | None
     created: str
     shearling: str
@@ -79,7 +79,7 @@ class Manifest:
 
 
 @dataclass(frozen=True)
-class Scores:
+class BlockScores:
     """One criterion's importance per index of an axis; the lowest goes first."""
 
     model: ModelRef
@@ -115,7 +115,7 @@ class Records:
     """Everything read, in the order of the files' paths."""
 
     manifests: list[Manifest] = field(default_factory=list)
-    scores: list[Scores] = field(default_factory=list)
+    scores: list[BlockScores] = field(default_factory=list)
     unit_scores: list[ScoredUnits] = field(default_factory=list)
     damages: list[Damage] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
@@ -174,9 +174,9 @@ def read_manifest(
     )
 
 
-def read_scores(fields: Fields) -> Scores:
+def read_scores(fields: Fields) -> BlockScores:
     """Read what ``shearling score`` wrote."""
-    return Scores(
+    return BlockScores(
         model=read_ref(fields.child("model")),
         criterion=fields.text("criterion"),
         axis=fields.text("axis"),
@@ -261,9 +261,9 @@ def _lost(fields: Fields) -> dict[str, float]:
     return {axis: lost.number(axis) for axis in lost.values}
 
 
-def _proof(fields: Fields) -> Proof:
+def _proof(fields: Fields) -> ProofFigures:
     loaded_with = fields.raw("loaded_with")
-    return Proof(
+    return ProofFigures(
         passed=True in (fields.raw("passed"), fields.raw("identical")),  # a cut; a quantised model
         max_abs_difference=fields.number("max_abs_difference"),
         max_relative_difference=fields.maybe_number("max_relative_difference"),

@@ -17,7 +17,7 @@ from shearling.evaluate.results import (
 from shearling.model.refs import ModelRef
 from shearling.report.records.comparison import Comparison
 from shearling.report.records.quality import Tasks
-from shearling.report.records.records import Manifest, Records, Scores, SourceModel, TimedRun
+from shearling.report.records.records import BlockScores, Manifest, Records, SourceModel, TimedRun
 from shearling.report.records.training import Healing, Learning
 from shearling.report.records.unit_scores import ScoredUnits
 from shearling.train.results import ReferenceLosses
@@ -93,7 +93,7 @@ class Results:
     """All that one report shows. The models come source first, then ever smaller ones."""
 
     models: tuple[Model, ...]
-    scores: tuple[Scores, ...]
+    scores: tuple[BlockScores, ...]
     damages: tuple[Damage, ...]
     evaluations: tuple[Evaluation, ...]
     runs: tuple[TimedRun, ...]
@@ -195,7 +195,7 @@ def measurements(records: Records) -> Results:
 def _measured(
     results: Results,
 ) -> list[
-    Scores
+    BlockScores
     | Damage
     | Evaluation
     | TimedRun

@@ -1,4 +1,4 @@
-"""Scores of the units of a width, as ``shearling score --axis`` writes them."""
+"""BlockScores of the units of a width, as ``shearling score --axis`` writes them."""
 
 from __future__ import annotations
 
