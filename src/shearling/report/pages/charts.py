@@ -36,7 +36,7 @@ SHAPES = {  # the markers of the plot, drawn by hand for its key
 
 def scores_section(results: Results) -> Markup:
     """A bar chart a criterion, and the numbers behind them."""
-    title = "BlockScores"
+    title = "Scores"
     found = [one for one in results.scores if one.scores]
     if not found:
         return absent(title, "No scores yet: `shearling score MODEL` writes them.")
@@ -139,7 +139,7 @@ def _score_numbers(results: Results, found: list[BlockScores]) -> Markup:
         for index in range(len(first.scores))
     ]
     table = el("table", el("thead", head), el("tbody", rows), class_="plain")
-    return el("details", el("summary", "The numbers"), scroll(table, "BlockScores by block"))
+    return el("details", el("summary", "The numbers"), scroll(table, "Scores by block"))
 
 
 def damage_section(results: Results) -> Markup:

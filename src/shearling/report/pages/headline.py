@@ -352,8 +352,8 @@ def proof_sentence(
         same = f"logits equal those of {source}"
         found = f"{differs} from {source}" if proof.max_abs_difference else same
         since = " Its weights were trained since." if trained else ""
-        return render(f"ProofFigures of surgery passed: {found}.{since}")
-    failed = f"ProofFigures of surgery failed: {differs}. Do not use this model."
+        return render(f"Proof of surgery passed: {found}.{since}")
+    failed = f"Proof of surgery failed: {differs}. Do not use this model."
     return el("b", failed, class_="failed")
 
 

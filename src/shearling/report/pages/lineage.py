@@ -125,7 +125,7 @@ def _step_facts(step: Manifest) -> Facts:
         ("Unsettled", _lost(step)),
         ("Options", _options(step)),
         ("Seed", step.seed),
-        ("ProofFigures", _proof(step.proof) if step.proof or _cuts(step) else None),
+        ("Proof", _proof(step.proof) if step.proof or _cuts(step) else None),
         ("Made", _made(step)),
         ("Versions", describe({"shearling": step.shearling or None} | step.versions)),
     ]

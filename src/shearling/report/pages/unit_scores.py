@@ -25,9 +25,7 @@ def unit_scores_section(results: Results) -> Markup | None:
         "The higher a unit’s score, the more its removal hurts; in each block the lowest go "
         "first. Only scores of one block compare.",
     )
-    return section(
-        "BlockScores of units", intro, [_scored(results, one) for one in results.unit_scores]
-    )
+    return section("Scores of units", intro, [_scored(results, one) for one in results.unit_scores])
 
 
 def _scored(results: Results, one: ScoredUnits) -> Markup:
@@ -43,7 +41,7 @@ def _scored(results: Results, one: ScoredUnits) -> Markup:
     return el(
         "figure",
         el("figcaption", el("h3", title), el("p", sentence, class_="small muted")),
-        scroll(_table(results, one), f"BlockScores by block: {title}"),
+        scroll(_table(results, one), f"Scores by block: {title}"),
     )
 
 

@@ -1,4 +1,4 @@
-"""BlockScores of the units of a width, as ``shearling score --axis`` writes them."""
+"""Scores of the units of a width, as ``shearling score --axis`` writes them."""
 
 from __future__ import annotations
 
