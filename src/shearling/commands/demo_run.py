@@ -18,11 +18,12 @@ from shearling.evaluate.damage import damage
 from shearling.evaluate.generation import Sampling
 from shearling.evaluate.measure import evaluate_model, generate_samples
 from shearling.evaluate.perplexity import Windows
+from shearling.evaluate.results import Damage
 from shearling.evaluate.speed import Workload
 from shearling.files.progress import Progress, silent
 from shearling.files.writer import write_json, write_text
 from shearling.model.checkpoint import Checkpoint
-from shearling.model.manifest import identity, stamp
+from shearling.model.manifest import identity, ref, stamp
 from shearling.pruning.choose import check_layers
 from shearling.pruning.prune import CalibrationText, Running, Size, prune
 from shearling.report import write_report
@@ -191,11 +192,10 @@ def _damage(
     stream = BlockStream(source, Place.best(source))
     orders = {one.criterion: one.order for one in scores}
     curves = damage(stream, ids_NS, orders, counts, progress=progress)
-    return (
-        {"kind": "damage"}
-        | stamp(source)
-        | {"text": held_out.name, "window": window, "windows": len(ids_NS), "curves": curves}
-    )
+    return Damage(
+        model=ref(source), text=held_out.name, window=window, windows=len(ids_NS),
+        curves=tuple(curves),
+    ).to_json()  # fmt: skip
 
 
 def _pruned(
