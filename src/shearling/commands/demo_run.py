@@ -40,10 +40,10 @@ PROMPTS = (
     "In Python, a dictionary is",
 )
 LENGTH = 128
-WINDOW, WINDOWS, CURVE_WINDOWS = 512, 12, 4
+WINDOW, WINDOWS, CURVE_WINDOWS = 512, 12, 2
 PARAMS = "0.8x"
 # Of the default's 64 windows as many as keep the demo under ten minutes on two cores.
-REPAIR_WINDOWS, REPAIR_LENGTH = 24, 256
+REPAIR_WINDOWS, REPAIR_LENGTH = 12, 256
 # A minute and a half on two cores; the report says the loads and the rounds.
 WORKLOAD = Workload(batches=(1, 8), prompts=(128,), news=(32,), repeats=3)
 HELD_OUT = 10  # one document in so many is never calibrated on
