@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shearling.errors import ShearlingError
-from shearling.scoring.registry import PLUS, by_help, find
+from shearling.scoring.registry import PLUS, by_help
 
 if TYPE_CHECKING:
     from shearling.engine.place import Need, Place, Wish
@@ -67,8 +67,6 @@ ProtectLast = Annotated[
     ),
 ]
 Batches = Annotated[str, typer.Option("--batch", help="Batch sizes, separated by commas.")]
-Dtype = Annotated[str, typer.Option(help="What to compute in.")]
-Device = Annotated[str, typer.Option(help="A torch device.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,15 +124,6 @@ class ProtectOptions:
     def given(self) -> dict[str, int | None]:
         """By the names of the options, for warnings."""
         return {"--protect-first": self.protect_first, "--protect-last": self.protect_last}
-
-
-def protection(by: str, protect: ProtectOptions) -> tuple[int, int] | None:
-    """How many of the first and last blocks stay, if the user says; else None."""
-    first, last = protect.protect_first, protect.protect_last
-    if first is None and last is None:
-        return None
-    default = find(by, "blocks").protects
-    return default[0] if first is None else first, default[1] if last is None else last
 
 
 def place_of(model: Any, options: PlaceOptions, need: Need | None = None) -> Place:
@@ -203,8 +192,3 @@ def print_result(result: Any, as_json: bool, lines: Sequence[str]) -> None:
     """Print what a command found on stdout, at once: as JSON, or in lines for a person."""
     print(json.dumps(result, indent=2, ensure_ascii=False) if as_json else "\n".join(lines))
     sys.stdout.flush()
-
-
-def describe_place(place: Place) -> list[str]:
-    """Where a model would run and in what, a line each, for a dry run."""
-    return place.lines()

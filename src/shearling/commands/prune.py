@@ -16,7 +16,6 @@ from shearling.commands.options import (
     ProtectOptions,
     Seed,
     TextOptions,
-    describe_place,
     note,
     numbers,
     print_result,
@@ -204,7 +203,7 @@ def _print_plan(pruning: Pruning, how: dict[str, Any], options: PruneOptions) ->
     text = [f"would remove blocks {', '.join(map(str, removed))}"] if removed else []
     text += [*_widths(source.shape, after), *plan["text"]]
     notes = source.family.notes(source.config, after)
-    text += [*notes, *describe_place(pruning.place)]
+    text += [*notes, *pruning.place.lines()]
     print_result(how | plan["figures"] | {"notes": notes}, options.as_json, text)
 
 

@@ -19,13 +19,12 @@ from shearling.commands.options import (
     check_file,
     place_of,
     print_result,
-    protection,
     unit_lines,
     warn_ignored,
 )
 from shearling.commands.takes import takes_options
 from shearling.errors import ShearlingError
-from shearling.scoring.registry import default_for, removers
+from shearling.scoring.registry import default_for, protection, removers
 
 if TYPE_CHECKING:
     from shearling.model.checkpoint import Checkpoint
@@ -92,13 +91,13 @@ def _scores(source: Checkpoint, by: str, options: ScoreOptions, *, of_blocks: bo
     from shearling.files.terminal import progress_bars
     from shearling.scoring.score import score as run
 
-    text, place = options.text, place_of(source, options.place)
+    text, ends, place = options.text, options.protect, place_of(source, options.place)
     with progress_bars() as progress:
         return run(
             source, by, axis=options.axis, calibration=text.calibration, samples=text.samples,
             length=text.length, seed=options.seed, place=place,
-            protect=protection(by, options.protect) if of_blocks else None, remove=options.remove,
-            progress=progress,
+            protect=protection(by, ends.protect_first, ends.protect_last) if of_blocks else None,
+            remove=options.remove, progress=progress,
         )  # fmt: skip
 
 

@@ -18,9 +18,10 @@ from typing import Any, Literal
 import torch
 
 from shearling.engine.products import fast_products
-from shearling.engine.room import Room, free_memory, roomiest
+from shearling.engine.room import Room, roomiest
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
+from shearling.model.memory import free_bytes
 
 Weights = Literal["resident", "pinned", "disk"]
 Shelf = Literal["device", "host", "disk"]
@@ -119,9 +120,7 @@ class Place:
         """Whether a model can be loaded whole, in one type, with as much again left free."""
         if self.streamed:
             return False
-        free = free_memory()
-        if self.device.type == "cuda":
-            free = torch.cuda.mem_get_info(self.device)[0]
+        free = free_bytes(str(self.device)) or 0
         return 2 * checkpoint.parameters * dtype.itemsize < free
 
     def loading(self) -> dict[str, Any]:
@@ -264,7 +263,7 @@ def resident_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
 
 
 def _on_cpu(checkpoint: Checkpoint, dtype: torch.dtype, wish: Wish, need: Need) -> Place:
-    free = free_memory()
+    free = free_bytes() or 0
     model = resident_bytes(checkpoint, dtype)
     # As much again is left free for what computes.
     resident = 2 * model < free if wish.stream is None else not wish.stream
@@ -290,7 +289,7 @@ def _on_cpu(checkpoint: Checkpoint, dtype: torch.dtype, wish: Wish, need: Need) 
 def _on_gpu(
     checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, wish: Wish, need: Need
 ) -> Place:
-    free, _ = torch.cuda.mem_get_info(device)
+    free = free_bytes(str(device)) or 0
     free = free if wish.memory is None else min(free, wish.memory)
     model = resident_bytes(checkpoint, dtype)
     block = checkpoint.layout.count_block(checkpoint.shape) * dtype.itemsize
@@ -306,14 +305,14 @@ def _on_gpu(
     room -= (model - outside) if resident else 0
     weights: Weights = "resident"
     if not resident:
-        host = free_memory()
+        host = free_bytes() or 0
         weights = "pinned" if 1.2 * model < host and wish.stream is None else "disk"
     states: Shelf = "device"
     scratch = None
     if need.bytes > room:
         states = "host"
         held = model if weights == "pinned" else 0
-        if need.bytes + 1.2 * held > 0.8 * free_memory():
+        if need.bytes + 1.2 * held > 0.8 * (free_bytes() or 0):
             states, scratch = "disk", roomiest(need.bytes).directory
     room -= need.bytes if states == "device" else 0
     name = torch.cuda.get_device_name(device)

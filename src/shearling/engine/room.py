@@ -1,4 +1,4 @@
-"""How much memory and disk there is for states that wait."""
+"""How much room there is on disks for states that wait."""
 
 from __future__ import annotations
 
@@ -23,11 +23,6 @@ class Room:
 
     directory: Path
     free: int
-
-
-def free_memory() -> int:
-    """Bytes of memory that can be had without swapping."""
-    return psutil.virtual_memory().available
 
 
 def roomiest(needed: int) -> Room:

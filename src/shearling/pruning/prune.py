@@ -24,7 +24,7 @@ from shearling.pruning.run import Run, Wanted, repair_need
 from shearling.repair.calibration import Calibration
 from shearling.repair.refit import HELD_OUT
 from shearling.repair.rotate import refusal, require_rotatable
-from shearling.scoring.registry import criteria_for, find, kinds
+from shearling.scoring.registry import criteria_for, kinds, protection
 from shearling.scoring.scores import Scores
 from shearling.table.values import Keep, Shape
 
@@ -131,11 +131,7 @@ class Criteria:
 
     def protect(self, by: str) -> tuple[int, int] | None:
         """How many of the first and last blocks stay under the criterion ``by``, if it is said."""
-        first, last = self.protect_first, self.protect_last
-        if first is None and last is None:
-            return None
-        default = find(by, "blocks").protects
-        return default[0] if first is None else first, default[1] if last is None else last
+        return protection(by, self.protect_first, self.protect_last)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

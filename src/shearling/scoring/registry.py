@@ -194,6 +194,14 @@ def find(name: str, of: Kind) -> Criterion:
     return known[name]
 
 
+def protection(by: str, first: int | None, last: int | None) -> tuple[int, int] | None:
+    """How many of the first and last blocks stay under a criterion, if it is said; else None."""
+    if first is None and last is None:
+        return None
+    default = find(by, "blocks").protects
+    return default[0] if first is None else first, default[1] if last is None else last
+
+
 def names(of: Kind) -> tuple[str, ...]:
     """All criteria of blocks or of units, as ``--by`` takes them."""
     return tuple(_known(of))
