@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import json
@@ -20,6 +21,7 @@ from torch import Tensor
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
 
+_SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -48,8 +50,10 @@ def check_space(output: Path, needed: int) -> None:
 
 
 @contextmanager
-def new_directory(output: Path) -> Generator[Path]:
+def new_directory(output: Path, progress: Progress = silent) -> Generator[Path]:
     """A directory to fill, renamed to ``output`` when the block ends without an error.
+
+    ``progress`` is told the bytes flushed to disk at the end.
 
     Raises:
         ShearlingError: ``output`` exists and is not empty, or the disk ran full.
@@ -61,7 +65,7 @@ def new_directory(output: Path) -> Generator[Path]:
     try:
         with disk_errors(output):
             yield staging
-            sync_tree(staging)
+            sync_tree(staging, progress)
             staging.chmod(0o777 & ~_umask())  # mkdtemp makes its directory private
             os.replace(staging, output)
         sync(output.parent)  # should this fail, the output is there nevertheless, and whole
@@ -69,13 +73,18 @@ def new_directory(output: Path) -> Generator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def sync_tree(directory: Path) -> None:
+def sync_tree(directory: Path, progress: Progress = silent) -> None:
     """Flush a directory with all in it to disk, files readable as the user's umask has them."""
     mask = _umask()
-    for file in directory.rglob("*"):
+    files = list(directory.rglob("*"))
+    sizes = [file.stat().st_size if file.is_file() else 0 for file in files]
+    done, total = 0, sum(sizes)
+    for file, size in zip(files, sizes, strict=True):
         if file.is_file():
             file.chmod(0o666 & ~mask)  # safetensors makes its files private
         sync(file)
+        done += size
+        progress("flushing to disk", done, total)
     sync(directory)
 
 
@@ -130,12 +139,13 @@ def write_weights(
     done, total = 0, sum(sizes.values())
     weight_map: dict[str, str] = {}
     digests = {}
-    # Hashing a shard that is still in the page cache overlaps with writing the next one.
-    with ThreadPoolExecutor(max_workers=1) as hasher:
+    # Hashing a shard that is still in the page cache overlaps with writing the next ones.
+    with ThreadPoolExecutor(os.cpu_count()) as hasher:
         for number, names in enumerate(shards, 1):
             file = _shard_name(number, len(shards))
             save_file(load(names), directory / file, metadata={"format": "pt"})
             digests[file] = hasher.submit(file_digest, directory / file)
+            hasher.submit(begin_sync, directory / file)
             weight_map |= dict.fromkeys(names, file)
             done += sum(sizes[name] for name in names)
             progress("writing weights", done, total)
@@ -190,6 +200,15 @@ def _full(output: Path) -> ShearlingError:
 
 def _shard_name(number: int, count: int) -> str:
     return "model.safetensors" if count == 1 else f"model-{number:05}-of-{count:05}.safetensors"
+
+
+def begin_sync(file: Path) -> None:
+    """Have the system write a file to disk while others work; ``sync`` waits and sees errors."""
+    begin = getattr(ctypes.CDLL(None), "sync_file_range", None)  # Linux only
+    if begin is None:
+        return
+    with file.open("rb") as stream:
+        begin(stream.fileno(), ctypes.c_int64(0), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE)
 
 
 def sync(path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def cut(
     sizes = _sizes(checkpoint, expanded)
     _check(checkpoint, expanded, output, replaced.keys() - sizes.keys())
     check_space(output, sum(sizes.values()))
-    with new_directory(output) as staging:
+    with new_directory(output, progress) as staging, ThreadPoolExecutor(1) as reader:
         _write_side_files(checkpoint, expanded, staging)
         files = write_weights(
             staging,
@@ -93,10 +94,13 @@ def cut(
             progress=progress,
         )
         written = Checkpoint.open(staging)
+        # Reading every byte of both takes as long as the proof does, and beside it no time.
+        fingerprints = reader.submit(lambda: (checkpoint.fingerprint, written.fingerprint))
         proof = prove(
             checkpoint, expanded, written, changed=replaced.keys(), place=place, progress=progress
         )
         require(proof, output)
+        fingerprints.result()
         manifest = _manifest(checkpoint, expanded.keep, written, proof) | {
             "model": {"name": output.resolve().name, "fingerprint": written.fingerprint},
             "options": dict(options or {}),

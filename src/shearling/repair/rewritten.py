@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from shearling.engine.decoding import draw
 from shearling.engine.states import MAIN, States
 from shearling.engine.stream import BlockStream
 from shearling.engine.walk import Text, forward
@@ -80,14 +81,3 @@ def _rewritten(ids_BS: Tensor, sums_TV: Tensor, share: float, generator: torch.G
     said = draw(sums_TV, at_T1).view(len(ids_BS), ids_BS.shape[1] - 1).to(ids_BS.device)
     chosen = torch.rand(said.shape, generator=generator) < share
     return torch.cat([ids_BS[:, :1], torch.where(chosen, said, ids_BS[:, 1:])], 1)
-
-
-def draw(sums_TV: Tensor, at_T1: Tensor) -> Tensor:
-    """Tokens (T, 1) drawn from distributions.
-
-    Args:
-        sums_TV: running sums of the probabilities, which need not end at 1.
-        at_T1: uniform draws between 0 and 1.
-    """
-    found_T1 = torch.searchsorted(sums_TV, at_T1 * sums_TV[:, -1:], right=True)
-    return found_T1.clamp_(max=sums_TV.shape[1] - 1)  # rounding may have drawn the very end

@@ -10,18 +10,13 @@ Shapes: N sequences of P tokens to start from, S in the end.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import torch
 from torch import Tensor
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
+from shearling.engine.decoding import continue_sequences
 from shearling.engine.stream import BlockStream
 from shearling.files.progress import Progress, silent
 from shearling.model.checkpoint import Checkpoint
-from shearling.repair.rewritten import draw
 
 PREFIX = 4  # tokens of the real text: enough for a subject, too few to bind the rest
 CACHE_BYTES = 2 * 2**30  # of keys and values alive at once; half of what a GPU has to spare
@@ -72,51 +67,10 @@ def write(
         ):
             done = number * at_BT.shape[1]
             ids_BS, at_BT = ids_BS.to(stream.place.device), at_BT.to(stream.place.device)
-            for step in _continue(model, ids_BS, at_BT):
+            for step in continue_sequences(model, ids_BS, at_BT):
                 progress("writing calibration text", done + step, batches * at_BT.shape[1])
             parts.append(ids_BS.cpu())
     return torch.cat(parts)
-
-
-def _continue(model: Any, ids_BS: Tensor, at_BT: Tensor) -> Iterator[int]:
-    """Fill the last T tokens of each row by its draws; tells how many are filled."""
-    start = ids_BS.shape[1] - at_BT.shape[1]
-    cache = DynamicCache(config=model.config)
-    cache.layers = [
-        _Room(ids_BS.shape[1]) if type(layer) is DynamicLayer else layer for layer in cache.layers
-    ]
-    feed_BS = ids_BS[:, :start]
-    for step, at_B in enumerate(at_BT.unbind(1)):
-        out = model(feed_BS, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        sums_BV = out.logits[:, -1].float().softmax(-1).cumsum_(-1)
-        feed_BS = draw(sums_BV, at_B[:, None])
-        ids_BS[:, start + step] = feed_BS[:, 0]
-        yield step + 1
-
-
-class _Room(DynamicLayer):
-    """Keys and values of one block, with room for all there will be.
-
-    transformers' own layer copies everything at every token, more than half the time of a step.
-    """
-
-    def __init__(self, length: int) -> None:
-        super().__init__()
-        self.length = length
-
-    def update(self, k_BHSD: Tensor, v_BHSD: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Put the new ones behind those there are, and return all."""
-        if not self.is_initialized:
-            self.lazy_initialization(k_BHSD, v_BHSD)
-            self.room = [
-                new.new_empty(*new.shape[:2], self.length, new.shape[3]) for new in (k_BHSD, v_BHSD)
-            ]
-        start = self.get_seq_length()
-        end = start + k_BHSD.shape[2]
-        for room, new in zip(self.room, (k_BHSD, v_BHSD), strict=True):
-            room[:, :, start:end] = new
-        self.keys, self.values = (room[:, :, :end] for room in self.room)
-        return self.keys, self.values
 
 
 def _starts(ids_NS: Tensor, sequences: int, prefix: int, generator: torch.Generator) -> Tensor:
