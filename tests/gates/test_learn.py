@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from process_work import learn_rank
+from processes import ended, started
 from shearling.data.store import Store
 from shearling.errors import ShearlingError
 from shearling.gates.learn import learn
@@ -95,53 +94,19 @@ def test_stopped_and_taken_up_again(
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
-SCRIPT = """
-import os
-import sys
-from pathlib import Path
-sys.path.insert(0, str(Path({tests!r})))
-import torch
-torch.set_num_threads(1)
-from gates.test_learn import SIZES, options
-from shearling.model.checkpoint import Checkpoint
-from shearling.data.store import Store
-from shearling.gates.learn import learn
-from shearling.train.parallel import join, leave
-model = Checkpoint.open({model!r})
-world = join()
-
-def told(stage, done, total):
-    if stage == "training" and done == {stop}:
-        os._exit(9)  # as a kill: nothing is saved, nothing tidied
-
-learn(model, model.shape.with_(**SIZES), Store.open(Path({store!r})),
-      options(), Path({output!r}), world=world, progress=told)
-leave()
-# torch 2.13 may abort while the interpreter ends ("terminate called without an active exception").
-sys.stdout.flush()
-os._exit(0)
-"""
-
-
-def two_processes(model: Checkpoint, store: Store, output: Path, *, stop: int = -1) -> Any:
-    script = SCRIPT.format(
-        tests=str(Path(__file__).resolve().parents[1]), model=str(model.path),
-        store=str(store.path), output=str(output), stop=stop,
+def two_processes(model: Checkpoint, store: Store, output: Path, *, stop: int = -1) -> list[int]:
+    said = output.with_suffix(".said")
+    running = started(
+        learn_rank, model.path, SIZES, store.path, output, options().model_dump_json(), stop,
+        ranks=2, said=said,
     )  # fmt: skip
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
-        "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--no-python",
-        sys.executable, "-c", script,
-    ]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return ended(running, said, fails=stop >= 0)
 
 
 def test_two_processes_are_one(model: Checkpoint, store: Store, tmp_path: Path) -> None:
     """FSDP2 on two gloo processes: one process' gates and losses; killed and gone on with."""
     learn(model, model.shape.with_(**SIZES), store, options(), tmp_path / "one")
-    done = two_processes(model, store, tmp_path / "two")
-    assert done.returncode == 0, done.stderr[-3000:]
+    two_processes(model, store, tmp_path / "two")
     one, two = log(tmp_path / "one"), log(tmp_path / "two")
     for a, b in zip(one, two, strict=True):
         if a["kind"] == "train":
@@ -152,11 +117,9 @@ def test_two_processes_are_one(model: Checkpoint, store: Store, tmp_path: Path) 
         json.loads((tmp_path / n / "shearling.json").read_text())["keep"] for n in ("one", "two")
     ]
     assert keeps[0] == keeps[1]
-    stopped = two_processes(model, store, tmp_path / "parts", stop=5)
-    assert stopped.returncode != 0
+    assert any(two_processes(model, store, tmp_path / "parts", stop=5))
     assert not (tmp_path / "parts" / "config.json").exists()
-    done = two_processes(model, store, tmp_path / "parts")
-    assert done.returncode == 0, done.stderr[-3000:]
+    two_processes(model, store, tmp_path / "parts")
     assert log(tmp_path / "parts") == two
     files = [tmp_path / name / "model.safetensors" for name in ("parts", "two")]
     assert files[0].read_bytes() == files[1].read_bytes()

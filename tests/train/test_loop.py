@@ -7,10 +7,9 @@ import math
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from contextlib import ExitStack
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,8 @@ import torch
 from torch.nn import functional
 
 import naive
+from process_work import heal_rank
+from processes import ended, started
 from shearling.data.store import Store
 from shearling.data.teacher import Cache
 from shearling.errors import ShearlingError
@@ -154,7 +155,7 @@ def test_killed_in_the_middle_of_a_checkpoint(
 
 
 def test_killed_from_outside(
-    model: Checkpoint, teacher: Checkpoint, store: Store, tmp_path: Path, script: Path
+    model: Checkpoint, teacher: Checkpoint, store: Store, tmp_path: Path
 ) -> None:
     """kill -9 at moments nobody chose, twice, a checkpoint after every step: the same losses."""
     given = options(tokens=40 * BATCH * 24, save_every=1, mix="dynamic", update_every=7)
@@ -162,12 +163,13 @@ def test_killed_from_outside(
     heal(model, store, given, tmp_path / "whole", reference=reference)
     folder, draw = tmp_path / "parts" / "healing" / "cpt", random.Random()
     for until in (draw.randint(2, 12), draw.randint(15, 25)):
-        (running,) = started(script, 1, model, teacher, store, tmp_path / "parts", given)
-        while running.poll() is None and len(trained(folder)) < until:
+        (running,) = running_heal(1, model, teacher, store, tmp_path / "parts", given)
+        while running.is_alive() and len(trained(folder)) < until:
             time.sleep(0.002)
         time.sleep(draw.uniform(0, 0.05))
         running.kill()
-        assert running.wait(timeout=60) == -signal.SIGKILL, "it ended before it was killed"
+        running.join(timeout=60)
+        assert running.exitcode == -signal.SIGKILL, "it ended before it was killed"
         assert until <= len(trained(folder)) < 40
         assert not (tmp_path / "parts" / "config.json").exists()
     heal(model, store, given, tmp_path / "parts", reference=reference)
@@ -349,90 +351,39 @@ def test_a_gpu_heals_as_a_cpu_does(
 
 # --- several processes ---------------------------------------------------------------------------
 
-SCRIPT = """
-import os
-import sys
-from pathlib import Path
-from shearling.model.checkpoint import Checkpoint
-from shearling.data.store import Store
-from shearling.data.teacher import Cache
-from shearling.train.heal import heal
-from shearling.train.options import Options
-from shearling.train.parallel import join, leave
-import torch, os, signal
-torch.set_num_threads(1)
-model, teacher, store, output, options, kill = sys.argv[1:]
-def progress(stage, done, total):
-    if done == int(kill):
-        os.kill(os.getpid(), signal.SIGKILL)
-given = Options.model_validate_json(options)
-kept = Path(teacher, "teacher.json").exists()
-world, store = join(), Store.open(Path(store))
-heal(Checkpoint.open(model), store, given, Path(output),
-     teacher=Checkpoint.open(teacher) if given.recipe == "distill" and not kept else None,
-     cache=Cache.open(Path(teacher)) if kept else None,
-     reference=dict.fromkeys(store.domains, 2.0) if given.mix == "dynamic" else None,
-     world=world, progress=progress)
-leave()
-# torch 2.13 may abort while the interpreter ends ("terminate called without an active exception").
-sys.stdout.flush()
-os._exit(0)
-"""
-
 
 def launch(
-    script: Path, processes: int, model: Checkpoint, teacher: Checkpoint | Cache, store: Store,
-    output: Path, given: Options, *, kill: int = -1,
+    processes: int, model: Checkpoint, teacher: Checkpoint | Cache, store: Store, output: Path,
+    given: Options, *, kill: int = -1,
 ) -> int:  # fmt: skip
-    running = started(script, processes, model, teacher, store, output, given, kill=kill)
-    codes = [process.wait(timeout=120) for process in running]
-    if kill < 0 and any(codes):
-        said = [process.communicate()[1].decode()[-2000:] for process in running]
-        raise AssertionError(f"exit codes {codes}: {said}")
-    return max(map(abs, codes))
+    """Healing by some processes: the largest of their exit codes."""
+    running = running_heal(processes, model, teacher, store, output, given, kill=kill)
+    return max(map(abs, ended(running, output.with_suffix(".said"), fails=kill >= 0)))
 
 
-def started(
-    script: Path, processes: int, model: Checkpoint, teacher: Checkpoint | Cache, store: Store,
-    output: Path, given: Options, *, kill: int = -1,
-) -> list[subprocess.Popen[bytes]]:  # fmt: skip
-    port = 20000 + (os.getpid() * 7 + int(time.time() * 1000)) % 30000
-    arguments = [
-        script, model.path, teacher.path, store.path, output, given.model_dump_json(), kill,
-    ]  # fmt: skip
-    return [
-        subprocess.Popen(
-            [sys.executable, *map(str, arguments)],
-            env=os.environ | {
-                "RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": f"{processes}",
-                "LOCAL_WORLD_SIZE": f"{processes}", "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": f"{port}", "OMP_NUM_THREADS": "1",
-            },
-            stderr=subprocess.PIPE,
-        )
-        for rank in range(processes)
-    ]  # fmt: skip
-
-
-@pytest.fixture
-def script(tmp_path: Path) -> Path:
-    file = tmp_path / "run.py"
-    file.write_text(SCRIPT)
-    return file
+def running_heal(
+    processes: int, model: Checkpoint, teacher: Checkpoint | Cache, store: Store, output: Path,
+    given: Options, *, kill: int = -1,
+) -> list[BaseProcess]:  # fmt: skip
+    kept = isinstance(teacher, Cache)
+    wise = teacher.path if given.recipe == "distill" and not kept else None
+    return started(
+        heal_rank, model.path, wise, teacher.path if kept else None, store.path, output,
+        given.model_dump_json(), kill, ranks=processes, said=output.with_suffix(".said"),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("recipe", "kept"), [("cpt", False), ("lora", False), ("distill", False), ("distill", True)]
 )
 def test_two_processes_are_one(
-    model: Checkpoint, teacher: Checkpoint, store: Store, tmp_path: Path, script: Path,
-    recipe: str, kept: bool,
+    model: Checkpoint, teacher: Checkpoint, store: Store, tmp_path: Path, recipe: str, kept: bool,
 ) -> None:  # fmt: skip
     given = options(recipe=recipe)
     wise = teacher if recipe == "distill" and not kept else None
     cache = teach(teacher, store, tmp_path / "cache", top=9) if kept else None
     heal(model, store, given, tmp_path / "one", teacher=wise, cache=cache)
-    launch(script, 2, model, cache or teacher, store, tmp_path / "two", given)
+    launch(2, model, cache or teacher, store, tmp_path / "two", given)
     folders = [tmp_path / name / "healing" / recipe for name in ("one", "two")]
     alone, together = trained(folders[0]), trained(folders[1])
     assert len(alone) == len(together) == STEPS
@@ -447,15 +398,15 @@ def test_two_processes_are_one(
 
 
 def test_two_are_killed_and_go_on_as_two_or_one(
-    model: Checkpoint, teacher: Checkpoint, store: Store, tmp_path: Path, script: Path
+    model: Checkpoint, teacher: Checkpoint, store: Store, tmp_path: Path
 ) -> None:
     """kill -9 of both after step 6: bit for bit as two, and within rounding as one."""
     given = options()
-    launch(script, 2, model, teacher, store, tmp_path / "whole", given)
+    launch(2, model, teacher, store, tmp_path / "whole", given)
     for name in ("two", "one"):
-        assert launch(script, 2, model, teacher, store, tmp_path / name, given, kill=6)
+        assert launch(2, model, teacher, store, tmp_path / name, given, kill=6)
         assert not (tmp_path / name / "config.json").exists()
-        launch(script, 2 if name == "two" else 1, model, teacher, store, tmp_path / name, given)
+        launch(2 if name == "two" else 1, model, teacher, store, tmp_path / name, given)
     whole, two, one = (
         trained(tmp_path / name / "healing" / "cpt") for name in ("whole", "two", "one")
     )
