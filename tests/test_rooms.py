@@ -29,7 +29,7 @@ DEVICES_ELSEWHERE = {
     "evaluate/engines/transformers.py": "left: waits for a GPU and reads its peak, to time it",
     "evaluate/speed.py": "left: writes down which GPU figures were taken on",
     "gates/learn.py": "left: compiles gates once on a GPU, which train should decide",
-    "model/memory.py": "left: how much memory is free; engine/place.py asks for its own",
+    "model/memory.py": "how much memory is free on a device, which everybody asks here",
     "model/subject.py": "the meta device, on which parameters are counted and take no memory",
 }
 # Comparisons of model types outside table/families, and why; nothing else may be added.

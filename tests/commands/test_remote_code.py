@@ -12,27 +12,21 @@ from typing import Any
 
 import pytest
 
-from shearling import cli
+from every_command import COMMANDS, Inputs, run
 from shearling.errors import ShearlingError
 from shearling.studio.worker import StudioWorker
-from tiny_tokenizer import write_llama
 
 CODE = 'from pathlib import Path\nPath({trace!r}).touch()\nraise SystemExit("ran")\n'
+MODULES = ("configuration_odd", "modeling_odd", "tokenization_odd", "processing_odd",
+           "custom_generate/generate")  # fmt: skip
 
 
-class Place:
-    """Directories for one command: models with code beside them, text, a store."""
+class Place(Inputs):
+    """Models with code beside them, and what commands need besides."""
 
     def __init__(self, root: Path) -> None:
-        self.root, self.trace = root, root / "the-code-ran"
-        plain = write_llama(root / "plain", layers=8)
-        lines = [json.dumps({"text": f"{n} sheep on the hill. " * (n % 5 + 9)}) for n in range(40)]
-        self.text = root / "text.jsonl"
-        self.text.write_text("\n".join(lines))
-        self.prompts = root / "prompts.txt"
-        self.prompts.write_text("sheep\n")
-        run("pack", self.text, "--tokenizer", plain, "--output", root / "store", "--length", 24,
-            "--held-out", 0.2, "--workers", 1)  # fmt: skip
+        super().__init__(root)
+        self.trace = root / "the-code-ran"
         # transformers knows the model and the tokenizer, whatever code there is besides
         self.known = self.planted("known", {}, {})
         # nothing but the code knows the model
@@ -44,8 +38,13 @@ class Place:
     def planted(self, name: str, config: dict[str, Any], tokenizer: dict[str, Any]) -> Path:
         """A copy of the plain model, with code that both of its configurations name."""
         path = Path(shutil.copytree(self.root / "plain", self.root / name))
-        for module in ("configuration_odd", "modeling_odd", "tokenization_odd"):
+        (path / "custom_generate").mkdir()
+        for module in MODULES:
             (path / f"{module}.py").write_text(CODE.format(trace=str(self.trace)))
+        odd = {"AutoProcessor": "processing_odd.Odd", "AutoImageProcessor": "processing_odd.Odd"}
+        for file in ("processor_config.json", "preprocessor_config.json"):
+            (path / file).write_text(json.dumps({"auto_map": odd}))
+        change(path / "generation_config.json", {"custom_generate": ".", "auto_map": odd})
         change(path / "config.json", config | {"auto_map": {
             "AutoConfig": "configuration_odd.OddConfig",
             "AutoModelForCausalLM": "modeling_odd.OddModel",
@@ -58,10 +57,6 @@ class Place:
 
 def change(file: Path, values: dict[str, Any]) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
-
-
-def run(*arguments: object) -> None:
-    cli.app([str(argument) for argument in arguments], standalone_mode=False)
 
 
 @pytest.fixture(scope="module")
@@ -82,43 +77,16 @@ def nobody_to_ask(place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert not place.trace.exists(), "code beside the model was run"
 
 
-TRAIN = ("--tokens", "200", "batch=2", "eval_sequences=1")
-# What each command is given; {model} is what has the code, {out} a new path.
-COMMANDS: dict[str, tuple[str, ...]] = {
-    "inspect": ("inspect", "{model}"),
-    "score": ("score", "{model}", "--calibration", "{text}", "--samples", "2", "--length", "16"),
-    "prune": ("prune", "{model}", "--layers", "2", "--by", "influence", "--calibration", "{text}",
-              "--samples", "2", "--length", "16", "--output", "{out}"),
-    "eval": ("eval", "{model}", "--text", "{text}", "--window", "16", "--max-windows", "2"),
-    "compare": ("compare", "{model}", "{plain}", "--text", "{text}", "--window", "16",
-                "--max-windows", "2", "--output", "{out}.html", "--no-bench"),
-    "quantize": ("quantize", "{model}", "--to", "int8", "--output", "{out}"),
-    "export": ("export", "{model}", "--output", "{out}.gguf"),
-    "judge": ("judge", "{model}", "{plain}", "--prompts", "{prompts}", "--endpoint",
-              "http://127.0.0.1:9", "--output", "{out}.json"),
-    "studio": ("studio", "{model}"),
-    "heal": ("heal", "{model}", "--data", "{store}", "--output", "{out}", *TRAIN),
-    "learn": ("learn", "{model}", "--shape", "layers=6", "--data", "{store}", "--output", "{out}",
-              "--recipe", "warm", "samples=4", "sample_length=16", *TRAIN),
-    "teach": ("teach", "{model}", "--data", "{store}", "--output", "{out}", "--top", "4"),
-    "reference": ("reference", "{model}", "--store", "{store}", "--output", "{out}.json"),
-    "pack": ("pack", "{text}", "--tokenizer", "{model}", "--output", "{out}", "--length", "24",
-             "--workers", "1"),
-    "bench": ("bench", "{model}", "--prompt", "4", "--new", "2", "--repeats", "1", "--batch", "1"),
-}  # fmt: skip
 READS_TOKENIZER = ("score", "prune", "eval", "compare", "heal", "learn", "teach", "reference",
                    "pack")  # fmt: skip
-ELSEWHERE = ("export", "judge", "studio")  # needs a converter, a judge, a browser
+# These need a converter, a judge, a browser; the demo is made of the others.
+ELSEWHERE = ("export", "judge", "studio", "demo")
 
 
 def call(place: Place, name: str, model: Path, tmp_path: Path) -> None:
-    values = {
-        "model": model, "text": place.text, "plain": place.root / "plain", "out": tmp_path / "out",
-        "store": place.root / "store", "prompts": place.prompts,
-    }  # fmt: skip
     if name == "quantize" and find_spec("torchao") is None:
         pytest.skip("torchao is not installed")
-    run(*(argument.format(**values) for argument in COMMANDS[name]))
+    run(*place.arguments(name, model, tmp_path))
 
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ELSEWHERE])
@@ -149,6 +117,32 @@ def test_a_tokenizer_that_needs_code_is_refused(place: Place, name: str, tmp_pat
 
 
 @pytest.mark.parametrize("which", ["known", "model", "tokenizer"])
+def test_tasks_do_not_run_it(place: Place, which: str, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+    questions = tmp_path / "flock.jsonl"
+    question = {"question": "How many sheep?", "choices": [" one", " two"], "label": 0}
+    questions.write_text(json.dumps(question))
+    arguments = ("eval", getattr(place, which), "--tasks", questions)
+    if which == "known":
+        run(*arguments)
+    else:
+        with pytest.raises(ShearlingError, match="code that is never run"):
+            run(*arguments)
+
+
+def test_a_gguf_file_beside_it_does_not_run_it(place: Place) -> None:
+    gguf = pytest.importorskip("gguf", reason="the gguf package is not installed")
+    writer = gguf.GGUFWriter(file := place.known / "flock.gguf", "llama")
+    writer.add_block_count(1)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(ShearlingError, match="flock.gguf cannot be converted"):
+        run("inspect", file)
+    file.unlink()
+
+
+@pytest.mark.parametrize("which", ["known", "model", "tokenizer"])
 def test_the_process_of_a_studio_model_does_not_run_it(place: Place, which: str) -> None:
     worker = StudioWorker(getattr(place, which), dtype="float32", device="cpu", threads=1)
     try:
@@ -159,6 +153,17 @@ def test_the_process_of_a_studio_model_does_not_run_it(place: Place, which: str)
                 worker.ready()
     finally:
         worker.close()
+
+
+def test_a_chat_template_does_not_reach_code(place: Place, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(place.plain, tmp_path / "template"))
+    reach = f"cycler.__init__.__globals__.os.mkdir({str(place.trace)!r})"
+    (path / "chat_template.jinja").write_text("{{ " + reach + " }}{{ messages }}")
+    said = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "Three."}]
+    (tmp_path / "said.jsonl").write_text(json.dumps({"messages": said}) + "\n")
+    with pytest.raises(ShearlingError, match=r"chat template does not take .*unsafe"):
+        run("pack", tmp_path / "said.jsonl", "--tokenizer", path, "--output", tmp_path / "store",
+            "--workers", 1)  # fmt: skip
 
 
 def test_kernels_from_the_hub_are_code(place: Place, tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_ratios_are_those_within_a_round(models):
 
 def test_an_interruption_of_one_turn_does_not_count():
     """Sums would give 0.31; the turns of each model that met give 2, 2 and 0.1."""
-    one = SimpleNamespace(parameters=1)
+    one = SimpleNamespace(parameters=1, layout=None)
     before = [Timing(1, 6, 24, 300, (2.0, 2.0, 2.0))]
     after = [Timing(1, 22, 24, 300, (1.0, 1.0, 20.0))]
     assert ratio(one, one, CELL, before, after)["decode_speedup"]["median"] == 2.0
@@ -122,7 +122,7 @@ def test_the_promise_is_that_of_a_decode_step_with_its_head(model_directory, sma
 
 def test_no_promise_for_a_model_that_only_runs(model_directory):
     first = Checkpoint.open(model_directory)
-    quantised = SimpleNamespace(parameters=first.parameters)
+    quantised = SimpleNamespace(parameters=first.parameters, layout=None)
     found = ratio(first, quantised, CELL, timings(3), timings(2))
     assert promised(first, quantised, CELL) is None
     assert found["share_of_promise"] is None

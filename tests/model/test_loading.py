@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 
 import psutil
@@ -112,3 +113,24 @@ def test_memory_is_that_of_the_device(model_directory):
     with pytest.raises(ShearlingError, match="memory on cpu"):
         check_fits(model_directory, "float32", extra_bytes=10 * available)
     check_fits(model_directory, "float32", extra_bytes=10 * available, device="meta")
+
+
+def test_memory_counts_what_is_loaded_and_that_once(model_directory, tmp_path):
+    tied = shutil.copytree(model_directory, tmp_path / "tied")
+    tensors = load_file(tied / "model.safetensors")
+    (tied / "model.safetensors").unlink()
+    raw = json.loads((tied / "config.json").read_text())
+    (tied / "config.json").write_text(json.dumps(raw | {"tie_word_embeddings": True}))
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(2)
+    first = {name: tensor for name, tensor in tensors.items() if "layers.0" in name}
+    rest = {name: tensor for name, tensor in tensors.items() if name not in first}
+    for file, held in {"a": first, "b": rest, "consolidated": tensors, "old": tensors}.items():
+        save_file(held, tied / f"{file}.safetensors", metadata={"format": "pt"})
+    weight_map = dict.fromkeys(first, "a.safetensors") | dict.fromkeys(rest, "b.safetensors")
+    (tied / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    model = load_model(tied)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    assert loaded_bytes(tied) == 4 * parameters
+    assert loaded_bytes(tied, torch.bfloat16) == 2 * parameters

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from shearling.model.checkpoint import Checkpoint
+from shearling.model.loading import load_tokenizer
 from shearling.model.side_files import copy_side_files, side_files, tokenizer_files
 from shearling.pruning.cut import cut
 from shearling.ship.quantize import plan, quantize
@@ -118,6 +119,7 @@ def test_every_stage_copies_the_same(
     plant(path, tuple(name for name in more if not any(part in name for part in read)))
     (path / "additional_chat_templates").mkdir()
     (path / "additional_chat_templates" / "tool_use.jinja").write_text("{{ messages }}")
+    (path / "chat_template.jinja").write_text("{{ bos_token }}")
     config = json.loads((path / "config.json").read_text())
     config["auto_map"] = {"AutoModelForCausalLM": "modeling_custom.Model"}
     (path / "config.json").write_text(json.dumps(config))
@@ -125,5 +127,7 @@ def test_every_stage_copies_the_same(
     shutil.rmtree(output / "healing", ignore_errors=True)
     went = {name for name in names(path) if name in GOES}
     assert {"tekken.json", "additional_chat_templates/tool_use.jinja"} <= went
+    templates = {"default": "{{ bos_token }}", "tool_use": "{{ messages }}"}
+    assert load_tokenizer(output).chat_template == templates
     assert names(output) == went | {"config.json", "model.safetensors", "shearling.json"}
     assert "auto_map" not in json.loads((output / "config.json").read_text())

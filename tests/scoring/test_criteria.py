@@ -14,12 +14,14 @@ from torch import Tensor
 import naive
 import shearling.engine.place
 from places import place
+from shearling.engine.place import Place
+from shearling.engine.states import States
 from shearling.engine.stream import BlockStream
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
 from shearling.scoring.blocks.magnitude import magnitude
 from shearling.scoring.registry import names
-from shearling.scoring.score import score, score_tokens
+from shearling.scoring.score import score, score_tokens, states_kept
 from tiny_tokenizer import write_llama
 
 Models = Callable[[str], Path]
@@ -342,3 +344,25 @@ def test_weights_that_are_not_numbers(tmp_path: Path, text: Path, by: str) -> No
     model.save_pretrained(tmp_path)
     with pytest.raises(ShearlingError, match=f"{by} gives no finite score for .* of 2 blocks"):
         score(Checkpoint.open(tmp_path), by, calibration=text, samples=2, length=8)
+
+
+@pytest.mark.parametrize(
+    ("by", "axis"),
+    [("perplexity", "layers"), ("taylor", "layers"), ("influence", "layers"), ("flap", "mlp"),
+     ("fisher", "mlp")],
+)  # fmt: skip
+def test_states_are_estimated_as_what_is_held(
+    models: Models, text: Path, by: str, axis: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, most, put = Checkpoint.open(models("llama")), 0, States.put
+
+    def counted(self: States, key: Any, batch: int, h_BSD: Tensor) -> None:
+        nonlocal most
+        put(self, key, batch, h_BSD)
+        held = (one for one in self._held.values() if isinstance(one, Tensor))
+        most = max(most, sum(one.numel() * one.itemsize for one in held))
+
+    monkeypatch.setattr(States, "put", counted)
+    score(model, by, axis=axis, calibration=text, samples=4, length=16, place=Place.cpu())
+    needed = states_kept(model, by, axis, 4 * 16).bytes
+    assert needed / 2 <= most <= needed

@@ -19,7 +19,7 @@ from shearling.model.checkpoint import Checkpoint
 from shearling.pruning.cut import cut
 from shearling.table.values import Keep
 from shearling.train import adapters
-from shearling.train.estimate import estimate
+from shearling.train.estimate import check_host_memory, estimate
 from shearling.train.heal import heal
 from shearling.train.options import Options
 from tiny_tokenizer import write_llama
@@ -175,6 +175,19 @@ def test_data_of_another_tokenizer(store: Store, tmp_path: Path) -> None:
     vocab["Ġ"], vocab["a"] = vocab["a"], vocab["Ġ"]
     (path / "tokenizer.json").write_text(json.dumps(tokenizer))
     refused("tokenizer", Checkpoint.open(path), store, options(), tmp_path / "out")
+
+
+def test_what_no_memory_holds_is_refused_before_it_is_loaded(
+    model: Checkpoint, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = estimate(model, options(), 1)
+    standing = needed.weights + needed.gradients + needed.moments
+    monkeypatch.setattr("shearling.train.estimate.free_bytes", lambda: standing)
+    check_host_memory(model, options(), ranks=1, teacher=None)
+    monkeypatch.setattr("shearling.train.estimate.free_bytes", lambda: standing - 1)
+    with pytest.raises(ShearlingError, match=r"0.0 GB of memory are free, but .* 0.0 GB without"):
+        heal(model, store, options(), tmp_path / "out")
+    check_host_memory(model, options(recipe="lora"), ranks=1, teacher=None)
 
 
 def test_estimates(model: Checkpoint, teacher: Checkpoint) -> None:

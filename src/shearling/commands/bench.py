@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shearling.commands.options import Batches, Json, Models, check_file, numbers, print_result
+from shearling.commands.options import (
+    Batches,
+    Json,
+    ModelsOptions,
+    check_file,
+    numbers,
+    print_result,
+)
 from shearling.commands.takes import takes_options
 from shearling.errors import ShearlingError
 
@@ -22,7 +29,7 @@ ENGINES = ("transformers", "llama.cpp", "vllm")
 class BenchOptions:
     """What the command line says."""
 
-    models: Models
+    models: ModelsOptions
     batch: Batches = "1,8"
     prompt: Annotated[str, typer.Option(help="Prompt tokens, separated by commas.")] = "128"
     new: Annotated[str, typer.Option(help="Generated tokens, separated by commas.")] = "64"
@@ -62,13 +69,13 @@ def bench(options: BenchOptions) -> None:
     from shearling.files.terminal import progress_bars
     from shearling.files.writer import write_json
 
-    workload = _workload(options, engines)
+    workload, models = _workload(options, engines), options.models.given()
     if options.dry_run:
-        planned = plan_bench(options.models, workload).as_json()
+        planned = plan_bench(models, workload).as_json()
         print_result(planned, options.as_json, plan_lines(planned))
         return
     with progress_bars() as progress:
-        result = bench_models(options.models, workload, progress=progress)
+        result = bench_models(models, workload, progress=progress)
     if options.output is not None:
         write_json(options.output, result)
     print_result(result, options.as_json, bench_lines(result))

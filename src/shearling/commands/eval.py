@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shearling.commands.options import Json, Models, Seed, print_result, warn, warn_ignored
+from shearling.commands.options import Json, ModelsOptions, Seed, print_result, warn, warn_ignored
 from shearling.commands.takes import takes_options
 from shearling.errors import ShearlingError
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from shearling.evaluate.tasks.run import TaskRunner
     from shearling.evaluate.tasks.suite import Suite
     from shearling.files.progress import Progress
+    from shearling.model.subject import OpenedModel
 
 WINDOW, NEW_TOKENS = 512, 64
 
@@ -26,7 +27,7 @@ WINDOW, NEW_TOKENS = 512, 64
 class EvalOptions:
     """What the command line says."""
 
-    models: Models
+    models: ModelsOptions
     suite: Annotated[
         str | None, typer.Option(help="shortened, sheared, or a YAML file of texts and tasks.")
     ] = None
@@ -128,7 +129,7 @@ def _plan(options: EvalOptions) -> _Plan:
             "There is nothing to measure; give --text FILE, --tasks NAME,… or --suite NAME."
         )
     _warn_of_ignored(options, suite)
-    return _Plan(name, suite, [open_subject(model) for model in options.models], options)
+    return _Plan(name, suite, [open_subject(model) for model in options.models.given()], options)
 
 
 @dataclass
@@ -137,7 +138,7 @@ class _Plan:
 
     name: str
     suite: Suite
-    subjects: Sequence[Any]
+    subjects: Sequence[OpenedModel]
     options: EvalOptions
     texts: dict[Any, list[str]] = field(default_factory=dict)
 
@@ -197,7 +198,7 @@ class _Plan:
         return self.texts[key]
 
     def measure(
-        self, subject: Any, write: Callable[[str, dict[str, Any]], None], progress: Progress
+        self, subject: OpenedModel, write: Callable[[str, dict[str, Any]], None], progress: Progress
     ) -> list[dict[str, Any]]:
         """Every file of results of one model, each written as soon as it is there."""
         load = _Loaded(subject, self.options.dtype, self.options.device)
@@ -208,7 +209,7 @@ class _Plan:
         return files
 
     def _results(
-        self, subject: Any, load: _Loaded, progress: Progress
+        self, subject: OpenedModel, load: _Loaded, progress: Progress
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         """Results of one model, each with its file's name."""
         from shearling.evaluate.measure import evaluate_text, measure_degeneration
@@ -247,7 +248,7 @@ class _Plan:
         if self.options.prompt:
             yield "generations", self._continued(subject, load()[0], progress)
 
-    def _continued(self, subject: Any, model: Any, progress: Progress) -> dict[str, Any]:
+    def _continued(self, subject: OpenedModel, model: Any, progress: Progress) -> dict[str, Any]:
         """What a loaded model writes after each prompt."""
         from shearling.evaluate.generation import Sampling
         from shearling.evaluate.measure import generate_samples
@@ -258,7 +259,7 @@ class _Plan:
         prompts = options.prompt or []
         return generate_samples(subject, prompts, sampling, model=model, progress=progress)
 
-    def _run_tasks(self, subject: Any, load: Any, progress: Progress) -> dict[str, Any]:
+    def _run_tasks(self, subject: OpenedModel, load: Any, progress: Progress) -> dict[str, Any]:
         known = {} if self.options.fresh else self.tasks.recalled(subject)
         if known:
             print(
@@ -279,7 +280,7 @@ class _Plan:
 class _Loaded:
     """A model and its tokenizer, loaded when they are first asked for."""
 
-    def __init__(self, subject: Any, dtype: str, device: str) -> None:
+    def __init__(self, subject: OpenedModel, dtype: str, device: str) -> None:
         self._subject, self._how = subject, {"dtype": dtype, "device": device}
         self._loaded: tuple[Any, Any] | None = None
 
@@ -336,7 +337,7 @@ def _warn_of_ignored(options: EvalOptions, suite: Suite) -> None:
 
 
 def _writer(
-    output: Path | None, subject: Any, subjects: Sequence[Any]
+    output: Path | None, subject: OpenedModel, subjects: Sequence[OpenedModel]
 ) -> Callable[[str, dict[str, Any]], None]:
     """Writes a file of results of one model, if anywhere."""
     from shearling.files.writer import write_json

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shearling.commands.options import Json, Model, print_result, warn
+from shearling.commands.options import Json, ModelOptions, print_result, warn
 from shearling.commands.quantize import (
     ComparedText,
     DryRun,
@@ -19,12 +19,15 @@ from shearling.commands.quantize import (
 from shearling.commands.takes import takes_options
 from shearling.errors import ShearlingError
 
+if TYPE_CHECKING:
+    from shearling.model.checkpoint import Checkpoint
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
     """What the command line says."""
 
-    model: Model
+    model: ModelOptions
     output: Annotated[Path, typer.Option(help="A new file.")]
     to: Annotated[str, typer.Option(help="gguf, which llama.cpp runs.")] = "gguf"
     outtype: Annotated[
@@ -52,7 +55,7 @@ def export(options: ExportOptions) -> None:
         raise ShearlingError(f"--to {options.to} is not known; give gguf.")
     check_text(options.text.text)
     outtype = options.outtype.lower()
-    source = open_source(options.model)
+    source = open_source(options.model.given())
     check(source, options.output, outtype)
     if not options.dry_run:
         _export(source, outtype, options)
@@ -66,7 +69,7 @@ def export(options: ExportOptions) -> None:
     print_result(plan, options.as_json, [line])
 
 
-def _export(source: Any, outtype: str, options: ExportOptions) -> None:
+def _export(source: Checkpoint, outtype: str, options: ExportOptions) -> None:
     """Convert, read back, compare, and print what came of it."""
     from shearling.files.terminal import progress_bars
     from shearling.model.resolve import resolve

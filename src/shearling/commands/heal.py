@@ -12,14 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shearling.commands.options import (
-    Computer,
     Json,
-    Model,
-    Precision,
-    References,
-    RunOutput,
-    TokenStore,
-    TrainingTokens,
+    ModelOptions,
+    TrainingOptions,
     note,
     print_result,
     warn,
@@ -39,10 +34,8 @@ if TYPE_CHECKING:
 class HealOptions:
     """What the command line says."""
 
-    model: Model
-    data: TokenStore
-    tokens: TrainingTokens
-    output: RunOutput
+    model: ModelOptions
+    training: TrainingOptions
     settings: Annotated[
         list[str] | None,
         typer.Argument(
@@ -57,12 +50,6 @@ class HealOptions:
     teacher_cache: Annotated[
         Path | None, typer.Option(help="What the teacher says, from `shearling teach`, instead.")
     ] = None
-    reference: References = None
-    device: Computer = "auto"
-    dtype: Precision = "auto"
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what it would take, and train nothing.")
-    ] = False
     as_json: Json = False
 
 
@@ -77,20 +64,22 @@ def heal(options: HealOptions) -> None:
     from shearling.train.options import parse
     from shearling.train.setup import Training, check
 
-    output, tokens = options.output, parse_count(options.tokens, "--tokens")
-    training = parse(options.recipe, tokens, with_dtype(options.settings, options.dtype))
-    source, store = Checkpoint.open(options.model), Store.open(options.data)
+    given, output = options.training, options.training.output
+    tokens = parse_count(given.tokens, "--tokens")
+    training = parse(options.recipe, tokens, with_dtype(options.settings, given.dtype))
+    source, store = Checkpoint.open(options.model.given()), Store.open(given.data)
     training = _inherited(training, source, store)
-    teacher = None if options.teacher is None else Checkpoint.open(options.teacher)
+    named = options.teacher
+    teacher = None if named is None else Checkpoint.open(options.model.beside(named))
     cache = None if options.teacher_cache is None else Cache.open(options.teacher_cache)
-    losses = references(options.reference, teacher, store, training, measure=not options.dry_run)
+    losses = references(given.reference, teacher, store, training, measure=not given.dry_run)
     check(Training(source, store, training, teacher, cache, losses), output)
-    if options.dry_run:
+    if given.dry_run:
         distilled = None if cache else teacher
-        _print_estimate(source, store, training, distilled, options.device, options.as_json)
+        _print_estimate(source, store, training, distilled, given.device, options.as_json)
         return
-    with joined(options.device) as (world, heard):
-        tell_device(world, training, options.device)
+    with joined(given.device) as (world, heard):
+        tell_device(world, training, given.device)
         healed = run(
             source, store, training, output, teacher=teacher, cache=cache, reference=losses,
             world=world, **heard,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shearling.commands.options import Json, Model, print_result
+from shearling.commands.options import Json, ModelOptions, print_result
 from shearling.commands.takes import takes_options
 
 
@@ -12,7 +12,7 @@ from shearling.commands.takes import takes_options
 class InspectOptions:
     """What the command line says."""
 
-    model: Model
+    model: ModelOptions
     as_json: Json = False
 
 
@@ -23,5 +23,5 @@ def inspect(options: InspectOptions) -> None:
     from shearling.model.inspect import inspect as look
     from shearling.model.inspect import lines
 
-    facts = look(Checkpoint.open(options.model))
+    facts = look(Checkpoint.open(options.model.given()))
     print_result(facts, options.as_json, lines(facts))

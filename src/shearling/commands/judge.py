@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shearling.commands.options import Json, Seed, check_file, print_result, warn
+from shearling.commands.options import (
+    Json,
+    MergeAdapter,
+    Seed,
+    check_file,
+    print_result,
+    warn,
+    with_adapter,
+)
 from shearling.commands.takes import takes_options
 from shearling.errors import ShearlingError
 
@@ -22,6 +30,7 @@ class JudgeOptions:
 
     a: Annotated[str, typer.Argument(help="A model, or a .jsonl of 'prompt' and 'answer'.")]
     b: Annotated[str, typer.Argument(help="The one to compare it with.")]
+    merge_adapter: MergeAdapter = False
     prompts: Annotated[
         Path, typer.Option(help="A .jsonl with 'prompt' or 'instruction', or a .txt, one a line.")
     ]
@@ -99,7 +108,10 @@ def _match(options: JudgeOptions) -> Match:
         )
     sampling = Sampling(options.max_new_tokens, options.temperature, seed=options.seed)
     folder = options.answers or options.output.with_suffix(".answers")
-    a, b = (open_side(side, folder, sampling, options.dtype) for side in (options.a, options.b))
+    a, b = (
+        open_side(str(with_adapter(side, options.merge_adapter)), folder, sampling, options.dtype)
+        for side in (options.a, options.b)
+    )
     if a.fingerprint == b.fingerprint:
         warn(
             f"{options.a} and {options.b} are the same: every answer is identical and counts as a "

@@ -18,14 +18,9 @@ from shearling.commands.heal import (
     with_dtype,
 )
 from shearling.commands.options import (
-    Computer,
     Json,
-    Model,
-    Precision,
-    References,
-    RunOutput,
-    TokenStore,
-    TrainingTokens,
+    ModelOptions,
+    TrainingOptions,
     print_result,
 )
 from shearling.commands.takes import takes_options
@@ -41,13 +36,11 @@ if TYPE_CHECKING:
 class LearnCommandOptions:
     """What the command line says."""
 
-    model: Model
+    model: ModelOptions
     shape: Annotated[
         str, typer.Option(help="Sizes after the cut, such as hidden=512,layers=24,mlp=1024.")
     ]
-    data: TokenStore
-    tokens: TrainingTokens
-    output: RunOutput
+    training: TrainingOptions
     settings: Annotated[
         list[str] | None,
         typer.Argument(
@@ -65,14 +58,8 @@ class LearnCommandOptions:
     teacher: Annotated[
         str | None, typer.Option(help="A model to distil from, and to take references of.")
     ] = None
-    reference: References = None
     distil: Annotated[
         bool, typer.Option(help="Learn from the teacher's distribution instead of the text.")
-    ] = False
-    device: Computer = "auto"
-    dtype: Precision = "auto"
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be cut, and train nothing.")
     ] = False
     as_json: Json = False
 
@@ -91,24 +78,24 @@ def learn(options: LearnCommandOptions) -> None:
     from shearling.pruning.plan import parse_count, parse_shape
     from shearling.train.setup import Training
 
-    output, tokens = options.output, parse_count(options.tokens, "--tokens")
-    settings = with_dtype(options.settings, options.dtype)
+    given, output = options.training, options.training.output
+    tokens = parse_count(given.tokens, "--tokens")
+    settings = with_dtype(options.settings, given.dtype)
     learning = parse(options.recipe, tokens, settings, distil=options.distil)
-    source, store = Checkpoint.open(options.model), Store.open(options.data)
+    source, store = Checkpoint.open(options.model.given()), Store.open(given.data)
     after = parse_shape(options.shape, source)
-    teacher = None if options.teacher is None else Checkpoint.open(options.teacher)
-    if teacher is None and learning.mix == "dynamic" and options.reference is None:
+    named = options.teacher
+    teacher = None if named is None else Checkpoint.open(options.model.beside(named))
+    if teacher is None and learning.mix == "dynamic" and given.reference is None:
         teacher = source  # the second of the paper's two references: the source's own losses
-    losses = references(options.reference, teacher, store, learning, measure=not options.dry_run)
+    losses = references(given.reference, teacher, store, learning, measure=not given.dry_run)
     check(Training(source, store, learning, teacher, None, losses), after, output)
     distilled = teacher if options.distil else None
-    if options.dry_run:
-        _print_plan(
-            source, after, learning, store.length, distilled, options.device, options.as_json
-        )
+    if given.dry_run:
+        _print_plan(source, after, learning, store.length, distilled, given.device, options.as_json)
         return
-    with joined(options.device) as (world, heard):
-        tell_device(world, learning, options.device)
+    with joined(given.device) as (world, heard):
+        tell_device(world, learning, given.device)
         learned = run(
             source, after, store, learning, output, teacher=distilled, reference=losses,
             world=world, **heard,

@@ -17,6 +17,7 @@ from shearling.scoring.registry import PLUS, by_help
 
 if TYPE_CHECKING:
     from shearling.engine.place import Need, Place, Wish
+    from shearling.model.checkpoint import Checkpoint
 
 BY_HELP = by_help()
 Model = Annotated[str, typer.Argument(help="A model directory, a .gguf file or a hub id.")]
@@ -66,7 +67,58 @@ ProtectLast = Annotated[
         min=0, help=f"Never remove the last so many blocks (the + forms: {PLUS[1]}; else 0)."
     ),
 ]
+MergeAdapter = Annotated[
+    bool,
+    typer.Option(
+        "--merge-adapter",
+        help="Merge an adapter that lies in a model's directory (once, into the cache, with peft), "
+        "and take what comes of it.",
+    ),
+]
 Batches = Annotated[str, typer.Option("--batch", help="Batch sizes, separated by commas.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """A model, and what becomes of an adapter in its directory."""
+
+    model: Model
+    merge_adapter: MergeAdapter = False
+
+    def given(self) -> str | Path:
+        """The model to be opened: as it was named, or with its adapter merged."""
+        return self.beside(self.model)
+
+    def beside(self, model: str) -> str | Path:
+        """The same of another model."""
+        return with_adapter(model, self.merge_adapter)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelsOptions:
+    """The same of several models."""
+
+    models: Models
+    merge_adapter: MergeAdapter = False
+
+    def given(self) -> list[str | Path]:
+        """The models to be opened: as they were named, or with their adapters merged."""
+        return [with_adapter(model, self.merge_adapter) for model in self.models]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """What heal and learn both ask for: the data, where the run is kept, and what computes."""
+
+    data: TokenStore
+    tokens: TrainingTokens
+    output: RunOutput
+    reference: References = None
+    device: Computer = "auto"
+    dtype: Precision = "auto"
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would take, and train nothing.")
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +178,21 @@ class ProtectOptions:
         return {"--protect-first": self.protect_first, "--protect-last": self.protect_last}
 
 
-def place_of(model: Any, options: PlaceOptions, need: Need | None = None) -> Place:
+def with_adapter(model: str, merge: bool) -> str | Path:
+    """A model as it was named, or the directory in which its adapter is merged into it."""
+    if not merge or Path(model).is_file():
+        return model
+    from shearling.model import adapters
+    from shearling.model.resolve import locate
+
+    if not adapters.has_adapter(directory := locate(model)):
+        return model
+    path = adapters.merged(directory)
+    note(f"{model} is taken with its adapter merged: {path}.")
+    return path
+
+
+def place_of(model: Checkpoint, options: PlaceOptions, need: Need | None = None) -> Place:
     """Where a model runs, by what the user asked for and what is free; told when it is opened."""
     from shearling.engine.place import Place
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shearling.commands.options import Json, Seed, print_result
+from shearling.commands.options import Json, MergeAdapter, Seed, print_result
 from shearling.commands.takes import takes_options
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ class PackOptions:
     tokenizer: Annotated[
         str, typer.Option(help="The model whose tokenizer is used: a directory or a hub id.")
     ]
+    merge_adapter: MergeAdapter = False
     output: Annotated[Path, typer.Option(help="A new directory, or an unfinished one to go on.")]
     length: Annotated[int, typer.Option(min=2, help="Tokens in each sequence.")] = 2048
     held_out: Annotated[
@@ -59,7 +60,7 @@ def pack(options: PackOptions) -> None:
     from shearling.model.loading import load_tokenizer
     from shearling.model.resolve import resolve
 
-    directory = resolve(options.tokenizer)
+    directory = resolve(options.tokenizer, merge_adapter=options.merge_adapter)
     name = directory.resolve().name if Path(options.tokenizer).exists() else options.tokenizer
     plan = PackPlan.of(
         options.files,

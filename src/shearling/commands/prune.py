@@ -11,7 +11,7 @@ import typer
 from shearling.commands.options import (
     BY_HELP,
     Json,
-    Model,
+    ModelOptions,
     PlaceOptions,
     ProtectOptions,
     Seed,
@@ -110,7 +110,7 @@ class ModelTextOptions:
 class PruneOptions:
     """What the command line says."""
 
-    model: Model
+    model: ModelOptions
     output: NewModel
     size: SizeOptions
     by: By = None
@@ -172,7 +172,7 @@ def _pruning(options: PruneOptions) -> Pruning:
     )
     check_output(options.output)
     return Pruning.of(
-        Checkpoint.open(options.model),
+        Checkpoint.open(options.model.given()),
         size,
         calibration=_calibration(options),
         criteria=criteria,

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shearling.commands.options import Json, Model, print_result
+from shearling.commands.options import Json, ModelOptions, print_result
 from shearling.commands.takes import takes_options
 from shearling.errors import ShearlingError
 
 if TYPE_CHECKING:
     from shearling.files.progress import Progress
+    from shearling.model.checkpoint import Checkpoint
     from shearling.ship.quantize import QuantizePlan
 
 _WIDE = (
@@ -44,7 +45,7 @@ class ComparedText:
 class QuantizeOptions:
     """What the command line says."""
 
-    model: Model
+    model: ModelOptions
     to: Annotated[str, typer.Option(help="int8 or int4.")]
     output: Annotated[Path, typer.Option(help="A new directory.")]
     group: Annotated[
@@ -74,7 +75,7 @@ def quantize(options: QuantizeOptions) -> None:
     from shearling.ship.quantize import quantize as run
 
     check_text(options.text.text)
-    source = open_source(options.model)
+    source = open_source(options.model.given())
     wanted = plan(source, options.to, group=options.group, dtype=options.dtype)
     check(source, options.output, wanted)
     lines = _plan_lines(source, wanted, options.to)
@@ -95,7 +96,7 @@ def quantize(options: QuantizeOptions) -> None:
     print_result(result | evaluations, options.as_json, lines)
 
 
-def _plan_json(source: Any, wanted: QuantizePlan, to: str) -> dict[str, Any]:
+def _plan_json(source: Checkpoint, wanted: QuantizePlan, to: str) -> dict[str, Any]:
     return {
         "to": to,
         "group": wanted.group,
@@ -108,7 +109,7 @@ def _plan_json(source: Any, wanted: QuantizePlan, to: str) -> dict[str, Any]:
     }
 
 
-def _plan_lines(source: Any, wanted: QuantizePlan, to: str) -> list[str]:
+def _plan_lines(source: Checkpoint, wanted: QuantizePlan, to: str) -> list[str]:
     return [
         f"{wanted.weights:,} of {source.parameters:,} weights to {to}, "
         + (f"a scale for {wanted.group} inputs" if wanted.group else "a scale a row"),

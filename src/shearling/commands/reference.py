@@ -11,12 +11,14 @@ import typer
 
 from shearling.commands.options import (
     Json,
+    MergeAdapter,
     PlaceOptions,
     check_file,
     place_of,
     print_result,
     warn,
     warn_ignored,
+    with_adapter,
 )
 from shearling.commands.takes import takes_options
 from shearling.errors import ShearlingError
@@ -36,6 +38,7 @@ class ReferenceOptions:
         list[str] | None,
         typer.Argument(help="Models to measure: the source model alone, or several of its family."),
     ] = None
+    merge_adapter: MergeAdapter = False
     store: Annotated[
         Path | None, typer.Option(help="The token store whose held-out parts are measured.")
     ] = None
@@ -134,7 +137,7 @@ def _fitted(options: ReferenceOptions) -> Reference:
 
     models, files = options.models or [], options.losses or []
     store = _open_store(options.store, models, files)
-    checkpoints = [Checkpoint.open(model) for model in models]
+    checkpoints = [Checkpoint.open(with_adapter(model, options.merge_adapter)) for model in models]
     before = [Point.load(file) for file in files]
     sizes = [model.parameters for model in checkpoints] + [point.parameters for point in before]
     target = _target(sizes, options.target_params, len(checkpoints))

@@ -11,7 +11,7 @@ import typer
 from shearling.commands.options import (
     BY_HELP,
     Json,
-    Model,
+    ModelOptions,
     PlaceOptions,
     ProtectOptions,
     Seed,
@@ -37,7 +37,7 @@ FEW = TextOptions(samples=10, length=128)  # windows, as in Shortened LLaMA
 class ScoreOptions:
     """What the command line says."""
 
-    model: Model
+    model: ModelOptions
     by: Annotated[
         str | None,
         typer.Option(
@@ -77,7 +77,7 @@ def score(options: ScoreOptions) -> None:
             f"how many go; leave it out for --by {by}."
         )
     check_file(options.output)
-    source = Checkpoint.open(options.model)
+    source = Checkpoint.open(options.model.given())
     if not of_blocks:
         warn_ignored(options.protect.given, f"units of {options.axis} are scored, not blocks")
     scores = _scores(source, by, options, of_blocks=of_blocks)
@@ -90,8 +90,11 @@ def score(options: ScoreOptions) -> None:
 def _scores(source: Checkpoint, by: str, options: ScoreOptions, *, of_blocks: bool) -> Scores:
     from shearling.files.terminal import progress_bars
     from shearling.scoring.score import score as run
+    from shearling.scoring.score import states_kept
 
-    text, ends, place = options.text, options.protect, place_of(source, options.place)
+    text, ends = options.text, options.protect
+    need = states_kept(source, by, options.axis, text.samples * text.length)
+    place = place_of(source, options.place, need)
     with progress_bars() as progress:
         return run(
             source, by, axis=options.axis, calibration=text.calibration, samples=text.samples,

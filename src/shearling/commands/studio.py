@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from shearling.commands.options import Models, warn
+from shearling.commands.options import ModelsOptions, warn
 from shearling.commands.takes import takes_options
 from shearling.errors import ShearlingError
 
@@ -17,7 +17,7 @@ from shearling.errors import ShearlingError
 class StudioOptions:
     """What the command line says."""
 
-    models: Models
+    models: ModelsOptions
     host: Annotated[
         str, typer.Option(help="Address to listen on; others than loopback have no password.")
     ] = "127.0.0.1"
@@ -54,7 +54,7 @@ def studio(options: StudioOptions) -> None:
         device=options.device, threads=options.threads,
     )  # fmt: skip
     with progress_bars() as progress:
-        serve(options.models, serving, ready=_ready, progress=progress)
+        serve(options.models.given(), serving, ready=_ready, progress=progress)
 
 
 def _ready(address: str) -> None:

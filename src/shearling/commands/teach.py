@@ -8,7 +8,14 @@ from typing import Annotated
 
 import typer
 
-from shearling.commands.options import Json, Model, PlaceOptions, TokenStore, place_of, print_result
+from shearling.commands.options import (
+    Json,
+    ModelOptions,
+    PlaceOptions,
+    TokenStore,
+    place_of,
+    print_result,
+)
 from shearling.commands.takes import takes_options
 
 
@@ -16,7 +23,7 @@ from shearling.commands.takes import takes_options
 class TeachOptions:
     """What the command line says."""
 
-    model: Model
+    model: ModelOptions
     data: TokenStore
     output: Annotated[Path, typer.Option(help="A new directory, or an unfinished one to go on.")]
     top: Annotated[int, typer.Option(min=1, help="Tokens kept of each distribution.")] = 64
@@ -40,7 +47,7 @@ def teach(options: TeachOptions) -> None:
     from shearling.train.teach import check, cost
     from shearling.train.teach import teach as run
 
-    teacher, store = Checkpoint.open(options.model), Store.open(options.data)
+    teacher, store = Checkpoint.open(options.model.given()), Store.open(options.data)
     check(teacher, store, options.output, options.top)
     expected = cost(teacher, store, options.top)
     if not options.dry_run:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from shearling.evaluate.ratios import sentence
 from shearling.evaluate.speed import Workload, bench
 from shearling.files.progress import Progress, silent
+from shearling.model.subject import OpenedModel
 
 
 def bench_models(
-    models: Sequence[Any], workload: Workload | None = None, *, progress: Progress = silent
+    models: Sequence[str | Path | OpenedModel],
+    workload: Workload | None = None,
+    *,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Speed and memory, in turns; as :func:`shearling.evaluate.speed.bench`."""
     return bench(models, workload, progress=progress)

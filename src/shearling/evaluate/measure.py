@@ -15,6 +15,7 @@ from shearling.model.dtypes import dtype_of
 from shearling.model.loading import load_model
 from shearling.model.manifest import ref
 from shearling.model.memory import check_fits, loaded_bytes
+from shearling.model.subject import OpenedModel
 
 
 def evaluate_model(
@@ -32,7 +33,12 @@ def evaluate_model(
 
 
 def evaluate_text(
-    subject: Any, model: Any, tokenizer: Any, documents: Sequence[str], name: str, **options: Any
+    subject: OpenedModel,
+    model: Any,
+    tokenizer: Any,
+    documents: Sequence[str],
+    name: str,
+    **options: Any,
 ) -> dict[str, Any]:
     """The same of a model in memory, on documents called ``name``."""
     figures = perplexity(model, tokenizer, documents, **options)
@@ -40,7 +46,12 @@ def evaluate_text(
 
 
 def measure_degeneration(
-    subject: Any, model: Any, tokenizer: Any, documents: Sequence[str], name: str, **options: Any
+    subject: OpenedModel,
+    model: Any,
+    tokenizer: Any,
+    documents: Sequence[str],
+    name: str,
+    **options: Any,
 ) -> dict[str, Any]:
     """Repetition in what a model in memory writes.
 
@@ -62,7 +73,7 @@ def measure_degeneration(
 
 
 def generate_samples(
-    checkpoint: Any,
+    checkpoint: OpenedModel,
     prompts: Sequence[str],
     sampling: Sampling | None = None,
     *,
@@ -85,7 +96,7 @@ def generate_samples(
     ).to_json()
 
 
-def memory_needed(subject: Any, *, dtype: str, device: str = "cpu") -> int:
+def memory_needed(subject: OpenedModel, *, dtype: str, device: str = "cpu") -> int:
     """Bytes that a model's weights, computing in ``dtype``, and its logits take.
 
     Raises:

@@ -12,11 +12,16 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from shearling.evaluate.engines import Cell, Timing
+from shearling.model.subject import OpenedModel
 from shearling.table.cost import flops_per_token
 
 
 def ratio(
-    first: Any, other: Any, cell: Cell, before: Sequence[Timing], after: Sequence[Timing]
+    first: OpenedModel,
+    other: OpenedModel,
+    cell: Cell,
+    before: Sequence[Timing],
+    after: Sequence[Timing],
 ) -> dict[str, Any]:
     """How ``other`` compares with ``first`` in one cell, from the rounds that they share.
 
@@ -47,21 +52,20 @@ def ratio(
     }
 
 
-def promised(first: Any, other: Any, cell: Cell) -> float | None:
+def promised(first: OpenedModel, other: OpenedModel, cell: Cell) -> float | None:
     """FLOPs of a decode step of ``first`` over those of ``other``; None where one is not known.
 
     The steps read ``prompt + 1`` to ``prompt + new`` tokens of context; their mean counts.
     """
-    if not (_known(first) and _known(other)):
-        return None
     steps = [
         sum(
-            flops_per_token(subject.layout, subject.shape, cell.prompt + step)
+            flops_per_token(one.layout, one.shape, cell.prompt + step)
             for step in range(1, cell.new + 1)
         )
-        for subject in (first, other)
+        for one in (first, other)
+        if one.layout is not None
     ]
-    return steps[0] / steps[1]
+    return steps[0] / steps[1] if len(steps) == 2 else None
 
 
 def _round(before: Timing, after: Timing) -> float:
@@ -80,15 +84,13 @@ def spread(values: Iterable[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def _removed_from_blocks(first: Any, other: Any) -> float | None:
-    if not (_known(first) and _known(other)):
-        return None
-    sizes = [one.layout.count_block(one.shape) * one.shape["layers"] for one in (first, other)]
-    return 1 - sizes[1] / sizes[0]
-
-
-def _known(subject: Any) -> bool:
-    return None not in (getattr(subject, "layout", None), getattr(subject, "shape", None))
+def _removed_from_blocks(first: OpenedModel, other: OpenedModel) -> float | None:
+    sizes = [
+        one.layout.count_block(one.shape) * one.shape["layers"]
+        for one in (first, other)
+        if one.layout is not None
+    ]
+    return 1 - sizes[1] / sizes[0] if len(sizes) == 2 else None
 
 
 def sentence(found: dict[str, Any]) -> str:

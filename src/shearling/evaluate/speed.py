@@ -32,7 +32,7 @@ from shearling.files.progress import Progress, silent
 from shearling.model.dtypes import dtype_of
 from shearling.model.loading import check_positive, load_config, longest_input
 from shearling.model.manifest import ref
-from shearling.model.subject import open_subject
+from shearling.model.subject import OpenedModel, open_subject
 from shearling.table.cost import kv_cache_bytes
 from shearling.table.values import Shape
 
@@ -100,7 +100,7 @@ class Workload:
 class BenchPlan:
     """A bench that was checked and can begin; of ``repeats`` rounds."""
 
-    subjects: Sequence[Any]
+    subjects: Sequence[OpenedModel]
     candidates: Sequence[Candidate]
     engines: Sequence[Engine]
     setting: Setting
@@ -145,7 +145,10 @@ class BenchPlan:
 
 
 def bench(
-    models: Sequence[Any], workload: Workload | None = None, *, progress: Progress = silent
+    models: Sequence[str | Path | OpenedModel],
+    workload: Workload | None = None,
+    *,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Time prefill and decoding of several models, in turns.
 
@@ -178,7 +181,9 @@ def bench(
     return plan_bench(models, workload).run(progress).to_json()
 
 
-def plan_bench(models: Sequence[Any], workload: Workload | None = None) -> BenchPlan:
+def plan_bench(
+    models: Sequence[str | Path | OpenedModel], workload: Workload | None = None
+) -> BenchPlan:
     """Check everything that can be checked before a model is loaded.
 
     Args:
@@ -275,7 +280,10 @@ def _runs(
 
 
 def _ratios(
-    one: Engine, subjects: Sequence[Any], candidates: Sequence[Candidate], measured: Measured
+    one: Engine,
+    subjects: Sequence[OpenedModel],
+    candidates: Sequence[Candidate],
+    measured: Measured,
 ) -> list[dict[str, Any]]:
     """Entries of a bench's ``ratios``: every model but the first against the first."""
     place = {"engine": one.name, "against": _identity(candidates[0])}
@@ -295,11 +303,13 @@ def _identity(candidate: Candidate) -> dict[str, str]:
     return {"name": candidate.name, "fingerprint": candidate.fingerprint}
 
 
-def _opened(model: Any) -> Any:
+def _opened(model: str | Path | OpenedModel) -> OpenedModel:
     return open_subject(model) if isinstance(model, str | Path) else model
 
 
-def _candidates(models: Sequence[Any], subjects: Sequence[Any]) -> list[Candidate]:
+def _candidates(
+    models: Sequence[str | Path | OpenedModel], subjects: Sequence[OpenedModel]
+) -> list[Candidate]:
     """What engines need of each model; a name that was there before is numbered."""
     candidates: list[Candidate] = []
     names: list[str] = []

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from shearling.errors import ShearlingError
 from shearling.evaluate.generation import Sampling, encode, generate
@@ -78,7 +78,7 @@ class Answering:
 
     def __init__(self, model: str, kept: Path, sampling: Sampling, dtype: str) -> None:
         """Open the model; its weights are read only if an answer is missing."""
-        self._subject: Any = open_subject(model)
+        self._subject = open_subject(model)
         self._sampling, self._dtype = sampling, dtype
         name = re.sub(r"[^\w.-]+", "-", self.name)
         self.kept = KeptLines(kept / f"{name}-{self.fingerprint[:12]}.jsonl")

@@ -15,22 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from shearling.errors import ShearlingError
 from shearling.files.reading import read_json
 from shearling.model.dtypes import torch_dtype
 from shearling.model.fingerprint import fingerprint
-from shearling.model.loading import first_line, load_config, load_tokenizer
+from shearling.model.loading import load_config, load_tokenizer
 from shearling.model.remote_code import check_config
+from shearling.model.stored import StoredTensor, stored_tensors
 from shearling.model.tensors import StoredTensors, Tensors
-from shearling.model.weight_files import INDEX, SINGLE
+from shearling.model.weight_files import INDEX, SINGLE, no_weights
 from shearling.table.axes import Layout
 from shearling.table.families import Family, family_of
 from shearling.table.values import Shape
-
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 @dataclass(frozen=True)
@@ -59,21 +58,22 @@ class Checkpoint:
     source: Checkpoint | None = None
 
     @staticmethod
-    def open(model: str | Path) -> Checkpoint:
+    def open(model: str | Path, *, merge_adapter: bool = False) -> Checkpoint:
         """Open ``model`` and check it against its family's table.
 
         Args:
             model: a directory with config.json and safetensors, a ``.gguf`` file (converted once,
                 into the cache), or a hub id such as ``HuggingFaceTB/SmolLM2-135M``.
+            merge_adapter: whether an adapter in the directory is merged (once, into the cache).
 
         Raises:
-            ShearlingError: nothing there, an unknown architecture, pickled weights, a shard that
-                is absent, truncated or corrupt, a tensor that is missing, of the wrong shape or
-                unknown.
+            ShearlingError: nothing there, an adapter that is not to be merged, an unknown
+                architecture, pickled weights, a shard that is absent, truncated or corrupt, a
+                tensor that is missing, of the wrong shape or unknown.
         """
         from shearling.model.resolve import resolve
 
-        path = resolve(model)
+        path = resolve(model, merge_adapter=merge_adapter)
         raw = read_json(path / "config.json")
         check_config(path, raw)
         family = family_of(raw.get("model_type"), str(model))
@@ -82,7 +82,7 @@ class Checkpoint:
         layout = family.layout(config)
         shape = family.shape(config)
         layout.check(shape)
-        headers = _headers(path)
+        headers = stored_tensors(path, _shards(path))
         files, dtypes = _match(layout.tensors(shape), headers, layout, family, path)
         _check_tied(layout, headers, path)
         tensors = StoredTensors(files)
@@ -178,15 +178,7 @@ def _shards(path: Path) -> list[Path]:
                     "fetch the missing shard, or the whole checkpoint again."
                 )
         return [path / name for name in names]
-    pickles = sorted(file.name for pattern in PICKLES for file in path.glob(pattern))
-    if pickles:
-        raise ShearlingError(
-            f"{path} holds pickled weights ({pickles[0]}), which can run code when loaded and are "
-            "refused; give a safetensors version of the model."
-        )
-    raise ShearlingError(
-        f"{path} holds no weights; expected {SINGLE} or {INDEX} with its shards, or a .gguf file."
-    )
+    raise no_weights(path)
 
 
 def _require_plain(raw: Mapping[str, Any], model: str | Path) -> None:
@@ -199,26 +191,9 @@ def _require_plain(raw: Mapping[str, Any], model: str | Path) -> None:
         )
 
 
-def _headers(path: Path) -> dict[str, tuple[Path, str, tuple[int, ...]]]:
-    """Tensor name -> (shard, type, sizes); every shard's header is validated by safetensors."""
-    found: dict[str, tuple[Path, str, tuple[int, ...]]] = {}
-    for file in _shards(path):
-        try:
-            with safe_open(file, "pt") as shard:
-                for name in shard.keys():  # noqa: SIM118 - a handle is not a mapping
-                    view = shard.get_slice(name)
-                    found[name] = (file, view.get_dtype(), tuple(view.get_shape()))
-        except SafetensorError as error:
-            raise ShearlingError(
-                f"{file} is truncated or corrupt ({first_line(error)}, "
-                f"{file.stat().st_size} bytes); fetch it again."
-            ) from error
-    return found
-
-
 def _match(
     expected: Mapping[str, tuple[int, ...]],
-    headers: Mapping[str, tuple[Path, str, tuple[int, ...]]],
+    headers: Mapping[str, StoredTensor],
     layout: Layout,
     family: Family,
     path: Path,
@@ -230,12 +205,12 @@ def _match(
                 f"{path} lacks the tensor {name}, which its config.json calls for; "
                 "fetch the checkpoint again, or repair the configuration."
             )
-        if headers[name][2] != sizes:
+        if headers[name].shape != sizes:
             raise ShearlingError(
-                f"{path} stores {name} as {list(headers[name][2])}, but its config.json "
+                f"{path} stores {name} as {list(headers[name].shape)}, but its config.json "
                 f"calls for {list(sizes)}; one of the two is wrong."
             )
-        torch_dtype(headers[name][1])
+        torch_dtype(headers[name].dtype)
     tied = {row.name for row in layout.rows if row.tied_to}
     unknown = [
         name
@@ -248,14 +223,12 @@ def _match(
             f"such as {unknown[0]}; give a plain causal language model, adapters merged."
         )
     return (
-        {name: headers[name][0] for name in expected},
-        {name: headers[name][1] for name in expected},
+        {name: headers[name].file for name in expected},
+        {name: headers[name].dtype for name in expected},
     )
 
 
-def _check_tied(
-    layout: Layout, headers: Mapping[str, tuple[Path, str, tuple[int, ...]]], path: Path
-) -> None:
+def _check_tied(layout: Layout, headers: Mapping[str, StoredTensor], path: Path) -> None:
     """Prove that a tied tensor which is stored all the same is the one it is tied to.
 
     transformers does not tie the two when their values differ, whatever the configuration says.
@@ -265,7 +238,7 @@ def _check_tied(
             continue
         tensors = []
         for name in (row.name, row.tied_to):
-            with safe_open(headers[name][0], "pt") as shard:
+            with safe_open(headers[name].file, "pt") as shard:
                 tensors.append(shard.get_tensor(name))
         if not torch.equal(*tensors):
             raise ShearlingError(

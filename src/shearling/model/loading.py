@@ -18,6 +18,7 @@ from shearling.errors import ShearlingError
 from shearling.files.quiet import no_progress_bars
 from shearling.files.reading import read_json
 from shearling.model import remote_code
+from shearling.model.adapters import check_no_adapter
 from shearling.model.dtypes import dtype_of
 from shearling.model.memory import check_fits
 
@@ -134,11 +135,13 @@ def stock_model(path: Path, dtype: torch.dtype, **options: Any) -> tuple[Any, di
         ``unexpected_keys``, ``mismatched_keys``.
 
     Raises:
-        ShearlingError: it would need code that is never run. Other errors are transformers' own.
+        ShearlingError: it would need code that is never run, or holds an adapter, which
+            transformers would add. Other errors are transformers' own.
     """
     from transformers import AutoModelForCausalLM
 
     remote_code.check_config(path, read_json(path / "config.json"))
+    check_no_adapter(path)
     with no_progress_bars():
         # With output_loading_info this is a pair, which its annotation does not say.
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -212,6 +215,7 @@ def _compute_in(model: Any, dtype: torch.dtype) -> None:
 
 def _model_directory(path: Path | str) -> Path:
     path = Path(path)
+    check_no_adapter(path)
     if not (path / "config.json").is_file():
         raise ShearlingError(
             f"{path} is not a model directory; give one that holds config.json and "

@@ -7,15 +7,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from shearling.files.reading import read_json
 from shearling.files.results import now
-from shearling.model.checkpoint import Checkpoint, read_json
-from shearling.model.refs import ModelRef
+from shearling.model.refs import Identified, ModelRef
+from shearling.model.subject import OpenedModel
 from shearling.version import __version__
 
 MANIFEST = "shearling.json"
 
 
-def stamp(checkpoint: Checkpoint | None = None) -> dict[str, Any]:
+def stamp(checkpoint: OpenedModel | None = None) -> dict[str, Any]:
     """The fields that all files share; ``model`` if one is meant."""
     fields: dict[str, Any] = {
         "shearling": __version__,
@@ -24,17 +25,17 @@ def stamp(checkpoint: Checkpoint | None = None) -> dict[str, Any]:
     return fields if checkpoint is None else fields | {"model": identity(checkpoint)}
 
 
-def identity(checkpoint: Checkpoint) -> dict[str, str]:
+def identity(checkpoint: OpenedModel) -> dict[str, str]:
     """A model's name and fingerprint."""
     return {"name": checkpoint.name, "fingerprint": checkpoint.fingerprint}
 
 
-def ref(checkpoint: Any) -> ModelRef:
+def ref(checkpoint: Identified) -> ModelRef:
     """A model's name and fingerprint, as a result says them."""
     return ModelRef(checkpoint.name, checkpoint.fingerprint)
 
 
-def describe(checkpoint: Checkpoint) -> dict[str, Any]:
+def describe(checkpoint: OpenedModel) -> dict[str, Any]:
     """Identity and size of a model."""
     return identity(checkpoint) | {
         "shape": dict(checkpoint.shape),

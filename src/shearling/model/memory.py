@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import psutil
 import torch
-from safetensors import SafetensorError, safe_open
 
 from shearling.errors import ShearlingError
+from shearling.files.reading import read_json
 from shearling.model.dtypes import STORED, dtype_of, name_of
-from shearling.model.weight_files import weight_files
-
-# Bytes of the types that keep their size whatever is computed in; those not named take one.
-_BYTES = {"I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2}
+from shearling.model.stored import stored_tensors
+from shearling.table.families import FAMILIES
 
 
 def free_bytes(device: str = "cpu") -> int | None:
@@ -29,6 +26,9 @@ def free_bytes(device: str = "cpu") -> int | None:
 def loaded_bytes(path: Path, dtype: torch.dtype | None = None) -> int:
     """Bytes of a directory's weights in memory, from the headers of its safetensors alone.
 
+    Each tensor that is loaded counts once: not files that nothing loads, and neither a tensor that
+    is tied to another nor one that the model does not have, should they be stored.
+
     Args:
         path: the directory.
         dtype: what floating-point weights become; None leaves them as they are stored.
@@ -36,23 +36,32 @@ def loaded_bytes(path: Path, dtype: torch.dtype | None = None) -> int:
     Raises:
         ShearlingError: a file is truncated or corrupt.
     """
-    total = 0
-    for file in weight_files(path):
-        try:
-            with safe_open(file, "pt") as shard:
-                for name in shard.keys():  # noqa: SIM118 - a handle is not a mapping
-                    view = shard.get_slice(name)
-                    total += _itemsize(view.get_dtype(), dtype) * math.prod(view.get_shape())
-        except SafetensorError as error:
-            reason = " ".join(str(error).split())
-            raise ShearlingError(f"The model in {path} cannot be loaded: {reason}") from error
-    return total
+    try:
+        stored = stored_tensors(path)
+        names = _loaded_names(path)
+    except ShearlingError as error:
+        raise ShearlingError(f"The model in {path} cannot be loaded: {error}") from error
+    return sum(
+        tensor.elements * _itemsize(tensor.dtype, tensor.itemsize, dtype)
+        for name, tensor in stored.items()
+        if names is None or name in names
+    )
 
 
-def _itemsize(stored: str, dtype: torch.dtype | None) -> int:
-    if stored in STORED:
-        return (dtype or STORED[stored]).itemsize
-    return _BYTES.get(stored, 1)
+def _loaded_names(path: Path) -> set[str] | None:
+    """Tensors that a model of a known family has, tied ones once; None where we do not know."""
+    from shearling.model.loading import load_config
+
+    raw = read_json(path / "config.json")
+    family = FAMILIES.get(str(raw.get("model_type")))
+    if family is None or raw.get("quantization_config"):
+        return None
+    config = load_config(path)
+    return set(family.layout(config).tensors(family.shape(config)))
+
+
+def _itemsize(stored: str, itemsize: int, dtype: torch.dtype | None) -> int:
+    return itemsize if dtype is None or stored not in STORED else dtype.itemsize
 
 
 def check_fits(

@@ -8,12 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from shearling.model.checkpoint import Checkpoint
+from shearling.model.subject import OpenedModel
 
 SEQUENCES, LENGTH, SEED = 2, 32, 0
 
 
-def proof_tokens(checkpoint: Checkpoint, length: int = LENGTH) -> Tensor:
+def proof_tokens(checkpoint: OpenedModel, length: int = LENGTH) -> Tensor:
     """Two sequences (B, S) over a model's vocabulary, as long as it has positions for."""
     length = min(length, getattr(checkpoint.config, "max_position_embeddings", length))
     generator = torch.Generator().manual_seed(SEED)

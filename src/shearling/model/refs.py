@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from shearling.files.results import Name
 
@@ -13,3 +14,17 @@ class ModelRef:
 
     name: Name
     fingerprint: str
+
+
+class Identified(Protocol):
+    """What is known by a name and a fingerprint: a model, or one side of a match."""
+
+    @property
+    def name(self) -> str:
+        """As people call it."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Another for any other content."""
+        ...

@@ -10,10 +10,11 @@ from typing import Any
 from shearling.errors import ShearlingError
 from shearling.files.quiet import no_progress_bars
 from shearling.files.writer import file_digest, new_directory
+from shearling.model import adapters
+from shearling.model.side_files import HUB, HUB_NEVER
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _LOCAL = {"trust_remote_code": False, "local_files_only": True}
-_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
 def cache_directory() -> Path:
@@ -22,12 +23,26 @@ def cache_directory() -> Path:
     return Path(os.environ.get("SHEARLING_CACHE") or Path(base) / "shearling")
 
 
-def resolve(model: str | Path) -> Path:
+def resolve(model: str | Path, *, merge_adapter: bool = False) -> Path:
     """The directory that holds ``model``.
 
+    Args:
+        model: a directory, a ``.gguf`` file or a hub id.
+        merge_adapter: whether an adapter in the directory is merged (once, into the cache).
+
     Raises:
-        ShearlingError: no such directory or file, or the hub has no such model.
+        ShearlingError: no such directory or file, the hub has no such model, or the directory
+            holds an adapter that is not to be merged, or cannot be.
     """
+    path = locate(model)
+    if merge_adapter and adapters.has_adapter(path):
+        return adapters.merged(path)
+    adapters.check_no_adapter(path)
+    return path
+
+
+def locate(model: str | Path) -> Path:
+    """The same, whether or not an adapter lies in the directory."""
     path = Path(model)
     if path.is_dir():
         return path
@@ -46,12 +61,12 @@ def resolve(model: str | Path) -> Path:
 
 
 def _download(hub_id: str) -> Path:
-    """A snapshot of a hub model; pickled weights are not even fetched."""
+    """A snapshot of a hub model; pickled weights and consolidated copies are not even fetched."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(hub_id, allow_patterns=[*HUB], ignore_patterns=[*HUB_NEVER]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ShearlingError(
             f"{hub_id} is no local directory and could not be fetched from the hub "

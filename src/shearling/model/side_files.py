@@ -30,7 +30,18 @@ NEVER = (
     "*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.gguf", "*.ggml",
     "*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.tflite", "*.npz", "*.npy", "*.index.json",
     "*.py", "*.pyc", "*.so", "*.sh", "adapter_*", "consolidated*", "optimizer*", "scheduler*",
-    "trainer_state*", "training_args*", "rng_state*",
+    "trainer_state*", "training_args*", "rng_state*", "events.out*",
+)  # fmt: skip
+# What is fetched of a model on the hub: the above, the configuration, and the weights that are
+# loaded or an adapter, in patterns that do distinguish cases and match in folders as well.
+HUB = (
+    *TOKENIZER, *OTHERS, "LICEN[CS]E*", "NOTICE*", "COPYING*", "USE_POLICY*", "config.json",
+    "shearling.json", "*.safetensors", "*.index.json", "adapter_config.json",
+)  # fmt: skip
+_WEIGHTS = ("*.safetensors", "*.index.json", "adapter_*")
+HUB_NEVER = (
+    *(pattern for pattern in NEVER if pattern not in _WEIGHTS), "original/*", "onnx/*", "metal/*",
+    "openvino/*", "checkpoint-*", "runs/*",
 )  # fmt: skip
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from shearling.errors import ShearlingError
 from shearling.files.reading import read_json
@@ -22,7 +21,8 @@ from shearling.model.checkpoint import Checkpoint, directory_name
 from shearling.model.fingerprint import fingerprint
 from shearling.model.loading import build_model, load_config, load_tokenizer
 from shearling.model.resolve import resolve
-from shearling.model.weight_files import weight_files
+from shearling.model.stored import stored_tensors
+from shearling.model.weight_files import no_weights, weight_files
 from shearling.table.axes import Layout
 from shearling.table.families import FAMILIES
 from shearling.table.values import Shape
@@ -76,27 +76,24 @@ class Subject:
     @cached_property
     def fingerprint(self) -> str:
         """As a checkpoint's: see ``shearling.model.fingerprint``."""
-        files: dict[str, Path] = {}
-        for file in _weights(self.path):
-            try:
-                with safe_open(file, "pt") as shard:
-                    files |= dict.fromkeys(shard.keys(), file)
-            except SafetensorError as error:
-                raise ShearlingError(
-                    f"{file} is truncated or corrupt ({error}); fetch or make it again."
-                ) from error
-        return fingerprint(self.raw, files)
+        stored = stored_tensors(self.path, _weights(self.path))
+        return fingerprint(self.raw, {name: tensor.file for name, tensor in stored.items()})
 
     def tokenizer(self) -> Any:
         """The tokenizer that lies beside the weights."""
         return load_tokenizer(self.path)
 
 
-def open_subject(model: str | Path) -> Checkpoint | Subject:
+# A model that was opened to be measured: what both offer is all that measuring needs.
+OpenedModel = Checkpoint | Subject
+
+
+def open_subject(model: str | Path, *, merge_adapter: bool = False) -> OpenedModel:
     """Open a model to be measured.
 
     Args:
         model: a model directory, a ``.gguf`` file or a hub id.
+        merge_adapter: whether an adapter in the directory is merged (once, into the cache).
 
     Returns:
         A checkpoint wherever shearling knows the architecture and the weights are not quantised;
@@ -106,7 +103,7 @@ def open_subject(model: str | Path) -> Checkpoint | Subject:
     Raises:
         ShearlingError: nothing there, no safetensors, or what :meth:`Checkpoint.open` refuses.
     """
-    path = resolve(model)
+    path = resolve(model, merge_adapter=merge_adapter)
     raw = read_json(path / "config.json")
     known = raw.get("model_type") in FAMILIES
     if known and quantization(raw) is None:
@@ -130,7 +127,7 @@ def _weights(path: Path) -> list[Path]:
     """The safetensors files of a directory, at least one."""
     files = weight_files(path)
     if not files:
-        raise ShearlingError(f"{path} holds no safetensors; give a version of the model that does.")
+        raise no_weights(path)
     return files
 
 

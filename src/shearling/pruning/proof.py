@@ -90,6 +90,7 @@ def prove(
     place.for_proof().settle()
 
     def compare(dtype: torch.dtype) -> Proof:
+        """The logits of both, with blocks that compute in ``dtype``, and how far they differ."""
         progress("proving the cut", 0, 2)
         expected_BSV = masked_logits(
             checkpoint, expanded, source_ids_BS, replaced=replaced, place=place.for_proof(dtype)

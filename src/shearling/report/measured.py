@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from shearling.files.progress import Progress, silent
 from shearling.files.writer import file_digest, write_json
+from shearling.model.subject import OpenedModel
 from shearling.report.decide.selection import ComparedModel
 from shearling.report.records.collect import read_directory
 from shearling.report.records.records import Records
@@ -59,7 +60,7 @@ class WantedResults:
 class Measurement:
     """One result that is missing; ``subject`` is None for a benchmark, which times all in turns."""
 
-    subject: Any
+    subject: OpenedModel | None
     kind: str  # evaluation, tasks, degeneration, generations or bench
     what: str
     file: Path
@@ -71,7 +72,7 @@ class Measurement:
         return {"model": name, "kind": self.kind, "what": self.what, "file": str(self.file)}
 
 
-def gather(subjects: Sequence[Any], given: Iterable[Path]) -> Records:
+def gather(subjects: Sequence[OpenedModel], given: Iterable[Path]) -> Records:
     """Read every result about these models that can be found.
 
     They lie in the model's own directory, in ``MODEL.results`` beside it, and in the directories
@@ -93,7 +94,7 @@ def gather(subjects: Sequence[Any], given: Iterable[Path]) -> Records:
     return records
 
 
-def candidate(subject: Any, given: str) -> ComparedModel:
+def candidate(subject: OpenedModel, given: str) -> ComparedModel:
     """A model as the page knows it; ``given`` is how the user named it."""
     local = Path(given).exists()
     shape = getattr(subject, "shape", None)
@@ -118,7 +119,7 @@ class Missing:
         known: that, and what lies in ``place``.
     """
 
-    subjects: Sequence[Any]
+    subjects: Sequence[OpenedModel]
     wanted: WantedResults
     place: Path
     elsewhere: Records
@@ -131,7 +132,7 @@ class Missing:
         bench = self._bench()
         return [*found, *([bench] if bench else [])]
 
-    def _of(self, subject: Any) -> list[Measurement]:
+    def _of(self, subject: OpenedModel) -> list[Measurement]:
         wanted, found = self.wanted, []
         for text in wanted.suite.texts:
             file = self._file(subject, f"evaluation-{text.stem}", self._key(text))
@@ -170,11 +171,11 @@ class Missing:
             self._digests[path] = _short(parts)
         return self._digests[path]
 
-    def _file(self, subject: Any, stem: str, key: Any) -> Path:
+    def _file(self, subject: OpenedModel, stem: str, key: Any) -> Path:
         folder = f"{subject.name}-{subject.fingerprint[:8]}"
         return self.place / folder / f"{stem}-{_short(key)}.json"
 
-    def _has_evaluation(self, subject: Any, text: PerplexityText) -> bool:
+    def _has_evaluation(self, subject: OpenedModel, text: PerplexityText) -> bool:
         """Whether it was measured by somebody: with so many windows, or, where all are asked for,
         with as many as every other model here."""
         alike: dict[int, set[str]] = {}
@@ -187,7 +188,7 @@ class Missing:
             return any(everyone <= models for models in alike.values())
         return any(subject.fingerprint in models for models in alike.values())
 
-    def _has_tasks(self, subject: Any) -> bool:
+    def _has_tasks(self, subject: OpenedModel) -> bool:
         wanted = self.wanted
         return any(
             one.model.fingerprint == subject.fingerprint
@@ -197,7 +198,7 @@ class Missing:
             for one in self.elsewhere.tasks
         )
 
-    def _has_degeneration(self, subject: Any, each: DegenerationText) -> bool:
+    def _has_degeneration(self, subject: OpenedModel, each: DegenerationText) -> bool:
         sizes = (each.prompts, each.prompt_tokens, each.new_tokens)
         return any(
             one.model.fingerprint == subject.fingerprint
@@ -207,7 +208,7 @@ class Missing:
             for one in self.elsewhere.degenerations
         )
 
-    def _said(self, subject: Any) -> set[str]:
+    def _said(self, subject: OpenedModel) -> set[str]:
         """Prompts that the model has continued, greedily and as far as wanted."""
         return {
             sample.prompt
@@ -243,7 +244,7 @@ class Missing:
 
 def measure(
     jobs: Sequence[Measurement],
-    subjects: Sequence[Any],
+    subjects: Sequence[OpenedModel],
     paths: Sequence[str],
     wanted: WantedResults,
     progress: Progress = silent,
@@ -265,7 +266,7 @@ def measure(
             continue
         loaded: list[Any] = []
 
-        def load(subject: Any = subject, loaded: list[Any] = loaded) -> tuple[Any, Any]:
+        def load(subject: OpenedModel = subject, loaded: list[Any] = loaded) -> tuple[Any, Any]:
             if not loaded:
                 model = load_model(subject.path, dtype=wanted.dtype, device=wanted.device)
                 loaded.extend((model, subject.tokenizer()))
@@ -285,6 +286,7 @@ def _run(job: Measurement, load: Any, wanted: WantedResults, progress: Progress)
     from shearling.evaluate.perplexity import Windows
 
     subject, item = job.subject, job.item
+    assert subject is not None, "a benchmark is of all models, and runs apart"
     if job.kind == "evaluation":
         windows = Windows(item.window, item.max_windows, item.bos)
         text = _documents(item)

@@ -66,6 +66,8 @@ class Criterion:
         paper: its number at arXiv.
         backward: whether a function that reads text takes gradients.
         windows: sequences and tokens of each that a cut gives it at most; all with None.
+        one_pass: whether it keeps no state but those of one walk forward; criteria of blocks
+            otherwise keep one for every block, and so does a walk backward.
         removes: whether it has to know how many blocks go.
         check: a function of the same module that refuses beforehand what cannot be scored, given
             the checkpoint, the number of sequences, the protected blocks and how many go.
@@ -88,6 +90,7 @@ class Criterion:
     paper: str = ""
     backward: bool = False
     windows: tuple[int, int] | None = None
+    one_pass: bool = False
     removes: bool = False
     check: str = ""
     plus: bool = False
@@ -110,11 +113,13 @@ class Criterion:
                 f"blocks or units and read text or weights, or be of units and read some of "
                 f"{', '.join(SUMS)} or join other criteria."
             )
-        of_blocks = self.removes, self.check, self.plus, self.windows, self.additive
+        of_blocks = (
+            self.removes, self.check, self.plus, self.windows, self.additive, self.one_pass,
+        )  # fmt: skip
         if self.of == "units" and any(of_blocks):
             raise ValueError(
                 f"criterion {self.name!r} is of units, but declares what is known of blocks alone: "
-                "removes, check, plus, windows or additive."
+                "removes, check, plus, windows, additive or one_pass."
             )
         if self.whole_groups and not summed:
             raise ValueError(

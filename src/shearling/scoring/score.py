@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from shearling.data.text import calibration_windows, documents
-from shearling.engine.place import Place
+from shearling.engine.place import Need, Place
 from shearling.engine.stream import BlockStream
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
@@ -79,7 +79,10 @@ def score(
     if axis == "layers" and criterion.textless:  # reads tensors alone, and no model is built
         scores = score_weights(checkpoint, by, protected=protected, progress=progress)
     else:
-        blocks = BlockStream(checkpoint, place or Place.best(checkpoint))
+        place = place or Place.best(
+            checkpoint, need=states_kept(checkpoint, by, axis, ids_NS.numel())
+        )
+        blocks = BlockStream(checkpoint, place)
         if axis == "layers":
             scores = score_tokens(
                 blocks, by, ids_NS, protected=protected, remove=remove, progress=progress
@@ -104,6 +107,16 @@ def _checked(
         )
     check_axes(checkpoint.layout, (axis,))
     return find(by, "units"), ()
+
+
+def states_kept(checkpoint: Checkpoint, by: str, axis: str, tokens: int) -> Need:
+    """What a criterion keeps between two blocks, of so many tokens; of an unknown one, nothing."""
+    of = "blocks" if axis == "layers" else "units"
+    if by not in names(of) or find(by, of).textless:
+        return Need()
+    known, depth = find(by, of), checkpoint.shape["layers"]
+    each = known.gradients or (of == "blocks" and not known.one_pass)
+    return Need(tokens, (depth + 1 if each else 2) * checkpoint.shape["hidden"])
 
 
 def score_tokens(

@@ -28,7 +28,8 @@ from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
 from shearling.files.writer import check_space, disk_errors, sync
 from shearling.model.checkpoint import Checkpoint
-from shearling.model.side_files import copy_without_code
+from shearling.model.side_files import copy_side_files, copy_without_code
+from shearling.model.weight_files import INDEX, weight_files
 from shearling.table.axes import Row
 
 CONVERTED = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}  # bytes a weight
@@ -46,7 +47,6 @@ _KEYS = {
     "kv_heads": "attention.head_count_kv",
     "head_dim": "attention.key_length",
 }
-_READ = (".json", ".safetensors", ".model", ".txt", ".jinja")
 _TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -293,10 +293,10 @@ def _linked(source: Checkpoint) -> Generator[Path]:
     with tempfile.TemporaryDirectory(prefix="shearling-") as temporary:
         folder = Path(temporary) / source.name
         folder.mkdir()
-        for file in source.path.resolve().iterdir():
-            if file.is_file() and file.name.endswith("config.json"):
-                copy_without_code(file, folder / file.name)
-            elif file.is_file() and file.suffix in _READ:
+        copy_without_code(source.path / "config.json", folder / "config.json")
+        copy_side_files(source.path, folder)
+        for file in [*weight_files(source.path), source.path / INDEX]:
+            if file.is_file():
                 (folder / file.name).symlink_to(file.resolve())
         yield folder
 

@@ -20,7 +20,7 @@ from shearling.files.progress import Progress, silent
 from shearling.model.dtypes import dtype_of
 from shearling.model.loading import check_positive
 from shearling.model.memory import free_bytes, loaded_bytes
-from shearling.model.subject import open_subject
+from shearling.model.subject import OpenedModel, open_subject
 from shearling.studio.app import application
 from shearling.studio.conversation import Conversation, StudioModel
 from shearling.studio.guard import is_loopback
@@ -49,7 +49,7 @@ class Serving:
 
 
 def serve(
-    models: Sequence[str],
+    models: Sequence[str | Path],
     serving: Serving,
     *,
     ready: Callable[[str], None],
@@ -83,7 +83,7 @@ def serve(
 
 
 def _loaded(
-    subjects: Sequence[Any], serving: Serving, stack: ExitStack, progress: Progress
+    subjects: Sequence[OpenedModel], serving: Serving, stack: ExitStack, progress: Progress
 ) -> list[StudioModel]:
     """The models, each in a process of its own that ``stack`` ends."""
     workers = []

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from shearling.engine.place import named_device, require_bfloat16
+from shearling.model.memory import free_bytes
 
 
 def chosen(name: str = "auto", local: int = 0) -> torch.device:
@@ -57,7 +58,8 @@ def described(device: torch.device, dtype: str, weight_dtype: str, asked: str = 
     """A sentence for the terminal: the device and the numbers taken, and why."""
     taken = numbers(dtype, weight_dtype, device)
     if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
+        free = free_bytes(str(device)) or 0
+        total = torch.cuda.get_device_properties(device).total_memory
         where = (
             f"{device} ({torch.cuda.get_device_name(device)}, {free / 1e9:.0f} of "
             f"{total / 1e9:.0f} GB free)"

@@ -12,7 +12,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
+from shearling.model.memory import free_bytes
 from shearling.train.memory import MICRO_TOKENS, adapter_parameters
 from shearling.train.options import Options
 
@@ -62,6 +64,26 @@ class Estimate:
             hours = self.tokens / speed / 3600
             lines.append(f"at {speed:,.0f} tokens/s ({name}, assumed): {hours:,.1f} h")
         return "\n".join(lines)
+
+
+def check_host_memory(
+    source: Checkpoint, options: Options, *, ranks: int, teacher: Checkpoint | None
+) -> None:
+    """Refuse a model whose training cannot fit in the memory of the machine that trains it.
+
+    Activations are not counted: how many there are at a time can be changed.
+
+    Raises:
+        ShearlingError: it needs more than is free, with both figures.
+    """
+    needed = estimate(source, options, 1, ranks=ranks, teacher=teacher)
+    standing, free = needed.total - needed.activations, free_bytes()
+    if free is not None and standing > free:
+        raise ShearlingError(
+            f"{free / 1e9:.1f} GB of memory are free, but weights, gradients and the optimiser's "
+            f"moments of {source.parameters:,} parameters take {standing / 1e9:.1f} GB without any "
+            "activations; use --recipe lora, weight_dtype=bfloat16, or a machine with more memory."
+        )
 
 
 def estimate(

@@ -16,6 +16,7 @@ import torch
 
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
+from shearling.model.memory import free_bytes
 from shearling.train.device import Numbers
 from shearling.train.options import Options
 
@@ -62,12 +63,12 @@ class Budget:
     gated: bool = False
 
 
-def free_bytes(device: torch.device) -> int | None:
+def free_on_gpu(device: torch.device) -> int | None:
     """Bytes that this process can still take on a GPU; None on a CPU."""
     if device.type != "cuda":
         return None
     torch.cuda.empty_cache()
-    return torch.cuda.mem_get_info(device)[0]
+    return free_bytes(str(device))
 
 
 def fit(source: Checkpoint, options: Options, budget: Budget) -> Fit:

@@ -22,9 +22,10 @@ from shearling.train import adapters
 from shearling.train import weights as mixes
 from shearling.train.build import blocks, empty, fill, loaded
 from shearling.train.device import Numbers, numbers
+from shearling.train.estimate import check_host_memory
 from shearling.train.finish import RUN
 from shearling.train.loop import Trainer
-from shearling.train.memory import Budget, Fit, fit, free_bytes
+from shearling.train.memory import Budget, Fit, fit, free_on_gpu
 from shearling.train.objective import Distillation, Objective, TrainedGates
 from shearling.train.options import Options
 from shearling.train.parallel import World, shard
@@ -165,6 +166,8 @@ def prepared(training: Training, before: Any) -> nn.Module:
     """The model of a phase, not sharded yet; the weights of the phase before are kept."""
     source, phase, world = training.source, training.options, training.world
     model = before
+    if before is None and world.device.type == "cpu":
+        check_host_memory(source, phase, ranks=world.size, teacher=training.present)
     if before is not None:
         read = adapters.reader(before)
         model = loaded(source, world, training.numbers.kept)
@@ -237,7 +240,7 @@ def objective(
 def fitted(training: Training, *, empty_still: bool, gated: bool) -> Fit:
     """How a step fits in the memory of the rank that has least, told where that decides."""
     world, options = training.world, training.options
-    free = free_bytes(world.device)
+    free = free_on_gpu(world.device)
     if free is not None:
         waiting = training.source.parameters * 4 // world.size if empty_still else 0
         free = int(world.least(free - waiting))

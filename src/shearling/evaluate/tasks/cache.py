@@ -11,11 +11,12 @@ from shearling.errors import ShearlingError
 from shearling.files.writer import file_digest, write_json
 from shearling.model.resolve import cache_directory
 from shearling.model.side_files import side_files
+from shearling.model.subject import OpenedModel
 
 FORMAT = 1  # raised when results of the same manifest would differ, or look different
 
 
-def manifest(subject: Any, **what: Any) -> dict[str, Any]:
+def manifest(subject: OpenedModel, **what: Any) -> dict[str, Any]:
     """All that a result depends on: the model, its tokenizer and what was asked."""
     return {
         "format": FORMAT,

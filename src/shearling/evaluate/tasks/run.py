@@ -15,6 +15,7 @@ from shearling.evaluate.tasks import cache, questions
 from shearling.evaluate.tasks.suite import Task
 from shearling.files.progress import Progress, silent
 from shearling.model.manifest import ref, versions
+from shearling.model.subject import OpenedModel
 
 EXTRA = "pip install 'shearling[tasks]'"
 PRIMARY = ("acc_norm", "acc")  # of a task that names none, the first it has
@@ -60,7 +61,7 @@ class TaskRunner:
         self._digests = {t.label: questions.digest(t.file) for t in tasks if t.file is not None}
         self._built: dict[str, list[Any]] = {}
 
-    def key(self, subject: Any, task: Task) -> dict[str, Any]:
+    def key(self, subject: OpenedModel, task: Task) -> dict[str, Any]:
         """What a result of a task depends on."""
         asked = {k: v for k, v in self._configs.get(task.label, {}).items() if not callable(v)}
         return cache.manifest(
@@ -75,7 +76,7 @@ class TaskRunner:
             versions=_versions(),
         )
 
-    def recalled(self, subject: Any) -> dict[str, dict[str, Any]]:
+    def recalled(self, subject: OpenedModel) -> dict[str, dict[str, Any]]:
         """Results that were kept, by the label of the task; a tag's holds several."""
         found = {task.label: cache.recall(self.key(subject, task)) for task in self.tasks}
         return {label: results for label, results in found.items() if results is not None}
@@ -103,7 +104,7 @@ class TaskRunner:
 
     def run(
         self,
-        subject: Any,
+        subject: OpenedModel,
         load: Callable[[], tuple[Any, Any]],
         *,
         recalled: Mapping[str, dict[str, Any]],
@@ -129,7 +130,7 @@ class TaskRunner:
             results |= {name: _with_primary(r, task) for name, r in found.items()}
         return self._file(subject, results)
 
-    def _file(self, subject: Any, results: dict[str, Any]) -> dict[str, Any]:
+    def _file(self, subject: OpenedModel, results: dict[str, Any]) -> dict[str, Any]:
         values = [result["metrics"].get(result["primary"]) for result in results.values()]
         known = [value for value in values if value is not None]
         return TaskResults(

@@ -8,10 +8,9 @@ the kept tokens are merged from always stay, so any text still decodes to what i
 from shearling.model.token_ids import renumber_ids
 from shearling.pruning.vocabulary.choose import choose_tokens
 from shearling.pruning.vocabulary.prove import prove_round_trip
-from shearling.pruning.vocabulary.rewrite import LEFT_OUT, REWRITTEN, rewrite_tokenizer
+from shearling.pruning.vocabulary.rewrite import REWRITTEN, rewrite_tokenizer
 
 __all__ = [
-    "LEFT_OUT",
     "REWRITTEN",
     "choose_tokens",
     "prove_round_trip",

@@ -19,8 +19,7 @@ from shearling.pruning.vocabulary.pieces import (
     read_tokenizer,
 )
 
-# What rewrite_tokenizer writes where the source has it, and what must not be copied: other forms
-# of the whole vocabulary, which tokenizer.json replaces.
+# What rewrite_tokenizer writes where the source has it.
 REWRITTEN = (
     TOKENIZER,
     "tokenizer_config.json",
@@ -28,14 +27,6 @@ REWRITTEN = (
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
-)
-LEFT_OUT = (
-    "tokenizer.model",
-    "tokenizer.model.v*",
-    "tekken.json",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "*.tiktoken",
 )
 
 
@@ -46,8 +37,8 @@ def rewrite_tokenizer(source: Path, kept: tuple[int, ...], target: Path) -> None
     result do, in their order. Ids of added tokens, post-processors and padding are renumbered, and
     so are tokenizer_config.json, added_tokens.json, vocab.json and merges.txt where the source has
     them; all that is not about ids stays as it is. A binary sentencepiece model (tokenizer.model)
-    or another form of the whole vocabulary (``LEFT_OUT``) has no place in the result and is left
-    out: tokenizer.json replaces it.
+    or another form of the whole vocabulary (``TOKENIZER`` in :mod:`shearling.model.side_files`)
+    has no place in the result and is left out: tokenizer.json replaces it.
 
     An added token that is not kept is no longer one: its text is tokenised like any other.
 

@@ -40,7 +40,8 @@ IN_THE_TITLE = 3  # axes; the tiles name them all
 REPAIRS = {"refit": "refitting in closed form", "heal": "training", "lora": "training adapters"} | {
     "learn": "learning what to keep"
 }
-TRAINING = ("heal", "learn")  # stages that change weights and cut nothing
+MERGING = "merge"  # of an adapter that was trained elsewhere
+TRAINING = ("heal", "learn", MERGING)  # stages that change weights and cut nothing
 ROUNDING = "quantize"
 
 
@@ -280,7 +281,7 @@ def _cost(verdict: Verdict) -> Markup:
     repairs = [name for step in verdict.model.chain for name in _repairs(step)]
     if repairs:
         sentences.append(f"This is after {named(list(dict.fromkeys(repairs)))}.")
-    elif any(step.stage != ROUNDING for step in verdict.model.chain):
+    elif any(step.stage not in (ROUNDING, MERGING) for step in verdict.model.chain):
         sentences.append("Nothing has been done yet to repair the cut.")
     sentences += _proofs_of(verdict.model.chain)
     return join(" ", sentences)

@@ -17,7 +17,8 @@ from shearling.scoring.scores import Scores
 
 
 @criterion(
-    "influence", of="blocks", reads=("text",), windows=(10, 128), order=50,
+    "influence", of="blocks", reads=("text",), windows=(10, 128), one_pass=True,
+    order=50,
     says="1 - cosine(state before the block, state after it): how far it turns what passes through",
     work="ShortGPT", paper="2403.03853",
 )  # fmt: skip
