@@ -75,12 +75,13 @@ def heal(options: HealOptions) -> None:
     from shearling.pruning.plan import parse_count
     from shearling.train.heal import heal as run
     from shearling.train.options import parse
-    from shearling.train.setup import Training, check
+    from shearling.train.setup import Training, check, check_output
 
     output, tokens = options.output, parse_count(options.tokens, "--tokens")
     training = parse(options.recipe, tokens, with_dtype(options.settings, options.dtype))
     source, store = Checkpoint.open(options.model), Store.open(options.data)
     training = _inherited(training, source, store)
+    check_output(output)  # before references are measured
     teacher = None if options.teacher is None else Checkpoint.open(options.teacher)
     cache = None if options.teacher_cache is None else Cache.open(options.teacher_cache)
     losses = references(options.reference, teacher, store, training, measure=not options.dry_run)

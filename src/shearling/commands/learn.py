@@ -84,18 +84,21 @@ def learn(options: LearnCommandOptions) -> None:
     Goes on by itself if it was stopped.
     """
     from shearling.data.store import Store
+    from shearling.gates.export import RUN
     from shearling.gates.learn import check
     from shearling.gates.learn import learn as run
     from shearling.gates.options import parse
     from shearling.model.checkpoint import Checkpoint
     from shearling.pruning.plan import parse_count, parse_shape
-    from shearling.train.setup import Training
+    from shearling.train.finish import RUN as HEALING
+    from shearling.train.setup import Training, check_output
 
     output, tokens = options.output, parse_count(options.tokens, "--tokens")
     settings = with_dtype(options.settings, options.dtype)
     learning = parse(options.recipe, tokens, settings, distil=options.distil)
     source, store = Checkpoint.open(options.model), Store.open(options.data)
     after = parse_shape(options.shape, source)
+    check_output(output, HEALING if learning.gates == "scores" else RUN)
     teacher = None if options.teacher is None else Checkpoint.open(options.teacher)
     if teacher is None and learning.mix == "dynamic" and options.reference is None:
         teacher = source  # the second of the paper's two references: the source's own losses
