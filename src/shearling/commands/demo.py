@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from shearling.commands.options import Json, Seed, print_result
+from shearling.commands.options import Json, Seed, note, print_result
 from shearling.commands.takes import takes_options
 
 
@@ -42,6 +42,6 @@ def demo(options: DemoOptions) -> None:
     with progress_bars() as progress:
         page = run(
             options.model, options.text, layers=options.layers, output=options.output,
-            seed=options.seed, progress=progress,
+            seed=options.seed, progress=progress, notify=note,
         )  # fmt: skip
     print_result({"report": str(page)}, options.as_json, [f"report: {page}"])
