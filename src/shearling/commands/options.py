@@ -200,9 +200,14 @@ def place_of(model: Checkpoint, options: PlaceOptions, need: Need | None = None)
 
 
 def check_file(output: Path | None) -> None:
-    """Refuse a name that cannot become a file before any work is done."""
-    if output is not None and output.is_dir():
-        raise ShearlingError(f"--output {output} is a directory; name a file.")
+    """Refuse a name that cannot become a file, or not there, before any work is done."""
+    if output is not None:
+        from shearling.files import staging
+
+        try:
+            staging.check_file(output)
+        except ShearlingError as error:
+            raise ShearlingError(f"--output {error}") from error
 
 
 def size_in_bytes(text: str, option: str) -> int:
@@ -214,6 +219,16 @@ def size_in_bytes(text: str, option: str) -> int:
         )
     power = "KMGT".index(match[2][0].upper()) + 1
     return int(float(match[1]) * (1024 if len(match[2]) > 1 else 1000) ** power)
+
+
+def seconds(text: str, option: str) -> float:
+    """Seconds that a user writes as 90s, 90, 2m or 1.5h."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip(), re.ASCII)
+    if match is None or float(match[1]) == 0:
+        raise ShearlingError(
+            f"{option} {text!r} was given, but a time such as 90s or 2m was expected."
+        )
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
 def numbers(text: str, option: str) -> list[int]:
