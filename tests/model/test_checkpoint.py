@@ -17,6 +17,7 @@ from torch import Tensor
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.dtypes import torch_dtype
+from shearling.model.subject import open_subject
 
 Models = Callable[[str], Path]
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -399,6 +400,20 @@ def test_an_index_that_names_a_file_elsewhere(llama: Path, outside: str) -> None
     save_file(tensors, llama / name, metadata={"format": "pt"})
     (llama / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(tensors, name)}))
     assert f"names {name}, which is not a file beside it" in refusal(llama)
+
+
+def test_a_snapshot_of_pickles_alone_says_so(llama: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--somebody--flock" / "snapshots" / "0123"
+    shutil.copytree(llama, snapshot, ignore=shutil.ignore_patterns("*.safetensors"))
+    for opened in (Checkpoint.open, open_subject):
+        with pytest.raises(ShearlingError, match=r"pickled weights .* not even fetched: give"):
+            opened(snapshot)
+
+
+def test_weights_that_nothing_loads_are_named(llama: Path) -> None:
+    (llama / "model.safetensors").rename(llama / "consolidated.safetensors")
+    with pytest.raises(ShearlingError, match=r"consolidated.safetensors is not one of these"):
+        Checkpoint.open(llama)
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "consolidated.00.pth"])

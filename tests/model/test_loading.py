@@ -128,7 +128,9 @@ def test_memory_counts_what_is_loaded_and_that_once(model_directory, tmp_path):
     for file, held in {"a": first, "b": rest, "consolidated": tensors, "old": tensors}.items():
         save_file(held, tied / f"{file}.safetensors", metadata={"format": "pt"})
     weight_map = dict.fromkeys(first, "a.safetensors") | dict.fromkeys(rest, "b.safetensors")
-    (tied / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (tied / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": weight_map})
+    )
     model = load_model(tied)
     assert model.lm_head.weight is model.model.embed_tokens.weight
     parameters = sum(parameter.numel() for parameter in model.parameters())

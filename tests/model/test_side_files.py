@@ -12,7 +12,7 @@ import pytest
 
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.loading import load_tokenizer
-from shearling.model.side_files import copy_side_files, side_files, tokenizer_files
+from shearling.model.side_files import HUB, HUB_NEVER, copy_side_files, side_files, tokenizer_files
 from shearling.pruning.cut import cut
 from shearling.ship.quantize import plan, quantize
 from shearling.table.values import Keep
@@ -131,3 +131,16 @@ def test_every_stage_copies_the_same(
     assert load_tokenizer(output).chat_template == templates
     assert names(output) == went | {"config.json", "model.safetensors", "shearling.json"}
     assert "auto_map" not in json.loads((output / "config.json").read_text())
+
+
+def test_what_is_fetched_from_the_hub() -> None:
+    from huggingface_hub.utils import filter_repo_objects
+
+    weights = ("model.safetensors", "model.safetensors.index.json", "model-00001-of-2.safetensors")
+    fetched = {*weights, *GOES, "config.json", "adapter_config.json", "adapter_model.safetensors",
+               "shearling.json", "pytorch_model.bin.index.json"}  # fmt: skip
+    others = ("original/model.safetensors", "onnx/model.onnx", "pytorch_model-00001-of-2.bin",
+              "adapter_model.bin", "checkpoint-7/model.safetensors", "metal/model.bin")  # fmt: skip
+    offered = [*fetched, *STAYS, *others]
+    got = filter_repo_objects(offered, allow_patterns=[*HUB], ignore_patterns=[*HUB_NEVER])
+    assert set(got) == fetched

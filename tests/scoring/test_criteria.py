@@ -352,9 +352,9 @@ def test_weights_that_are_not_numbers(tmp_path: Path, text: Path, by: str) -> No
      ("fisher", "mlp")],
 )  # fmt: skip
 def test_states_are_estimated_as_what_is_held(
-    models: Models, text: Path, by: str, axis: str, monkeypatch: pytest.MonkeyPatch
+    deep: Path, text: Path, by: str, axis: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, most, put = Checkpoint.open(models("llama")), 0, States.put
+    model, most, put = Checkpoint.open(deep), 0, States.put
 
     def counted(self: States, key: Any, batch: int, h_BSD: Tensor) -> None:
         nonlocal most

@@ -71,6 +71,7 @@ def merged(path: Path) -> Path:
         ShearlingError: peft is not installed, the base model cannot be opened, the adapter does
             not fit it or cannot be merged, or there is too little memory or room on the disk.
     """
+    from shearling.model.checkpoint import directory_name
     from shearling.model.resolve import cache_directory
     from shearling.model.subject import open_subject
 
@@ -84,9 +85,8 @@ def merged(path: Path) -> Path:
                 "merged; name the model that it was made from as base_model_name_or_path in its "
                 f"{CONFIG}."
             )
-        key = _key(base, path)
-        name = f"{path.resolve().name}-merged"
-        target = cache_directory() / "merged" / key[:16] / name
+        name = f"{directory_name(path)}-merged"
+        target = cache_directory() / "merged" / _key(base, path)[:16] / name
         if not (target / "config.json").is_file():
             _write(base, path, raw, target)
     return target
@@ -94,6 +94,7 @@ def merged(path: Path) -> Path:
 
 def _write(base: OpenedModel, path: Path, raw: Mapping[str, Any], target: Path) -> None:
     """Merge, prove, and write the stock checkpoint with its manifest."""
+    from shearling.model.checkpoint import directory_name
     from shearling.model.manifest import MANIFEST
     from shearling.model.subject import open_subject
 
@@ -105,7 +106,7 @@ def _write(base: OpenedModel, path: Path, raw: Mapping[str, Any], target: Path) 
             written = open_subject(staging)
             record = _manifest(base, written, target.name)
             adapter = {
-                "name": path.resolve().name, "type": raw["peft_type"],
+                "name": directory_name(path), "type": raw["peft_type"],
                 "base": raw.get("base_model_name_or_path"),
                 "files": {name: file_digest(path / name) for name in (CONFIG, WEIGHTS)},
             }  # fmt: skip
@@ -174,9 +175,10 @@ def _base_alone(path: Path, raw: Mapping[str, Any]) -> Generator[Path]:
         if Path(name).is_dir() and Path(name).samefile(path):
             raise ShearlingError(f"{path / CONFIG} names its own directory, which has no weights.")
         try:
-            yield resolve(name)
+            base = resolve(name)
         except ShearlingError as error:
             raise ShearlingError(f"the adapter in {path} is merged into {name}: {error}") from error
+        yield base
         return
     with tempfile.TemporaryDirectory(prefix="shearling-") as temporary:
         folder = Path(temporary) / directory_name(path)

@@ -42,8 +42,10 @@ def no_weights(path: Path) -> ShearlingError:
             "repository or a revision with safetensors, or convert them first."
         )
     others = sorted(file.name for file in path.glob("*.safetensors"))
-    unread = f" ({others[0]} is not one of these, and transformers does not load it)"
+    unread = ""
+    if others:
+        unread = f" ({others[0]} is not one of these, and transformers does not load it)"
     return ShearlingError(
         f"{path} holds no weights; expected {SINGLE} or {INDEX} with its shards, or a .gguf file"
-        f"{unread if others else ''}."
+        f"{unread}."
     )
