@@ -110,7 +110,10 @@ def compare(options: CompareOptions) -> None:
         _print_plan(jobs, options)
         return
     if jobs:
-        _measure(jobs, subjects, paths, wanted)
+        from shearling.files.unfinished import alone
+
+        with alone(place, place):
+            _measure(jobs, subjects, paths, wanted)
         records = gather(subjects, [*elsewhere, place])
     choice = write_comparison(records, candidates, options.output, within=options.within / 100)
     described = choice_as_json(choice) | {"output": str(options.output), "measured": len(jobs)}

@@ -94,11 +94,14 @@ def evaluate(options: EvalOptions) -> None:
     that was stopped goes on with the task it was at.
     """
     from shearling.evaluate.tasks.lines import plan_lines, result_lines
+    from shearling.files.staging import check_writable
     from shearling.files.terminal import progress_bars
 
     output = options.output
     if output is not None and output.exists() and not output.is_dir():
         raise ShearlingError(f"--output {output} is a file; name a directory.")
+    if output is not None:
+        check_writable(output)
     plan = _plan(options)
     if options.dry_run:
         described = plan.describe()

@@ -62,13 +62,14 @@ def heal(options: HealOptions) -> None:
     from shearling.pruning.plan import parse_count
     from shearling.train.heal import heal as run
     from shearling.train.options import parse
-    from shearling.train.setup import Training, check
+    from shearling.train.setup import Training, check, check_output
 
     given, output = options.training, options.training.output
     tokens = parse_count(given.tokens, "--tokens")
     training = parse(options.recipe, tokens, with_dtype(options.settings, given.dtype))
     source, store = Checkpoint.open(options.model.given()), Store.open(given.data)
     training = _inherited(training, source, store)
+    check_output(output)  # before references are measured
     named = options.teacher
     teacher = None if named is None else Checkpoint.open(options.model.beside(named))
     cache = None if options.teacher_cache is None else Cache.open(options.teacher_cache)

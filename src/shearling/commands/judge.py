@@ -71,17 +71,19 @@ def judge(options: JudgeOptions) -> None:
     """
     check_file(options.output)
     _require_client()
+    from shearling.files.unfinished import alone
     from shearling.files.writer import write_json
     from shearling.judge.run import expected
 
-    match = _match(options)
-    if options.dry_run:
+    if not options.dry_run:
+        with alone(_folder(options), _folder(options)):
+            result = _judged(_match(options), options)
+            write_json(options.output, result)
+        print_result(result, options.as_json, [*_lines(result), f"wrote {options.output}"])
+    else:
+        match = _match(options)
         needed = expected(match.a, match.b, match.prompts)
         print_result(needed, options.as_json, _needed_lines(needed, match.a.name, match.b.name))
-        return
-    result = _judged(match, options)
-    write_json(options.output, result)
-    print_result(result, options.as_json, [*_lines(result), f"wrote {options.output}"])
 
 
 def _require_client() -> None:
@@ -107,7 +109,7 @@ def _match(options: JudgeOptions) -> Match:
             "once"
         )
     sampling = Sampling(options.max_new_tokens, options.temperature, seed=options.seed)
-    folder = options.answers or options.output.with_suffix(".answers")
+    folder = _folder(options)
     a, b = (
         open_side(str(with_adapter(side, options.merge_adapter)), folder, sampling, options.dtype)
         for side in (options.a, options.b)
@@ -118,6 +120,11 @@ def _match(options: JudgeOptions) -> Match:
             "tie"
         )
     return Match(a, b, prompts, sampling, folder)
+
+
+def _folder(options: JudgeOptions) -> Path:
+    """Where answers and verdicts are kept."""
+    return options.answers or options.output.with_suffix(".answers")
 
 
 def _judged(match: Match, options: JudgeOptions) -> dict[str, Any]:

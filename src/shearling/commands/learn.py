@@ -71,12 +71,14 @@ def learn(options: LearnCommandOptions) -> None:
     Goes on by itself if it was stopped.
     """
     from shearling.data.store import Store
+    from shearling.gates.export import RUN
     from shearling.gates.learn import check
     from shearling.gates.learn import learn as run
     from shearling.gates.options import parse
     from shearling.model.checkpoint import Checkpoint
     from shearling.pruning.plan import parse_count, parse_shape
-    from shearling.train.setup import Training
+    from shearling.train.finish import RUN as HEALING
+    from shearling.train.setup import Training, check_output
 
     given, output = options.training, options.training.output
     tokens = parse_count(given.tokens, "--tokens")
@@ -84,6 +86,7 @@ def learn(options: LearnCommandOptions) -> None:
     learning = parse(options.recipe, tokens, settings, distil=options.distil)
     source, store = Checkpoint.open(options.model.given()), Store.open(given.data)
     after = parse_shape(options.shape, source)
+    check_output(output, HEALING if learning.gates == "scores" else RUN)
     named = options.teacher
     teacher = None if named is None else Checkpoint.open(options.model.beside(named))
     if teacher is None and learning.mix == "dynamic" and given.reference is None:

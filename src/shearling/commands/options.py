@@ -200,9 +200,14 @@ def place_of(model: Checkpoint, options: PlaceOptions, need: Need | None = None)
 
 
 def check_file(output: Path | None) -> None:
-    """Refuse a name that cannot become a file before any work is done."""
-    if output is not None and output.is_dir():
-        raise ShearlingError(f"--output {output} is a directory; name a file.")
+    """Refuse a name that cannot become a file, or not there, before any work is done."""
+    if output is not None:
+        from shearling.files import staging
+
+        try:
+            staging.check_file(output)
+        except ShearlingError as error:
+            raise ShearlingError(f"--output {error}") from error
 
 
 def size_in_bytes(text: str, option: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -131,6 +132,7 @@ class PruneOptions:
 def prune(options: PruneOptions) -> None:
     """Cut a model to a shape or a size, repair it, and prove that it is what it claims."""
     from shearling.files.terminal import progress_bars
+    from shearling.files.writer import claimed
 
     pruning = _pruning(options)
     wanted = pruning.wanted
@@ -139,7 +141,8 @@ def prune(options: PruneOptions) -> None:
     if options.dry_run and not (named or chosen_by_text):
         _print_plan(pruning, {}, options)
         return
-    with progress_bars() as progress:
+    alone = nullcontext() if options.dry_run else claimed(options.output)
+    with alone, progress_bars() as progress:
         run = pruning.run(progress, note)
         choice = run.choose(wanted)
         if not options.dry_run:

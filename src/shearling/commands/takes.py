@@ -36,6 +36,9 @@ def takes_options(command: Callable[[Options], None]) -> Callable[..., None]:
     parameters = list(_parameters(kind))
 
     def run(**given: Any) -> None:
+        from shearling.engine.room import sweep_all
+
+        sweep_all()
         command(_gathered(kind, given))
 
     for name in ("__name__", "__qualname__", "__doc__", "__module__"):

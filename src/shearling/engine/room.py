@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 
 from shearling.errors import ShearlingError
+from shearling.files.scratch import sweep
 from shearling.model.resolve import cache_directory
 
 SCRATCH = "SHEARLING_SCRATCH"  # a directory of the user's choice
@@ -35,11 +36,10 @@ def roomiest(needed: int) -> Room:
         ShearlingError: less room than needed wherever it was looked for.
     """
     asked = os.environ.get(SCRATCH)
-    names = [asked] if asked else [tempfile.gettempdir(), "/var/tmp", ".", str(cache_directory())]
     rooms = [
         Room(directory, shutil.disk_usage(directory).free)
-        for name in names
-        if (directory := Path(name)).is_dir()
+        for directory in ([Path(asked)] if asked else _usual())
+        if directory.is_dir()
         and os.access(directory, os.W_OK)
         and (asked or file_system(directory) not in IN_MEMORY)
     ]
@@ -51,6 +51,17 @@ def roomiest(needed: int) -> Room:
             f"directory with more room in ${SCRATCH}, or lower --samples or --length."
         )
     return most
+
+
+def sweep_all() -> None:
+    """Remove what processes that have died left wherever scratch files may be."""
+    asked = os.environ.get(SCRATCH)
+    for directory in {place.absolute() for place in [*_usual(), *([Path(asked)] if asked else [])]}:
+        sweep(directory)
+
+
+def _usual() -> list[Path]:
+    return [Path(tempfile.gettempdir()), Path("/var/tmp"), Path(), cache_directory()]
 
 
 def file_system(directory: Path) -> str:

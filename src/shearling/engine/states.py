@@ -5,7 +5,6 @@ Shapes: B sequences of a batch, S positions, D hidden.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from shearling.engine.place import Place
+from shearling.files.scratch import new_scratch, remove
 
 Key = Hashable
 MAIN: Key = "main"  # the states of a model as it is
@@ -38,9 +38,7 @@ class States:
     def __init__(self, place: Place) -> None:
         """Keep states where ``place`` says."""
         self.place = place
-        self._scratch: tempfile.TemporaryDirectory[str] | None = None
-        if place.states == "disk":
-            self._scratch = tempfile.TemporaryDirectory(prefix="shearling-", dir=place.scratch)
+        self._scratch = new_scratch(place.scratch) if place.states == "disk" else None
         self._pinned = place.states == "host" and place.device.type == "cuda"
         self._held: dict[tuple[Key, int], Tensor | _File] = {}
         self._count = 0
@@ -56,7 +54,7 @@ class States:
         """Forget all, on disk too."""
         self._held.clear()
         if self._scratch is not None:
-            self._scratch.cleanup()
+            remove(self._scratch)
 
     def put(self, key: Key, batch: int, h_BSD: Tensor) -> None:
         """Store a state, replacing what was there."""
@@ -94,7 +92,7 @@ class States:
     def _written(self, key: Key, batch: int, h_BSD: Tensor) -> _File:
         self.drop(key, batch)
         assert self._scratch is not None
-        file = Path(self._scratch.name) / f"{self._count}.states"
+        file = self._scratch / f"{self._count}.states"
         self._count += 1
         h_BSD.detach().cpu().contiguous().view(torch.uint8).numpy().tofile(file)
         return _File(file, h_BSD.shape, h_BSD.dtype)

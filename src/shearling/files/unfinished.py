@@ -1,7 +1,7 @@
 """Outputs that are filled over several runs, shard by shard: locked, and kept where a run ends.
 
 The parts that are finished lie in the output itself; what a run is at, and its lock, in a directory
-inside that goes when the whole is there.
+inside.
 """
 
 from __future__ import annotations
@@ -9,43 +9,46 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from shearling.errors import ShearlingError
+from shearling.files.locks import lock
+from shearling.files.staging import being_written, make_directory, remove_empty
+
+_held: set[tuple[int, Path]] = set()  # process and directory
 
 
 @contextmanager
-def alone(unfinished: Path) -> Generator[None]:
-    """Refuse to work where another process does; a killed one does not stand in the way."""
-    unfinished.mkdir(parents=True, exist_ok=True)
-    handle = os.open(unfinished, os.O_RDONLY)
+def alone(directory: Path, output: Path | None = None) -> Generator[None]:
+    """Refuse to work where another process does; a killed one does not stand in the way.
+
+    Asked for again within the block, it is ours already.
+
+    Args:
+        directory: what is locked; made if it is not there, and removed if nothing came of it.
+        output: what errors call it; its parent, if not given.
+
+    Raises:
+        ShearlingError: another process works there, which is named; or nothing can be written.
+    """
+    key = os.getpid(), directory.absolute()
+    if key in _held:
+        yield
+        return
+    made = make_directory(directory)
+    handle = os.open(directory, os.O_RDONLY)
     try:
-        _lock(handle, unfinished.parent)
+        if lock(handle) is False:
+            raise being_written(output or directory.parent, handle)
+        _held.add(key)
         try:
             yield
         finally:
-            # Of what was refused nothing is left; with shards in it, it stays.
-            with suppress(OSError):
-                unfinished.rmdir()
-                unfinished.parent.rmdir()
+            _held.remove(key)
+            remove_empty(made)  # of what was refused nothing is left; with shards in it, it stays
     finally:
         os.close(handle)
-
-
-def _lock(handle: int, output: Path) -> None:
-    with suppress(ImportError):  # without fcntl there is nothing to lock with
-        import fcntl
-
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ShearlingError(
-                f"{output} is being written by another process; wait for it, or name another "
-                "output."
-            ) from None
-        except OSError:  # a file system without locks
-            pass
 
 
 @contextmanager

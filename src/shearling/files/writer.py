@@ -8,18 +8,20 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
+import threading
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors.torch import save_file
 from torch import Tensor
 
 from shearling.errors import ShearlingError
+from shearling.files.locks import lock, owner, still_there
 from shearling.files.progress import Progress, silent
+from shearling.files.staging import check_regular, make_directory, partial, reserved
 
 _SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -36,6 +38,18 @@ def check_output(output: Path) -> None:
             )
     elif output.exists() or output.is_symlink():
         raise ShearlingError(f"output {output} is a file; name a new directory.")
+
+
+@contextmanager
+def claimed(output: Path) -> Generator[None]:
+    """Have a new directory to oneself from before the work until it is made, or the work fails.
+
+    Raises:
+        ShearlingError: ``output`` is taken, another process makes it, or it cannot be written.
+    """
+    check_output(output)
+    with reserved(output.resolve()):
+        yield
 
 
 def check_space(output: Path, needed: int) -> None:
@@ -56,21 +70,18 @@ def new_directory(output: Path, progress: Progress = silent) -> Generator[Path]:
     ``progress`` is told the bytes flushed to disk at the end.
 
     Raises:
-        ShearlingError: ``output`` exists and is not empty, or the disk ran full.
+        ShearlingError: ``output`` exists and is not empty, another process makes it, it cannot be
+            written, or the disk ran full.
     """
     check_output(output)
     output = output.resolve()  # nothing can be renamed to a link
-    output.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.partial-", dir=output.parent))
-    try:
+    with reserved(output) as staging:
         with disk_errors(output):
             yield staging
             sync_tree(staging, progress)
-            staging.chmod(0o777 & ~_umask())  # mkdtemp makes its directory private
+            staging.chmod(0o777 & ~_umask())  # until here it was private
             os.replace(staging, output)
         sync(output.parent)  # should this fail, the output is there nevertheless, and whole
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def sync_tree(directory: Path, progress: Progress = silent) -> None:
@@ -97,22 +108,42 @@ def write_text(path: Path, text: str) -> None:
     """Write ``text``, whole or not at all; parent directories are made.
 
     Raises:
-        ShearlingError: ``path`` is a directory, or the disk ran full.
+        ShearlingError: ``path`` is no regular file, or the disk ran full.
     """
-    if path.is_dir():
-        raise ShearlingError(f"{path} is a directory; name a file.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, staging = tempfile.mkstemp(prefix=f".{path.name}.partial-", dir=path.parent)
-    try:
-        with disk_errors(path):
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(staging, 0o666 & ~_umask())
-            os.replace(staging, path)
-    finally:
-        Path(staging).unlink(missing_ok=True)
+    check_regular(path)
+    make_directory(path.parent)
+    with disk_errors(path), _new_file(path) as (file, staging):
+        file.write(text.encode(errors="backslashreplace"))
+        file.flush()
+        os.fsync(file.fileno())
+        os.chmod(staging, 0o666 & ~_umask())
+        os.replace(staging, path)
+
+
+@contextmanager
+def _new_file(path: Path) -> Generator[tuple[BinaryIO, Path]]:
+    """An empty file beside ``path``, ours alone; who wants the same waits, since it is soon whole.
+
+    A killed process's is taken over.
+    """
+    staging = partial(path)
+    while True:
+        handle = os.open(staging, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        if lock(handle, wait=True) is None:  # no locks here: a name of our own
+            os.close(handle)
+            staging = partial(path.with_name(f"{path.name}-{owner()}-{threading.get_ident()}"))
+            handle = os.open(staging, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            break
+        if still_there(handle, staging):
+            break
+        os.close(handle)
+    with os.fdopen(handle, "wb") as file:
+        try:
+            file.truncate()
+            yield file, staging
+        finally:
+            if still_there(handle, staging):
+                staging.unlink()
 
 
 def write_weights(
@@ -153,6 +184,20 @@ def write_weights(
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
             write_json(directory / "model.safetensors.index.json", index)
         return {file: digest.result() for file, digest in digests.items()}
+
+
+def order_metadata(file: Path) -> None:
+    """Sort what a safetensors file says of itself, which its library writes in another order each
+    time; the file keeps its length.
+    """
+    with file.open("r+b") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        assert len(text) <= length, "the library writes what json does"
+        stream.seek(8)
+        stream.write(text.ljust(length))
 
 
 def file_digest(file: Path) -> str:

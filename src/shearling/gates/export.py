@@ -7,7 +7,6 @@ cut to the units whose gates are highest, as any checkpoint is, proof included.
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from shearling.data.store import Store
 from shearling.engine.place import Place
 from shearling.engine.stream import BlockStream
 from shearling.files.progress import Progress, silent
+from shearling.files.scratch import scratch
 from shearling.files.writer import write_json
 from shearling.gates.attach import folder
 from shearling.gates.learner import Learner
@@ -100,8 +100,8 @@ def export(
         _history(found, learner, log, keep, looks, name)
         | {"reference": dict(reference) if reference and options.mix == "dynamic" else None},
     )
-    move_into(output, staging)
     shutil.rmtree(whole)
+    move_into(output, staging)
 
 
 def _cut_and_repair(
@@ -109,9 +109,9 @@ def _cut_and_repair(
     reference: Checkpoint, progress: Progress = silent,
 ) -> Checkpoint:  # fmt: skip
     """Cut to ``keep``, repaired on tokens (N, S) towards ``reference``."""
-    with tempfile.TemporaryDirectory(prefix="shearling-") as scratch:
+    with scratch() as directory:
         towards = BlockStream(reference, Place.best(reference))
-        solved = refit(towards, keep, ids_NS, Path(scratch), cuttable=source, progress=progress)
+        solved = refit(towards, keep, ids_NS, directory, cuttable=source, progress=progress)
         return cut(
             source, keep, output, replaced=solved.replaced, options={"repair": solved.as_json()},
             progress=progress,

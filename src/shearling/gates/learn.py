@@ -8,17 +8,24 @@ then the output holds ``learning/`` alone, from which a run that was stopped goe
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from shearling.data.store import Store
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
+from shearling.files.reading import read_json
+from shearling.files.staging import partial
+from shearling.files.writer import write_json
 from shearling.gates import start
 from shearling.gates.attach import attach
 from shearling.gates.attach import check as check_gates
@@ -32,12 +39,14 @@ from shearling.pruning.run import Run, Wanted
 from shearling.repair.calibration import Tokens
 from shearling.table.values import Shape
 from shearling.train import heal as healing
+from shearling.train import saving
 from shearling.train.heal import Healed
 from shearling.train.parallel import World
-from shearling.train.setup import Training, mixed, prepared, trainer
+from shearling.train.setup import Training, at_work, mixed, prepared, trainer
 from shearling.train.setup import check as check_training
 
 START = "start.safetensors"
+GATES = "gates"  # the folder of the run's checkpoints
 
 
 def learn(
@@ -76,6 +85,13 @@ def learn(
         source, store, options, teacher, None, reference, world or World(), progress, notify
     )
     check(training, after, output)
+    with at_work(output, healing.RUN if options.gates == "scores" else RUN, training.world):
+        return _learned(training, options, after, output)
+
+
+def _learned(training: Training, options: LearnOptions, after: Shape, output: Path) -> Healed:
+    """Train gates and cut, or cut and train."""
+    source, store, reference = training.source, training.store, training.reference
     weights = mixed(store, options, reference)
     ids_NS = start.windows(
         store, weights.current, options.samples, options.sample_length, options.seed
@@ -86,14 +102,14 @@ def learn(
     model = prepared(training, None)
     once = training.world.device.type == "cuda" and training.world.size == 1
     attach(source, model, learner.bank, once=once)
-    running = trainer(training, model, output / RUN / "gates", learner=learner, shape=after)
+    running = trainer(training, model, output / RUN / GATES, learner=learner, shape=after)
     running.run()
-    if running.stopped and running.step < running.steps:
+    if running.stopped:  # at its last step too: what is left takes its time
         return Healed(None, running.step, running.steps)
     world = training.world
     export(
         source, model, learner, running.folder, output, options, store, ids_NS, reference, world,
-        progress, notify,
+        training.progress, training.notify,
     )  # fmt: skip
     return Healed(Checkpoint.open(output) if world.first else None, running.step, running.steps)
 
@@ -126,7 +142,8 @@ def _learner(
     source, world = training.source, training.world
     bank = GateBank(source.layout, source.shape, after)
     file = output / RUN / START
-    if world.first and not file.exists():
+    told = _told(training, options, after, ids_NS)
+    if world.first and _is_due(file, _made_for(file), told, output / RUN / GATES, training):
         if options.warm_start:
             blocks, units = start.score(source, after, ids_NS, progress=training.progress)
             start.set_out(bank, blocks, units, options.spread)
@@ -136,8 +153,9 @@ def _learner(
                 for a in bank.log_alpha.values():
                     a += 0.01 * torch.randn(a.shape, generator=generator)
         file.parent.mkdir(parents=True, exist_ok=True)
-        staging = file.with_suffix(".partial")
-        save_file({axis: a.detach() for axis, a in bank.log_alpha.items()}, staging)
+        staging = partial(file)
+        begun = {axis: a.detach() for axis, a in bank.log_alpha.items()}
+        save_file(begun, staging, metadata={RUN: told})
         staging.replace(file)
     world.barrier()
     with torch.no_grad():
@@ -152,6 +170,47 @@ def _learner(
     )  # fmt: skip
 
 
+def _told(training: Training, options: LearnOptions, after: Shape, ids_NS: Tensor) -> str:
+    """All that gates begin from, as a digest."""
+    facts = {
+        "model": training.source.fingerprint,
+        "shape": dict(after),
+        "tokens": sha256(ids_NS.cpu().numpy().tobytes()).hexdigest(),
+        "options": options.model_dump(include={"warm_start", "spread", "seed", "refit", "gates"}),
+    }
+    return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _made_for(file: Path) -> str | None:
+    """The digest that gates in a file carry, if there is one."""
+    try:
+        with safe_open(file, "pt") as opened:
+            return (opened.metadata() or {}).get(RUN)
+    except (OSError, SafetensorError):
+        return None
+
+
+def _is_due(
+    kept: Path, made_for: str | None, told: str, folder: Path, training: Training
+) -> bool:  # fmt: skip
+    """Whether what a run begins from has to be made: there is none, or it is of other options.
+
+    Raises:
+        ShearlingError: steps were trained from what other options made; ``folder`` has them.
+    """
+    begun = saving.last(folder) is not None
+    if kept.exists() and (made_for == told or (made_for is None and begun)):
+        return False
+    if begun:
+        raise ShearlingError(
+            f"{kept} is of a run with another model, data, shape or options; name a new output "
+            "directory, or remove that one."
+        )
+    if kept.exists():
+        training.notify(f"{kept} is of a run with other options, and is made anew.")
+    return True
+
+
 def _by_scores(
     training: Training, options: LearnOptions, after: Shape, output: Path, ids_NS: Tensor
 ) -> Healed:
@@ -160,12 +219,17 @@ def _by_scores(
     A rotated stream starts ahead and heals worse (LOG.md).
     """
     place, store, world = output / healing.RUN / "cut", training.store, training.world
-    if world.first and not (place / "config.json").exists():
+    note, told = place.with_suffix(".json"), _told(training, options, after, ids_NS)
+    made_for = read_json(note).get(RUN) if note.is_file() else None
+    folder = output / healing.RUN / options.recipe
+    if world.first and _is_due(place, made_for, told, folder, training):
+        shutil.rmtree(place, ignore_errors=True)
         text = Tokens(store.path, *ids_NS.shape, options.seed, shares=(), written=0, ids_NS=ids_NS)
         run = Run(training.source, text, progress=training.progress)
         choice = run.choose(Wanted(after, repaired=options.refit))
         place.parent.mkdir(parents=True, exist_ok=True)
         run.write(choice, place, repaired=options.refit)
+        write_json(note, {RUN: told})
     world.barrier()
     return healing.heal(
         Checkpoint.open(place), store, options.healing(), output, teacher=training.teacher,

@@ -9,6 +9,7 @@ from typing import Any
 
 from shearling.errors import ShearlingError
 from shearling.files.quiet import no_progress_bars
+from shearling.files.staging import reserved
 from shearling.files.writer import file_digest, new_directory
 from shearling.model import adapters
 from shearling.model.side_files import HUB, HUB_NEVER
@@ -84,6 +85,12 @@ def _converted(gguf: Path) -> Path:
     target = cache_directory() / "gguf" / file_digest(gguf)[:16] / gguf.stem
     if target.is_dir():
         return target
+    with reserved(target.resolve(), wait=True):  # somebody else may be at it
+        return target if target.is_dir() else _convert(gguf, target)
+
+
+def _convert(gguf: Path, target: Path) -> Path:
+    """Have transformers read a GGUF file, and keep what it read."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 

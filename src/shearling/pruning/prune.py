@@ -15,7 +15,7 @@ from typing import Any
 from shearling.engine.place import Place, Wish
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
-from shearling.files.writer import check_output
+from shearling.files.writer import check_output, claimed
 from shearling.model.checkpoint import Checkpoint
 from shearling.pruning.choose import without
 from shearling.pruning.cut import SHARD_BYTES
@@ -235,10 +235,11 @@ def prune(
     )
     running = running or Running()
     run = pruning.run(running.progress)
-    choice = run.choose(pruning.wanted)
-    return run.write(
-        choice, output, repaired=pruning.wanted.repaired, shard_bytes=running.shard_bytes
-    )
+    with claimed(output):
+        choice = run.choose(pruning.wanted)
+        return run.write(
+            choice, output, repaired=pruning.wanted.repaired, shard_bytes=running.shard_bytes
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ and the repair together with copies that the source model rewrote in part, and m
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,7 +21,8 @@ from shearling.engine.place import Need, Place
 from shearling.engine.stream import BlockStream
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
-from shearling.files.writer import check_output, check_space
+from shearling.files.scratch import scratch
+from shearling.files.writer import check_output, check_space, claimed
 from shearling.model.checkpoint import Checkpoint
 from shearling.pruning.choose import account, keep_layers, keep_units
 from shearling.pruning.cut import SHARD_BYTES, cut, written_bytes
@@ -184,7 +184,7 @@ class Run:
             ShearlingError: as :func:`shearling.repair.refit.refit` and
                 :func:`shearling.pruning.cut.cut`.
         """
-        check_output(output)  # what would be refused at the end, before minutes of repair
+        check_output(output)
         expanded = self.source.layout.cut(choice.keep, self.source.shape)
         check_space(output, written_bytes(self.source, expanded))
         if repaired and self.calibration is None:
@@ -192,18 +192,18 @@ class Run:
                 "a repair runs the model on text; give --calibration FILE, or --no-refit."
             )
         options = dict(choice.options)
-        with tempfile.TemporaryDirectory(prefix="shearling-") as scratch:
+        with claimed(output), scratch() as directory:
             cuttable, exact = self.source, self.source
             if choice.rotated:
                 turned = rotate(
                     self.stream, self.windows, len(choice.keep.model["hidden"]),
-                    Path(scratch) / "rotated", shard_bytes=shard_bytes, progress=self.progress,
+                    directory / "rotated", shard_bytes=shard_bytes, progress=self.progress,
                 )  # fmt: skip
                 options["rotation"] = dict(turned.figures)
                 cuttable, exact = turned.cuttable, turned.exact
             solved = None
             if repaired:
-                solved = self._repair(expanded, cuttable, exact, Path(scratch))
+                solved = self._repair(expanded, cuttable, exact, directory)
                 options["repair"] = solved.as_json()
             return cut(
                 cuttable, expanded, output, replaced=solved.replaced if solved else None,

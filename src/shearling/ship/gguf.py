@@ -13,7 +13,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -26,6 +25,8 @@ from torch import Tensor
 
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
+from shearling.files.scratch import scratch
+from shearling.files.staging import check_writable, reserved
 from shearling.files.writer import check_space, disk_errors, sync
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.side_files import copy_side_files, copy_without_code
@@ -103,9 +104,7 @@ def export(
     check(source, output, outtype)
     first = outtype if outtype in CONVERTED else _unquantised(source)
     output = output.resolve()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.partial-", dir=output.parent))
-    try:
+    with reserved(output) as folder:
         with disk_errors(output):
             made = folder / "model.gguf"
             progress("converting to GGUF", 0, 1)
@@ -117,8 +116,6 @@ def export(
             sync(made)
             os.replace(made, output)
         sync(output.parent)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return proof
 
 
@@ -137,6 +134,7 @@ def check(source: Checkpoint, output: Path, outtype: str) -> None:
         )
     if output.exists() or output.is_symlink():
         raise ShearlingError(f"output {output} exists; name a new file, or remove it.")
+    check_writable(output)
     check_space(output, estimated_bytes(source, outtype))
 
 
@@ -290,8 +288,8 @@ def _linked(source: Checkpoint) -> Generator[Path]:
     The converter reads tokenizers with remote code allowed, which a ``.py`` beside the
     configuration could bring, or the configuration that names one on the hub.
     """
-    with tempfile.TemporaryDirectory(prefix="shearling-") as temporary:
-        folder = Path(temporary) / source.name
+    with scratch() as temporary:
+        folder = temporary / source.name
         folder.mkdir()
         copy_without_code(source.path / "config.json", folder / "config.json")
         copy_side_files(source.path, folder)

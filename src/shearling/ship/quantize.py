@@ -24,7 +24,14 @@ from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
 from shearling.files.quiet import no_progress_bars
 from shearling.files.reading import read_json
-from shearling.files.writer import check_output, check_space, file_digest, new_directory, write_json
+from shearling.files.writer import (
+    check_output,
+    check_space,
+    file_digest,
+    new_directory,
+    order_metadata,
+    write_json,
+)
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.dtypes import DTYPES, dtype_of, name_of, torch_dtype
 from shearling.model.loading import load_model, require_torchao, stock_model
@@ -185,9 +192,9 @@ def quantize(
     ids_BS = proof_tokens(source)
     stages = len(("source", "rounded", "written", "read back"))
     progress("quantising", 0, stages)
-    dense_BSV = _logits(load_model(source.path, dtype=wanted.dtype), ids_BS)
-    progress("quantising", 1, stages)
     with new_directory(output) as staging:
+        dense_BSV = _logits(load_model(source.path, dtype=wanted.dtype), ids_BS)
+        progress("quantising", 1, stages)
         model = _rounded(source, wanted)
         memory_BSV = _logits(model, ids_BS)
         progress("quantising", 2, stages)
@@ -315,7 +322,10 @@ def _write(source: Checkpoint, model: Any, staging: Path) -> dict[str, str]:
     write_json(staging / "config.json", config)
     (staging / "generation_config.json").unlink(missing_ok=True)
     copy_side_files(source.path, staging)
-    return {file.name: file_digest(file) for file in sorted(staging.glob("*.safetensors"))}
+    files = sorted(staging.glob("*.safetensors"))
+    for file in files:
+        order_metadata(file)
+    return {file.name: file_digest(file) for file in files}
 
 
 def _proof(

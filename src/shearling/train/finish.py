@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from shearling.data.store import Store
+from shearling.files.staging import partial
 from shearling.files.writer import plan_shards, sync_tree, write_json, write_weights
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.dtypes import torch_dtype
@@ -23,6 +24,7 @@ from shearling.train.options import Options
 from shearling.train.parallel import World
 from shearling.train.results import HealingHistory, Look
 
+CONFIG = "config.json"
 RUN = "healing"  # in the output directory: checkpoints and logs, before and after the end
 SHARD_BYTES = 10**9
 
@@ -98,16 +100,21 @@ def save(
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     files = write_weights(directory, source.sizes, load, shard_bytes=SHARD_BYTES)
-    copy_without_code(source.path / "config.json", directory / "config.json")
+    copy_without_code(source.path / CONFIG, directory / CONFIG)
     copy_side_files(source.path, directory)
     return files
 
 
 def move_into(output: Path, staging: Path) -> None:
-    """Move all files of a directory, its config.json last, and remove it."""
-    for file in sorted(staging.iterdir(), key=lambda file: (file.name == "config.json", file.name)):
-        file.replace(output / file.name)
+    """Move all files of a directory and remove it; last of all, config.json gets its name.
+
+    With it the output is whole, and nobody would remove what is left besides.
+    """
+    configuration = partial(output / CONFIG)
+    for file in sorted(staging.iterdir(), key=lambda file: (file.name == CONFIG, file.name)):
+        file.replace(configuration if file.name == CONFIG else output / file.name)
     staging.rmdir()
+    configuration.replace(output / CONFIG)
 
 
 def _history(

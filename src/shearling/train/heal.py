@@ -19,7 +19,7 @@ from shearling.model.manifest import describe
 from shearling.train.finish import RUN, write
 from shearling.train.options import Options
 from shearling.train.parallel import World
-from shearling.train.setup import Training, check, prepared, trainer
+from shearling.train.setup import Training, at_work, check, prepared, trainer
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,13 @@ def heal(
         source, store, options, teacher, cache, reference, world or World(), progress, notify
     )
     check(training, output)
+    with at_work(output, RUN, training.world):
+        return _healed(training, output)
+
+
+def _healed(training: Training, output: Path) -> Healed:
+    """Every phase, then the model, unless the run is stopped before."""
+    options, world = training.options, training.world
     model, step, steps = None, 0, 0
     for number, phase in enumerate(phases(options), 1):
         name = phase.recipe if phase is options else f"{number}-{phase.recipe}"
@@ -74,11 +81,13 @@ def heal(
         running = trainer(part, model, output / RUN / name)
         running.run()
         step, steps = running.step, running.steps
-        if running.stopped and step < steps:
+        if running.stopped:  # at its last step too: what is left takes its time
             return Healed(None, step, steps)
     assert model is not None
-    world = training.world
-    write(source, model, output, options, store, _taught_by(teacher, cache), world, reference)
+    write(
+        training.source, model, output, options, training.store,
+        _taught_by(training.teacher, training.cache), world, training.reference,
+    )  # fmt: skip
     return Healed(Checkpoint.open(output) if world.first else None, step, steps)
 
 

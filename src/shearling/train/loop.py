@@ -157,7 +157,10 @@ class Trainer:
             "mixture": self.mixture.state(),
             "weights": self.weights.state(),
         }
-        saving.save(self.folder, self.step, held, state, self.world, keep=self.options.keep)
+        saving.save(
+            self.folder, self.step, held, state, self.world, keep=self.options.keep,
+            every=self.options.save_every,
+        )  # fmt: skip
         self._saved = self.step
 
     def losses(self) -> dict[str, float]:
@@ -213,6 +216,8 @@ class Trainer:
             )  # fmt: skip
 
     def _resume(self) -> None:
+        if self.world.first:
+            saving.clear(self.folder)
         newest = saving.last(self.folder)
         if newest is None:
             return

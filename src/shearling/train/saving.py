@@ -45,9 +45,9 @@ def tensors(module: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Te
 
 def save(
     folder: Path, step: int, held: Mapping[str, Tensor], state: Mapping[str, Any], world: World,
-    *, keep: int,
+    *, keep: int, every: int = 1,
 ) -> Path:  # fmt: skip
-    """Write a checkpoint, then remove all but the last ``keep``.
+    """Write a checkpoint, then remove all but the last ``keep``, one being due ``every`` so often.
 
     Raises:
         ShearlingError: the disk ran full; the checkpoints before are still there.
@@ -66,14 +66,39 @@ def save(
                 sync_tree(staging)
                 shutil.rmtree(final, ignore_errors=True)
                 os.replace(staging, final)
-    except ShearlingError:
+    except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
     if world.first:
-        for old in _all(folder)[:-keep]:
-            shutil.rmtree(old)
+        for old in _superseded(_all(folder), keep, every):
+            _remove(old)
     world.barrier()
     return final
+
+
+def _superseded(checkpoints: list[Path], keep: int, every: int) -> list[Path]:
+    """All but the newest and the last ``keep`` of those that were due.
+
+    One that a stop left between two of them goes as soon as there is a newer, so that a run holds
+    the same in the end whether it was stopped or not.
+    """
+    *old, newest = checkpoints
+    due = [path for path in old if _step(path) % every == 0]
+    kept = {*due[len(due) - (keep - 1) :], newest}
+    return [path for path in checkpoints if path not in kept]
+
+
+def _remove(checkpoint: Path) -> None:
+    """Remove a checkpoint that nobody can then take for a whole one, wherever this is stopped."""
+    gone = checkpoint.with_name(f".{checkpoint.name}.removed")
+    os.replace(checkpoint, gone)
+    shutil.rmtree(gone)
+
+
+def clear(folder: Path) -> None:
+    """Remove what a killed run was writing or removing; whoever calls has the folder alone."""
+    for left in folder.glob(".step-*") if folder.is_dir() else ():
+        shutil.rmtree(left)
 
 
 def _write(held: dict[str, Tensor], staging: Path, world: World) -> None:
@@ -86,8 +111,8 @@ def _write(held: dict[str, Tensor], staging: Path, world: World) -> None:
                 no_dist=world.size == 1,
             )
     except dcp.api.CheckpointException as error:  # holds each rank's own error
-        first = next(iter(error.failures.values()))[0]
-        raise first if isinstance(first, Exception) else error from error
+        first = next(iter(error.failures.values()))[0]  # an interrupt may be among them
+        raise first if isinstance(first, BaseException) else error from error
 
 
 def last(folder: Path) -> Path | None:
@@ -129,6 +154,10 @@ def load(checkpoint: Path, held: Mapping[str, Tensor], world: World) -> None:
             f"{checkpoint} cannot be read into this model ({' '.join(str(error).split())[:200]}); "
             "name a new output directory, or remove that checkpoint."
         ) from error
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def _all(folder: Path) -> list[Path]:

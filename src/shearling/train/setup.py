@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from shearling.data.teacher import Cache
 from shearling.engine.products import fast_products
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
+from shearling.files.staging import check_writable
+from shearling.files.unfinished import alone
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.lineage import blocks_in
 from shearling.train import adapters
@@ -147,7 +150,12 @@ def _check_cache(
 
 
 def check_output(output: Path, run: str = RUN) -> None:
-    """Refuse an output that is taken by anything but a run that can be gone on with."""
+    """Refuse an output that is taken by anything but a run that can be gone on with.
+
+    Raises:
+        ShearlingError: it is taken, or nothing can be written there.
+    """
+    check_writable(output)
     if not output.exists():
         return
     if not output.is_dir():
@@ -160,6 +168,19 @@ def check_output(output: Path, run: str = RUN) -> None:
             f"output {output} is not empty, and what it holds is not of a {run} run; name a new "
             "directory."
         )
+
+
+@contextmanager
+def at_work(output: Path, run: str, world: World) -> Generator[None]:
+    """Have an output to oneself, by its first rank.
+
+    Raises:
+        ShearlingError: another process works there, which is named; or it cannot be written.
+    """
+    with alone(output / run, output) if world.first else nullcontext():
+        if world.first:
+            check_output(output, run)  # which somebody may have finished in the meantime
+        yield
 
 
 def prepared(training: Training, before: Any) -> nn.Module:
@@ -300,5 +321,6 @@ def identity(training: Training) -> dict[str, Any]:
         "store": training.store.fingerprint,
         "teacher": None if teacher is None else teacher.fingerprint,
         "cache": None if cache is None else cache.fingerprint,
+        "reference": None if training.reference is None else dict(training.reference),
         "options": training.options.model_dump(mode="json", exclude=free),
     }

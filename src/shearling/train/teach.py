@@ -7,6 +7,7 @@ V vocabulary, D hidden.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -134,9 +135,7 @@ def teach(
                 _compute(walk, store, output, plan["top"], left, total, progress)
             files = _described(output, [shard_name(*shard[:2]) for shard in shards], progress)
             write_json(output / caches.MANIFEST, plan | {"versions": versions(), "files": files})
-        (unfinished / PLAN).unlink(missing_ok=True)
-        for staged in unfinished.glob("*.safetensors"):
-            staged.unlink()
+        shutil.rmtree(unfinished)
     return Cache.open(output)
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from shearling.files.scratch import scratch
 from shearling.files.writer import write_json
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.loading import load_config
@@ -60,9 +59,9 @@ def cut_view(checkpoint: Checkpoint, keep: Keep | Cut) -> Checkpoint:
         from shearling.model.token_ids import renumber_ids
 
         raw = renumber_ids(raw, cut.keep.model["vocab"])
-    with tempfile.TemporaryDirectory(prefix="shearling-") as directory:
-        write_json(Path(directory) / "config.json", raw)
-        config = load_config(Path(directory))
+    with scratch() as directory:
+        write_json(directory / "config.json", raw)
+        config = load_config(directory)
     family = family_of(raw["model_type"], checkpoint.name)
     return Checkpoint(
         path=checkpoint.path,
