@@ -15,6 +15,7 @@ from shearling.commands.options import (
     check_file,
     numbers,
     print_result,
+    seconds,
 )
 from shearling.commands.takes import takes_options
 from shearling.errors import ShearlingError
@@ -34,6 +35,12 @@ class BenchOptions:
     prompt: Annotated[str, typer.Option(help="Prompt tokens, separated by commas.")] = "128"
     new: Annotated[str, typer.Option(help="Generated tokens, separated by commas.")] = "64"
     repeats: Annotated[int, typer.Option(min=1, help="Timed rounds; the median counts.")] = 5
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="Time for all of it, such as 90s or 2m; rounds and tokens are left out to keep it."
+        ),
+    ] = None
     engine: Annotated[
         str, typer.Option(help=f"Of {', '.join(ENGINES)}; several separated by commas.")
     ] = "transformers"
@@ -108,4 +115,5 @@ def _workload(options: BenchOptions, engines: tuple[str, ...]) -> Workload:
         dtype=options.dtype,
         device=options.device,
         threads=options.threads,
+        budget=None if options.budget is None else seconds(options.budget, "--budget"),
     )

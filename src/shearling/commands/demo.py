@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from shearling.commands.options import Json, MergeAdapter, Seed, print_result, with_adapter
+from shearling.commands.options import Json, MergeAdapter, Seed, note, print_result, with_adapter
 from shearling.commands.takes import takes_options
 
 
@@ -44,6 +44,6 @@ def demo(options: DemoOptions) -> None:
     with progress_bars() as progress:
         page = run(
             model, options.text, layers=options.layers, output=options.output,
-            seed=options.seed, progress=progress,
+            seed=options.seed, progress=progress, notify=note,
         )  # fmt: skip
     print_result({"report": str(page)}, options.as_json, [f"report: {page}"])

@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from shearling.commands.demo_text import write_demo_text
 from shearling.data.text import documents, evaluation_windows
@@ -21,6 +24,8 @@ from shearling.evaluate.perplexity import Windows
 from shearling.evaluate.results import Damage
 from shearling.evaluate.speed import Workload
 from shearling.files.progress import Progress, silent
+from shearling.files.reading import read_json
+from shearling.files.unfinished import alone
 from shearling.files.writer import write_json, write_text
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.manifest import identity, ref, stamp
@@ -40,12 +45,33 @@ PROMPTS = (
     "In Python, a dictionary is",
 )
 LENGTH = 128
-WINDOW, WINDOWS, CURVE_WINDOWS = 512, 12, 2
+WINDOW = 512
 PARAMS = "0.8x"
-# Of the default's 64 windows as many as keep the demo under ten minutes on two cores.
-REPAIR_WINDOWS, REPAIR_LENGTH = 12, 256
-# A minute and a half on two cores; the report says the loads and the rounds.
-WORKLOAD = Workload(batches=(1, 8), prompts=(128,), news=(32,), repeats=3)
+REPAIR_LENGTH = 256
+# A minute on two quiet cores; on busy ones less is timed. The report says what.
+WORKLOAD = Workload(batches=(1, 8), prompts=(128,), news=(32,), repeats=3, budget=90)
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """How much text the demo takes, in windows; as much as keeps it under ten minutes.
+
+    Attributes:
+        scored: by each criterion.
+        repaired: chosen with and repaired on, of the default's 64.
+        measured: of perplexity.
+        curves: of the damage curves, at so many ``places`` besides none removed.
+    """
+
+    scored: int = 10
+    repaired: int = 12
+    measured: int = 12
+    curves: int = 2
+    places: int = 6
+
+
+# For two cores that have nothing else to do, and for two with another process on each.
+QUIET, BUSY = Amounts(), Amounts(scored=5, repaired=8, measured=6, curves=1, places=4)
 HELD_OUT = 10  # one document in so many is never calibrated on
 
 
@@ -57,6 +83,7 @@ def run(
     output: Path = Path("demo"),
     seed: int = 0,
     progress: Progress = silent,
+    notify: Callable[[str], None] = lambda message: None,
 ) -> Path:
     """Score, cut, repair, prove, measure and report.
 
@@ -70,7 +97,7 @@ def run(
         layers: blocks to keep; None takes a fifth of the parameters away, from blocks and neurons.
         output: a directory for everything.
         seed: of the choice of calibration text.
-        progress: told how far the work is.
+        progress, notify: told how far the work is; told that it is less on a busy machine.
 
     Returns:
         The report.
@@ -78,6 +105,15 @@ def run(
     Raises:
         ShearlingError: no model or text, or ``output`` holds something else.
     """
+    with alone(output, output):
+        return _demonstrated(model, text, layers, output, seed, progress, notify)
+
+
+def _demonstrated(
+    model: str | None, text: Path | None, layers: int | None, output: Path, seed: int,
+    progress: Progress, notify: Callable[[str], None],
+) -> Path:  # fmt: skip
+    """As :func:`run`, in a directory of one's own."""
     progress("opening the model", 0, 1)
     source = Checkpoint.open(model or demo_model())
     depth = source.shape["layers"]
@@ -86,18 +122,24 @@ def run(
     choices = {
         "model": identity(source), "text": text and text.name, "layers": layers, "seed": seed,
     }  # fmt: skip
-    _claim(output, choices)
+    amounts = _claim(output, choices, notify)
     progress("opening the model", 1, 1)
     calibration, held_out = _texts(text, output)
 
-    _curves(source, calibration, held_out, output, choices, progress)
+    _curves(source, (calibration, held_out), output, choices, amounts, progress)
     name = f"{source.name}-{PARAMS if layers is None else f'{layers}-blocks'}"
     size = Size(params=PARAMS) if layers is None else Size(layers=layers)
-    pruned = _pruned(source, size, calibration, output / name, seed, progress)
-    _measure(source, held_out, output / "source.results", progress)
-    _measure(pruned, held_out, output / f"{name}.results", progress)
-    bench = output / "bench.json"
-    _once(bench, lambda: bench_models([source, pruned], WORKLOAD, progress=progress))
+    repairing = CalibrationText(
+        file=calibration, samples=amounts.repaired, length=_within(source, REPAIR_LENGTH), seed=seed
+    )  # fmt: skip
+    pruned = _pruned(source, size, repairing, output / name, progress)
+    _measure(source, held_out, output / "source.results", amounts, progress)
+    _measure(pruned, held_out, output / f"{name}.results", amounts, progress)
+    workload = replace(WORKLOAD, threads=_free_threads())
+    _once(
+        output / "bench.json",
+        lambda: bench_models([source, pruned], workload, progress=progress),
+    )
     return write_report([output], output / "report.html")
 
 
@@ -113,18 +155,47 @@ def demo_model() -> str:
     return str(file)
 
 
-def _claim(output: Path, choices: dict[str, Any]) -> None:
-    """Refuse a directory that belongs to something else; otherwise note what this run is."""
+def _claim(output: Path, choices: dict[str, Any], notify: Callable[[str], None]) -> Amounts:
+    """Refuse a directory that belongs to something else; otherwise note what this run is.
+
+    Returns:
+        How much text is taken: as before where a run goes on.
+    """
     note = output / "demo.json"
     if note.is_file():
-        if json.loads(note.read_text(encoding="utf-8")).get("choices") != choices:
+        noted = read_json(note)
+        if noted.get("choices") != choices:
             raise ShearlingError(
                 f"{output} holds a demo with other choices; name another --output, or remove it."
             )
     elif output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ShearlingError(f"{output} exists and is no demo's directory; name another --output.")
     else:
-        write_json(note, {"choices": choices} | stamp())
+        amounts = QUIET if _busy_cores() < 0.5 * _cores() else BUSY
+        write_json(note, {"choices": choices, "amounts": asdict(amounts)} | stamp())
+        if amounts is BUSY:
+            notify("other processes keep this machine busy: less text is used and measured.")
+        return amounts
+    return BUSY if noted.get("amounts") == asdict(BUSY) else QUIET
+
+
+def _cores() -> int:
+    return psutil.cpu_count() or 1
+
+
+def _busy_cores() -> float:
+    """How many cores other processes keep busy, over a second in which we do nothing."""
+    return psutil.cpu_percent(interval=1) / 100 * _cores()
+
+
+def _free_threads() -> int | None:
+    """As many threads as cores are free, at least one; None where nothing else runs.
+
+    A step of decoding is hundreds of short products, and each waits for the last of its threads
+    to get a core.
+    """
+    busy = round(_busy_cores())
+    return max(1, _cores() - busy) if busy else None
 
 
 def _texts(text: Path | None, output: Path) -> tuple[Path, Path]:
@@ -156,38 +227,42 @@ def _write_lines(path: Path, texts: list[str]) -> None:
 
 def _curves(
     source: Checkpoint,
-    calibration: Path,
-    held_out: Path,
+    texts: tuple[Path, Path],
     output: Path,
     choices: Mapping[str, Any],
+    amounts: Amounts,
     progress: Progress,
 ) -> None:
     """Scores of blocks by several criteria, and what each of their orders of removal would cost."""
-    depth = source.shape["layers"]
+    (calibration, held_out), depth = texts, source.shape["layers"]
     scores = []
     for by in CRITERIA if depth > SHALLOW else SHALLOW_CRITERIA:
         file = output / f"scores-{by}.json"
         if not file.is_file():
             length, seed = _within(source, LENGTH), choices["seed"]
             scored = score(
-                source, by, calibration=calibration, length=length, seed=seed, progress=progress
-            )
+                source, by, calibration=calibration, samples=amounts.scored, length=length,
+                seed=seed, progress=progress,
+            )  # fmt: skip
             write_json(file, scored.as_json())
         scores.append(Scores.load(file))
     layers = choices["layers"] or max(1, depth * 4 // 5)
-    _once(output / "damage.json", lambda: _damage(source, scores, held_out, layers, progress))
+    _once(
+        output / "damage.json", lambda: _damage(source, scores, held_out, layers, amounts, progress)
+    )
 
 
 def _damage(
-    source: Checkpoint, scores: list[Scores], held_out: Path, layers: int, progress: Progress
-) -> dict[str, Any]:
+    source: Checkpoint, scores: list[Scores], held_out: Path, layers: int, amounts: Amounts,
+    progress: Progress,
+) -> dict[str, Any]:  # fmt: skip
     """Curves up to twice the blocks that a cut to ``layers`` removes."""
     depth = source.shape["layers"]
     furthest = min(2 * (depth - layers), depth - 1)
-    counts = sorted({round(furthest * part / 6) for part in range(7)})
+    counts = sorted({round(furthest * part / amounts.places) for part in range(amounts.places + 1)})
     window = _within(source, WINDOW)
     ids_NS = evaluation_windows(
-        documents(held_out), source.tokenizer(), window=window, max_windows=CURVE_WINDOWS
+        documents(held_out), source.tokenizer(), window=window, max_windows=amounts.curves
     )
     stream = BlockStream(source, Place.best(source))
     orders = {one.criterion: one.order for one in scores}
@@ -199,17 +274,17 @@ def _damage(
 
 
 def _pruned(
-    source: Checkpoint, size: Size, calibration: Path, output: Path, seed: int, progress: Progress
+    source: Checkpoint, size: Size, text: CalibrationText, output: Path, progress: Progress
 ) -> Checkpoint:
     """The default of ``shearling prune``, on fewer windows."""
     if output.is_dir():
         return Checkpoint.open(output)
-    length = _within(source, REPAIR_LENGTH)
-    text = CalibrationText(file=calibration, samples=REPAIR_WINDOWS, length=length, seed=seed)
     return prune(source, output, size, calibration=text, running=Running(progress=progress))
 
 
-def _measure(checkpoint: Checkpoint, held_out: Path, results: Path, progress: Progress) -> None:
+def _measure(
+    checkpoint: Checkpoint, held_out: Path, results: Path, amounts: Amounts, progress: Progress
+) -> None:
     def named(stage: str, done: float, total: float, /) -> None:
         progress(f"{stage}, {checkpoint.name}", done, total)
 
@@ -218,7 +293,7 @@ def _measure(checkpoint: Checkpoint, held_out: Path, results: Path, progress: Pr
         lambda: evaluate_model(
             checkpoint,
             held_out,
-            Windows(_within(checkpoint, WINDOW), WINDOWS),
+            Windows(_within(checkpoint, WINDOW), amounts.measured),
             progress=named,
         ),
     )

@@ -221,6 +221,16 @@ def size_in_bytes(text: str, option: str) -> int:
     return int(float(match[1]) * (1024 if len(match[2]) > 1 else 1000) ** power)
 
 
+def seconds(text: str, option: str) -> float:
+    """Seconds that a user writes as 90s, 90, 2m or 1.5h."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip(), re.ASCII)
+    if match is None or float(match[1]) == 0:
+        raise ShearlingError(
+            f"{option} {text!r} was given, but a time such as 90s or 2m was expected."
+        )
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
 def numbers(text: str, option: str) -> list[int]:
     """Whole numbers separated by commas."""
     try:

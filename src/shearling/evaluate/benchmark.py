@@ -38,6 +38,7 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
             f"a warm-up and {plan['repeats']} rounds"
             for cell in plan["grid"]
         ),
+        *([f"at most, as {plan['budget']:g} s are given for all of it"] if plan["budget"] else []),
         f"in {plan['dtype']} on {plan['device']}",
     ]
 
@@ -55,7 +56,7 @@ def bench_lines(result: dict[str, Any]) -> list[str]:
         for run in result["runs"]
     ]
     ratios = [sentence(found) for found in result["ratios"]]
-    return [head, *rows, *([""] if ratios else []), *ratios]
+    return [head, *rows, *([""] if ratios else []), *ratios, *result.get("budget_notes", ())]
 
 
 def _spread(figures: dict[str, float]) -> str:

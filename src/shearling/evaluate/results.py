@@ -125,6 +125,9 @@ class Bench(ResultFile):
     ratios: tuple[dict[str, Any], ...] = entry(
         "of each model against the first, paired round by round", absent=()
     )
+    budget_notes: tuple[str, ...] = entry(
+        "sentences on what a budget of time left out", absent=(), omit=True
+    )
 
 
 @dataclass(frozen=True)

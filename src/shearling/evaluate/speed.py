@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
+import time
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -15,6 +17,7 @@ import torch
 import transformers
 
 from shearling.errors import ShearlingError
+from shearling.evaluate.budget import Budget
 from shearling.evaluate.engines import (
     Candidate,
     Cell,
@@ -60,6 +63,8 @@ class Workload:
         dtype: float32, bfloat16 or float16.
         device: a torch device.
         threads: on CPU; None leaves the engine's own choice.
+        budget: seconds for all of it, for which rounds and tokens are left out; None takes as long
+            as it takes.
     """
 
     engines: Sequence[str] = ("transformers",)
@@ -71,6 +76,7 @@ class Workload:
     dtype: str = "float32"
     device: str = "cpu"
     threads: int | None = None
+    budget: float | None = None
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -93,18 +99,21 @@ class Workload:
             for value in values:
                 check_positive(**{name: value})
         check_positive(repeats=self.repeats, threads=self.threads)
+        if self.budget is not None and not 0 < self.budget < math.inf:
+            raise ShearlingError(f"A budget of {self.budget:g} s was given; give some, such as 90.")
         dtype_of(self.dtype)
 
 
 @dataclass(frozen=True)
 class BenchPlan:
-    """A bench that was checked and can begin; of ``repeats`` rounds."""
+    """A bench that was checked and can begin; of ``repeats`` rounds in ``budget`` seconds."""
 
     subjects: Sequence[OpenedModel]
     candidates: Sequence[Candidate]
     engines: Sequence[Engine]
     setting: Setting
     repeats: int
+    budget: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         """What would be timed, and the memory (bytes) that each engine would take."""
@@ -121,6 +130,7 @@ class BenchPlan:
             ],
             "grid": [asdict(cell) for cell in setting.cells],
             "repeats": self.repeats,
+            "budget": self.budget,
             "dtype": setting.dtype,
             "device": setting.device,
             "threads": setting.threads,
@@ -131,17 +141,28 @@ class BenchPlan:
         runs: list[BenchRun] = []
         ratios: list[dict[str, Any]] = []
         cells = self.setting.cells
-        for one in self.engines:
+        budgets: list[Budget] = []
+        for number, one in enumerate(self.engines):
+            if self.budget is not None:
+                left = self.budget if not budgets else budgets[-1].left
+                budgets.append(Budget(max(left, 1) / (len(self.engines) - number)))
             with one.open(self.candidates, self.setting) as runners:
                 stage = STAGE if len(self.engines) == 1 else f"{STAGE} with {one.name}"
                 for measured in measure(
-                    runners, cells, self.repeats, stage=stage, progress=progress
-                ):
+                    runners, cells, self.repeats, stage=stage, progress=progress,
+                    budget=budgets[-1] if budgets else None,
+                ):  # fmt: skip
                     runs += _runs(one, self.candidates, runners, measured)
                     ratios += _ratios(one, self.subjects, self.candidates, measured)
         setting = self.setting
         used = {"threads": runs[0].threads, "dtype": setting.dtype, "device": setting.device}
-        return Bench(machine=machine() | used, runs=tuple(runs), ratios=tuple(ratios))
+        budget_notes = tuple(note for budget in budgets for note in budget.notes)
+        return Bench(
+            machine=machine() | used,
+            runs=tuple(runs),
+            ratios=tuple(ratios),
+            budget_notes=budget_notes,
+        )
 
 
 def bench(
@@ -205,7 +226,7 @@ def plan_bench(
     engines = [engine(name, workload.places) for name in workload.engines]
     for one in engines:
         check_memory(one, candidates, setting)
-    return BenchPlan(subjects, candidates, engines, setting, workload.repeats)
+    return BenchPlan(subjects, candidates, engines, setting, workload.repeats, workload.budget)
 
 
 def measure(
@@ -215,19 +236,31 @@ def measure(
     *,
     stage: str = STAGE,
     progress: Progress = silent,
+    budget: Budget | None = None,
 ) -> Generator[Measured]:
-    """Time every cell: a warm-up of each model, then ``repeats`` rounds."""
+    """Time every cell: a warm-up of each model, then ``repeats`` rounds, or fewer on a budget."""
     total, done = len(cells) * (1 + repeats) * len(runners), 0
-    for cell in cells:
+    for number, asked in enumerate(cells):
+        if budget is not None and number and budget.spent(asked):
+            continue
+        share = budget.left / (len(cells) - number) if budget is not None else math.inf
+        begun = time.perf_counter()
+        progress(stage, done, total)
+        warm = _round(runners, asked if budget is None else budget.probe(asked), 0)
+        share -= time.perf_counter() - begun
+        cell, rounds = (
+            (asked, repeats) if budget is None else budget.fit(asked, repeats, warm, share)
+        )
         timings: list[list[Timing]] = [[] for _ in runners]
-        for i in range(1 + repeats):
-            progress(stage, done, total)
+        for i in range(1, 1 + rounds):
+            progress(stage, done + i * len(runners), total)
             for taken, timing in zip(timings, _round(runners, cell, i), strict=True):
-                if i > 0:
-                    taken.append(timing)
-            done += len(runners)
+                taken.append(timing)
+        done += (1 + repeats) * len(runners)
         progress(stage, done, total)
         yield Measured(cell, timings)
+    if budget is not None:  # cells may have been left out
+        progress(stage, total, total)
 
 
 def _round(runners: Sequence[Runner], cell: Cell, i: int) -> list[Timing]:

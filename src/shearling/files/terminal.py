@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 
@@ -9,12 +10,14 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
+from rich.text import Text
 
 from shearling.files.progress import Progress as Listener
 
@@ -22,11 +25,33 @@ stderr = Console(stderr=True, highlight=False)
 stdout = Console(highlight=False)
 
 
+LINE_EVERY = 30  # seconds, of a stage that takes long, where there is no terminal
+
+
+class TimeLeftColumn(ProgressColumn):
+    """The time left, if the rest takes as long as what is done: from the first step on."""
+
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> Text:
+        """As minutes and seconds."""
+        return Text(_left(task.elapsed or 0.0, task.completed, task.total or 0.0))
+
+
+def _left(elapsed: float, done: float, total: float) -> str:
+    if not done:
+        return "-:--"
+    minutes, seconds = divmod(round(elapsed * (total - done) / done), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
 @contextmanager
 def progress_bars() -> Generator[Listener]:
     """A listener that shows one bar a stage, with the time elapsed and left.
 
-    On a pipe or in a log file each stage leaves one line when it ends.
+    On a pipe or in a log file each stage leaves one line when it ends, and one every half minute
+    until then.
     """
     bars = Progress(
         SpinnerColumn(finished_text="[green]✓"),
@@ -35,22 +60,30 @@ def progress_bars() -> Generator[Listener]:
         TextColumn("{task.fields[amount]}"),
         TimeElapsedColumn(),
         TextColumn("left"),
-        TimeRemainingColumn(),
+        TimeLeftColumn(),
         console=stderr,
         disable=not stderr.is_terminal,
     )
     tasks: dict[str, TaskID] = {}
     finished: set[str] = set()
+    begun: dict[str, float] = {}
+    said: dict[str, float] = {}
 
     def listen(stage: str, done: float, total: float, /) -> None:
         if stage not in tasks or (stage in finished and done < total):
             tasks[stage] = bars.add_task(stage, total=total, amount="")
             finished.discard(stage)
+            begun[stage] = said[stage] = time.monotonic()
         bars.update(tasks[stage], completed=done, total=total, amount=_amount(done, total))
         if done >= total and stage not in finished:
             finished.add(stage)
             if not stderr.is_terminal:
                 stderr.print(f"{stage}: done", markup=False, soft_wrap=True)
+        elif not stderr.is_terminal and time.monotonic() - said[stage] >= LINE_EVERY:
+            said[stage] = time.monotonic()
+            left = _left(said[stage] - begun[stage], done, total)
+            line = f"{stage}: {_amount(done, total)}, about {left} left"
+            stderr.print(line, markup=False, soft_wrap=True)
 
     with bars:
         yield listen

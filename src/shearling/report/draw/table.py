@@ -118,4 +118,5 @@ def _units(results: Results) -> str:
             f"Speeds are medians of {times} runs, with the slowest and fastest below. "
             f"Machine: {'; '.join(machines)}."
         )
+    sentences += sorted({note for run in results.runs for note in run.budget_notes})
     return " ".join(sentences)

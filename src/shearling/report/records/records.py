@@ -107,6 +107,7 @@ class TimedRun:
     decode: Spread
     peak_memory: int | None
     created: str
+    budget_notes: tuple[str, ...] = ()  # sentences on what a budget of time left out
     engine: str = "transformers"  # what ran it: runs of two engines are never compared
 
 
@@ -204,6 +205,7 @@ def runs_of(bench: Bench) -> list[TimedRun]:
             decode=run.decode_tokens_per_s,
             peak_memory=run.peak_memory_bytes,
             created=bench.created,
+            budget_notes=bench.budget_notes,
             engine=run.engine,
         )
         for run in bench.runs
