@@ -25,6 +25,7 @@ from shearling.evaluate.results import Damage
 from shearling.evaluate.speed import Workload
 from shearling.files.progress import Progress, silent
 from shearling.files.reading import read_json
+from shearling.files.staging import partial
 from shearling.files.unfinished import alone
 from shearling.files.writer import write_json, write_text
 from shearling.model.checkpoint import Checkpoint
@@ -105,6 +106,8 @@ def run(
     Raises:
         ShearlingError: no model or text, or ``output`` holds something else.
     """
+    if output.exists() and not output.is_dir():
+        raise ShearlingError(f"{output} is a file; name a directory.")
     with alone(output, output):
         return _demonstrated(model, text, layers, output, seed, progress, notify)
 
@@ -168,7 +171,7 @@ def _claim(output: Path, choices: dict[str, Any], notify: Callable[[str], None])
             raise ShearlingError(
                 f"{output} holds a demo with other choices; name another --output, or remove it."
             )
-    elif output.exists() and (not output.is_dir() or any(output.iterdir())):
+    elif any(path != partial(note) for path in output.iterdir()):
         raise ShearlingError(f"{output} exists and is no demo's directory; name another --output.")
     else:
         amounts = QUIET if _busy_cores() < 0.5 * _cores() else BUSY
