@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -170,7 +171,7 @@ def test_a_disk_that_runs_full(
 
 def test_one_process_at_a_time(teacher: Checkpoint, store: Store, tmp_path: Path) -> None:
     def again(stage: str, done: float, total: float, /) -> None:
-        with pytest.raises(ShearlingError, match="is being written by another process"):
+        with pytest.raises(ShearlingError, match=f"is being written by process {os.getpid()};"):
             teach(teacher, store, tmp_path / "cache", top=4)
 
     teach(teacher, store, tmp_path / "cache", top=4, progress=again)

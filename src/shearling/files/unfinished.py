@@ -16,14 +16,10 @@ from shearling.errors import ShearlingError
 from shearling.files.locks import lock
 from shearling.files.staging import being_written, make_directory, remove_empty
 
-_held: set[tuple[int, Path]] = set()  # process and directory
-
 
 @contextmanager
 def alone(directory: Path, output: Path | None = None) -> Generator[None]:
     """Refuse to work where another process does; a killed one does not stand in the way.
-
-    Asked for again within the block, it is ours already.
 
     Args:
         directory: what is locked; made if it is not there, and removed if nothing came of it.
@@ -32,20 +28,14 @@ def alone(directory: Path, output: Path | None = None) -> Generator[None]:
     Raises:
         ShearlingError: another process works there, which is named; or nothing can be written.
     """
-    key = os.getpid(), directory.absolute()
-    if key in _held:
-        yield
-        return
     made = make_directory(directory)
     handle = os.open(directory, os.O_RDONLY)
     try:
         if lock(handle) is False:
             raise being_written(output or directory.parent, handle)
-        _held.add(key)
         try:
             yield
         finally:
-            _held.remove(key)
             remove_empty(made)  # of what was refused nothing is left; with shards in it, it stays
     finally:
         os.close(handle)

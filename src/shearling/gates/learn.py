@@ -85,19 +85,21 @@ def learn(
         source, store, options, teacher, None, reference, world or World(), progress, notify
     )
     check(training, after, output)
-    with at_work(output, healing.RUN if options.gates == "scores" else RUN, training.world):
-        return _learned(training, options, after, output)
-
-
-def _learned(training: Training, options: LearnOptions, after: Shape, output: Path) -> Healed:
-    """Train gates and cut, or cut and train."""
-    source, store, reference = training.source, training.store, training.reference
     weights = mixed(store, options, reference)
     ids_NS = start.windows(
         store, weights.current, options.samples, options.sample_length, options.seed
     )
     if options.gates == "scores":
         return _by_scores(training, options, after, output, ids_NS)
+    with at_work(output, RUN, training.world):
+        return _by_gates(training, options, after, output, ids_NS)
+
+
+def _by_gates(
+    training: Training, options: LearnOptions, after: Shape, output: Path, ids_NS: Tensor
+) -> Healed:
+    """Train gates and weights together, then cut."""
+    source, world = training.source, training.world
     learner = _learner(training, options, after, output, ids_NS)
     model = prepared(training, None)
     once = training.world.device.type == "cuda" and training.world.size == 1
@@ -106,10 +108,9 @@ def _learned(training: Training, options: LearnOptions, after: Shape, output: Pa
     running.run()
     if running.stopped:  # at its last step too: what is left takes its time
         return Healed(None, running.step, running.steps)
-    world = training.world
     export(
-        source, model, learner, running.folder, output, options, store, ids_NS, reference, world,
-        training.progress, training.notify,
+        source, model, learner, running.folder, output, options, training.store, ids_NS,
+        training.reference, world, training.progress, training.notify,
     )  # fmt: skip
     return Healed(Checkpoint.open(output) if world.first else None, running.step, running.steps)
 
@@ -222,15 +223,17 @@ def _by_scores(
     note, told = place.with_suffix(".json"), _told(training, options, after, ids_NS)
     made_for = read_json(note).get(RUN) if note.is_file() else None
     folder = output / healing.RUN / options.recipe
-    if world.first and _is_due(place, made_for, told, folder, training):
-        shutil.rmtree(place, ignore_errors=True)
-        text = Tokens(store.path, *ids_NS.shape, options.seed, shares=(), written=0, ids_NS=ids_NS)
-        run = Run(training.source, text, progress=training.progress)
-        choice = run.choose(Wanted(after, repaired=options.refit))
-        place.parent.mkdir(parents=True, exist_ok=True)
-        run.write(choice, place, repaired=options.refit)
-        write_json(note, {RUN: told})
-    world.barrier()
+    with at_work(output, healing.RUN, world):
+        if world.first and _is_due(place, made_for, told, folder, training):
+            shutil.rmtree(place, ignore_errors=True)
+            text = Tokens(
+                store.path, *ids_NS.shape, options.seed, shares=(), written=0, ids_NS=ids_NS
+            )
+            run = Run(training.source, text, progress=training.progress)
+            choice = run.choose(Wanted(after, repaired=options.refit))
+            run.write(choice, place, repaired=options.refit)
+            write_json(note, {RUN: told})
+        world.barrier()
     return healing.heal(
         Checkpoint.open(place), store, options.healing(), output, teacher=training.teacher,
         reference=training.reference, world=world, progress=training.progress,
