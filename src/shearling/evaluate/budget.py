@@ -27,7 +27,7 @@ class Budget:
 
     seconds: float
     notes: list[str] = field(default_factory=list)
-    _begun: float = field(default_factory=time.perf_counter)
+    _begun: float = field(default_factory=lambda: time.perf_counter())
 
     @property
     def left(self) -> float:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from shearling.errors import ShearlingError
-from shearling.files.writer import disk_errors, sync_tree, write_json
+from shearling.files.writer import disk_errors, order_metadata, sync_tree, write_json
 from shearling.train.optimiser import moments
 from shearling.train.parallel import World
 
@@ -62,6 +62,8 @@ def save(
             _write(dict(held), staging, world)
             world.barrier()
             if world.first:
+                for file in staging.glob("*.safetensors"):
+                    order_metadata(file)
                 write_json(staging / STATE, dict(state) | {"step": step})
                 sync_tree(staging)
                 shutil.rmtree(final, ignore_errors=True)
