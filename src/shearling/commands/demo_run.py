@@ -113,7 +113,7 @@ def run(
 
 
 def _demonstrated(
-    model: str | None, text: Path | None, layers: int | None, output: Path, seed: int,
+    model: str | Path | None, text: Path | None, layers: int | None, output: Path, seed: int,
     progress: Progress, notify: Callable[[str], None],
 ) -> Path:  # fmt: skip
     """As :func:`run`, in a directory of one's own."""
