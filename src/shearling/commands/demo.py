@@ -8,14 +8,7 @@ from typing import Annotated
 
 import typer
 
-from shearling.commands.options import (
-    Json,
-    MergeAdapter,
-    Seed,
-    note,
-    print_result,
-    with_adapter,
-)
+from shearling.commands.options import Json, MergeAdapter, Seed, note, print_result, with_adapter
 from shearling.commands.takes import takes_options
 
 
