@@ -163,3 +163,42 @@ def test_the_paper_s_recipe() -> None:
 
 def test_options_are_those_of_healing_too() -> None:
     assert torch.equal(torch.tensor(options().lr), torch.tensor(options().healing().lr))
+
+
+@pytest.mark.parametrize("gates", ["hard-concrete", "scores"])
+def test_what_other_options_began_with_is_made_anew(
+    model: Checkpoint, store: Store, tmp_path: Path, gates: str
+) -> None:
+    """Killed before its first checkpoint, and called again with another seed of the text."""
+    after = model.shape.with_(**SIZES)
+
+    def stop(stage: str, done: float, total: float, /) -> None:
+        if stage == "training":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        learn(model, after, store, options(gates=gates), tmp_path / "out", progress=stop)
+    told: list[str] = []
+    other = options(gates=gates, seed=3)
+    learn(model, after, store, other, tmp_path / "out", notify=told.append)
+    assert sum("is of a run with other options, and is made anew" in line for line in told) == 1
+    learn(model, after, store, other, tmp_path / "whole")
+    weights = [(tmp_path / n / "model.safetensors").read_bytes() for n in ("out", "whole")]
+    assert weights[0] == weights[1]
+
+
+def test_other_options_do_not_touch_what_was_trained(
+    model: Checkpoint, store: Store, tmp_path: Path
+) -> None:
+    after = model.shape.with_(**SIZES)
+
+    def stop(stage: str, done: float, total: float, /) -> None:
+        if stage == "training" and done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        learn(model, after, store, options(), tmp_path / "out", progress=stop)
+    start = (tmp_path / "out" / "learning" / "start.safetensors").read_bytes()
+    with pytest.raises(ShearlingError, match="is of a run with another model, data, shape or opt"):
+        learn(model, after, store, options(spread=7.0), tmp_path / "out")
+    assert (tmp_path / "out" / "learning" / "start.safetensors").read_bytes() == start

@@ -102,7 +102,7 @@ def test_held_out_losses(model: Checkpoint, store: Store, tmp_path: Path) -> Non
     assert sum(looks[-1]["losses"].values()) < sum(looks[0]["losses"].values())
 
 
-@pytest.mark.parametrize("stop", [1, 4, 7])
+@pytest.mark.parametrize("stop", [1, 4, 7, STEPS])
 def test_stopped_and_taken_up_again(
     model: Checkpoint, store: Store, tmp_path: Path, stop: int
 ) -> None:
@@ -131,6 +131,12 @@ def test_stopped_and_taken_up_again(
     )
     assert one == other
     assert one[-1][2] != one[0][2], "weights are to move"
+    kept = [sorted(path.name for path in folder.iterdir()) for folder in folders]
+    assert kept[0] == kept[1]
+    manifests = [
+        json.loads((tmp_path / name / "shearling.json").read_text()) for name in ("whole", "parts")
+    ]
+    assert manifests[0]["losses"] == manifests[1]["losses"]
     assert resumed.model is not None
     weights = [(tmp_path / n / "model.safetensors").read_bytes() for n in ("whole", "parts")]
     assert weights[0] == weights[1]
