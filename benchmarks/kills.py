@@ -111,11 +111,11 @@ class Bench:
         """Seconds of a run, and what it leaves."""
         if stage not in self.whole:
             place = self.place("whole")
-            first = self.command(stage, place)
-            assert first.code == 0, f"{stage}: {first.said}"
+            run = self.command(stage, place)
+            assert run.code == 0, f"{stage}: {run.said}"
             left = contents(place)
             shutil.rmtree(place)
-            self.whole[stage] = first.seconds, left
+            self.whole[stage] = run.seconds, left
         return self.whole[stage]
 
     def kill(self, stage: str, sign: signal.Signals, share: float) -> Kill:
@@ -295,7 +295,8 @@ def preload() -> None:
     for module in pkgutil.walk_packages(shearling.__path__, "shearling."):
         if not module.name.endswith(("__main__", "endpoint", "app", "serve", "harness")):
             importlib.import_module(module.name)
-    importlib.import_module("transformers.models.llama.modeling_llama")
+    for late in ("transformers.models.llama.modeling_llama", "torchao.quantization", "peft"):
+        importlib.import_module(late)
     import torch
 
     torch.set_num_threads(1)
