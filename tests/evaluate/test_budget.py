@@ -9,7 +9,7 @@ import pytest
 
 from shearling.evaluate import budget as budgets
 from shearling.evaluate import speed
-from shearling.evaluate.budget import Budget
+from shearling.evaluate.budget import TimeBudget
 from shearling.evaluate.engines import Cell, Timing
 
 
@@ -52,7 +52,7 @@ def test_rounds_and_tokens_follow_the_budget(
     clock = Clock()
     for module in (budgets, speed):
         monkeypatch.setattr(module, "time", clock)
-    budget = Budget(seconds)
+    budget = TimeBudget(seconds)
     cells = (Cell(1, 128, 32), Cell(8, 128, 32))
     heard: list[tuple[float, float]] = []
     measured = list(

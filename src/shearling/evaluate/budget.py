@@ -17,7 +17,7 @@ PROBED = 4  # tokens after the prompt in the first, untimed run of a cell
 
 
 @dataclass
-class Budget:
+class TimeBudget:
     """Seconds for a grid, shared out cell by cell by what a first short run of each takes.
 
     Attributes:

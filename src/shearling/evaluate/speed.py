@@ -17,7 +17,7 @@ import torch
 import transformers
 
 from shearling.errors import ShearlingError
-from shearling.evaluate.budget import Budget
+from shearling.evaluate.budget import TimeBudget
 from shearling.evaluate.engines import (
     Candidate,
     Cell,
@@ -141,11 +141,11 @@ class BenchPlan:
         runs: list[BenchRun] = []
         ratios: list[dict[str, Any]] = []
         cells = self.setting.cells
-        budgets: list[Budget] = []
+        whole = None if self.budget is None else TimeBudget(self.budget)
+        budgets: list[TimeBudget] = []
         for number, one in enumerate(self.engines):
-            if self.budget is not None:
-                left = self.budget if not budgets else budgets[-1].left
-                budgets.append(Budget(max(left, 1) / (len(self.engines) - number)))
+            if whole is not None:
+                budgets.append(TimeBudget(max(whole.left, 1) / (len(self.engines) - number)))
             with one.open(self.candidates, self.setting) as runners:
                 stage = STAGE if len(self.engines) == 1 else f"{STAGE} with {one.name}"
                 for measured in measure(
@@ -156,12 +156,9 @@ class BenchPlan:
                     ratios += _ratios(one, self.subjects, self.candidates, measured)
         setting = self.setting
         used = {"threads": runs[0].threads, "dtype": setting.dtype, "device": setting.device}
-        budget_notes = tuple(note for budget in budgets for note in budget.notes)
+        notes = tuple(note for budget in budgets for note in budget.notes)
         return Bench(
-            machine=machine() | used,
-            runs=tuple(runs),
-            ratios=tuple(ratios),
-            budget_notes=budget_notes,
+            machine=machine() | used, runs=tuple(runs), ratios=tuple(ratios), budget_notes=notes
         )
 
 
@@ -236,7 +233,7 @@ def measure(
     *,
     stage: str = STAGE,
     progress: Progress = silent,
-    budget: Budget | None = None,
+    budget: TimeBudget | None = None,
 ) -> Generator[Measured]:
     """Time every cell: a warm-up of each model, then ``repeats`` rounds, or fewer on a budget."""
     total, done = len(cells) * (1 + repeats) * len(runners), 0
