@@ -42,7 +42,7 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class Budget:
+class MemoryBudget:
     """What there is to fit into.
 
     Attributes:
@@ -71,7 +71,7 @@ def free_on_gpu(device: torch.device) -> int | None:
     return free_bytes(str(device))
 
 
-def fit(source: Checkpoint, options: Options, budget: Budget) -> Fit:
+def fit(source: Checkpoint, options: Options, budget: MemoryBudget) -> Fit:
     """Sequences at a time and checkpointing, as the options say, else as memory allows.
 
     Raises:
@@ -103,7 +103,7 @@ def fit(source: Checkpoint, options: Options, budget: Budget) -> Fit:
     return Fit(options.micro or -(-budget.rows // passes), anew)
 
 
-def standing(source: Checkpoint, options: Options, budget: Budget) -> int:
+def standing(source: Checkpoint, options: Options, budget: MemoryBudget) -> int:
     """Bytes that a step takes however few tokens it sees, weights aside."""
     trained, size = source.parameters, budget.numbers.kept.itemsize
     if options.recipe == "lora":

@@ -28,7 +28,7 @@ from shearling.train.device import Numbers, numbers
 from shearling.train.estimate import check_host_memory
 from shearling.train.finish import RUN
 from shearling.train.loop import Trainer
-from shearling.train.memory import Budget, Fit, fit, free_on_gpu
+from shearling.train.memory import Fit, MemoryBudget, fit, free_on_gpu
 from shearling.train.objective import Distillation, Objective, TrainedGates
 from shearling.train.options import Options
 from shearling.train.parallel import World, shard
@@ -265,7 +265,7 @@ def fitted(training: Training, *, empty_still: bool, gated: bool) -> Fit:
     if free is not None:
         waiting = training.source.parameters * 4 // world.size if empty_still else 0
         free = int(world.least(free - waiting))
-    budget = Budget(
+    budget = MemoryBudget(
         free, training.store.length, max(1, options.batch // world.size), world.size,
         training.numbers, gated,
     )  # fmt: skip
