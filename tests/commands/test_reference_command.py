@@ -46,7 +46,7 @@ class Store:
         assert part == "held_out"
         return Part(self.domains.index(domain))
 
-    def check_tokenizer(self, model_dir: Path) -> None:
+    def check_tokenizer(self, model_dir: Path, bos: bool | None = None) -> None:
         if model_dir.name == "other":
             raise ShearlingError("that of other differs")
 
