@@ -356,7 +356,7 @@ def test_prune_on_every_axis(run: Run, wordy: Path, text: Path, output: Path) ->
     assert (chosen["criterion"], chosen["unit_criterion"]) == ("repair", "fisher-energy")
     assert chosen["calibration"] == {
         "file": "sheep.jsonl", "samples": 8, "length": 16, "seed": 0, "rewritten_shares": [0.5],
-        "written": 4, "bos": False,
+        "written": 4, "bos": True,
     }  # fmt: skip
     assert chosen["removed"] == list(range(chosen["removed"][0], chosen["removed"][0] + 2))
     assert chosen["repair"]["tokens"] == (2 * 8 + 4) * 16

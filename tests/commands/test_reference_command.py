@@ -41,6 +41,7 @@ class Store:
     """Stands for a token store on disk; ``other`` is the name of a model of another tokenizer."""
 
     length, tokenizer, domains, path = LENGTH, "a" * 64, ("code", "web"), Path("tokens")
+    bos = None
 
     def sequences(self, domain: str, part: str) -> Part:
         assert part == "held_out"

@@ -18,6 +18,7 @@ import shearling.files.writer
 import shearling.pruning.run
 import shearling.scoring.score
 from places import choose, place, prune_to
+from shearling.data.bos import TokenWindows
 from shearling.engine.stream import BlockStream
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
@@ -47,9 +48,10 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Calibration:
 def windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny models have no tokenizers: every text is the same tokens."""
 
-    def drawn(self: Calibration, checkpoint: Checkpoint) -> torch.Tensor:
+    def drawn(self: Calibration, checkpoint: Checkpoint) -> TokenWindows:
         generator = torch.Generator().manual_seed(self.seed)
-        return torch.randint(3, 101, (self.samples, self.length), generator=generator)
+        ids_NS = torch.randint(3, 101, (self.samples, self.length), generator=generator)
+        return TokenWindows(ids_NS)
 
     monkeypatch.setattr(Calibration, "windows", drawn)
 
