@@ -60,7 +60,7 @@ def main() -> None:
         text = text_file("redpajama/c4.jsonl", write_demo_text(Path(scratch))[0])
         ids_NS = calibration_windows(
             documents(text), checkpoint.tokenizer(), samples=SAMPLES, length=LENGTH, seed=0
-        )
+        ).ids_NS
     depth = checkpoint.shape["layers"]
     naive: list[float] = []
     naive_seconds, wave_seconds = 0.0, []

@@ -142,7 +142,7 @@ def rows(axis: str, criterion: str, left: list[Any]) -> Iterator[dict[str, Any]]
                 view = cut_view(source, keep)
                 replaced = {}
                 if repair == "refit":
-                    ids_NS = calibration.windows(source)
+                    ids_NS = calibration.windows(source).ids_NS
                     replaced = _repaired(source, keep, ids_NS, len(ids_NS), scratch, row)
                 row |= {"parameters": view.parameters, "kept_layers": _blocks(keep)}
                 model = _loaded(view, replaced)

@@ -12,21 +12,31 @@ CHAT = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
+BOS = 256
 VOCAB = 260  # a byte each, BOS, EOS, and two rows of padding
 
 
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte, and a BOS and an EOS beside."""
+def byte_tokenizer(*, adds_bos: bool = False) -> PreTrainedTokenizerFast:
+    """One token a byte, and a BOS and an EOS beside, of which none or BOS is put before a text."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {symbol: i for i, symbol in enumerate([*alphabet, "<s>", "</s>"])}
     raw = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     raw.decoder = decoders.ByteLevel()
+    if adds_bos:
+        raw.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", BOS)]
+        )
     return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>")
 
 
 def write_llama(
-    path: Path, *, layers: int, dtype: torch.dtype = torch.float32, template: str | None = None
+    path: Path,
+    *,
+    layers: int,
+    dtype: torch.dtype = torch.float32,
+    template: str | None = None,
+    adds_bos: bool = False,
 ) -> Path:
     """A random Llama with its tokenizer: 9 heads, 3 key/value heads, 64 positions."""
     torch.manual_seed(layers)
@@ -44,7 +54,7 @@ def write_llama(
         eos_token_id=257,
     )
     LlamaForCausalLM(config).to(dtype).save_pretrained(path)
-    tokenizer = byte_tokenizer()
+    tokenizer = byte_tokenizer(adds_bos=adds_bos)
     tokenizer.chat_template = template
     tokenizer.save_pretrained(path)
     return path

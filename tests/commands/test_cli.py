@@ -356,7 +356,7 @@ def test_prune_on_every_axis(run: Run, wordy: Path, text: Path, output: Path) ->
     assert (chosen["criterion"], chosen["unit_criterion"]) == ("repair", "fisher-energy")
     assert chosen["calibration"] == {
         "file": "sheep.jsonl", "samples": 8, "length": 16, "seed": 0, "rewritten_shares": [0.5],
-        "written": 4,
+        "written": 4, "bos": True,
     }  # fmt: skip
     assert chosen["removed"] == list(range(chosen["removed"][0], chosen["removed"][0] + 2))
     assert chosen["repair"]["tokens"] == (2 * 8 + 4) * 16
@@ -532,7 +532,7 @@ def test_eval_for_people(run: Run, model: Path, text: Path) -> None:
     shown = run("eval", model, "--text", text, "--window", 16, "--max-windows", 2, "--bos")
     assert shown.code == 0, shown.err
     assert shown.out.startswith("perplexity ")
-    assert "on sheep.jsonl (2 windows of 16 tokens)" in shown.out
+    assert "on sheep.jsonl (2 windows of 16 tokens, each behind BOS)" in shown.out
 
 
 def test_bench(run: Run, model: Path, tmp_path: Path) -> None:

@@ -41,12 +41,13 @@ class Store:
     """Stands for a token store on disk; ``other`` is the name of a model of another tokenizer."""
 
     length, tokenizer, domains, path = LENGTH, "a" * 64, ("code", "web"), Path("tokens")
+    bos = None
 
     def sequences(self, domain: str, part: str) -> Part:
         assert part == "held_out"
         return Part(self.domains.index(domain))
 
-    def check_tokenizer(self, model_dir: Path) -> None:
+    def check_tokenizer(self, model_dir: Path, bos: bool | None = None) -> None:
         if model_dir.name == "other":
             raise ShearlingError("that of other differs")
 

@@ -13,14 +13,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from shearling.data import text
-from shearling.data.text import calibration_windows, documents, evaluation_windows
+from shearling.data.text import documents
 from shearling.errors import ShearlingError
 
 BOS, EOS = 256, 257
 
 
 def byte_tokenizer(bos: bool = True, eos: bool = True) -> PreTrainedTokenizerFast:
-    """One token a byte; by default it puts BOS first, which windows must not have."""
+    """One token a byte; by default it puts BOS first."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {symbol: i for i, symbol in enumerate(alphabet)} | {"<s>": BOS, "</s>": EOS}
     raw = Tokenizer(models.BPE(vocab=vocab, merges=[]))
@@ -50,6 +50,14 @@ class Recording:
     def __call__(self, given: str, **options: object) -> object:
         self.seen.append(given)
         return TOKENIZER(given, **options)  # ty: ignore
+
+
+def calibration_windows(given, tokenizer, *, bos=False, **options) -> torch.Tensor:
+    return text.calibration_windows(given, tokenizer, bos=bos, **options).ids_NS
+
+
+def evaluation_windows(given, tokenizer, *, bos=False, **options) -> torch.Tensor:
+    return text.evaluation_windows(given, tokenizer, bos=bos, **options).ids_NS
 
 
 def ids_of(given: str) -> list[int]:
@@ -163,9 +171,9 @@ class OneTokenAWord:
 
 def test_a_part_with_too_few_tokens_grows_to_the_whole():
     sparse = " ".join(["x" * 400] * 20)
-    windows = calibration_windows([sparse], OneTokenAWord(), samples=1, length=18, seed=0)  # ty: ignore
+    windows = calibration_windows([sparse], OneTokenAWord(), samples=1, length=18, seed=0)
     assert windows.shape == (1, 18)
-    windows = calibration_windows([sparse], OneTokenAWord(), samples=1, length=20, seed=0)  # ty: ignore
+    windows = calibration_windows([sparse], OneTokenAWord(), samples=1, length=20, seed=0)
     assert windows.tolist() == [[400] * 20]
 
 

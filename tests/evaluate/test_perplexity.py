@@ -136,8 +136,12 @@ def test_evaluate_a_directory(model_directory, model, tmp_path, bos):
 def test_refuses_windows_beyond_the_models_positions(model, tokenizer):
     with pytest.raises(ShearlingError, match=r"65 tokens .* 64 positions; .* at most 64"):
         perplexity(model, tokenizer, ["x" * 100], Windows(tokens=65))
-    with pytest.raises(ShearlingError, match=r"BOS included.*at most 63"):
-        perplexity(model, tokenizer, ["x" * 100], Windows(tokens=64, bos=True))
+    with pytest.raises(ShearlingError, match=r"BOS included.*at most 64"):
+        perplexity(model, tokenizer, ["x" * 100], Windows(tokens=65, bos=True))
+    # The last token is predicted alone.
+    found = perplexity(model, tokenizer, ["x" * 100], Windows(tokens=64, bos=True))
+    rows = torch.tensor([[256, *tokenizer("x" * 64)["input_ids"]]])
+    assert found["nll"] == pytest.approx(naive(model, rows) / 64, rel=1e-6)
 
 
 def test_refuses_a_perplexity_beyond_numbers(model, tokenizer, monkeypatch):

@@ -18,6 +18,7 @@ import shearling.files.writer
 import shearling.pruning.run
 import shearling.scoring.score
 from places import choose, place, prune_to
+from shearling.data.bos import TokenWindows
 from shearling.engine.stream import BlockStream
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
@@ -47,9 +48,10 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Calibration:
 def windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny models have no tokenizers: every text is the same tokens."""
 
-    def drawn(self: Calibration, checkpoint: Checkpoint) -> torch.Tensor:
+    def drawn(self: Calibration, checkpoint: Checkpoint) -> TokenWindows:
         generator = torch.Generator().manual_seed(self.seed)
-        return torch.randint(3, 101, (self.samples, self.length), generator=generator)
+        ids_NS = torch.randint(3, 101, (self.samples, self.length), generator=generator)
+        return TokenWindows(ids_NS)
 
     monkeypatch.setattr(Calibration, "windows", drawn)
 
@@ -136,7 +138,7 @@ def test_a_choice_is_legal(models: Models, variant: str, by: str | None, text: C
     assert choice.options["unit_criterion"] == units
     gone = set(range(5)) - set(choice.keep.model["layers"])
     assert choice.options["removed"] == sorted(gone)
-    assert choice.options["calibration"] == text.as_json()
+    assert choice.options["calibration"] == text.as_json() | {"bos": False}
     json.dumps(dict(choice.options), allow_nan=False)
 
 
@@ -151,14 +153,14 @@ def test_blocks_are_those_of_the_scores(
     after = checkpoint.shape.with_(layers=3, mlp=20)
     choice = choose(checkpoint, after, by=by, calibration=text, repaired=False, stream=stream)
     if by == "perplexity":
-        ids_NS = text.windows(checkpoint)
+        ids_NS = text.windows(checkpoint).ids_NS
         values = [naive.perplexity(path, ids_NS, [block]) for block in range(5)]
         assert choice.options["scores"] == pytest.approx(values, rel=1e-5)
         assert choice.options["removed"] == sorted(sorted(range(5), key=values.__getitem__)[:2])
     if by == "repair":
         first = choice.options["removed"][0]
         assert choice.options["removed"] == [first, first + 1]
-    blocks, ids_NS = BlockStream(checkpoint, place(not stream)), text.windows(checkpoint)
+    blocks, ids_NS = BlockStream(checkpoint, place(not stream)), text.windows(checkpoint).ids_NS
     units = score_units(blocks, "fisher-energy", ids_NS, ["mlp"])["mlp"].rows
     for block, kept in zip(choice.keep.model["layers"], choice.keep.blocks["mlp"], strict=True):
         highest = sorted(range(50), key=units[block].__getitem__)[-20:]
@@ -334,7 +336,7 @@ def test_what_the_model_says_serves_the_repair(
         prune_to(checkpoint, choice, place, calibration=given, stream=stream)
     # A model that is streamed writes nothing.
     assert [len(ids_NS) for ids_NS in seen] == [8, 29, 16]
-    assert torch.equal(seen[0], text.windows(checkpoint))
+    assert torch.equal(seen[0], text.windows(checkpoint).ids_NS)
     assert torch.equal(seen[1][:8], seen[0])
     assert not torch.equal(seen[1][8:16], seen[0])
 

@@ -22,6 +22,7 @@ import shearling.repair.rotate
 from naive import stock
 from places import choose, place, prune_to, refit
 from shearling.cli import main
+from shearling.data.bos import TokenWindows
 from shearling.engine.stream import BlockStream
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
@@ -286,9 +287,10 @@ def test_a_wrong_rotation_fails_its_proof(
 def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calibration:
     """The tiny models have no tokenizers: every text is the same tokens."""
 
-    def drawn(self: Calibration, checkpoint: Checkpoint) -> Tensor:
+    def drawn(self: Calibration, checkpoint: Checkpoint) -> TokenWindows:
         generator = torch.Generator().manual_seed(self.seed)
-        return torch.randint(3, 101, (self.samples, self.length), generator=generator)
+        ids_NS = torch.randint(3, 101, (self.samples, self.length), generator=generator)
+        return TokenWindows(ids_NS)
 
     monkeypatch.setattr(Calibration, "windows", drawn)
     return Calibration(tmp_path / "sheep.txt", samples=8, length=17, shares=(0.5,), written=2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +13,10 @@ from torch import Tensor
 import naive
 import shearling.repair.written
 from places import place
+from shearling.data.bos import TokenWindows
 from shearling.engine.stream import BlockStream
 from shearling.model.checkpoint import Checkpoint
-from shearling.repair.written import PREFIX, write
+from shearling.repair.written import PREFIX
 
 Models = Callable[[str], Path]
 
@@ -22,6 +24,10 @@ Models = Callable[[str], Path]
 def windows(sequences: int = 3, length: int = 17) -> Tensor:
     generator = torch.Generator().manual_seed(5)
     return torch.randint(3, 101, (sequences, length), generator=generator)
+
+
+def write(stream: BlockStream, ids_NS: Tensor, sequences: int, **options: Any) -> Tensor:
+    return shearling.repair.written.write(stream, TokenWindows(ids_NS), sequences, **options)
 
 
 @pytest.mark.parametrize("variant", ["llama", "gpt_neox", "gemma2", "opt"])
@@ -34,6 +40,27 @@ def test_beginnings_are_of_the_text(models: Models, variant: str) -> None:
         window = ids_NS[number % 3]
         starts = [window[i : i + PREFIX] for i in range(17 - PREFIX + 1)]
         assert any(torch.equal(row[:PREFIX], start) for start in starts)
+
+
+def test_each_begins_with_bos_if_the_windows_do(models: Models) -> None:
+    """And says of it what the stock model says: the draws are those behind BOS and PREFIX."""
+    text_NS = windows(3, 16)
+    opened = TokenWindows.of(text_NS, 1)
+    stream = BlockStream(Checkpoint.open(models("llama")), place())
+    found = shearling.repair.written.write(stream, opened, 7, seed=1)
+    assert found.shape == (7, 17)
+    generator = torch.Generator().manual_seed(1)
+    first = torch.randint(16 - PREFIX + 1, (7, 1), generator=generator)
+    at_N = torch.rand(7, 16 - PREFIX, generator=generator)[:, 0]
+    for number, row in enumerate(found):
+        start = text_NS[number % 3][int(first[number]) :][:PREFIX]
+        assert row[: PREFIX + 1].tolist() == [1, *start.tolist()]
+        with torch.no_grad():
+            logits = naive.stock(models("llama"))(input_ids=row[None, : PREFIX + 1]).logits
+        sums_V = logits[0, -1].double().softmax(-1).cumsum(-1)
+        token = int(row[PREFIX + 1])
+        low = float(sums_V[token - 1]) if token else 0.0
+        assert low - 1e-5 < float(at_N[number]) < float(sums_V[token]) + 1e-5
 
 
 @pytest.mark.parametrize("variant", ["llama", "mistral", "gemma3", "gpt_neox", "opt"])

@@ -264,7 +264,7 @@ def test_score_by_name(deep: Path, text: Path, by: str) -> None:
     assert found.details["calibration"] == (
         None
         if by.startswith("magnitude")
-        else {"file": "sheep.txt", "samples": 3, "length": 20, "seed": 0}
+        else {"file": "sheep.txt", "samples": 3, "length": 20, "seed": 0, "bos": False}
     )
     for told in heard.values():
         done, totals = zip(*told, strict=True)

@@ -66,7 +66,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch, size: int = 1) -> None:
 def test_what_is_kept_is_what_the_stock_model_says(
     models: Models, variant: str, stream: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Store, "check_tokenizer", lambda self, path: None)
+    monkeypatch.setattr(Store, "check_tokenizer", lambda self, path, bos: None)
     monkeypatch.setattr(shearling.train.teach, "CHUNK", 7)
     small_shards(monkeypatch, 10 * (9 * 4 + 4) * 3)  # three sequences each
     store, top = stored(tmp_path / "store"), 9

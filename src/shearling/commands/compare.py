@@ -12,6 +12,7 @@ import typer
 
 from shearling.commands.options import (
     Batches,
+    Bos,
     Json,
     ModelsOptions,
     Seed,
@@ -53,6 +54,7 @@ class CompareOptions:
     max_windows: Annotated[
         int | None, typer.Option(min=1, help="Use the first so many windows; default all.")
     ] = None
+    bos: Bos = None
     suite: Annotated[
         str | None, typer.Option(help="Also measure shortened, sheared, or a YAML file of yours.")
     ] = None
@@ -138,7 +140,7 @@ def _wanted(options: CompareOptions) -> WantedResults:
         bench = Load(tuple(numbers(options.batch, "--batch")), threads=options.threads)
     prompts = [*(options.prompt or []), *_prompts(options.prompts)]
     return WantedResults(
-        *_suite(options.suite, options.text or [], options.window, options.max_windows),
+        *_suite(options),
         limit=options.limit,
         prompts=tuple(dict.fromkeys(prompts)),
         max_new_tokens=options.max_new_tokens,
@@ -225,18 +227,21 @@ def _baseline(opened: Sequence[tuple[Any, str]], baseline: str) -> tuple[Any, st
     return meant[0]
 
 
-def _suite(
-    name: str | None, texts: Sequence[Path], window: int, max_windows: int | None
-) -> tuple[str, Suite]:
+def _suite(options: CompareOptions) -> tuple[str, Suite]:
     """The suite named with the texts of the command line, and what results call it."""
     from shearling.evaluate.tasks.suite import CUSTOM, build_suite, load_suite, merged
 
+    name, texts = options.suite, options.text or []
     for text in texts:
         if not text.exists():
             raise ShearlingError(
                 f"--text {text} is not there; give a .jsonl or .txt file, or a directory of such."
             )
-    windows = {"window": window, "max_windows": max_windows}
+    windows = {
+        "window": options.window,
+        "max_windows": options.max_windows,
+        "bos": options.bos,
+    }
     own = build_suite(texts=[{"file": text} | windows for text in texts])
     if name is None:
         return CUSTOM, own

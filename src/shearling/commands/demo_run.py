@@ -264,15 +264,16 @@ def _damage(
     furthest = min(2 * (depth - layers), depth - 1)
     counts = sorted({round(furthest * part / amounts.places) for part in range(amounts.places + 1)})
     window = _within(source, WINDOW)
-    ids_NS = evaluation_windows(
+    rows = evaluation_windows(
         documents(held_out), source.tokenizer(), window=window, max_windows=amounts.curves
     )
     stream = BlockStream(source, Place.best(source))
     orders = {one.criterion: one.order for one in scores}
+    ids_NS = rows.ids_NS[:, : _within(source, rows.ids_NS.shape[1])]  # BOS may be one too many
     curves = damage(stream, ids_NS, orders, counts, progress=progress)
     return Damage(
-        model=ref(source), text=held_out.name, window=window, windows=len(ids_NS),
-        curves=tuple(curves),
+        model=ref(source), text=held_out.name, window=window, windows=len(rows),
+        bos=rows.bos is not None, curves=tuple(curves),
     ).to_json()  # fmt: skip
 
 

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shearling.commands.options import Json, ModelsOptions, Seed, print_result, warn, warn_ignored
+from shearling.commands.options import (
+    Bos,
+    Json,
+    ModelsOptions,
+    Seed,
+    print_result,
+    warn,
+    warn_ignored,
+)
 from shearling.commands.takes import takes_options
 from shearling.errors import ShearlingError
 
@@ -63,7 +71,7 @@ class EvalOptions:
     max_windows: Annotated[
         int | None, typer.Option(min=1, help="Use the first so many windows; default all.")
     ] = None
-    bos: Annotated[bool, typer.Option("--bos", help="Put BOS before every window.")] = False
+    bos: Bos = None
     prompt: Annotated[
         list[str] | None, typer.Option(help="Also continue this prompt; may be repeated.")
     ] = None
@@ -308,7 +316,11 @@ def _suite(options: EvalOptions) -> tuple[str, Suite]:
         "max_windows": options.max_windows,
         "bos": options.bos,
     }
-    continuation: dict[str, Any] = {"temperature": options.temperature, "top_p": options.top_p}
+    continuation: dict[str, Any] = {
+        "temperature": options.temperature,
+        "top_p": options.top_p,
+        "bos": options.bos,
+    }
     if options.max_new_tokens is not None:
         continuation["new_tokens"] = options.max_new_tokens
     named = [part.strip() for part in (options.tasks or "").split(",") if part.strip()]

@@ -66,7 +66,7 @@ def heal(options: HealOptions) -> None:
 
     given, output = options.training, options.training.output
     tokens = parse_count(given.tokens, "--tokens")
-    training = parse(options.recipe, tokens, with_dtype(options.settings, given.dtype))
+    training = parse(options.recipe, tokens, settings(options.settings, given))
     source, store = Checkpoint.open(options.model.given()), Store.open(given.data)
     training = _inherited(training, source, store)
     check_output(output)  # before references are measured
@@ -118,6 +118,12 @@ def references(
                 f"the losses of {file} were measured with another tokenizer than {store.path} was "
                 "packed with; measure them on that store."
             )
+        if reference.tokenizer is not None and reference.bos != store.bos:
+            raise ShearlingError(
+                f"the losses of {file} were measured on sequences that "
+                f"{_begin(reference.bos)}, but those of {store.path} {_begin(store.bos)}; measure "
+                "them on that store."
+            )
         return reference.losses
     if teacher is None:
         return None
@@ -126,9 +132,15 @@ def references(
     return measured(teacher, store, min(SEQUENCES, options.eval_sequences))
 
 
-def with_dtype(settings: list[str] | None, dtype: str) -> list[str]:
-    """The ``key=value`` pairs, with ``--dtype`` among them where it says something."""
-    return [*(settings or []), *([] if dtype == "auto" else [f"dtype={dtype}"])]
+def _begin(bos: int | None) -> str:
+    return "do not begin with BOS" if bos is None else f"begin with BOS (token {bos})"
+
+
+def settings(pairs: list[str] | None, options: TrainingOptions) -> list[str]:
+    """The ``key=value`` pairs, with ``--dtype`` and ``--bos`` among them where they are given."""
+    dtype = [] if options.dtype == "auto" else [f"dtype={options.dtype}"]
+    bos = [] if options.bos is None else [f"bos={str(options.bos).lower()}"]
+    return [*(pairs or []), *dtype, *bos]
 
 
 def where(options: Options, device: str) -> str:

@@ -13,9 +13,9 @@ from shearling.commands.heal import (
     joined,
     print_stopped,
     references,
+    settings,
     tell_device,
     where,
-    with_dtype,
 )
 from shearling.commands.options import (
     Json,
@@ -82,8 +82,8 @@ def learn(options: LearnCommandOptions) -> None:
 
     given, output = options.training, options.training.output
     tokens = parse_count(given.tokens, "--tokens")
-    settings = with_dtype(options.settings, given.dtype)
-    learning = parse(options.recipe, tokens, settings, distil=options.distil)
+    pairs = settings(options.settings, given)
+    learning = parse(options.recipe, tokens, pairs, distil=options.distil)
     source, store = Checkpoint.open(options.model.given()), Store.open(given.data)
     after = parse_shape(options.shape, source)
     check_output(output, HEALING if learning.gates == "scores" else RUN)

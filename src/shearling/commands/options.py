@@ -46,6 +46,14 @@ Precision = Annotated[
         "--dtype", help="What is computed in: auto (bfloat16 on a GPU), float32 or bfloat16."
     ),
 ]
+Bos = Annotated[
+    bool | None,
+    typer.Option(
+        "--bos/--no-bos",
+        help="Begin every window of text with BOS, which is never predicted; by default where "
+        "the model's tokenizer puts one before a text.",
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of every random choice.")]
 Stream = Annotated[
     bool | None,
@@ -116,6 +124,7 @@ class TrainingOptions:
     reference: References = None
     device: Computer = "auto"
     dtype: Precision = "auto"
+    bos: Bos = None
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it would take, and train nothing.")
     ] = False
@@ -163,6 +172,7 @@ class TextOptions:
     calibration: Calibration = None
     samples: Samples = 64
     length: Length = 256
+    bos: Bos = None
 
 
 @dataclass(frozen=True, kw_only=True)

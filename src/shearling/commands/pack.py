@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shearling.commands.options import Json, MergeAdapter, Seed, print_result
+from shearling.commands.options import Bos, Json, MergeAdapter, Seed, print_result
 from shearling.commands.takes import takes_options
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class PackOptions:
     held_out: Annotated[
         float, typer.Option(min=0, max=0.999, help="Share of the documents not to train on.")
     ] = 0.02
+    bos: Bos = None
     seed: Seed = 0
     workers: Annotated[
         int | None,
@@ -69,6 +70,7 @@ def pack(options: PackOptions) -> None:
         length=options.length,
         held_out=options.held_out,
         seed=options.seed,
+        bos=options.bos,
     )
     if options.dry_run:
         _print_plan(plan, options.as_json)
@@ -88,6 +90,7 @@ def _print_plan(plan: PackPlan, as_json: bool) -> None:
         files = "1 file" if len(names) == 1 else f"{len(names):,} files"
         text.append(f"would pack {files} of {size / 1e6:,.1f} MB as {domain}")
     described = {"length": plan.length, "held_out": plan.held_out, "seed": plan.seed}
+    described["bos"] = plan.bos
     print_result(described | {"domains": domains}, as_json, text)
 
 

@@ -192,7 +192,7 @@ def _calibration(options: PruneOptions) -> CalibrationText | None:
         return None
     return CalibrationText(
         file=given.calibration, samples=given.samples, length=given.length, seed=options.seed,
-        copies=made.copies, written=made.written,
+        copies=made.copies, written=made.written, bos=given.bos,
     )  # fmt: skip
 
 

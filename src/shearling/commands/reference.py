@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shearling.commands.options import (
+    Bos,
     Json,
     MergeAdapter,
     PlaceOptions,
@@ -59,6 +60,7 @@ class ReferenceOptions:
     sequences: Annotated[
         int | None, typer.Option(min=1, help="Held-out sequences of each domain. Default 500.")
     ] = None
+    bos: Bos = None
     place: PlaceOptions
     as_json: Json = False
 
@@ -145,7 +147,7 @@ def _fitted(options: ReferenceOptions) -> Reference:
         idle = {"--sequences": options.sequences} | options.place.given
         warn_ignored(idle, "no model is to be measured")
     elif store is not None:  # all is checked before any model is run
-        _check_models(checkpoints, store, before)
+        _check_models(checkpoints, store, before, options.bos)
     measured = []
     for number, checkpoint in enumerate(checkpoints, 1):
         assert store is not None
@@ -158,12 +160,14 @@ def _fitted(options: ReferenceOptions) -> Reference:
     return predict([*map(_point, measured), *before], target)
 
 
-def _check_models(checkpoints: list[Checkpoint], store: Store, before: list[Point]) -> None:
+def _check_models(
+    checkpoints: list[Checkpoint], store: Store, before: list[Point], bos: bool | None
+) -> None:
     """Refuse models of another tokenizer, and losses that no law can join."""
     from shearling.train.reference import Point, check_points
 
     for checkpoint in checkpoints:
-        store.check_tokenizer(checkpoint.path)
+        store.check_tokenizer(checkpoint.path, bos)
     unknown = dict.fromkeys(store.domains, math.nan)
     coming = [Point(c.name, c.parameters, unknown, store.tokenizer) for c in checkpoints]
     check_points([*coming, *before])
@@ -207,7 +211,11 @@ def _measured(
         "method": "measured",
         "model": identity(checkpoint),
         "parameters": checkpoint.parameters,
-        "store": {"name": store.path.resolve().name, "tokenizer": store.tokenizer},
+        "store": {
+            "name": store.path.resolve().name,
+            "tokenizer": store.tokenizer,
+            **({} if store.bos is None else {"bos": store.bos}),
+        },
         "sequences": {
             domain: min(sequences, len(store.sequences(domain, "held_out"))) for domain in losses
         },

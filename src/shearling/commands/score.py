@@ -98,7 +98,7 @@ def _scores(source: Checkpoint, by: str, options: ScoreOptions, *, of_blocks: bo
     with progress_bars() as progress:
         return run(
             source, by, axis=options.axis, calibration=text.calibration, samples=text.samples,
-            length=text.length, seed=options.seed, place=place,
+            length=text.length, seed=options.seed, bos=text.bos, place=place,
             protect=protection(by, ends.protect_first, ends.protect_last) if of_blocks else None,
             remove=options.remove, progress=progress,
         )  # fmt: skip

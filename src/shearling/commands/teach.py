@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from shearling.commands.options import (
+    Bos,
     Json,
     ModelOptions,
     PlaceOptions,
@@ -27,6 +28,7 @@ class TeachOptions:
     data: TokenStore
     output: Annotated[Path, typer.Option(help="A new directory, or an unfinished one to go on.")]
     top: Annotated[int, typer.Option(min=1, help="Tokens kept of each distribution.")] = 64
+    bos: Bos = None
     place: PlaceOptions
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it would take, and run nothing.")
@@ -48,7 +50,7 @@ def teach(options: TeachOptions) -> None:
     from shearling.train.teach import teach as run
 
     teacher, store = Checkpoint.open(options.model.given()), Store.open(options.data)
-    check(teacher, store, options.output, options.top)
+    check(teacher, store, options.output, options.top, options.bos)
     expected = cost(teacher, store, options.top)
     if not options.dry_run:
         with progress_bars() as progress:
@@ -57,6 +59,7 @@ def teach(options: TeachOptions) -> None:
                 store,
                 options.output,
                 top=options.top,
+                bos=options.bos,
                 place=place_of(teacher, options.place),
                 progress=progress,
             )

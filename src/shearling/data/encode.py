@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from shearling.data.bos import opening
 from shearling.data.records import Chat, Document, Exchange, Record
 from shearling.data.text import PIECE_CHARACTERS, pieces
 from shearling.errors import ShearlingError
@@ -27,12 +28,11 @@ class Encoder:
     """A tokenizer, and what it does at the ends of a document.
 
     Every record ends with EOS. BOS stands before a document or a prompt if the tokenizer puts it
-    there by default; a conversation begins as its template has it.
-
+    there by default, or if ``bos`` says so; a conversation begins as its template has it.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Raise ShearlingError if the tokenizer has no EOS."""
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, bos: bool | None = None) -> None:
+        """Raise ShearlingError if the tokenizer has no EOS, or no BOS though one is asked for."""
         if tokenizer.eos_token_id is None:
             raise ShearlingError(
                 f"The tokenizer {tokenizer.name_or_path or ''} has no EOS token, which has to "
@@ -40,7 +40,7 @@ class Encoder:
             )
         self.tokenizer = tokenizer
         self.eos: int = tokenizer.eos_token_id
-        self.bos = adds_bos(tokenizer)
+        self.bos = opening(tokenizer, bos)
 
     def __call__(
         self, batch: Sequence[tuple[int, Record]], where: Callable[[int], str]
@@ -83,13 +83,13 @@ class Encoder:
         return [i for piece in pieces(text, PIECE_CHARACTERS) for i in self._ids([piece])[0]]
 
     def _document(self, ids: list[int]) -> np.ndarray:
-        first = [self.tokenizer.bos_token_id] if self.bos else []
+        first = [] if self.bos is None else [self.bos]
         return np.array([*first, *ids, self.eos], dtype=np.int64)
 
     def _exchange(self, record: Exchange, where: Callable[[], str]) -> Encoded:
         text = record.prompt + record.answer
         ids, mask = self._masked(text, [(len(record.prompt), len(text))], where)
-        first = [False] if self.bos else []
+        first = [] if self.bos is None else [False]
         return self._document(ids), np.array([*first, *mask, True], dtype=bool)
 
     def _chat(self, record: Chat, where: Callable[[], str]) -> Encoded:
@@ -119,12 +119,6 @@ class Encoder:
         for start, stop in spans:
             mask |= (begin < stop) & (end > start)
         return found["input_ids"], mask
-
-
-def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer by default puts its BOS before a text."""
-    bos = tokenizer.bos_token_id
-    return bos is not None and tokenizer("a", verbose=False)["input_ids"][:1] == [bos]
 
 
 def answers(

@@ -1,5 +1,11 @@
 """From the tokens of documents to the two parts of a domain: split by document, cut, written.
 
+Documents are laid end to end and cut into sequences. Where the tokenizer puts a BOS before a text,
+every document has its own (and EOS behind it, as such models were trained), and every sequence
+begins with one as well: nine sequences in ten begin inside a document, and a model that has never
+read a text without BOS says little of them (:mod:`shearling.data.bos`). A sequence that begins with
+a document has that one's.
+
 Legend: D documents, T tokens a sequence.
 """
 
@@ -48,8 +54,9 @@ def choose_held_out(documents: np.ndarray, share: float, length: int) -> np.ndar
 
 
 def merge(
-    domain: str, shards: Sequence[Path], output: Path, *, length: int, share: float, dtype: np.dtype
-) -> dict[str, Any]:
+    domain: str, shards: Sequence[Path], output: Path, *, length: int, share: float,
+    dtype: np.dtype, bos: int | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Write a domain's parts from what its shards hold, and describe them.
 
     Args:
@@ -60,6 +67,7 @@ def merge(
         length: tokens a sequence.
         share: of the documents, to be held out.
         dtype: of the tokens.
+        bos: the token with which every sequence begins; None for none.
 
     Raises:
         ShearlingError: there is no document, or too little text for both parts.
@@ -72,7 +80,7 @@ def merge(
         )
     held = choose_held_out(documents, share, length)
     masked = any(Path(f"{shard}.mask").exists() for shard in shards)
-    writers = [_Part(output / domain / part, length, masked) for part in PARTS]
+    writers = [_Part(output / domain / part, length, masked, bos) for part in PARTS]
     try:
         first = 0
         for shard, table in zip(shards, tables, strict=True):
@@ -129,9 +137,9 @@ def _distribute(
 class _Part:
     """A part of a domain as it is written: whole sequences, and what is left over."""
 
-    def __init__(self, folder: Path, length: int, masked: bool) -> None:
+    def __init__(self, folder: Path, length: int, masked: bool, bos: int | None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.length = length
+        self.length, self.bos = length, bos
         self.files = {TOKENS: (folder / TOKENS).open("wb")}
         if masked:
             self.files[MASK] = (folder / MASK).open("wb")
@@ -148,10 +156,8 @@ class _Part:
         if self.rest is not None:
             ids = np.concatenate([self.rest[0], ids])
             mask = np.concatenate([self.rest[1], mask])
-        whole = len(ids) // self.length * self.length
+        rows_NT, mask_NT, whole = self._cut(ids, mask)
         self.rest = ids[whole:].copy(), mask[whole:].copy()
-        rows_NT = ids[:whole].reshape(-1, self.length)
-        mask_NT = mask[:whole].reshape(-1, self.length)
         # The first token of a sequence is predicted by none.
         useful = mask_NT[:, 1:].any(axis=1)
         self.unlearned += int((~useful).sum()) * self.length
@@ -160,6 +166,27 @@ class _Part:
         self._write(TOKENS, rows_NT[useful])
         if MASK in self.files:
             self._write(MASK, mask_NT[useful])
+
+    def _cut(self, ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+        """Whole sequences and their mask (N, T), and how many of the tokens are in them."""
+        length, shape = self.length, (-1, self.length)
+        if self.bos is None:
+            whole = len(ids) // length * length
+            return ids[:whole].reshape(shape), mask[:whole].reshape(shape), whole
+        ends, at = [], 0
+        while at < len(ids):
+            begins = ids[at] == self.bos  # a document, with a BOS of its own
+            at += length if begins else length - 1
+            if at > len(ids):
+                break
+            ends.append(at)
+        # A sequence's last tokens are those before its end; its first is BOS in any case, and may
+        # stand for the last of the sequence before.
+        at_NT = np.array(ends, dtype=np.int64)[:, None] + np.arange(-length, 0)
+        rows_NT, mask_NT = ids[at_NT], mask[at_NT]
+        rows_NT[:, :1] = self.bos
+        mask_NT[rows_NT == self.bos] = 0  # it is never predicted
+        return rows_NT, mask_NT, ends[-1] if ends else 0
 
     def finish(self) -> dict[str, Any]:
         """Flush to disk and describe what was written."""

@@ -21,7 +21,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from shearling.data.domains import Source, find_domains
-from shearling.data.encode import Encoder, adds_bos
+from shearling.data.encode import Encoder
 from shearling.data.merge import merge
 from shearling.data.records import SHARD_BYTES, split
 from shearling.data.shards import ShardTask, tokenise
@@ -48,16 +48,21 @@ class PackPlan:
     length: int = 2048
     held_out: float = 0.02
     seed: int = 0
+    bos: int | None = None
 
     @staticmethod
     def of(
         specs: Sequence[str], tokenizer: PreTrainedTokenizerBase, name: str, *,
-        length: int = 2048, held_out: float = 0.02, seed: int = 0,
+        length: int = 2048, held_out: float = 0.02, seed: int = 0, bos: bool | None = None,
     ) -> PackPlan:  # fmt: skip
         """Find the files of ``specs``; see :func:`shearling.data.domains.find_domains`.
 
+        ``bos`` says whether every sequence and document begins with BOS; None follows the
+        tokenizer.
+
         Raises:
-            ShearlingError: the files or the numbers will not do, or there is no EOS token.
+            ShearlingError: the files or the numbers will not do, there is no EOS token, or no BOS
+                token though ``bos`` is set.
         """
         if length < 2:
             raise ShearlingError(f"length is {length}, but a sequence has at least 2 tokens.")
@@ -66,8 +71,13 @@ class PackPlan:
                 f"held-out is {held_out}, but a share of the documents was expected, such as "
                 "0.02; 0 holds nothing out."
             )
-        Encoder(tokenizer)
-        return PackPlan(tokenizer, name, find_domains(specs), length, held_out, seed)
+        begin = Encoder(tokenizer, bos).bos
+        return PackPlan(tokenizer, name, find_domains(specs), length, held_out, seed, begin)
+
+    @property
+    def encoder(self) -> Encoder:
+        """What makes tokens of records."""
+        return Encoder(self.tokenizer, self.bos is not None)
 
     @property
     def bytes(self) -> int:
@@ -83,6 +93,7 @@ class PackPlan:
     def describe(self, digests: Mapping[Path, str]) -> dict[str, Any]:
         """What makes a store this one and no other."""
         template = self.tokenizer.chat_template
+        begins = {} if self.bos is None else {"bos": self.bos}
         return {
             "kind": KIND,
             "version": VERSION,
@@ -90,6 +101,7 @@ class PackPlan:
             "held_out": self.held_out,
             "seed": self.seed,
             "dtype": self.dtype.name,
+            **begins,
             "tokenizer": {
                 "name": self.name,
                 "sha256": tokenizer_hash(self.tokenizer),
@@ -97,7 +109,7 @@ class PackPlan:
                 if template
                 else None,
                 "eos": self.tokenizer.eos_token,
-                "bos": self.tokenizer.bos_token if adds_bos(self.tokenizer) else None,
+                "bos": None if self.bos is None else self.tokenizer.bos_token,
             },
             "sources": {
                 domain: [
@@ -142,7 +154,7 @@ def pack(
             write_json(unfinished / PLAN, described)
             with _nothing_for_nothing(unfinished):
                 tasks = _tasks(plan, described["sources"], unfinished, shard_bytes)
-                tokenise(tasks, plan.tokenizer, workers, progress)
+                tokenise(tasks, plan.encoder, workers, progress)
                 domains = _merge(tasks, plan, output, workers, progress)
             manifest = described | {"domains": domains, "versions": _versions()}
             write_json(output / MANIFEST, manifest)
@@ -165,12 +177,12 @@ def _require_same(
     which file they are of.
     """
     differences = [
-        f"{key} {found.get(key)} there and {wanted[key]} here"
-        for key in ("version", "length", "held_out", "seed")
-        if found.get(key) != wanted[key]
+        f"{key} {found.get(key)} there and {wanted.get(key)} here"
+        for key in ("version", "length", "held_out", "seed", "bos")
+        if found.get(key) != wanted.get(key)
     ]
-    # The name is left out: a directory may have moved.
-    tokenizers = [{**each.get("tokenizer", {}), "name": ""} for each in (wanted, found)]
+    # The name is left out: a directory may have moved. BOS is compared above.
+    tokenizers = [{**each.get("tokenizer", {}), "name": "", "bos": ""} for each in (wanted, found)]
     sources = [
         {
             domain: [each["file"] if begun else (each["file"], each["sha256"]) for each in files]
@@ -243,7 +255,7 @@ def _merge(
         own = [task for task in tasks if task.domain == domain]
         parts = merge(
             domain, [task.path for task in own], output,
-            length=plan.length, share=plan.held_out, dtype=plan.dtype,
+            length=plan.length, share=plan.held_out, dtype=plan.dtype, bos=plan.bos,
         )  # fmt: skip
         return parts | {"left_out": sum((task.finished() or {})["left_out"] for task in own)}
 

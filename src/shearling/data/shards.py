@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from shearling.data.encode import Encoder
 from shearling.data.merge import DOCUMENT
@@ -57,9 +56,7 @@ class ShardTask:
         return found if found.get("shard") == self.described else None
 
 
-def tokenise(
-    tasks: list[ShardTask], tokenizer: PreTrainedTokenizerBase, workers: int, progress: Progress
-) -> None:
+def tokenise(tasks: list[ShardTask], encoder: Encoder, workers: int, progress: Progress) -> None:
     """Do the tasks that no earlier run finished.
 
     Raises:
@@ -68,18 +65,15 @@ def tokenise(
     total = sum(task.shard.size for task in tasks)
     left = [task for task in tasks if task.finished() is None]
     done = total - sum(task.shard.size for task in left)
-    with closing(_results(left, tokenizer, min(workers, len(left)))) as results:
+    with closing(_results(left, encoder, min(workers, len(left)))) as results:
         for task in results:
             done += task.shard.size
             progress("tokenising", done, total)
 
 
-def _results(
-    tasks: list[ShardTask], tokenizer: PreTrainedTokenizerBase, workers: int
-) -> Generator[ShardTask]:
+def _results(tasks: list[ShardTask], encoder: Encoder, workers: int) -> Generator[ShardTask]:
     """The tasks as they get done."""
     if workers <= 1:
-        encoder = Encoder(tokenizer)
         for task in tasks:
             _write(task, encoder, lambda: False)
             yield task
@@ -90,7 +84,7 @@ def _results(
     if fresh:
         context.set_forkserver_preload([__name__])
     stop = context.Event()
-    with ProcessPoolExecutor(workers, context, _begin, (tokenizer, stop)) as pool:
+    with ProcessPoolExecutor(workers, context, _begin, (encoder, stop)) as pool:
         try:
             futures: dict[Future[None], ShardTask] = {
                 pool.submit(_work, task): task for task in tasks
@@ -113,13 +107,13 @@ _encoder: Encoder
 _stop: Any
 
 
-def _begin(tokenizer: PreTrainedTokenizerBase, stop: Any) -> None:
+def _begin(encoder: Encoder, stop: Any) -> None:
     """Make this process a worker."""
     global _encoder, _stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told as well, and tells us
     # There is a process for every processor already.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _encoder, _stop = Encoder(tokenizer), stop
+    _encoder, _stop = encoder, stop
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

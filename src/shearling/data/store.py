@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from shearling.data.bos import opening
 from shearling.errors import ShearlingError
 from shearling.files.reading import read_json
 from shearling.model.loading import load_tokenizer
@@ -94,11 +95,21 @@ class Store:
         rows = manifest["domains"][domain][part]["sequences"]
         masked = "mask_sha256" in manifest["domains"][domain][part]
         folder = self.path / domain / part
-        return Sequences(folder, rows, self.length, manifest["dtype"], masked)
+        return Sequences(folder, rows, self.length, manifest["dtype"], masked, manifest.get("bos"))
 
-    def check_tokenizer(self, model_dir: Path) -> None:
-        """Raise ShearlingError unless this model's tokenizer is the one the store was made with."""
-        found = tokenizer_hash(model_dir)
+    @property
+    def bos(self) -> int | None:
+        """The token with which every sequence and every document begins; None where none does."""
+        return (self.manifest or read_json(self.path / MANIFEST)).get("bos")
+
+    def check_tokenizer(self, model_dir: Path, bos: bool | None = None) -> None:
+        """Raise ShearlingError unless the store is made as this model reads text.
+
+        That is with its tokenizer, and with a BOS before every sequence if ``bos`` says so, or if
+        it is None and the tokenizer puts one before a text.
+        """
+        tokenizer = load_tokenizer(model_dir)
+        found = tokenizer_hash(tokenizer)
         if found != self.tokenizer:
             made = (self.manifest or read_json(self.path / MANIFEST))["tokenizer"]["name"]
             raise ShearlingError(
@@ -106,6 +117,29 @@ class Store:
                 f"but that of {model_dir} differs ({found[:12]}); pack the text anew with "
                 f"--tokenizer {model_dir}."
             )
+        if (begin := opening(tokenizer, bos)) != self.bos:
+            raise ShearlingError(_other_beginning(self, tokenizer, model_dir, begin, bos))
+
+
+def _other_beginning(
+    store: Store, tokenizer: PreTrainedTokenizerBase, model: Path, begin: int | None,
+    asked: bool | None,
+) -> str:  # fmt: skip
+    """Why a store does not go with a model that begins its texts with the token ``begin``."""
+    begins = "do not begin" if store.bos is None else "begin"
+    token = tokenizer.bos_token if begin is None else tokenizer.convert_ids_to_tokens(begin)
+    if asked is None:
+        wanted = (
+            f"the tokenizer of {model} puts {'no BOS' if begin is None else token} before a text"
+        )
+    else:
+        wanted = f"{'--bos' if asked else '--no-bos'} was given for {model}"
+    as_packed = "--no-bos" if store.bos is None else "--bos"
+    repack = "--no-bos" if begin is None else "--bos"
+    return (
+        f"the sequences of {store.path} {begins} with the BOS token {token}, but {wanted}; pack "
+        f"the text anew with {repack}, or give {as_packed} to use them as they are."
+    )
 
 
 def _no_store(path: Path) -> str:
@@ -129,6 +163,7 @@ class Sequences:
     length: int
     dtype: str
     masked: bool
+    bos: int | None = None
 
     def __len__(self) -> int:
         """Number of sequences."""
@@ -137,6 +172,8 @@ class Sequences:
     def __getitem__(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Ids [N, T] and labels [N, T], int64; a label is its id, or -100 where no loss counts.
 
+        None does where a sequence or a document begins with BOS.
+
         Raises:
             IndexError: there is no such sequence.
         """
@@ -144,10 +181,12 @@ class Sequences:
         if len(chosen) and (chosen.min() < 0 or chosen.max() >= self.rows):
             raise IndexError(f"rows {chosen.min()} to {chosen.max()} of {self.rows}")
         ids_NT = torch.from_numpy(self._tokens[chosen].astype(np.int64))
-        if self._mask is None:
-            return ids_NT, ids_NT.clone()
-        counts_NT = torch.from_numpy(self._mask[chosen] != 0)
-        return ids_NT, ids_NT.masked_fill(~counts_NT, IGNORED)
+        labels_NT = ids_NT.clone()
+        if self.bos is not None:
+            labels_NT[ids_NT == self.bos] = IGNORED
+        if self._mask is not None:
+            labels_NT[torch.from_numpy(self._mask[chosen] == 0)] = IGNORED
+        return ids_NT, labels_NT
 
     def __getstate__(self) -> dict[str, Any]:
         """Another process maps the files itself, rather than be sent them."""

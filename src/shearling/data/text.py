@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from shearling.data.bos import TokenWindows, opening
 from shearling.errors import ShearlingError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".txt")
@@ -83,10 +84,14 @@ def calibration_windows(
     samples: int,
     length: int,
     seed: int,
-) -> torch.Tensor:
-    """Random windows of text for calibration, [samples, length] token ids, no special tokens.
+    bos: bool | None = None,
+) -> TokenWindows:
+    """Random windows of text for calibration, [samples, length] token ids.
 
-    The documents are taken in a random order, and each with at least ``length`` tokens gives one
+    Where the tokenizer puts a BOS before a text, or ``bos`` asks for it, every window begins with
+    it, and has ``length`` - 1 tokens of text; there are no other special tokens.
+
+    The documents are taken in a random order, and each with at least that many tokens gives one
     window at a random place, until there are ``samples``. Where too few documents are that long,
     all of them, in that order, are joined (with EOS between, if the tokenizer has one) and cut
     into windows that do not overlap, of which ``samples`` distinct ones are drawn. A function of
@@ -97,10 +102,18 @@ def calibration_windows(
     whole if it holds too few tokens.
 
     Raises:
-        ShearlingError: ``samples`` or ``length`` is below 1, or the text is too short.
+        ShearlingError: ``samples`` or ``length`` is below 1, or has no room for a BOS and a token
+            of text; the text is too short; or ``bos`` is set and the tokenizer has none.
     """
     _positive("samples", samples)
     _positive("length", length)
+    begin = opening(tokenizer, bos)
+    if begin is not None:
+        if length < 2:
+            raise ShearlingError(
+                f"length is {length}, but a window begins with BOS and has at least 2 tokens."
+            )
+        length -= 1
     rng = np.random.default_rng(seed)
     shuffled = [documents[int(i)] for i in rng.permutation(len(documents))]
     windows: list[np.ndarray] = []
@@ -110,7 +123,7 @@ def calibration_windows(
             start = int(rng.integers(len(ids) - length + 1))
             windows.append(ids[start : start + length])
         if len(windows) == samples:
-            return torch.from_numpy(np.stack(windows))
+            return TokenWindows.of(torch.from_numpy(np.stack(windows)), begin)
 
     need = samples * length
     budget = max(JOINED_CHARACTERS, need * CHARACTERS_PER_TOKEN)
@@ -121,7 +134,8 @@ def calibration_windows(
             f"{need:,}; ask for fewer samples or a shorter length, or give more text."
         )
     rows_NT = ids[: len(ids) // length * length].reshape(-1, length)
-    return torch.from_numpy(rows_NT[rng.permutation(len(rows_NT))[:samples]])
+    drawn_NT = rows_NT[rng.permutation(len(rows_NT))[:samples]]
+    return TokenWindows.of(torch.from_numpy(drawn_NT), begin)
 
 
 def evaluation_windows(
@@ -130,8 +144,8 @@ def evaluation_windows(
     *,
     window: int,
     max_windows: int | None = None,
-    bos: bool = False,
-) -> torch.Tensor:
+    bos: bool | None = None,
+) -> TokenWindows:
     """The text from its beginning, as consecutive windows of ``window`` tokens that do not overlap.
 
     Every document but the last is followed by a blank line, each is tokenised on its own, that
@@ -141,8 +155,10 @@ def evaluation_windows(
     whole, and no more is tokenised than it takes.
 
     Returns:
-        Token ids, [N, window]; with ``bos`` each window has the BOS token before it, so that all
-        its tokens are predicted: [N, window + 1].
+        Token ids, [N, window]. Where the tokenizer puts a BOS before a text, or ``bos`` asks for
+        it, each window has it before it, so that all its tokens are predicted: [N, window + 1].
+        The windows hold the same text either way, and a model reads ``window`` tokens, BOS
+        included, as the last one is predicted alone.
 
     Raises:
         ShearlingError: ``window`` or ``max_windows`` is below 1, the text is shorter than one
@@ -151,11 +167,7 @@ def evaluation_windows(
     _positive("window", window)
     if max_windows is not None:
         _positive("max_windows", max_windows)
-    if bos and tokenizer.bos_token_id is None:
-        raise ShearlingError(
-            "A BOS token was asked for before each window, but this tokenizer has none; "
-            "evaluate without it."
-        )
+    begin = opening(tokenizer, bos)
     need = None if max_windows is None else window * max_windows
     found: list[np.ndarray] = []
     tokens = 0
@@ -171,10 +183,7 @@ def evaluation_windows(
         )
     ids = np.concatenate(found)
     rows_NT = torch.from_numpy(ids[: tokens // window * window].reshape(-1, window)[:max_windows])
-    if not bos:
-        return rows_NT
-    first_N1 = torch.full((len(rows_NT), 1), tokenizer.bos_token_id, dtype=torch.long)
-    return torch.cat([first_N1, rows_NT], dim=1)
+    return TokenWindows.of(rows_NT, begin)
 
 
 def _positive(name: str, value: int) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from shearling.data.bos import TokenWindows, opening
 from shearling.data.text import evaluation_windows
 from shearling.errors import ShearlingError
 from shearling.evaluate.generation import Sampling, choose_token, end_tokens
@@ -34,11 +35,13 @@ class Beginnings:
         count: so many at most.
         tokens: in each.
         batch: continued at a time.
+        bos: whether each follows a BOS; None follows the tokenizer.
     """
 
     count: int = 64
     tokens: int = 32
     batch: int = BATCH
+    bos: bool | None = None
 
 
 def degeneration(
@@ -60,8 +63,9 @@ def degeneration(
         sampling: how; by default 128 tokens, the likeliest each time.
 
     Returns:
-        ``prompts`` (how many there were), ``prompt_tokens``, ``new_tokens``, ``sampling``, the
-        figures of :func:`repetition`, and as ``reference`` those of the text.
+        ``prompts`` (how many there were), ``prompt_tokens`` (a BOS aside), ``bos``,
+        ``new_tokens``, ``sampling``, the figures of :func:`repetition`, and as ``reference`` those
+        of the text.
 
     Raises:
         ShearlingError: a setting out of range, too short a text, or a continuation beyond the
@@ -70,14 +74,17 @@ def degeneration(
     beginnings, sampling = beginnings or Beginnings(), sampling or Sampling(NEW_TOKENS)
     head, new = beginnings.tokens, sampling.max_new_tokens
     check_positive(prompts=beginnings.count, prompt_tokens=head, batch=beginnings.batch)
-    _check_positions(model, head, new)
+    bos = opening(tokenizer, beginnings.bos)
+    _check_positions(model, head + (bos is not None), new)
     rows_NS = held_out(documents, tokenizer, beginnings.count, head + new)
+    prompts_NP = TokenWindows.of(rows_NS[:, :head], bos).ids_NS
     written = continue_all(
-        model, tokenizer, rows_NS[:, :head], sampling, batch=beginnings.batch, progress=progress
+        model, tokenizer, prompts_NP, sampling, batch=beginnings.batch, progress=progress
     )
     return {
         "prompts": len(rows_NS),
         "prompt_tokens": head,
+        "bos": bos is not None,
         "new_tokens": new,
         "sampling": sampling.as_json(),
         **repetition(written),
@@ -110,7 +117,7 @@ def held_out(
             beginnings.append(list(ids[:length]))
         if len(beginnings) == count:
             return torch.tensor(beginnings)
-    windows_WS = evaluation_windows(documents, tokenizer, window=length)
+    windows_WS = evaluation_windows(documents, tokenizer, window=length, bos=False).ids_NS
     step = max(1, len(windows_WS) // count)
     return windows_WS[::step][:count]
 

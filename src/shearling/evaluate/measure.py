@@ -56,12 +56,13 @@ def measure_degeneration(
     """Repetition in what a model in memory writes.
 
     Args:
-        options: ``prompts``, ``prompt_tokens`` and ``batch`` of its prompts; ``new_tokens``,
-            ``temperature``, ``top_p`` and ``seed`` of what it writes; and ``progress``.
+        options: ``prompts``, ``prompt_tokens``, ``bos`` and ``batch`` of its prompts;
+            ``new_tokens``, ``temperature``, ``top_p`` and ``seed`` of what it writes; and
+            ``progress``.
     """
     from shearling.evaluate.degeneration import NEW_TOKENS, Beginnings, degeneration
 
-    counts = {"prompts": "count", "prompt_tokens": "tokens", "batch": "batch"}
+    counts = {"prompts": "count", "prompt_tokens": "tokens", "batch": "batch", "bos": "bos"}
     beginnings = {name: options.pop(key) for key, name in counts.items() if key in options}
     drawn = {key: options.pop(key) for key in ("temperature", "top_p", "seed") if key in options}
     figures = degeneration(

@@ -89,13 +89,13 @@ class Windows:
     Attributes:
         tokens: of a window; see :func:`shearling.data.text.evaluation_windows`.
         most: windows to evaluate, from the beginning of the text; None takes all of it.
-        bos: put the BOS token before each window.
+        bos: put the BOS token before each window; None follows the tokenizer.
         batch: windows at a time; None chooses.
     """
 
     tokens: int = 512
     most: int | None = None
-    bos: bool = False
+    bos: bool | None = None
     batch: int | None = None
 
 
@@ -119,17 +119,18 @@ def perplexity(
             is no finite number.
     """
     windows = windows or Windows()
-    rows_NT = evaluation_windows(
+    rows = evaluation_windows(
         documents, tokenizer, window=windows.tokens, max_windows=windows.most, bos=windows.bos
     )
-    _check_rows(model, rows_NT, bos=windows.bos)
+    rows_NT, bos = rows.ids_NS, rows.bos is not None
+    _check_rows(model, rows_NT, bos=bos)
     start = time.perf_counter()
     nll_sum, tokens = mean_nll(model, rows_NT, batch=windows.batch, progress=progress)
     nll = _finite(nll_sum / tokens)
     return {
         "window": windows.tokens,
         "windows": len(rows_NT),
-        "bos": windows.bos,
+        "bos": bos,
         "tokens": tokens,
         "nll": nll,
         "perplexity": math.exp(nll),
@@ -181,11 +182,12 @@ def evaluate(
 
 def _check_rows(model: PreTrainedModel, rows_NT: torch.Tensor, *, bos: bool) -> None:
     """Raise ShearlingError for windows that are too long, or of tokens that the model lacks."""
-    length, limit = rows_NT.shape[1], longest_input(model.config)
+    # Of a window and its BOS the last token is predicted alone, and takes no position.
+    length, limit = rows_NT.shape[1] - bos, longest_input(model.config)
     if limit is not None and length > limit:
         raise ShearlingError(
             f"Windows of {length} tokens{' (BOS included)' if bos else ''} are longer than the "
-            f"model's {limit} positions; give a window of at most {limit - bos}."
+            f"model's {limit} positions; give a window of at most {limit}."
         )
     largest, vocab = int(rows_NT.max()), model.config.get_text_config().vocab_size
     if largest >= vocab:

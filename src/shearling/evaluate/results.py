@@ -79,6 +79,7 @@ class Damage(ResultFile):
     text: Name = entry("the name of the file or directory")
     window: int | None = entry("tokens", absent=None)
     windows: int | None = entry(absent=None)
+    bos: bool = entry("whether the BOS token stands before each window", absent=False)
     curves: tuple[Curve, ...] = entry()
 
 
@@ -188,7 +189,8 @@ class Degeneration(ResultFile):
     model: ModelRef = entry()
     text: Name = entry("the name of the file or directory")
     prompts: int | None = entry(absent=None)
-    prompt_tokens: int | None = entry(absent=None)
+    prompt_tokens: int | None = entry("without BOS", absent=None)
+    bos: bool = entry("whether each prompt follows the BOS token", absent=False)
     new_tokens: int | None = entry(absent=None)
     sampling: Any = entry("as of `generations`", absent=None)
     distinct: dict[str, float | None] = entry(

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from shearling.data.bos import TokenWindows
 from shearling.data.store import Store
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
@@ -86,13 +87,13 @@ def learn(
     )
     check(training, after, output)
     weights = mixed(store, options, reference)
-    ids_NS = start.windows(
+    windows = start.windows(
         store, weights.current, options.samples, options.sample_length, options.seed
     )
     if options.gates == "scores":
-        return _by_scores(training, options, after, output, ids_NS)
+        return _by_scores(training, options, after, output, windows)
     with at_work(output, RUN, training.world):
-        return _by_gates(training, options, after, output, ids_NS)
+        return _by_gates(training, options, after, output, windows.ids_NS)
 
 
 def _by_gates(
@@ -213,22 +214,21 @@ def _is_due(
 
 
 def _by_scores(
-    training: Training, options: LearnOptions, after: Shape, output: Path, ids_NS: Tensor
+    training: Training, options: LearnOptions, after: Shape, output: Path, windows: TokenWindows
 ) -> Healed:
     """No gates: what ``shearling prune --no-rotate`` does, and all of the tokens for healing it.
 
     A rotated stream starts ahead and heals worse (LOG.md).
     """
     place, store, world = output / healing.RUN / "cut", training.store, training.world
-    note, told = place.with_suffix(".json"), _told(training, options, after, ids_NS)
+    note, told = place.with_suffix(".json"), _told(training, options, after, windows.ids_NS)
     made_for = read_json(note).get(RUN) if note.is_file() else None
     folder = output / healing.RUN / options.recipe
     with at_work(output, healing.RUN, world):
         if world.first and _is_due(place, made_for, told, folder, training):
             shutil.rmtree(place, ignore_errors=True)
-            text = Tokens(
-                store.path, *ids_NS.shape, options.seed, shares=(), written=0, ids_NS=ids_NS
-            )
+            sizes = windows.ids_NS.shape
+            text = Tokens(store.path, *sizes, options.seed, shares=(), written=0, tokens=windows)
             run = Run(training.source, text, progress=training.progress)
             choice = run.choose(Wanted(after, repaired=options.refit))
             run.write(choice, place, repaired=options.refit)

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from shearling.data.bos import TokenWindows
 from shearling.data.store import Store
 from shearling.engine.place import Place
 from shearling.engine.stream import BlockStream
@@ -32,11 +33,12 @@ MIDDLE = 0.0  # log alpha between the units that would stay and those that would
 
 def windows(
     store: Store, weights: Mapping[str, float], samples: int, length: int, seed: int
-) -> Tensor:
+) -> TokenWindows:
     """Tokens (samples, length) of the training part, domains mixed as ``weights`` say."""
     sizes = {domain: len(store.sequences(domain)) for domain in store.domains}
     rows = Mixture(sizes, seed=seed, batch=samples).next(weights)
-    return torch.cat([store.sequences(domain)[[row]][0][:, :length] for domain, row in rows])
+    ids_NS = torch.cat([store.sequences(domain)[[row]][0][:, :length] for domain, row in rows])
+    return TokenWindows(ids_NS, store.bos)
 
 
 def score(

@@ -146,6 +146,7 @@ class CalibrationText:
             repair; None makes one, or three if the model is streamed.
         written: sequences for the repair that the source model writes itself; None writes four
             for each window. A streamed model writes none.
+        bos: whether windows, and what the model writes, begin with BOS; None follows the tokenizer.
     """
 
     file: Path
@@ -154,11 +155,14 @@ class CalibrationText:
     seed: int = 0
     copies: int | None = None
     written: int | None = None
+    bos: bool | None = None
 
     def settled(self, source: Checkpoint, wish: Wish, notify: Notify) -> tuple[Calibration, Place]:
         """The same with its defaults filled in, and where the source runs on it."""
         shares = rewritten_shares(1)
-        text = Calibration(self.file, self.samples, self.length, self.seed, shares, self.written)
+        text = Calibration(
+            self.file, self.samples, self.length, self.seed, shares, self.written, self.bos
+        )
         place = Place.best(source, wish, repair_need(source, text))
         copies, written = self.copies, self.written
         streamed = place.weights != "resident"

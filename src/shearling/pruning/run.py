@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
+from shearling.data.bos import TokenWindows
 from shearling.data.text import documents
 from shearling.engine.place import Need, Place
 from shearling.engine.stream import BlockStream
@@ -109,7 +110,7 @@ class Run:
         return BlockStream(self.source, self.place)
 
     @cached_property
-    def windows(self) -> Tensor:
+    def windows(self) -> TokenWindows:
         """Calibration tokens (samples, length)."""
         assert self.calibration is not None
         return self.calibration.windows(self.source)
@@ -123,7 +124,7 @@ class Run:
         """The windows, for a criterion or a repair (ShearlingError if there is no text)."""
         if self.calibration is None:
             raise ShearlingError(f"criterion {by} runs the model on text; give --calibration FILE.")
-        return self.windows
+        return self.windows.ids_NS
 
     def text_for_units(self, by: str) -> Tensor:
         """The windows, or no tokens for a criterion that looks at none."""
@@ -171,7 +172,8 @@ class Run:
         hidden = {"hidden": tuple(range(after["hidden"]))} if rotated else {}
         keep = replace(keep, model={**keep.model, **hidden, **vocab})
         if self.calibration is not None:
-            options["calibration"] = self.calibration.as_json()
+            read = {"bos": self.windows.bos is not None} if "windows" in vars(self) else {}
+            options["calibration"] = self.calibration.as_json() | read
         options["seconds_choosing"] = round(time.perf_counter() - started, 2)
         return Choice(keep, options, rotated)
 
@@ -196,7 +198,7 @@ class Run:
             cuttable, exact = self.source, self.source
             if choice.rotated:
                 turned = rotate(
-                    self.stream, self.windows, len(choice.keep.model["hidden"]),
+                    self.stream, self.windows.ids_NS, len(choice.keep.model["hidden"]),
                     directory / "rotated", shard_bytes=shard_bytes, progress=self.progress,
                 )  # fmt: skip
                 options["rotation"] = dict(turned.figures)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shearling.data.bos import TokenWindows
 from shearling.data.text import calibration_windows, documents
 from shearling.engine.stream import BlockStream
 from shearling.files.progress import Progress, silent
@@ -37,6 +38,7 @@ class Calibration:
             shares of the tokens; none with an empty tuple.
         written: and so many sequences that the source model writes itself; four for each window
             with None.
+        bos: whether windows, and what the model writes, begin with BOS; None follows the tokenizer.
     """
 
     file: Path
@@ -45,17 +47,18 @@ class Calibration:
     seed: int = 0
     shares: tuple[float, ...] = SHARES
     written: int | None = None
+    bos: bool | None = None
 
     @property
     def sequences(self) -> int:
         """How many sequences the source model writes."""
         return WRITTEN * self.samples if self.written is None else self.written
 
-    def windows(self, checkpoint: Checkpoint) -> Tensor:
+    def windows(self, checkpoint: Checkpoint) -> TokenWindows:
         """Tokens (samples, length)."""
         return calibration_windows(
             documents(self.file), checkpoint.tokenizer(),
-            samples=self.samples, length=self.length, seed=self.seed,
+            samples=self.samples, length=self.length, seed=self.seed, bos=self.bos,
         )  # fmt: skip
 
     def as_json(self) -> dict[str, Any]:
@@ -71,20 +74,20 @@ class Tokens(Calibration):
     """Calibration windows that are at hand already, from ``file``, which is not read.
 
     Attributes:
-        ids_NS: tokens (samples, length).
+        tokens: (samples, length).
     """
 
-    ids_NS: Tensor
+    tokens: TokenWindows
 
-    def windows(self, checkpoint: Checkpoint) -> Tensor:
+    def windows(self, checkpoint: Checkpoint) -> TokenWindows:
         """Tokens (samples, length)."""
-        return self.ids_NS
+        return self.tokens
 
 
 def repair_text(
     source: BlockStream,
     calibration: Calibration,
-    ids_NS: Tensor,
+    windows: TokenWindows,
     *,
     progress: Progress = silent,
 ) -> Tensor:
@@ -95,15 +98,15 @@ def repair_text(
     Args:
         source: the model.
         calibration: how the text is used.
-        ids_NS: its windows.
+        windows: its windows.
         progress: told how far the work is.
 
     Returns:
         Tokens (sequences, length); the windows come first, and what is some multiple of
         ``calibration.samples`` behind a window derives from it.
     """
-    seed = calibration.seed
+    seed, ids_NS = calibration.seed, windows.ids_NS
     parts = [augment(source, ids_NS, shares=calibration.shares, seed=seed, progress=progress)]
     if source.place.weights == "resident":
-        parts.append(write(source, ids_NS, calibration.sequences, seed=seed, progress=progress))
+        parts.append(write(source, windows, calibration.sequences, seed=seed, progress=progress))
     return torch.cat(parts)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from shearling.data.bos import TokenWindows
 from shearling.engine.decoding import continue_sequences
 from shearling.engine.stream import BlockStream
 from shearling.files.progress import Progress, silent
@@ -25,13 +26,15 @@ CACHE_BYTES = 2 * 2**30  # of keys and values alive at once; half of what a GPU 
 @torch.no_grad()  # in inference mode, weights could not be packed
 def write(
     stream: BlockStream,
-    ids_NS: Tensor,
+    windows: TokenWindows,
     sequences: int,
     *,
     seed: int = 0,
     progress: Progress = silent,
 ) -> Tensor:
     """Sequences that the model writes, each from ``PREFIX`` neighbouring tokens of a window.
+
+    Where windows begin with BOS, so does each sequence, before those tokens.
 
     The model is resident, and on a processor its weights are there a second time in the order
     that fast products want. Every token is drawn from the model's whole distribution; an end of
@@ -40,7 +43,7 @@ def write(
 
     Args:
         stream: the model that writes.
-        ids_NS: windows (N, S) of real text.
+        windows: (N, S) of real text.
         sequences: how many to write.
         seed: of every draw.
         progress: told the tokens done.
@@ -48,12 +51,14 @@ def write(
     Returns:
         Tokens (sequences, S).
     """
-    length = ids_NS.shape[1]
-    prefix = min(PREFIX, length)
+    ids_NS = windows.ids_NS
+    length, opened = ids_NS.shape[1], windows.bos is not None
+    prefix = min(PREFIX + opened, length)
     if sequences == 0 or prefix == length:
         return ids_NS[:0]
     generator = torch.Generator().manual_seed(seed)
-    starts = _starts(ids_NS, sequences, prefix, generator)
+    starts = _starts(ids_NS[:, opened:], sequences, prefix - opened, generator)
+    starts = TokenWindows.of(starts, windows.bos).ids_NS
     written_NS = torch.cat([starts, ids_NS.new_empty(sequences, length - prefix)], 1)
     at_NT = torch.rand(sequences, length - prefix, generator=generator)
     budget = max(CACHE_BYTES, stream.place.spare // 2)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
+from shearling.data.bos import adds_bos
 from shearling.files.progress import Progress, silent
 from shearling.files.writer import file_digest, write_json
 from shearling.model.subject import OpenedModel
@@ -125,6 +126,7 @@ class Missing:
     elsewhere: Records
     known: Records
     _digests: dict[Path, str] = field(default_factory=dict)
+    _adding: dict[str, bool] = field(default_factory=dict)  # BOS, by the model's fingerprint
 
     def jobs(self) -> list[Measurement]:
         """Everything missing, model by model, the benchmark last."""
@@ -134,7 +136,7 @@ class Missing:
 
     def _of(self, subject: OpenedModel) -> list[Measurement]:
         wanted, found = self.wanted, []
-        for text in wanted.suite.texts:
+        for text in (self._settled(subject, text) for text in wanted.suite.texts):
             file = self._file(subject, f"evaluation-{text.stem}", self._key(text))
             if not (file.is_file() or self._has_evaluation(subject, text)):
                 windows = f"{text.max_windows} windows" if text.max_windows else "all windows"
@@ -146,7 +148,7 @@ class Missing:
             few = f", {wanted.limit} questions each" if wanted.limit else ""
             what = f"{len(tasks)} tasks of {wanted.name}{few}"
             found.append(Measurement(subject, "tasks", what, file))
-        for each in wanted.suite.degeneration:
+        for each in (self._settled(subject, text) for text in wanted.suite.degeneration):
             file = self._file(subject, f"degeneration-{each.stem}", self._key(each))
             if not (file.is_file() or self._has_degeneration(subject, each)):
                 what = f"repetition in {each.prompts} continuations of {each.label}"
@@ -158,6 +160,14 @@ class Missing:
             what = f"{len(prompts)} prompts continued by up to {wanted.max_new_tokens} tokens"
             found.append(Measurement(subject, "generations", what, file, prompts))
         return found
+
+    def _settled(self, subject: Any, text: Any) -> Any:
+        """A text of the suite, and whether this model reads it after a BOS."""
+        if text.bos is not None:
+            return text
+        if subject.fingerprint not in self._adding:
+            self._adding[subject.fingerprint] = adds_bos(subject.tokenizer())
+        return text.model_copy(update={"bos": self._adding[subject.fingerprint]})
 
     def _key(self, part: Any) -> list[Any]:
         """What a result of a text depends on, its content included."""
@@ -205,6 +215,7 @@ class Missing:
             and one.text == _called(each.label)
             and (one.prompts, one.prompt_tokens, one.new_tokens) == sizes
             and _temperature(one.sampling) == each.temperature
+            and one.bos == each.bos
             for one in self.elsewhere.degenerations
         )
 

@@ -35,6 +35,7 @@ def score(
     samples: int = 10,
     length: int = 128,
     seed: int = 0,
+    bos: bool | None = None,
     place: Place | None = None,
     protect: tuple[int, int] | None = None,
     remove: int | None = None,
@@ -52,6 +53,7 @@ def score(
         samples: number of calibration sequences.
         length: tokens in each.
         seed: of every random choice.
+        bos: whether each begins with BOS; None follows the tokenizer.
         place: where it runs; chosen by the memory that is free, if not given.
         protect: how many of the first and of the last blocks are never removed; default by
             criterion. Not looked at for units.
@@ -71,11 +73,13 @@ def score(
     if not criterion.textless:
         if calibration is None:
             raise ShearlingError(f"criterion {by} runs the model on text; give --calibration FILE.")
-        ids_NS = calibration_windows(
+        windows = calibration_windows(
             documents(calibration), checkpoint.tokenizer(), samples=samples, length=length,
-            seed=seed,
+            seed=seed, bos=bos,
         )  # fmt: skip
+        ids_NS = windows.ids_NS
         used = {"file": calibration.name, "samples": samples, "length": length, "seed": seed}
+        used["bos"] = windows.bos is not None
     if axis == "layers" and criterion.textless:  # reads tensors alone, and no model is built
         scores = score_weights(checkpoint, by, protected=protected, progress=progress)
     else:

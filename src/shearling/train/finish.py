@@ -179,7 +179,7 @@ def manifest(
         "source_parameters": source.parameters,
         "bytes": written.bytes,
         "versions": versions(),
-        "options": options.model_dump(mode="json"),
+        "options": options.model_dump(mode="json") | {"bos": store.bos is not None},
         "store": {"fingerprint": store.fingerprint, "domains": list(store.domains)},
         "seed": options.seed,
         "losses": {"before": looks[0]["losses"], "after": looks[-1]["losses"]} if looks else None,

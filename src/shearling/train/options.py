@@ -48,6 +48,7 @@ class Options(BaseModel):
             GPU's memory asks for it.
         compile: compile the blocks (off on CPUs, where it gained nothing).
         seed: of the order of data and every draw.
+        bos: whether the store's sequences are to begin with BOS; by itself as the tokenizer does.
         trackers: besides log.jsonl: tensorboard, trackio or wandb.
     """
 
@@ -86,6 +87,7 @@ class Options(BaseModel):
     checkpointing: bool | None = None
     compile: bool = False
     seed: int = Field(default=0, ge=0, le=LARGEST)
+    bos: bool | None = None
     trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
 
     @model_validator(mode="after")

@@ -55,6 +55,12 @@ class Reference(ReferenceLosses):
         store = self.how.get("store")
         return store.get("tokenizer") if isinstance(store, dict) else None
 
+    @property
+    def bos(self) -> int | None:
+        """The token with which the sequences measured began, if they began with one."""
+        store = self.how.get("store")
+        return store.get("bos") if isinstance(store, dict) else None
+
     def save(self, path: Path) -> None:
         """Write a file that :meth:`load` reads, whole or not at all."""
         write_json(path, self.to_json())

@@ -76,7 +76,7 @@ class Training:
 def check(training: Training, output: Path, run: str = RUN) -> None:
     """Refuse what cannot work before anything is loaded (ShearlingError)."""
     source, store, options = training.source, training.store, training.options
-    store.check_tokenizer(source.path)
+    store.check_tokenizer(source.path, options.bos)
     check_output(output, run)
     if training.cache is not None:
         _check_cache(training.cache, source, store, options, training.teacher)

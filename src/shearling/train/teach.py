@@ -76,9 +76,11 @@ def cost(teacher: Checkpoint, store: Store, top: int) -> Cost:
     )  # fmt: skip
 
 
-def check(teacher: Checkpoint, store: Store, output: Path, top: int) -> None:
+def check(
+    teacher: Checkpoint, store: Store, output: Path, top: int, bos: bool | None = None
+) -> None:
     """Refuse what cannot work before anything is loaded (ShearlingError)."""
-    store.check_tokenizer(teacher.path)
+    store.check_tokenizer(teacher.path, bos)
     vocab = teacher.shape["vocab"]
     if not 1 <= top <= vocab:
         raise ShearlingError(
@@ -95,8 +97,8 @@ def check(teacher: Checkpoint, store: Store, output: Path, top: int) -> None:
 
 
 def teach(
-    teacher: Checkpoint, store: Store, output: Path, *, top: int = TOP, place: Place | None = None,
-    progress: Progress = silent,
+    teacher: Checkpoint, store: Store, output: Path, *, top: int = TOP, bos: bool | None = None,
+    place: Place | None = None, progress: Progress = silent,
 ) -> Cache:  # fmt: skip
     """Keep a model's likeliest next tokens for every train sequence of a store.
 
@@ -108,6 +110,7 @@ def teach(
         store: packed text of the same tokenizer.
         output: a new directory, or one where the same was begun.
         top: tokens kept of each distribution; the mass of all others is kept as one number.
+        bos: whether the store's sequences are to begin with BOS; None follows the tokenizer.
         place: where the teacher runs; chosen by the memory that is free, if not given.
         progress: told the sequences done.
 
@@ -115,7 +118,7 @@ def teach(
         ShearlingError: data of another tokenizer, an output that is taken or was begun otherwise,
             logits that are not numbers, a full disk.
     """
-    check(teacher, store, output, top)
+    check(teacher, store, output, top, bos)
     plan = _plan(teacher, store, top)
     unfinished = output / UNFINISHED
     with kept_on_a_full_disk(output), alone(unfinished):

@@ -33,7 +33,8 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
 def _evaluation_lines(file: dict[str, Any]) -> list[str]:
     return [
         f"perplexity {file['perplexity']:.3f} on {file['text']} "
-        f"({file['windows']} windows of {file['window']} tokens)"
+        f"({file['windows']} windows of {file['window']} tokens"
+        f"{', each behind BOS' if file['bos'] else ''})"
     ]
 
 

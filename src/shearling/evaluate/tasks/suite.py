@@ -48,7 +48,7 @@ class PerplexityText(_OfText):
 
     window: int = Field(default=512, ge=2)
     max_windows: int | None = Field(default=None, ge=1)
-    bos: bool = False
+    bos: bool | None = None  # None follows the tokenizer
 
 
 class DegenerationText(_OfText):
@@ -56,12 +56,14 @@ class DegenerationText(_OfText):
 
     Attributes:
         prompts: how many; ``prompt_tokens`` and ``new_tokens``: how long.
+        bos: whether prompts follow a BOS; None follows the tokenizer.
         temperature: 0 is greedy; ``top_p`` as in nucleus sampling.
     """
 
     prompts: int = Field(default=64, ge=1)
     prompt_tokens: int = Field(default=32, ge=1)
     new_tokens: int = Field(default=128, ge=4)
+    bos: bool | None = None
     temperature: float = Field(default=0.0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
 

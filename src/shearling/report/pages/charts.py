@@ -219,6 +219,7 @@ def _damage_caption(results: Results, damage: Damage, log: bool) -> list[Markup]
     parts = [f"Perplexity on {damage.text}"]
     if damage.windows is not None and damage.window is not None:
         parts.append(f"{plural(damage.windows, 'window')} of {exact(damage.window)} tokens")
+        parts += ["each after a BOS"] if damage.bos else []
     if log:
         parts.append("logarithmic scale")
     if len({one.model.fingerprint for one in results.damages}) > 1:

@@ -182,7 +182,7 @@ def measurements(records: Records) -> Results:
         degenerations=_newest(
             records.degenerations,
             lambda one: (
-                *(one.model.fingerprint, one.text, one.prompts, one.prompt_tokens),
+                *(one.model.fingerprint, one.text, one.prompts, one.prompt_tokens, one.bos),
                 *(one.new_tokens, str(one.sampling)),
             ),
         ),
@@ -227,7 +227,8 @@ def _merge(damages: Iterable[Damage]) -> tuple[Damage, ...]:
     """Curves of one model on one text belong into one figure, even when measured in two runs."""
     merged: dict[Hashable, Damage] = {}
     for damage in sorted(damages, key=lambda one: one.created):
-        key = (damage.model.fingerprint, damage.text, damage.window, damage.windows)
+        measured = (damage.text, damage.window, damage.windows, damage.bos)
+        key = (damage.model.fingerprint, *measured)
         earlier = merged[key].curves if key in merged else ()
         curves = {curve.criterion: curve for curve in (*earlier, *damage.curves)}
         merged[key] = replace(damage, curves=tuple(curves.values()))
