@@ -10,6 +10,7 @@ from torch import Tensor
 
 from shearling.table.axes import Axis, Layout, Row
 from shearling.table.families import legal
+from shearling.table.families.llama_cpp import LlamaCpp
 from shearling.table.values import Shape
 
 LAYERS = Axis("layers")
@@ -84,6 +85,7 @@ class Family:
         additive: whether a block's output is its input plus what its halves write (it is not
             where a norm follows the addition); from a resolved config.
         gain_offset: what is added to a norm's weight before it multiplies.
+        llama_cpp: how llama.cpp stores and runs it; None where it does not know it.
     """
 
     model_type: str
@@ -101,6 +103,7 @@ class Family:
     post_norms: Mapping[str, str] = field(default_factory=dict)
     additive: Callable[[Any], bool] = lambda config: True
     gain_offset: float = 0.0
+    llama_cpp: LlamaCpp | None = None
 
     def shape(self, config: Any) -> Shape:
         """Sizes by axis, from a resolved transformers config."""

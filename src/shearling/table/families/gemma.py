@@ -18,6 +18,7 @@ from shearling.table.families.base import (
     head_dim,
 )
 from shearling.table.families.legal import divided_hidden
+from shearling.table.families.llama_cpp import LlamaCpp
 from shearling.table.values import Shape
 
 _AFTER_ATTENTION, _AFTER_MLP = "post_attention_layernorm", "post_feedforward_layernorm"
@@ -59,7 +60,9 @@ def _remarks(config: Any, shape: Shape) -> list[str]:
     ]
 
 
-def _gemma(model_type: str, name: str, layout: Callable[[Any], Layout]) -> Family:
+def _gemma(
+    model_type: str, name: str, layout: Callable[[Any], Layout], llama_cpp: LlamaCpp
+) -> Family:
     return Family(
         model_type,
         "model.layers",
@@ -73,8 +76,31 @@ def _gemma(model_type: str, name: str, layout: Callable[[Any], Layout]) -> Famil
         rescale=_rescale,
         post_norms={"heads": _AFTER_ATTENTION, "mlp": _AFTER_MLP},
         gain_offset=1.0,
+        llama_cpp=llama_cpp,
     )
 
 
-GEMMA2 = _gemma("gemma2", "Gemma 2", _gemma2)
-GEMMA3 = _gemma("gemma3_text", "Gemma 3", _gemma3)
+_FIXED = {"hidden_activation": "gelu_pytorch_tanh"}
+_BIASES = {"attention_bias": "attn_output.bias"}
+_SCALAR = "query_pre_attn_scalar"
+_FINAL, _ATTENTION = "final_logit_softcapping", "attn_logit_softcapping"
+
+GEMMA2 = _gemma(
+    "gemma2",
+    "Gemma 2",
+    _gemma2,
+    LlamaCpp(
+        "gemma2", fixed=_FIXED, biases=_BIASES, window="sliding_window", slides=True, period=2,
+        widest=4096, scalar=_SCALAR, scaled_depth=46,
+        softcaps={_ATTENTION: (_ATTENTION, 50.0), _FINAL: (_FINAL, 30.0)},
+    ),
+)  # fmt: skip
+GEMMA3 = _gemma(
+    "gemma3_text",
+    "Gemma 3",
+    _gemma3,
+    LlamaCpp(
+        "gemma3", fixed=_FIXED, biases=_BIASES, window="sliding_window", slides=True, period=6,
+        local_theta=10000.0, scalar=_SCALAR, scaled_depth=62, softcaps={_FINAL: (_FINAL, None)},
+    ),
+)  # fmt: skip

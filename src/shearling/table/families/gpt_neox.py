@@ -18,6 +18,7 @@ from shearling.table.families.base import (
     linear,
 )
 from shearling.table.families.legal import whole_heads
+from shearling.table.families.llama_cpp import LlamaCpp
 
 _HEAD = "embed_out.weight"
 
@@ -55,4 +56,11 @@ GPT_NEOX = Family(
     ignored=(".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias"),
     renamed={_HEAD: "lm_head.weight"},
     rules=lambda config: (whole_heads("GPT-NeoX"),),
+    llama_cpp=LlamaCpp(
+        "gptneox",
+        fixed={"hidden_act": "gelu"},
+        epsilon=("layer_norm_eps", "attention.layer_norm_epsilon"),
+        fused=("query_key_value",),
+        partial=True,
+    ),
 )

@@ -9,6 +9,7 @@ from shearling.table.families.base import (
     gated_decoder,
     head_dim,
 )
+from shearling.table.families.llama_cpp import PAIRED, SILU, LlamaCpp
 
 MISTRAL = Family(
     "mistral",
@@ -17,4 +18,5 @@ MISTRAL = Family(
     GROUPED_QUERY_KEYS,
     head_dim,
     adapt=explicit_head_dim,
+    llama_cpp=LlamaCpp("llama", fixed=SILU, paired=PAIRED, window="sliding_window"),
 )
