@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from shearling.data.store import Store
+from shearling.engine.place import Place, Wish
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
 from shearling.gates import start
@@ -28,7 +29,7 @@ from shearling.gates.learner import Learner
 from shearling.gates.options import LearnOptions
 from shearling.model.checkpoint import Checkpoint
 from shearling.pruning.plan import require_smaller
-from shearling.pruning.run import Run, Wanted
+from shearling.pruning.run import Run, Wanted, repair_need
 from shearling.repair.calibration import Tokens
 from shearling.table.values import Shape
 from shearling.train import heal as healing
@@ -126,20 +127,22 @@ def _learner(
     source, world = training.source, training.world
     bank = GateBank(source.layout, source.shape, after)
     file = output / RUN / START
-    if world.first and not file.exists():
-        if options.warm_start:
-            blocks, units = start.score(source, after, ids_NS, progress=training.progress)
-            start.set_out(bank, blocks, units, options.spread)
-        else:
-            generator = torch.Generator().manual_seed(options.seed)
-            with torch.no_grad():
-                for a in bank.log_alpha.values():
-                    a += 0.01 * torch.randn(a.shape, generator=generator)
+    begun = world.agreed(file.exists())
+    if options.warm_start and not begun:  # all ranks score
+        place = Place.best(source, Wish(device=str(world.device), ranks=world))
+        blocks, units = start.score(source, after, ids_NS, place=place, progress=training.progress)
+        start.set_out(bank, blocks, units, options.spread)
+    elif not begun:
+        generator = torch.Generator().manual_seed(options.seed)
+        with torch.no_grad():
+            for a in bank.log_alpha.values():
+                a += 0.01 * torch.randn(a.shape, generator=generator)
+    if world.first and not begun:
         file.parent.mkdir(parents=True, exist_ok=True)
         staging = file.with_suffix(".partial")
         save_file({axis: a.detach() for axis, a in bank.log_alpha.items()}, staging)
         staging.replace(file)
-    world.barrier()
+    world.wait_for(file)
     with torch.no_grad():
         for axis, a in load_file(file).items():
             bank.log_alpha[axis].copy_(a)
@@ -160,13 +163,14 @@ def _by_scores(
     A rotated stream starts ahead and heals worse (LOG.md).
     """
     place, store, world = output / healing.RUN / "cut", training.store, training.world
-    if world.first and not (place / "config.json").exists():
+    if not world.agreed((place / "config.json").exists()):
         text = Tokens(store.path, *ids_NS.shape, options.seed, shares=(), written=0, ids_NS=ids_NS)
-        run = Run(training.source, text, progress=training.progress)
+        wish = Wish(device=str(world.device), ranks=world)
+        where = Place.best(training.source, wish, repair_need(training.source, text))
+        run = Run(training.source, text, place=where, progress=training.progress)
         choice = run.choose(Wanted(after, repaired=options.refit))
         place.parent.mkdir(parents=True, exist_ok=True)
         run.write(choice, place, repaired=options.refit)
-    world.barrier()
     return healing.heal(
         Checkpoint.open(place), store, options.healing(), output, teacher=training.teacher,
         reference=training.reference, world=world, progress=training.progress,
