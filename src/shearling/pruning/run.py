@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor
 from shearling.data.bos import TokenWindows
 from shearling.data.text import documents
 from shearling.engine.place import Need, Place
+from shearling.engine.ranks import Ranks
 from shearling.engine.stream import BlockStream
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
@@ -175,12 +177,12 @@ class Run:
             read = {"bos": self.windows.bos is not None} if "windows" in vars(self) else {}
             options["calibration"] = self.calibration.as_json() | read
         options["seconds_choosing"] = round(time.perf_counter() - started, 2)
-        return Choice(keep, options, rotated)
+        return Choice(_agreed(self.place.ranks, keep), options, rotated)
 
     def write(
         self, choice: Choice, output: Path, *, repaired: bool = True, shard_bytes: int = SHARD_BYTES
     ) -> Checkpoint:
-        """Cut to a choice, repaired if asked, and prove it.
+        """Cut to a choice, repaired if asked, and prove it; the first rank alone writes.
 
         Raises:
             ShearlingError: as :func:`shearling.repair.refit.refit` and
@@ -193,8 +195,9 @@ class Run:
             raise ShearlingError(
                 "a repair runs the model on text; give --calibration FILE, or --no-refit."
             )
-        options = dict(choice.options)
-        with claimed(output), scratch() as directory:
+        ranks, options = self.place.ranks, dict(choice.options)
+        ranks.barrier()  # nothing is written before all have looked
+        with claimed(output) if ranks.first else nullcontext(), scratch() as directory:
             cuttable, exact = self.source, self.source
             if choice.rotated:
                 turned = rotate(
@@ -207,11 +210,15 @@ class Run:
             if repaired:
                 solved = self._repair(expanded, cuttable, exact, directory)
                 options["repair"] = solved.as_json()
-            return cut(
-                cuttable, expanded, output, replaced=solved.replaced if solved else None,
-                options=options, seed=self.calibration.seed if self.calibration else None,
-                place=self.place, shard_bytes=shard_bytes, progress=self.progress,
-            )  # fmt: skip
+            written = None
+            if ranks.first:
+                written = cut(
+                    cuttable, expanded, output, replaced=solved.replaced if solved else None,
+                    options=options, seed=self.calibration.seed if self.calibration else None,
+                    place=self.place, shard_bytes=shard_bytes, progress=self.progress,
+                )  # fmt: skip
+        ranks.wait_for(output)
+        return written or Checkpoint.open(output)
 
     def _repair(
         self, expanded: Cut, cuttable: Checkpoint, exact: Checkpoint, directory: Path
@@ -228,6 +235,17 @@ class Run:
             source, expanded, ids_NS, directory, cuttable=cuttable,
             windows=self.calibration.samples, progress=self.progress,
         )  # fmt: skip
+
+
+def _agreed(ranks: Ranks, keep: Keep) -> Keep:
+    """The first rank's choice: ranks on different processors may round differently."""
+    if ranks.size == 1:
+        return keep
+    model, blocks = ranks.agreed([dict(keep.model), dict(keep.blocks)])
+    return Keep(
+        {axis: tuple(kept) for axis, kept in model.items()},
+        {axis: tuple(map(tuple, rows)) for axis, rows in blocks.items()},
+    )
 
 
 def repair_need(source: Checkpoint, calibration: Calibration | None) -> Need:
@@ -257,6 +275,11 @@ def _widths(run: Run, after: Shape, *, rotated: bool) -> list[str]:
     widths = [axis for axis in _WIDTHS if after.get(axis) != run.source.shape.get(axis)]
     if rotated:
         require_rotatable(run.source)
+        if run.place.ranks.size > 1:
+            raise ShearlingError(
+                f"{run.place.ranks.size} processes were started, but the rotation of hidden "
+                "channels is one process's work; start one, or use --no-rotate."
+            )
         run.file_for("the stream's basis")
         widths.remove("hidden")
     return widths
