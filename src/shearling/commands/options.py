@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from shearling.data.seeds import LARGEST
 from shearling.errors import ShearlingError
 from shearling.scoring.registry import PLUS, by_help
 
@@ -46,7 +47,7 @@ Precision = Annotated[
         "--dtype", help="What is computed in: auto (bfloat16 on a GPU), float32 or bfloat16."
     ),
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of every random choice.")]
+Seed = Annotated[int, typer.Option(min=0, max=LARGEST, help="Seed of every random choice.")]
 Stream = Annotated[
     bool | None,
     typer.Option(
@@ -233,13 +234,14 @@ def seconds(text: str, option: str) -> float:
 
 def numbers(text: str, option: str) -> list[int]:
     """Whole numbers separated by commas."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch("-?[0-9]{1,18}", part) for part in parts):
+        shown = text if len(text) <= 60 else text[:57] + "..."
         raise ShearlingError(
-            f"{option} {text!r} was given, but whole numbers separated by commas were expected, "
+            f"{option} {shown!r} was given, but whole numbers separated by commas were expected, "
             "such as 1,8."
-        ) from None
+        )
+    return [int(part) for part in parts]
 
 
 def unit_lines(scores: Any, output: Path | None) -> list[str]:

@@ -1,10 +1,13 @@
-"""JSON files read, or one sentence on what is wrong with them."""
+"""JSON and YAML read, or one sentence on what is wrong with them."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 from typing import Any
+
+import yaml
+from yaml.composer import ComposerError
 
 from shearling.errors import ShearlingError
 
@@ -52,3 +55,41 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ShearlingError(f"{path} holds a {type(value).__name__}, but an object was expected.")
     return value
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values alone, and few references: nested ones stand for more than memory holds."""
+
+    most_aliases = 20
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Count references as they come."""
+        if self.check_event(yaml.AliasEvent):
+            self.most_aliases -= 1
+            if self.most_aliases < 0:
+                mark = self.peek_event().start_mark
+                raise ComposerError(None, None, "there are too many aliases", mark)
+        return super().compose_node(parent, index)
+
+
+def parse_yaml(text: str, what: str) -> Any:
+    """The plain value that a YAML text stands for.
+
+    Args:
+        text: the YAML.
+        what: how to name it, as the beginning of a sentence.
+
+    Raises:
+        ShearlingError: it is none, or is nested too deeply.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" in line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "it cannot be parsed"
+        raise ShearlingError(f"{what} is not YAML{line}: {problem}.") from error
+    except RecursionError as error:
+        raise ShearlingError(f"{what} is not YAML: it is nested too deeply.") from error
+    except (ValueError, OverflowError, TypeError) as error:  # a date or a number that is none
+        raise ShearlingError(f"{what} is not YAML: {error}.") from error

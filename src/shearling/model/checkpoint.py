@@ -220,6 +220,7 @@ def _match(
     """Prove that what is stored is what the table expects, one for one."""
     for name, sizes in expected.items():
         if name not in headers:
+            _check_prefix(name, headers, family, path)
             raise ShearlingError(
                 f"{path} lacks the tensor {name}, which its config.json calls for; "
                 "fetch the checkpoint again, or repair the configuration."
@@ -244,6 +245,22 @@ def _match(
     return (
         {name: headers[name].file for name in expected},
         {name: headers[name].dtype for name in expected},
+    )
+
+
+def _check_prefix(name: str, headers: Iterable[str], family: Family, path: Path) -> None:
+    """Refuse names that differ from the table's by what stands before the blocks' list."""
+    lists = family.blocks.rpartition(".")[2]
+    tail = f"{lists}.0."
+    stored = next((one for one in headers if one.startswith(tail) or f".{tail}" in one), None)
+    if stored is None or stored.startswith(f"{family.blocks}."):
+        return
+    given = stored[: -len(stored.partition(tail)[2]) - len(tail)]
+    raise ShearlingError(
+        f"{path} names its tensors as a base model or a multimodal wrapper does: {stored} begins "
+        f"with {given!r} where {family.blocks.removesuffix(lists)!r} was expected ({name} is one "
+        "of those it lacks); load it with transformers' AutoModelForCausalLM, save_pretrained that "
+        "model, and give its directory."
     )
 
 

@@ -19,6 +19,7 @@ from shearling.files.reading import read_json
 from shearling.model import remote_code
 from shearling.model.adapters import check_no_adapter
 from shearling.model.dtypes import dtype_of
+from shearling.model.memory import check_fits
 from shearling.model.sanity import (
     IGNORED,
     check_depth,
@@ -27,7 +28,6 @@ from shearling.model.sanity import (
     check_tokenizer_files,
     remedy,
 )
-from shearling.model.memory import check_fits
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
