@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shearling.commands.options import Json, MergeAdapter, Seed, print_result
+from shearling.commands.options import Json, MergeAdapter, Seed, print_result, size_in_bytes
 from shearling.commands.takes import takes_options
 
 if TYPE_CHECKING:
@@ -36,6 +36,9 @@ class PackOptions:
         float, typer.Option(min=0, max=0.999, help="Share of the documents not to train on.")
     ] = 0.02
     seed: Seed = 0
+    max_line: Annotated[
+        str, typer.Option(help="Longest line, which is held in memory; of .gz and .zst unpacked.")
+    ] = "100MB"
     workers: Annotated[
         int | None,
         typer.Option(min=1, help="Processes; by default one for each processor if it is worth it."),
@@ -69,6 +72,7 @@ def pack(options: PackOptions) -> None:
         length=options.length,
         held_out=options.held_out,
         seed=options.seed,
+        max_line=size_in_bytes(options.max_line, "--max-line"),
     )
     if options.dry_run:
         _print_plan(plan, options.as_json)
