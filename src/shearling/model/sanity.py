@@ -26,6 +26,8 @@ _DEPTHS = (
     "num_decoder_layers",
 )  # fmt: skip
 DEEPEST = 1000  # more blocks than this are believed only where there are as many tensors
+# Sizes of things that a model of tokens has none or few of, and that must be at least one.
+_COUNTS = {"num_labels": 10**6, "max_position_embeddings": 10**12}
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -43,6 +45,13 @@ def check_depth(path: Path, raw: Mapping[str, Any]) -> None:
         ShearlingError: there are more blocks than tensors; both numbers are named.
     """
     for part in (raw, *(value for value in raw.values() if isinstance(value, Mapping))):
+        for key, most in _COUNTS.items():
+            size = part.get(key)
+            if isinstance(size, int) and not 1 <= size <= most:
+                raise ShearlingError(
+                    f"{path / 'config.json'} says {key}={_short(size)}, but it must be from 1 to "
+                    f"{most:,}; repair the configuration."
+                )
         for key in _DEPTHS:
             depth = part.get(key)
             if isinstance(depth, int) and depth > DEEPEST and depth > (num := _num_tensors(path)):
@@ -155,6 +164,8 @@ def check_ids(ids: Tensor, num_rows: int, model: str) -> None:
     Raises:
         ShearlingError: the id is named.
     """
+    if not ids.numel():
+        return
     least, most = (int(bound) for bound in ids.aminmax())
     if least < 0 or most >= num_rows:
         raise ShearlingError(

@@ -105,7 +105,7 @@ def open_subject(model: str | Path, *, merge_adapter: bool = False) -> OpenedMod
     """
     path = resolve(model, merge_adapter=merge_adapter)
     raw = read_json(path / "config.json")
-    known = raw.get("model_type") in FAMILIES
+    known = str(raw.get("model_type")) in FAMILIES
     if known and quantization(raw) is None:
         return Checkpoint.open(path)
     _weights(path)
