@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from shearling.errors import ShearlingError
 from shearling.files.reading import read_json
 from shearling.model.checkpoint import Checkpoint, directory_name, table_of
 from shearling.model.fingerprint import fingerprint
