@@ -4,14 +4,32 @@ Each command is a file of :mod:`shearling.commands`. torch and transformers take
 so every command imports what it needs when it is run.
 """
 
+# ruff: noqa: E402 - what Ctrl-C does has to be said before the imports
+
 from __future__ import annotations
 
 import os
 import signal
 import sys
+from pathlib import Path
+
+
+def _leave(_signal: int, _frame: object) -> None:
+    """What Ctrl-C does before there is anything to tidy up."""
+    os.write(2, b"shearling: interrupted before anything was begun.\n")
+    os._exit(130)
+
+
+# The imports below take a moment, in which Ctrl-C would end in a traceback.
+if __name__ == "__main__" or Path(sys.argv[0] or ".").stem == "shearling":
+    signal.signal(signal.SIGINT, _leave)
+
+import io
 import time
 import traceback
-from typing import Annotated, NoReturn
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -32,7 +50,7 @@ from shearling.commands.report import report
 from shearling.commands.score import score
 from shearling.commands.studio import studio
 from shearling.commands.teach import teach
-from shearling.errors import ShearlingError
+from shearling.errors import LONGEST, ShearlingError, lacks_memory, reason
 from shearling.files.progress import first_process, processes
 from shearling.version import __version__
 
@@ -112,53 +130,110 @@ def _run() -> None:
 
 
 def main() -> None:
-    """Entry point: errors of the user's become one line on stderr and exit code 2."""
+    """Entry point: whatever is raised becomes one line on stderr and an exit code.
+
+    2 for what the user or a file gave, 130 for Ctrl-C, and 1 for what we did not think of.
+    """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # Read when tqdm is first imported; transformers draws a bar of its own for GGUF files.
     os.environ.setdefault("TQDM_DISABLE", "1")
     # An exit, rather than a kill, lets unfinished outputs be removed.
     signal.signal(signal.SIGTERM, _stop)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be text
+        sys.stdout.reconfigure(errors="backslashreplace")
+    with _interrupts() as interrupted:
+        try:
+            _run()
+        except SystemExit as stop:  # which is also what typer makes of an interrupt
+            if not interrupted() and stop.code != 130:
+                raise
+        except BaseException as error:
+            if os.environ.get("SHEARLING_TRACEBACK"):
+                traceback.print_exc()
+            # Libraries put an interrupt into errors of their own, or report what it broke.
+            if not (interrupted() or isinstance(error, KeyboardInterrupt)):
+                code, sentence = _told(error)
+                if not first_process():
+                    # What every process has to say, the first one says; torchrun ends the others.
+                    time.sleep(PATIENCE)
+                print(f"shearling: {sentence}", file=sys.stderr)
+                sys.exit(code)
+        print("shearling: interrupted; nothing half-written was left behind.", file=sys.stderr)
+        sys.exit(130)
+
+
+@contextmanager
+def _interrupts() -> Generator[Callable[[], bool]]:
+    """Whether Ctrl-C came, even where what it raised was lost on the way."""
+    came = False
+
+    def note(*_: object) -> NoReturn:
+        nonlocal came
+        came = True
+        raise KeyboardInterrupt
+
+    def lost(unraisable: Any) -> None:
+        """Raise again what came while an object was being removed, where nothing can be raised."""
+        if isinstance(unraisable.exc_value, KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        else:
+            sys.__unraisablehook__(unraisable)
+
+    before, hook = signal.getsignal(signal.SIGINT), sys.unraisablehook
+    ours = before in (signal.default_int_handler, _leave)
+    if ours:  # not where a program that runs us, or a shell's &, has it otherwise
+        signal.signal(signal.SIGINT, note)
+        sys.unraisablehook = lost
     try:
-        _run()
-    except (ShearlingError, OSError, RuntimeError) as error:
-        sentence = _sentence(error)
-        if sentence is None:
-            raise
-        if not first_process():
-            # What every process has to say, the first one says; torchrun then ends the others.
-            time.sleep(PATIENCE)
-        if os.environ.get("SHEARLING_TRACEBACK"):
-            traceback.print_exc()
-        print(f"shearling: {sentence}", file=sys.stderr)
-        sys.exit(2)
-    except SystemExit as stop:  # which is what typer makes of an interrupt
-        if stop.code == 130:
-            print("shearling: interrupted; nothing half-written was left behind.", file=sys.stderr)
-        raise
+        yield lambda: came
+    finally:
+        if ours:
+            # The interpreter's own teardown is no place for another.
+            signal.signal(signal.SIGINT, signal.SIG_IGN if before is _leave else before)
+            sys.unraisablehook = hook
 
 
-def _sentence(error: Exception) -> str | None:
-    """What to say of an error; None if it is a fault of ours."""
+def _told(error: BaseException) -> tuple[int, str]:
+    """The exit code and the sentence for an error."""
     if isinstance(error, ShearlingError):
-        return str(error)
-    if isinstance(error, OSError):
-        return _refused(error)
-    reason = " ".join(str(error).split())
-    if type(error).__name__ == "OutOfMemoryError":  # torch's; importing it takes seconds
-        return (
-            f"the device has too little memory ({reason.split('. ')[0]}); give --memory with less "
-            "than there is or --stream, shorter sequences (--length), or --device cpu."
-        )
+        return 2, str(error)
     lost = ("closed by peer", "reset by peer", "NCCL", "gloo")
-    if processes() > 1 and any(word in reason for word in lost):
-        return f"another process is gone, which has said why ({reason[:120]})."
-    return None
+    if processes() > 1 and any(word in str(error) for word in lost):
+        return 2, f"another process is gone, which has said why ({reason(error)[:120]})."
+    if type(error).__name__ == "OutOfMemoryError":  # torch's; importing it takes seconds
+        return 2, (
+            f"the device has too little memory ({reason(error).split('. ')[0]}); give --memory "
+            "with less than there is or --stream, shorter sequences (--length), or --device cpu."
+        )
+    if lacks_memory(error):
+        return 2, (
+            f"there is not enough memory for this ({reason(error)}); ask for less at a time or in "
+            "all, or free some."
+        )
+    if isinstance(error, OSError):
+        return 2, (
+            f"a file or directory could not be used ({reason(error)}); --traceback shows where."
+        )
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    said = " ".join(said.split())[:LONGEST]
+    if f"{os.sep}shearling{os.sep}" in where.filename:
+        return 1, (
+            f"this stopped at an error that shearling did not expect ({said}, in line "
+            f"{where.lineno} of {Path(where.filename).name}); check what was given, and report it "
+            "with what --traceback shows."
+        )
+    return 2, (
+        f"a library could not go on with what was given ({said}, in {_package(where.filename)}); "
+        "check the files that were named, and --traceback shows where."
+    )
 
 
-def _refused(error: OSError) -> str:
-    """What the operating system, or a library in its name, would not do."""
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return f"a file or directory could not be used ({reason}); --traceback shows where."
+def _package(filename: str) -> str:
+    """The package that a file belongs to."""
+    parts = Path(filename).parts
+    places = [i for i, part in enumerate(parts) if part in ("site-packages", "dist-packages")]
+    return parts[places[-1] + 1] if places else Path(filename).stem
 
 
 if __name__ == "__main__":

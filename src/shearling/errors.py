@@ -1,4 +1,14 @@
-"""The one exception that users meet."""
+"""The one exception that users meet, and the border at which others are turned into it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+
+LONGEST = 400  # characters of a reason that a sentence shows
+# What these say is a key, a name or nothing; a reader needs their kind as well.
+_TERSE = (LookupError, AttributeError, TypeError, AssertionError, ArithmeticError, RecursionError)
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "Cannot allocate")
 
 
 class ShearlingError(ValueError):
@@ -7,3 +17,45 @@ class ShearlingError(ValueError):
     The message is one sentence that names what was given, what was expected and what would
     work; the command line prints it without a traceback and exits with 2.
     """
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, all of its lines as one, without a full stop.
+
+    Validators say on the second line what is wrong, and on the first only who complains.
+    """
+    said, kind = " ".join(str(error).split()).rstrip(".:; "), type(error).__name__
+    if not said:
+        return kind
+    said = f"{kind}: {said}" if isinstance(error, _TERSE) else said
+    return said if len(said) <= LONGEST else said[: LONGEST - 3] + "..."
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error, torch's RuntimeError among them, means that memory was refused."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(part in str(error) for part in _NO_MEMORY)
+
+
+@contextmanager
+def in_words(say: Callable[[str], str]) -> Generator[None]:
+    """Turn whatever a library raises inside into one sentence.
+
+    Errors of ours, and those for want of memory, pass as they are: the one has its sentence, the
+    other is not the input's fault.
+
+    Args:
+        say: makes the sentence of the library's reason.
+
+    Raises:
+        ShearlingError: something was raised.
+    """
+    try:
+        yield
+    except ShearlingError:
+        raise
+    except Exception as error:
+        if lacks_memory(error):
+            raise
+        raise ShearlingError(say(reason(error))) from error

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from shearling.data.seeds import LARGEST
 from shearling.errors import ShearlingError
 from shearling.files.progress import first_process, processes
 from shearling.scoring.registry import PLUS, by_help
@@ -57,7 +58,7 @@ Bos = Annotated[
         "the model's tokenizer puts one before a text.",
     ),
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of every random choice.")]
+Seed = Annotated[int, typer.Option(min=0, max=LARGEST, help="Seed of every random choice.")]
 Stream = Annotated[
     bool | None,
     typer.Option(
@@ -266,13 +267,14 @@ def seconds(text: str, option: str) -> float:
 
 def numbers(text: str, option: str) -> list[int]:
     """Whole numbers separated by commas."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch("-?[0-9]{1,18}", part) for part in parts):
+        shown = text if len(text) <= 60 else text[:57] + "..."
         raise ShearlingError(
-            f"{option} {text!r} was given, but whole numbers separated by commas were expected, "
+            f"{option} {shown!r} was given, but whole numbers separated by commas were expected, "
             "such as 1,8."
-        ) from None
+        )
+    return [int(part) for part in parts]
 
 
 def unit_lines(scores: Any, output: Path | None) -> list[str]:

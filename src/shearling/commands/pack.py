@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shearling.commands.options import Bos, Json, MergeAdapter, Seed, print_result
+from shearling.commands.options import (
+    Bos,
+    Json,
+    MergeAdapter,
+    Seed,
+    print_result,
+    size_in_bytes,
+)
 from shearling.commands.takes import takes_options
 
 if TYPE_CHECKING:
@@ -37,6 +44,9 @@ class PackOptions:
     ] = 0.02
     bos: Bos = None
     seed: Seed = 0
+    max_line: Annotated[
+        str, typer.Option(help="Longest line, which is held in memory; of .gz and .zst unpacked.")
+    ] = "100MB"
     workers: Annotated[
         int | None,
         typer.Option(min=1, help="Processes; by default one for each processor if it is worth it."),
@@ -71,6 +81,7 @@ def pack(options: PackOptions) -> None:
         held_out=options.held_out,
         seed=options.seed,
         bos=options.bos,
+        max_line=size_in_bytes(options.max_line, "--max-line"),
     )
     if options.dry_run:
         _print_plan(plan, options.as_json)

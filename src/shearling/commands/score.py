@@ -71,7 +71,9 @@ def score(options: ScoreOptions) -> None:
     from shearling.model.checkpoint import Checkpoint
 
     of_blocks = options.axis == "layers"
-    by = options.by or default_for("blocks" if of_blocks else "units")
+    by = options.by
+    if by is None:
+        by = default_for("blocks" if of_blocks else "units")
     if options.remove is not None and by not in removers():
         raise ShearlingError(
             f"--remove {options.remove} is for --by {' or '.join(removers())}, which need to know "

@@ -18,10 +18,13 @@ are those of the group, or of the field's default if it has one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from inspect import Parameter, Signature
 from typing import Any, TypeVar, get_type_hints
+
+from shearling.errors import ShearlingError
 
 Options = TypeVar("Options")
 
@@ -38,6 +41,7 @@ def takes_options(command: Callable[[Options], None]) -> Callable[..., None]:
     def run(**given: Any) -> None:
         from shearling.engine.room import sweep_all
 
+        _check_floats(given)
         sweep_all()
         command(_gathered(kind, given))
 
@@ -46,6 +50,15 @@ def takes_options(command: Callable[[Options], None]) -> Callable[..., None]:
     run.__signature__ = Signature(parameters, return_annotation=None)  # ty: ignore
     run.__annotations__ = {one.name: one.annotation for one in parameters} | {"return": None}
     return run
+
+
+def _check_floats(given: Mapping[str, Any]) -> None:
+    """Refuse infinity and NaN, which typer reads as numbers and no option means."""
+    for name, value in given.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ShearlingError(
+                f"--{name.replace('_', '-')} {value} was given, but a finite number was expected."
+            )
 
 
 def _parameters(kind: Any, default: Any = None) -> Iterator[Parameter]:

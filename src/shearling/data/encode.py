@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -15,7 +14,8 @@ from transformers import PreTrainedTokenizerBase
 from shearling.data.bos import opening
 from shearling.data.records import Chat, Document, Exchange, Record
 from shearling.data.text import PIECE_CHARACTERS, pieces
-from shearling.errors import ShearlingError
+from shearling.errors import ShearlingError, reason
+from shearling.model.templates import render_chat
 
 Encoded = tuple[np.ndarray, np.ndarray | None]
 Messages = list[dict[str, str]]
@@ -140,23 +140,18 @@ def answers(
             "--tokenizer that has one, or prompts with answers."
         )
     try:
-        text = _render(tokenizer, messages).rstrip()
+        text = render_chat(tokenizer, messages).rstrip()
         spans = [
             _span(tokenizer, messages, turn, text)
             for turn, message in enumerate(messages)
             if message["role"] == "assistant" and message["content"].strip()
         ]
     except Exception as error:  # a template can raise whatever it likes
-        reason = " ".join(str(error).split()).rstrip(".")
         raise ShearlingError(
             f"{where()} is a conversation that the tokenizer's chat template does not take "
-            f"({reason}); mend or leave out that record."
+            f"({reason(error)}); mend or leave out that record."
         ) from error
     return text, spans
-
-
-def _render(tokenizer: Any, messages: Messages, *, ask: bool = False) -> str:
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
 
 
 def _span(
@@ -168,14 +163,14 @@ def _span(
     thought before the last answer only. So a stand-in shows what comes before and after one.
     """
     stand_in = [*messages[:turn], {"role": "assistant", "content": _ANSWER}]
-    head, found, tail = _render(tokenizer, stand_in).partition(_ANSWER)
+    head, found, tail = render_chat(tokenizer, stand_in).partition(_ANSWER)
     if not found:
         raise ValueError(f"it leaves out message {turn + 1}")
     tail = tail.rstrip()
     start = len(head)
     if turn:
-        asked = _render(tokenizer, messages[:turn], ask=True)
-        if asked != _render(tokenizer, messages[:turn]) and text.startswith(asked):
+        asked = render_chat(tokenizer, messages[:turn], ask=True)
+        if asked != render_chat(tokenizer, messages[:turn]) and text.startswith(asked):
             start = len(asked)
     content = messages[turn]["content"]
     for at in (len(head), start):

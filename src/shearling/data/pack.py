@@ -26,6 +26,7 @@ from shearling.data.merge import merge
 from shearling.data.records import SHARD_BYTES, split
 from shearling.data.shards import ShardTask, tokenise
 from shearling.data.store import KIND, MANIFEST, UNFINISHED, VERSION, tokenizer_hash
+from shearling.data.text import MAX_LINE
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
 from shearling.files.unfinished import alone, kept_on_a_full_disk
@@ -49,11 +50,13 @@ class PackPlan:
     held_out: float = 0.02
     seed: int = 0
     bos: int | None = None
+    max_line: int = MAX_LINE
 
     @staticmethod
     def of(
         specs: Sequence[str], tokenizer: PreTrainedTokenizerBase, name: str, *,
         length: int = 2048, held_out: float = 0.02, seed: int = 0, bos: bool | None = None,
+        max_line: int = MAX_LINE,
     ) -> PackPlan:  # fmt: skip
         """Find the files of ``specs``; see :func:`shearling.data.domains.find_domains`.
 
@@ -72,7 +75,9 @@ class PackPlan:
                 "0.02; 0 holds nothing out."
             )
         begin = Encoder(tokenizer, bos).bos
-        return PackPlan(tokenizer, name, find_domains(specs), length, held_out, seed, begin)
+        return PackPlan(
+            tokenizer, name, find_domains(specs), length, held_out, seed, begin, max_line
+        )
 
     @property
     def encoder(self) -> Encoder:
@@ -228,7 +233,7 @@ def _tasks(
         (unfinished / domain).mkdir(exist_ok=True)
         for index, source in enumerate(sources):
             sha = described[domain][index]["sha256"]
-            for shard in split(source.file, shard_bytes):
+            for shard in split(source.file, shard_bytes, max_line=plan.max_line):
                 path = unfinished / domain / f"{index:06}-{shard.start:014}"
                 tasks.append(ShardTask(domain, shard, sha, path, plan.dtype, plan.seed))
     return tasks

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from shearling.data.text import _LONE_SURROGATE
+from shearling.data.text import _LONE_SURROGATE, MAX_LINE, LongLineError, lines_of
 from shearling.errors import ShearlingError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt", ".parquet")
@@ -73,12 +73,14 @@ class Shard:
 
     ``start`` and ``stop`` are bytes of a .jsonl file (the lines that begin there), row groups of
     a .parquet file, and 0 and the size of any other, which is read whole. ``size`` is in bytes.
+    ``max_line`` is how many bytes a line may have, unpacked.
     """
 
     file: Path
     start: int
     stop: int
     size: int
+    max_line: int = MAX_LINE
 
     def where(self, number: int) -> str:
         """How to name the record that :func:`read` gave this number."""
@@ -101,7 +103,7 @@ def digest(record: Record, seed: int) -> int:
     return int.from_bytes(hashlib.blake2b(said.encode(), digest_size=8, key=key).digest(), "little")
 
 
-def split(file: Path, shard_bytes: int = SHARD_BYTES) -> list[Shard]:
+def split(file: Path, shard_bytes: int = SHARD_BYTES, *, max_line: int = MAX_LINE) -> list[Shard]:
     """A file as shards of about so many bytes; a compressed file and a text are one shard.
 
     Raises:
@@ -112,9 +114,9 @@ def split(file: Path, shard_bytes: int = SHARD_BYTES) -> list[Shard]:
         if suffix_of(file) == ".jsonl":
             starts = range(0, size, shard_bytes)
             ends = (min(start + shard_bytes, size) for start in starts)
-            return [Shard(file, a, b, b - a) for a, b in zip(starts, ends, strict=True)]
+            return [Shard(file, a, b, b - a, max_line) for a, b in zip(starts, ends, strict=True)]
         if suffix_of(file) != ".parquet":
-            return [Shard(file, 0, size, size)]
+            return [Shard(file, 0, size, size, max_line)]
         from pyarrow import parquet
 
         groups: list[list[int]] = []  # start, stop, bytes
@@ -124,7 +126,7 @@ def split(file: Path, shard_bytes: int = SHARD_BYTES) -> list[Shard]:
                     groups.append([group, group, 0])
                 groups[-1][1] += 1
                 groups[-1][2] += table.metadata.row_group(group).total_byte_size
-        return [Shard(file, *group) for group in groups]
+        return [Shard(file, *group, max_line=max_line) for group in groups]
 
 
 def read(shard: Shard) -> Iterator[tuple[int, Record | None]]:
@@ -146,7 +148,7 @@ def read(shard: Shard) -> Iterator[tuple[int, Record | None]]:
             text = _decoded(shard.file.read_bytes(), shard, 1)
             yield 1, _record({"text": text}, shard, 1)
         else:
-            for number, line in enumerate(_lines(shard), 1):
+            for number, line in enumerate(_numbered(shard), 1):
                 if line.strip():
                     yield number, _record(_json(line, shard, number), shard, number)
 
@@ -166,16 +168,32 @@ def _readable(file: Path) -> Generator[None]:
         ) from error
 
 
+def _numbered(shard: Shard) -> Iterator[bytes]:
+    """The lines that begin in the shard; the number of one that is too long is told."""
+    number = 0
+    try:
+        for line in _lines(shard):
+            number += 1
+            yield line
+    except LongLineError as error:
+        raise ShearlingError(
+            f"{shard.where(number + 1)} is {error} and would be held in memory; split it into "
+            "several documents, or allow it with a larger --max-line."
+        ) from error
+
+
 def _lines(shard: Shard) -> Iterator[bytes]:
-    """The lines that begin in the shard."""
     with _opened(shard.file) as stream:
         if suffix_of(shard.file) != ".jsonl":
-            yield from stream
+            yield from lines_of(stream, shard.max_line)
             return
         position = _seek(stream, shard.start)
-        while position < shard.stop and (line := stream.readline()):
-            position += len(line)
-            yield line
+        if position < shard.stop:
+            for line in lines_of(stream, shard.max_line):
+                position += len(line)
+                yield line
+                if position >= shard.stop:
+                    break
 
 
 @contextmanager
@@ -195,10 +213,15 @@ def _opened(file: Path) -> Generator[IO[bytes]]:
 
 def _seek(stream: IO[bytes], start: int) -> int:
     """Go to where the first line begins at or after ``start``; returns the place."""
-    if start:
-        stream.seek(start - 1)
-        return start - 1 + len(stream.readline())
-    return 0
+    if not start:
+        return 0
+    position = start - 1
+    stream.seek(position)
+    while part := stream.readline(1 << 20):  # a long line is not held in memory
+        position += len(part)
+        if part.endswith(b"\n"):
+            break
+    return position
 
 
 def _rows(shard: Shard) -> Iterator[Mapping[str, Any]]:

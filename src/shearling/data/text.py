@@ -8,9 +8,11 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import sys
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -18,6 +20,8 @@ from transformers import PreTrainedTokenizerBase
 
 from shearling.data.bos import TokenWindows, opening
 from shearling.errors import ShearlingError
+from shearling.files.reading import check_size
+from shearling.model.memory import free_bytes
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".txt")
 
@@ -28,6 +32,11 @@ CHARACTERS_PER_TOKEN = 16
 JOINED_CHARACTERS = 2_000_000
 # A document longer than this is tokenised in pieces that end at a line's end.
 PIECE_CHARACTERS = 4_000_000
+
+# Bytes of a line at most, which is a document; those of a .gz file are counted unpacked.
+MAX_LINE = 100_000_000
+# Of the memory that is free, documents may take this share before they are tokenised.
+HELD_SHARE = 0.5
 
 SEPARATOR = "\n\n"
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -71,10 +80,44 @@ def documents(path: Path | str) -> list[str]:
         )
     else:
         files = [path]
-    found = [text for file in files for text in _read(file) if text.strip()]
+    found = list(_held((text for file in files for text in _read(file) if text.strip()), path))
     if not found:
         raise ShearlingError(f"{path} holds no text; give a file with at least one document.")
     return [_LONE_SURROGATE.sub("\ufffd", text) for text in found]
+
+
+def lines_of(stream: IO[bytes], most: int) -> Iterator[bytes]:
+    """The lines of a stream, none of more than ``most`` bytes in memory.
+
+    Raises:
+        LongLineError: a line is longer.
+    """
+    while line := stream.readline(most + 1):
+        if len(line) > most:
+            raise LongLineError(most)
+        yield line
+
+
+class LongLineError(ValueError):
+    """A line that is longer than what is read at a time."""
+
+    def __init__(self, most: int) -> None:
+        """Say how long a line may be."""
+        super().__init__(f"longer than {most / 1e6:,.0f} MB")
+
+
+def _held(texts: Iterable[str], path: Path) -> Iterator[str]:
+    """The same texts, as long as there is memory for them."""
+    most = int((free_bytes() or 2**62) * HELD_SHARE)
+    held = 0
+    for text in texts:
+        held += sys.getsizeof(text)
+        if held > most:
+            raise ShearlingError(
+                f"{path} holds more than {most / 1e9:.1f} GB of text, {HELD_SHARE:.0%} of the free "
+                "memory; give a part of it, as no more is read than fits."
+            )
+        yield text
 
 
 def calibration_windows(
@@ -198,16 +241,22 @@ def _suffix(file: Path) -> str | None:
 
 def _read(file: Path) -> Iterator[str]:
     """The documents of one file."""
-    opener: Callable = gzip.open if _suffix(file) == ".jsonl.gz" else open
+    opener: Any = gzip.open if _suffix(file) == ".jsonl.gz" else open
     number = 0
     try:
         with opener(file, "rb") as lines:
             if _suffix(file) == ".txt":
+                check_size(file, int((free_bytes() or 2**62) * HELD_SHARE / 2))
                 yield lines.read().decode("utf-8-sig")
                 return
-            for number, line in enumerate(lines, start=1):
+            for number, line in enumerate(lines_of(lines, MAX_LINE), start=1):
                 if line.strip():
                     yield _text_of(line.decode("utf-8-sig"), f"Line {number} of {file}")
+    except LongLineError as error:
+        raise ShearlingError(
+            f"Line {number + 1} of {file} is {error}; a line is one document, so split it into "
+            "several (`shearling pack` takes longer ones with --max-line)."
+        ) from error
     except UnicodeDecodeError as error:
         where = f"Line {number} of {file}" if number else str(file)
         raise ShearlingError(

@@ -26,6 +26,7 @@ from shearling.engine.weights import BlockWeights, ordinary_tensors
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.loading import build_model
+from shearling.model.sanity import check_ids
 
 
 class _StandIn(nn.Module):
@@ -237,12 +238,7 @@ class BlockStream:
                 f"sequences of {ids_BS.shape[1]} tokens are longer than the {limit} positions "
                 f"of {self.checkpoint.name}; give a --length of at most {limit}."
             )
-        largest, vocab = int(ids_BS.max()), self.checkpoint.shape["vocab"]
-        if largest >= vocab:
-            raise ShearlingError(
-                f"the text gives the token {largest}, but {self.checkpoint.name} knows 0 to "
-                f"{vocab - 1}; put the tokenizer that belongs to the model beside its weights."
-            )
+        check_ids(ids_BS, self.checkpoint.shape["vocab"], self.checkpoint.name)
 
 
 def token_nll(logits_BSV: Tensor, targets_BS: Tensor) -> Tensor:

@@ -13,9 +13,10 @@ import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from shearling.data.seeds import LARGEST
-from shearling.errors import ShearlingError
+from shearling.errors import ShearlingError, in_words
 from shearling.files.progress import Progress, silent
 from shearling.model.loading import check_positive, longest_input
+from shearling.model.templates import render_chat
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,13 @@ def _as_message(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
             "The tokenizer has no chat template to ask the prompt in; ask it as plain text."
         )
     message = [{"role": "user", "content": prompt}]
-    return str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
+    with in_words(
+        lambda why: (
+            f"The tokenizer's chat template cannot render a prompt ({why}); mend it, or "
+            "ask the prompt as plain text."
+        )
+    ):
+        return render_chat(tokenizer, message, ask=True)
 
 
 def choose_token(

@@ -107,6 +107,9 @@ def write_json(path: Path, value: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write ``text``, whole or not at all; parent directories are made.
 
+    Half a surrogate pair, as Python has it in file names that are not UTF-8, is written as JSON
+    would escape it.
+
     Raises:
         ShearlingError: ``path`` is no regular file, or the disk ran full.
     """

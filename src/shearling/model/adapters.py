@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shearling.errors import ShearlingError
+from shearling.errors import ShearlingError, in_words
 from shearling.files.quiet import no_progress_bars
 from shearling.files.reading import read_json
 from shearling.files.writer import check_space, file_digest, new_directory, write_json
@@ -204,24 +204,25 @@ def _merged_state(base: OpenedModel, path: Path) -> tuple[dict[str, Tensor], dic
     import torch
     from transformers.core_model_loading import revert_weight_conversion
 
-    from shearling.model.loading import first_line, load_model
+    from shearling.model.loading import load_model
     from shearling.model.proof_tokens import proof_tokens
 
     ids_BS = proof_tokens(base)
     model = load_model(base.path, dtype="float32")
-    try:
-        with no_progress_bars(), torch.inference_mode():
-            adapted = _adapted(model, path)
-            expected_BSV = adapted(ids_BS).logits
-            whole = adapted.merge_and_unload()
-            merged_BSV = whole(ids_BS).logits
-    except ShearlingError:
-        raise
-    except Exception as error:  # whatever peft's many methods raise
-        raise ShearlingError(
-            f"the adapter in {path} cannot be merged into {base.name} by peft "
-            f"({first_line(error)}); give an adapter of that model."
-        ) from error
+    with (
+        in_words(  # whatever peft's many methods raise
+            lambda why: (
+                f"the adapter in {path} cannot be merged into {base.name} by peft ({why}); "
+                "give an adapter of that model."
+            )
+        ),
+        no_progress_bars(),
+        torch.inference_mode(),
+    ):
+        adapted = _adapted(model, path)
+        expected_BSV = adapted(ids_BS).logits
+        whole = adapted.merge_and_unload()
+        merged_BSV = whole(ids_BS).logits
     difference = float((merged_BSV - expected_BSV).abs().max())
     relative = difference / max(float(expected_BSV.abs().max()), 1e-30)
     if not relative <= TOLERANCE:

@@ -18,12 +18,13 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from shearling.errors import ShearlingError
+from shearling.errors import ShearlingError, in_words
 from shearling.files.reading import read_json
 from shearling.model.dtypes import torch_dtype
 from shearling.model.fingerprint import fingerprint
 from shearling.model.loading import load_config, load_tokenizer
 from shearling.model.remote_code import check_config
+from shearling.model.sanity import check_numbers
 from shearling.model.stored import StoredTensor, stored_tensors
 from shearling.model.tensors import StoredTensors, Tensors
 from shearling.model.weight_files import INDEX, SINGLE, no_weights
@@ -79,9 +80,7 @@ class Checkpoint:
         family = family_of(raw.get("model_type"), str(model))
         _require_plain(raw, model)
         config = load_config(path)
-        layout = family.layout(config)
-        shape = family.shape(config)
-        layout.check(shape)
+        layout, shape = table_of(family, config, path)
         headers = stored_tensors(path, _shards(path))
         files, dtypes = _match(layout.tensors(shape), headers, layout, family, path)
         _check_tied(layout, headers, path)
@@ -162,6 +161,26 @@ def directory_name(path: Path) -> str:
     return hub[-1].rsplit("--", 1)[-1] if hub else parts[-1]
 
 
+def table_of(family: Family, config: Any, path: Path) -> tuple[Layout, Shape]:
+    """The table of a model and its sizes.
+
+    Raises:
+        ShearlingError: the configuration of ``path`` gives sizes that cannot be.
+    """
+    with in_words(
+        lambda why: (
+            f"{path / 'config.json'} gives sizes that a {family.model_type} model cannot "
+            f"have ({why}); repair the configuration first."
+        )
+    ):
+        layout, shape = family.layout(config), family.shape(config)
+        for axis, size in shape.items():
+            if not isinstance(size, int) or isinstance(size, bool):
+                raise TypeError(f"{axis} is {size!r}, and not a whole number")
+        layout.check(shape)
+    return layout, shape
+
+
 def _shards(path: Path) -> list[Path]:
     """The weight files of a directory, all of them present."""
     if (path / SINGLE).is_file():  # where there are both, transformers reads this one
@@ -201,6 +220,7 @@ def _match(
     """Prove that what is stored is what the table expects, one for one."""
     for name, sizes in expected.items():
         if name not in headers:
+            _check_prefix(name, headers, family, path)
             raise ShearlingError(
                 f"{path} lacks the tensor {name}, which its config.json calls for; "
                 "fetch the checkpoint again, or repair the configuration."
@@ -228,6 +248,22 @@ def _match(
     )
 
 
+def _check_prefix(name: str, headers: Iterable[str], family: Family, path: Path) -> None:
+    """Refuse names that differ from the table's by what stands before the blocks' list."""
+    lists = family.blocks.rpartition(".")[2]
+    tail = f"{lists}.0."
+    stored = next((one for one in headers if one.startswith(tail) or f".{tail}" in one), None)
+    if stored is None or stored.startswith(f"{family.blocks}."):
+        return
+    given = stored[: -len(stored.partition(tail)[2]) - len(tail)]
+    raise ShearlingError(
+        f"{path} names its tensors as a base model or a multimodal wrapper does: {stored} begins "
+        f"with {given!r} where {family.blocks.removesuffix(lists)!r} was expected ({name} is one "
+        "of those it lacks); load it with transformers' AutoModelForCausalLM, save_pretrained that "
+        "model, and give its directory."
+    )
+
+
 def _check_tied(layout: Layout, headers: Mapping[str, StoredTensor], path: Path) -> None:
     """Prove that a tied tensor which is stored all the same is the one it is tied to.
 
@@ -240,6 +276,7 @@ def _check_tied(layout: Layout, headers: Mapping[str, StoredTensor], path: Path)
         for name in (row.name, row.tied_to):
             with safe_open(headers[name].file, "pt") as shard:
                 tensors.append(shard.get_tensor(name))
+            check_numbers(name, tensors[-1], headers[name].file)
         if not torch.equal(*tensors):
             raise ShearlingError(
                 f"{path} stores {row.name} with other values than {row.tied_to}, but its "

@@ -12,15 +12,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 
-from shearling.errors import ShearlingError
+from shearling.errors import ShearlingError, in_words
 from shearling.files.quiet import no_progress_bars
 from shearling.files.reading import read_json
 from shearling.model import remote_code
 from shearling.model.adapters import check_no_adapter
 from shearling.model.dtypes import dtype_of
 from shearling.model.memory import check_fits
+from shearling.model.sanity import (
+    IGNORED,
+    check_depth,
+    check_ids_of,
+    check_model_numbers,
+    check_tokenizer_files,
+    remedy,
+)
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -38,14 +45,15 @@ def load_config(path: Path | str) -> PretrainedConfig:
     from transformers import AutoConfig
 
     path = _model_directory(path)
-    remote_code.check_config(path, read_json(path / "config.json"))
-    try:
-        return AutoConfig.from_pretrained(path, **_LOCAL)
-    except Exception as error:  # transformers raises whatever its validators raise
-        raise ShearlingError(
-            f"{path / 'config.json'} is refused by transformers: {first_line(error)}; "
-            "repair the configuration first."
-        ) from error
+    raw = read_json(path / "config.json")
+    remote_code.check_config(path, raw)
+    check_depth(path, raw)
+    file = path / "config.json"
+    with in_words(lambda why: f"{file} is refused by transformers: {why}; {remedy(raw)}."):
+        config = AutoConfig.from_pretrained(path, **_LOCAL)
+        for key in IGNORED & raw.keys():  # a wish of the machine that the model was saved on
+            setattr(config, f"_{key.removeprefix('_')}", None)
+    return config
 
 
 def load_tokenizer(directory: Path | str) -> PreTrainedTokenizerBase:
@@ -57,27 +65,26 @@ def load_tokenizer(directory: Path | str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     directory = Path(directory)
-    try:
+    check_tokenizer_files(directory)
+    with in_words(lambda why: _no_tokenizer(directory, why)):
         if not directory.is_dir():
             raise OSError("there is no such directory")
         tokenizer = AutoTokenizer.from_pretrained(directory, **_LOCAL)
-    except Exception as error:  # the tokenizers library raises bare exceptions
-        raise _no_tokenizer(directory, first_line(error)) from error
-    if tokenizer is None:
-        raise _no_tokenizer(directory, "transformers knows none for this kind of model")
+        if tokenizer is None:
+            raise OSError("transformers knows none for this kind of model")
     return tokenizer
 
 
-def _no_tokenizer(directory: Path, reason: str) -> ShearlingError:
+def _no_tokenizer(directory: Path, why: str) -> str:
     named = remote_code.tokenizer_class(directory)
     if named is not None:
-        return ShearlingError(
+        return (
             f"{directory / remote_code.TOKENIZER_CONFIG} names {named}, code that is never run, "
             "and transformers itself cannot read the tokenizer; give a directory with a "
             "tokenizer.json and a tokenizer_config.json that names a tokenizer it knows."
         )
-    return ShearlingError(
-        f"{directory} has no tokenizer that transformers can read ({reason}); give a directory "
+    return (
+        f"{directory} has no tokenizer that transformers can read ({why}); give a directory "
         "with tokenizer.json and tokenizer_config.json."
     )
 
@@ -101,13 +108,8 @@ def load_model(path: Path | str, *, dtype: str = "float32", device: str = "cpu")
     kind = dtype_of(dtype)
     _check_library(path)
     check_fits(path, kind, device=device)
-    try:
-        # Wrong sizes are to be reported, and refused below.
-        model, report = stock_model(path, kind, ignore_mismatched_sizes=True)
-    except (
-        OSError, ValueError, KeyError, RuntimeError, ImportError, AssertionError, SafetensorError
-    ) as error:  # fmt: skip
-        raise ShearlingError(_one_line(f"The model in {path} cannot be loaded", error)) from error
+    # Wrong sizes are to be reported, and refused below.
+    model, report = stock_model(path, kind, ignore_mismatched_sizes=True)
     # A weight that transformers could not find was drawn at random: no measurement on it counts.
     bad = sorted(report["missing_keys"]) + sorted(name for name, *_ in report["mismatched_keys"])
     if bad:
@@ -116,10 +118,9 @@ def load_model(path: Path | str, *, dtype: str = "float32", device: str = "cpu")
             f"for, the first being {bad[0]}; give a complete checkpoint."
         )
     _compute_in(model, kind)
-    try:
+    check_ids_of(model, path)
+    with in_words(lambda why: f"The device {device!r} cannot be used: {why}"):
         return model.to(device).eval().requires_grad_(False)
-    except (RuntimeError, AssertionError) as error:
-        raise ShearlingError(_one_line(f"The device {device!r} cannot be used", error)) from error
 
 
 def stock_model(path: Path, dtype: torch.dtype, **options: Any) -> tuple[Any, dict[str, Any]]:
@@ -136,17 +137,25 @@ def stock_model(path: Path, dtype: torch.dtype, **options: Any) -> tuple[Any, di
 
     Raises:
         ShearlingError: it would need code that is never run, or holds an adapter, which
-            transformers would add. Other errors are transformers' own.
+            transformers would add; transformers cannot load it, or one of its weights is no
+            finite number.
     """
     from transformers import AutoModelForCausalLM
 
-    remote_code.check_config(path, read_json(path / "config.json"))
+    config = load_config(path)
     check_no_adapter(path)
-    with no_progress_bars():
+    with (
+        in_words(
+            lambda why: f"The model in {path} cannot be loaded: {why}; repair or fetch it again."
+        ),
+        no_progress_bars(),
+    ):
         # With output_loading_info this is a pair, which its annotation does not say.
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, use_safetensors=True, output_loading_info=True, **_LOCAL, **options
-        )
+            path, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True,
+            **_LOCAL, **options,
+        )  # fmt: skip
+    check_model_numbers(loaded[0], path)
     return loaded
 
 
@@ -156,11 +165,21 @@ def build_model(config: Any, dtype: torch.dtype | None = None) -> Any:
     Args:
         config: as :func:`load_config` gives it.
         dtype: of its weights; None leaves torch's default.
+
+    Raises:
+        ShearlingError: transformers can read such a configuration, and cannot build it.
     """
     from transformers import AutoModelForCausalLM
 
     options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
-    return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
+    name = config.name_or_path or "the model"
+    with in_words(
+        lambda why: (
+            f"The configuration of {name} describes a model that transformers cannot "
+            f"build ({why}); repair its config.json first."
+        )
+    ):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
 
 
 def longest_input(config: PretrainedConfig) -> int | None:
@@ -173,11 +192,6 @@ def check_positive(**values: int | None) -> None:
     for name, value in values.items():
         if value is not None and value < 1:
             raise ShearlingError(f"{name} is {value}, but it must be at least 1.")
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its kind, without a full stop."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _check_library(path: Path) -> None:
@@ -222,7 +236,3 @@ def _model_directory(path: Path | str) -> Path:
             f"*.safetensors, as save_pretrained writes it."
         )
     return path
-
-
-def _one_line(what: str, error: Exception) -> str:
-    return f"{what}: {' '.join(str(error).split()) or type(error).__name__}"

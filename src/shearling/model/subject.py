@@ -15,9 +15,8 @@ from typing import Any
 
 import torch
 
-from shearling.errors import ShearlingError
 from shearling.files.reading import read_json
-from shearling.model.checkpoint import Checkpoint, directory_name
+from shearling.model.checkpoint import Checkpoint, directory_name, table_of
 from shearling.model.fingerprint import fingerprint
 from shearling.model.loading import build_model, load_config, load_tokenizer
 from shearling.model.resolve import resolve
@@ -105,7 +104,7 @@ def open_subject(model: str | Path, *, merge_adapter: bool = False) -> OpenedMod
     """
     path = resolve(model, merge_adapter=merge_adapter)
     raw = read_json(path / "config.json")
-    known = raw.get("model_type") in FAMILIES
+    known = str(raw.get("model_type")) in FAMILIES
     if known and quantization(raw) is None:
         return Checkpoint.open(path)
     _weights(path)
@@ -113,7 +112,7 @@ def open_subject(model: str | Path, *, merge_adapter: bool = False) -> OpenedMod
     if not known:
         return Subject(path, raw, config, None, _sizes(config), _counted(config, path))
     family = FAMILIES[raw["model_type"]]
-    layout, shape = family.layout(config), family.shape(config)
+    layout, shape = table_of(family, config, path)
     return Subject(path, raw, config, layout, shape, layout.count(shape))
 
 
@@ -139,14 +138,7 @@ def _sizes(config: Any) -> Shape:
 
 def _counted(config: Any, path: Path) -> int:
     """Parameters of transformers' own model of ``config``, tied ones once; no memory is taken."""
-    try:
-        with torch.device("meta"):
-            model: Any = build_model(config)
-    except (ValueError, KeyError, ImportError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())
-        raise ShearlingError(
-            f"the model in {path} cannot be built by transformers ({reason}); give a causal "
-            "language model that it knows."
-        ) from error
+    with torch.device("meta"):
+        model: Any = build_model(config)
     model.tie_weights()
     return sum(math.prod(parameter.shape) for parameter in model.parameters())

@@ -8,12 +8,14 @@ as it is read.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from safetensors import safe_open
 from torch import Tensor
+
+from shearling.model.sanity import check_numbers
 
 
 class Tensors(Protocol):
@@ -36,12 +38,17 @@ class StoredTensors:
     """
 
     files: Mapping[str, Path]
+    _checked: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         """Yield ``(name, tensor)``, each shard opened once, in the order of the shards.
 
-        Tensors are views of the mapped file: reading costs nothing until they are touched, and
-        their memory goes when they do, provided the iteration has moved to its end.
+        Tensors are views of the mapped file, and their memory goes when they do, provided the
+        iteration has moved to its end. The first time, each is looked through for numbers that
+        are none; after that, reading costs nothing until it is touched.
+
+        Raises:
+            ShearlingError: a tensor holds NaN or infinity, or a shard is damaged.
         """
         by_file: dict[Path, list[str]] = {}
         for name in names:
@@ -49,4 +56,8 @@ class StoredTensors:
         for file, wanted in by_file.items():
             with safe_open(file, "pt") as shard:
                 for name in wanted:
-                    yield name, shard.get_tensor(name)
+                    tensor = shard.get_tensor(name)
+                    if name not in self._checked:
+                        check_numbers(name, tensor, file)
+                        self._checked.add(name)
+                    yield name, tensor

@@ -21,6 +21,7 @@ BLOCKS_GIVE = 1 / 3
 MLP_FLOOR = 0.5
 MULTIPLE = 8  # of neurons: what matrix kernels like
 _NUMBER = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([xXkKmMbB]?)")
+_MOST = 10**15
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 
 
@@ -104,6 +105,10 @@ def parse_count(text: str, option: str) -> int:
             f"{option} {text!r} was given, but a number such as 200k, 1.5M or 2B was expected."
         )
     found = int(Fraction(match[1]) * _UNITS[match[2].upper()])
+    if found > _MOST:
+        raise ShearlingError(
+            f"{option} {text} is more than there is text for; give at most {_MOST // 10**9:,}B."
+        )
     if found < 1:
         raise ShearlingError(f"{option} {text} is nothing; give a number such as 200k.")
     return found

@@ -204,6 +204,7 @@ class Layout:
                     f"shape ({shape}) has {axis.name}={shape.get(axis.name)}, "
                     f"but {axis.name} must be at least 1."
                 )
+        for axis in self.axes:
             if axis.inside and shape[axis.name] % shape[axis.inside]:
                 raise ShearlingError(
                     f"{axis.name}={shape[axis.name]} cannot be spread evenly over "

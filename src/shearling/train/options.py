@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from shearling.data.seeds import LARGEST
 from shearling.errors import ShearlingError
+from shearling.files.reading import parse_yaml
 
 Recipe = Literal["cpt", "lora", "cpt-then-lora", "distill"]
+LONGEST = 80  # characters of a value that an error shows
 RECIPES: tuple[Recipe, ...] = ("cpt", "lora", "cpt-then-lora", "distill")
+
+_Beta = Annotated[float, Field(ge=0, lt=1)]
+# More sequences than there are tokens anywhere: whatever counts them would not fit in memory.
+_Sequences = Annotated[int, Field(gt=0, le=10**9)]
 
 
 class Options(BaseModel):
@@ -52,15 +57,15 @@ class Options(BaseModel):
         trackers: besides log.jsonl: tensorboard, trackio or wandb.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     what: ClassVar[str] = "healing"
 
     recipe: Recipe = "cpt"
     tokens: int = Field(gt=0)
-    batch: int = Field(default=8, gt=0)
-    micro: int | None = Field(default=None, gt=0)
+    batch: _Sequences = 8
+    micro: _Sequences | None = None
     lr: float = Field(default=1e-4, gt=0)
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[_Beta, _Beta] = (0.9, 0.95)
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.1, ge=0)
     clip: float = Field(default=1.0, gt=0)
@@ -139,13 +144,15 @@ def pairs_into(given: Mapping[str, Any], pairs: Sequence[str]) -> dict[str, Any]
     for pair in pairs:
         key, sign, text = pair.partition("=")
         if not sign or not key:
-            raise ShearlingError(f"{pair!r} was given, but options are written as key=value.")
+            raise ShearlingError(
+                f"{_shown(pair)!r} was given, but options are written as key=value."
+            )
         path, target = key.split("."), values
         for part in path[:-1]:
             target = target.setdefault(part, {})
             if not isinstance(target, dict):
                 raise ShearlingError(f"{key} reaches inside {part}, which is one value.")
-        target[path[-1]] = yaml.safe_load(text)
+        target[path[-1]] = parse_yaml(text, f"the value of {_shown(pair)}")
     return values
 
 
@@ -161,6 +168,10 @@ def validated(values: Mapping[str, Any], kind: type[_Kind]) -> _Kind:
                 f"{key} is not an option of {kind.what}; the options are "
                 f"{', '.join(kind.model_fields)}."
             ) from error
-        given = f" ({first['input']!r} was given)" if key else ""
+        given = f" ({_shown(repr(first['input']))} was given)" if key else ""
         reason = first["msg"].removeprefix("Value error, ")
         raise ShearlingError(f"{key + ': ' if key else ''}{reason}{given}.") from error
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."

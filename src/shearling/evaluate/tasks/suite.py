@@ -6,10 +6,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from shearling.errors import ShearlingError
+from shearling.files.reading import check_size, parse_yaml
 
 BUILT_IN = ("shortened", "sheared")
 CUSTOM = "custom"  # the name of a suite made of options alone
@@ -17,7 +17,7 @@ HubText = Literal["wikitext2", "ptb"]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class _OfText(_Strict):
@@ -149,6 +149,7 @@ def load_suite(name: str) -> tuple[str, Suite]:
             f"--suite {name} is neither built in ({', '.join(BUILT_IN)}) nor a file; give one of "
             "these, or a YAML file with texts, tasks or degeneration."
         )
+    check_size(path)
     try:
         text = path.read_text("utf-8")
     except UnicodeDecodeError as error:
@@ -171,13 +172,7 @@ def merged(one: Suite, other: Suite) -> Suite:
 
 
 def _parse(text: str, where: str) -> Suite:
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" in line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "it cannot be parsed"
-        raise ShearlingError(f"The suite {where} is not YAML{line}: {problem}.") from error
+    values = parse_yaml(text, f"The suite {where}")
     if values is None:
         values = {}
     if not isinstance(values, dict):

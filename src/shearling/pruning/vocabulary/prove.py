@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shearling.errors import ShearlingError
+from shearling.model.templates import render_chat
 from shearling.pruning.vocabulary.choose import embedding_rows, load_fast_tokenizer
 
 # Scripts, signs and white space that a corpus may lack.
@@ -121,6 +122,6 @@ def _render(tokenizer: Any) -> str | None:
     if not tokenizer.chat_template:
         return None
     try:
-        return tokenizer.apply_chat_template(_CHAT, tokenize=False, add_generation_prompt=True)
+        return render_chat(tokenizer, _CHAT, ask=True)
     except Exception as error:  # templates raise what they like; both must raise the same
         return f"{type(error).__name__}: {error}"
