@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from shearling.errors import ShearlingError
+from shearling.errors import ShearlingError, reason
 from shearling.model.gguf.header import GgufFile
 from shearling.model.gguf.rotary import Read, rope_parameters
-from shearling.model.loading import first_line
 from shearling.table.families import FAMILIES, Family
 from shearling.table.families.llama_cpp import SLIDING, LlamaCpp
 
@@ -96,7 +95,7 @@ def read_config(file: GgufFile, read: Read) -> tuple[Family, Any]:
     try:
         built = AutoConfig.for_model(family.model_type, **config)
     except Exception as error:  # transformers raises whatever its validators raise
-        raise values.wrong(f"sizes that transformers refuses ({first_line(error)})") from error
+        raise values.wrong(f"sizes that transformers refuses ({reason(error)})") from error
     return family, built
 
 
