@@ -38,6 +38,11 @@ LLAMA_2_7B = {
     "num_key_value_heads": 32, "intermediate_size": 11008, "vocab_size": 32000,
     "max_position_embeddings": 4096,
 }  # fmt: skip
+SMOLLM2 = {
+    "hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9,
+    "num_key_value_heads": 3, "intermediate_size": 1536, "vocab_size": 49152,
+    "max_position_embeddings": 2048,
+}  # fmt: skip
 TINY = {
     "hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 8,
     "num_key_value_heads": 4, "intermediate_size": 352, "vocab_size": 300,
@@ -370,6 +375,13 @@ def default_prune(bench: Bench) -> dict[str, Any]:
     return _command(bench, bench.path, "--params", "0.8x")
 
 
+def default_prune_small(bench: Bench) -> dict[str, Any]:
+    """The same of SmolLM2's shape, with random weights."""
+    path = bench.scratch / "smollm2-shape"
+    write_model(path, TINY if bench.tiny else SMOLLM2)
+    return _command(bench, path, "--params", "0.8x")
+
+
 def default_prune_capped(bench: Bench) -> dict[str, Any]:
     """The same within 1.3 times the weights."""
     return _command(bench, bench.path, "--params", "0.8x", "--memory", "17.5GB")
@@ -457,6 +469,7 @@ ROWS: dict[str, tuple[float, Callable[[Bench], dict[str, Any]]]] = {
     "runs_of_two": (60, runs_of_two),
     "repair": (120, repair),
     "default_prune": (150, default_prune),
+    "default_prune_small": (60, default_prune_small),
     "default_prune_capped": (200, default_prune_capped),
     "default_prune_pinned": (300, default_prune_pinned),
 }
