@@ -13,20 +13,27 @@ import typer
 from typer.testing import CliRunner
 
 from shearling.cli import app
+from shearling.data.results import CacheManifest, StoreManifest
 from shearling.evaluate import results as measured
-from shearling.files.results import ResultFile, documented
+from shearling.files.results import OwnFile, ResultFile, documented
 from shearling.gates.results import LearningHistory
+from shearling.model.manifest import ModelManifest
+from shearling.report.records.comparison import ComparisonFile
 from shearling.scoring import registry
+from shearling.scoring.results import BlockScoresFile, UnitScoresFile
 from shearling.train.results import HealingHistory, ReferenceLosses
+from shearling.train.saving import CheckpointState
 
 ROOT = Path(__file__).parent.parent
 GROUP: Any = typer.main.get_command(app)
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
-KINDS: tuple[type[ResultFile], ...] = (
+KINDS: tuple[type[OwnFile], ...] = (
     measured.Evaluation, measured.TaskResults, measured.Degeneration, measured.Judgement,
     measured.Generations, measured.Damage, measured.Bench,
     HealingHistory, LearningHistory, ReferenceLosses,
+    BlockScoresFile, UnitScoresFile, ModelManifest, StoreManifest, CacheManifest, ComparisonFile,
+    CheckpointState,
 )  # fmt: skip
 FIRST, LAST = "<!-- kinds: from the dataclasses -->\n", "<!-- end of kinds -->\n"
 
@@ -107,8 +114,9 @@ def test_docs_show_the_results_there_are() -> None:
 
 
 def test_every_kind_is_in_the_docs() -> None:
-    ours = {of for of in ResultFile.__subclasses__() if of.__module__.startswith("shearling.")}
-    assert set(KINDS) == ours
+    every = {*OwnFile.__subclasses__(), *ResultFile.__subclasses__()} - {ResultFile}
+    assert set(KINDS) == {of for of in every if of.__module__.startswith("shearling.")}
+    assert len({of.kind for of in KINDS}) == len(KINDS)
 
 
 @pytest.mark.parametrize("line", commands())

@@ -48,7 +48,7 @@ def test_pack(tokenizer: Path, corpus: Path, tmp_path: Path) -> None:
     assert store.domains == ("a", "sums")
     store.check_tokenizer(tokenizer)
     lines = shown.stdout.splitlines()
-    found = store.manifest["domains"]
+    found = store.manifest.to_json()["domains"]
     for line, domain in zip(lines[1:3], store.domains, strict=True):
         parts = [found[domain][part] for part in ("train", "held_out")]
         sequences = [part["sequences"] for part in parts]

@@ -121,7 +121,7 @@ def test_without_bos_the_bytes_of_a_store_are_what_they_were(tmp_path: Path) -> 
     assert ids_NT.flatten().tolist() == stream[:whole]
     assert torch.equal(ids_NT, labels_NT)
     assert store.bos is None
-    assert "bos" not in store.manifest
+    assert "bos" not in store.manifest.to_json()
 
 
 def test_a_store_and_a_model_must_agree(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_pack(place: Path, tmp_path: Path) -> None:
         seed=LARGEST,
     )  # fmt: skip
     pack(plan, tmp_path / "store", workers=1)
-    assert Store.open(tmp_path / "store").manifest["seed"] == LARGEST
+    assert Store.open(tmp_path / "store").manifest.seed == LARGEST
 
 
 @pytest.mark.parametrize("recipe", ["cpt", "lora"])

@@ -22,6 +22,7 @@ FILE: dict[str, Any] = {"criterion": "taylor", "axis": "layers", "scores": [3.0,
 UNITS: dict[str, Any] = {
     "kind": "unit-scores", "criterion": "energy", "axis": "mlp", "scores": [[1.0, 2.0]],
 }  # fmt: skip
+MODEL = st.just({"name": "tiny", "fingerprint": "ab"})
 LAYOUT = gated_decoder(SimpleNamespace(tie_word_embeddings=False))
 SHAPE = Shape(
     {"layers": 3, "hidden": 7, "vocab": 11, "heads": 9, "kv_heads": 3, "head_dim": 2, "mlp": 5}
@@ -45,7 +46,7 @@ def any_scores(draw: st.DrawFn) -> Scores:
         tuple(units[:first]),
         tuple(units[first:second]),
         draw(st.none() | st.floats(0, 1e300)),
-        draw(st.fixed_dictionaries({}, optional={"seconds": st.integers(), "model": st.just({})})),
+        draw(st.fixed_dictionaries({}, optional={"seconds": st.floats(0, 1e9), "model": MODEL})),
     )
 
 
@@ -57,7 +58,7 @@ def any_unit_scores(draw: st.DrawFn) -> Scores:
         draw(st.text(st.characters(codec="utf-8"))),
         draw(st.sampled_from(["mlp", "hidden"])),
         tuple(draw(st.lists(row, min_size=1))),
-        details=draw(st.fixed_dictionaries({}, optional={"seconds": st.integers()})),
+        details=draw(st.fixed_dictionaries({}, optional={"seconds": st.floats(0, 1e9)})),
     )
 
 
@@ -151,31 +152,34 @@ def test_a_file_by_hand_is_enough(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ("no JSON", "is not a scores file .*Expecting value"),
-        ("", "is not a scores file"),
-        ([1, 2], "is not a scores file"),
-        (3, "is not a scores file"),
-        ({}, "it has no 'criterion'"),
-        ({"criterion": "taylor", "axis": "layers"}, "it has no 'scores'"),
-        ({"kind": "evaluation", "perplexity": 3.0}, "it has no 'criterion'"),
-        (FILE | {"scores": ["high"]}, "could not convert"),
-        (FILE | {"scores": 3}, "not iterable"),
+        ("no JSON", "is not valid JSON .*Expecting value"),
+        ("", "is not valid JSON"),
+        ([1, 2], "holds a list, but an object"),
+        (3, "holds a int, but an object"),
+        ({}, r"is not a scores file \(criterion is missing where a text"),
+        ({"criterion": "taylor", "axis": "layers"}, "scores is missing where a list of numbers"),
+        ({"kind": "evaluation", "perplexity": 3.0}, "criterion is missing"),
+        (FILE | {"scores": ["high"]}, r"scores is \['high'\] where a list of numbers"),
+        (FILE | {"scores": 3}, "scores is 3 where a list of numbers"),
         (FILE | {"protected": [math.inf]}, "is not a scores file"),
         (FILE | {"scores": [1.0, math.nan]}, "not finite numbers"),
         (FILE | {"scores": [1.0, -math.inf]}, "not finite numbers"),
-        (FILE | {"scores": []}, "equally many numbers"),
+        (FILE | {"scores": []}, r"scores is \[\] where at least one number"),
         (FILE | {"scores": [[1.0]]}, "is not a scores file"),
         (UNITS | {"kind": "scores"}, "is not a scores file"),
-        (UNITS | {"scores": [[1.0], [1.0, 2.0]]}, r"rows of \[1, 2\]"),
-        (UNITS | {"scores": []}, "rows of equally many numbers"),
-        (UNITS | {"scores": [[]]}, "rows of equally many numbers"),
+        (UNITS | {"scores": [[1.0], [1.0, 2.0]]}, r"scores is \[1, 2\] where equally many"),
+        (UNITS | {"scores": []}, r"scores is \[\] where a list of numbers for each"),
+        (UNITS | {"scores": [[]]}, "where a list of numbers for each block"),
         (UNITS | {"scores": [[math.nan, 1.0]]}, "not finite numbers"),
         (UNITS | {"scores": [1.0]}, "is not a scores file"),
         (UNITS | {"scores": [["a"]]}, "is not a scores file"),
-        ({"kind": "unit-scores", "criterion": "energy", "scores": [[1.0]]}, "it has no 'axis'"),
-        (FILE | {"protected": [3]}, r"gives \[3\] as protected, but it scores 3 units"),
-        (FILE | {"removal_order": [-1]}, r"gives \[-1\] as removal_order"),
-        (FILE | {"removal_order": [1, 1]}, r"gives \[1, 1\] as removal_order"),
+        (
+            {"kind": "unit-scores", "criterion": "energy", "scores": [[1.0]]},
+            "axis is missing where a text",
+        ),
+        (FILE | {"protected": [3]}, r"protected is \[3\] where different blocks of 3"),
+        (FILE | {"removal_order": [-1]}, r"removal_order\[0\] is -1 where a whole number"),
+        (FILE | {"removal_order": [1, 1]}, r"removal_order is \[1, 1\] where different blocks"),
     ],
 )
 def test_what_is_no_scores_file(tmp_path: Path, data: object, message: str) -> None:
@@ -192,7 +196,7 @@ def test_absent_and_binary_files(tmp_path: Path) -> None:
     with pytest.raises(ShearlingError, match="No such file"):
         Scores.load(tmp_path / "absent.json")
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ShearlingError, match="is not a scores file"):
+    with pytest.raises(ShearlingError, match="is no UTF-8 text"):
         Scores.load(tmp_path / "binary.json")
 
 

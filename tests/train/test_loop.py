@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import time
 from contextlib import ExitStack
@@ -434,3 +435,38 @@ def test_the_log_is_json(model: Checkpoint, store: Store, tmp_path: Path) -> Non
         "kind", "step", "tokens", "loss", "gradient_norm", "lr", "seconds", "tokens_per_s",
     }  # fmt: skip
     assert first["tokens"] == BATCH * 24
+
+
+@pytest.mark.parametrize("damage", ["state is gone", "state is cut off", "weights are cut off"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    model: Checkpoint, store: Store, tmp_path: Path, damage: str
+) -> None:
+    """The run goes on from the one before, says so, and ends as an undisturbed one does."""
+    run = options(save_every=4, keep=2)
+    whole = heal(model, store, run, tmp_path / "whole")
+    out = tmp_path / "out"
+    shutil.copytree(tmp_path / "whole" / "healing", out / "healing")
+    newest = sorted((out / "healing" / "cpt").glob("step-*"))[-1]
+    file = newest / "state.json"
+    if damage.startswith("weights"):
+        file = next(newest.glob("*.safetensors"))
+    content = file.read_bytes()
+    file.unlink()
+    if not damage.endswith("gone"):
+        file.write_bytes(content[: len(content) // 2])
+    notices: list[str] = []
+    again = heal(model, store, run, out, notify=notices.append)
+    assert any(str(newest) in told and "goes on from the one before" in told for told in notices)
+    assert any("going on from step 8 of 12" in told for told in notices)
+    assert whole.model is not None
+    assert again.model is not None
+    assert again.model.fingerprint == whole.model.fingerprint
+
+
+def test_where_no_checkpoint_is_whole(model: Checkpoint, store: Store, tmp_path: Path) -> None:
+    heal(model, store, options(), tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole" / "healing", tmp_path / "out" / "healing")
+    for state in (tmp_path / "out").rglob("state.json"):
+        state.write_text("{")
+    with pytest.raises(ShearlingError, match="step-00000012 is not a whole checkpoint"):
+        heal(model, store, options(), tmp_path / "out")

@@ -343,8 +343,8 @@ def test_points_come_from_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "cannot be read"),
-        ("[1]", "it is not an object"),
+        ("{", "is not valid JSON"),
+        ("[1]", "holds a list, but an object"),
         ('{"kind": "scores", "losses": {"web": 1}}', "its kind is 'scores'"),
         ('{"kind": "reference"}', "is not a file of reference losses"),
         ('{"kind": "reference", "losses": {"web": NaN}}', "give nan for the domain web"),

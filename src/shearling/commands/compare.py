@@ -269,7 +269,7 @@ def _prompts(file: Path | None) -> list[str]:
 def _prompt(file: Path, number: int, line: str) -> str:
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     value = value.get("prompt") if isinstance(value, dict) else value
     if not isinstance(value, str):

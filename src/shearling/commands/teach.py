@@ -63,7 +63,7 @@ def teach(options: TeachOptions) -> None:
                 place=place_of(teacher, options.place, ranks),
                 progress=progress,
             )
-        described = dict(cache.manifest) | {"fingerprint": cache.fingerprint}
+        described = cache.manifest.to_json() | {"fingerprint": cache.fingerprint}
         lines = [
             f"{expected.sequences:,} sequences, {expected.bytes / 1e9:,.2f} GB",
             f"wrote {options.output}",

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import glob
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from shearling.data.records import SUFFIXES, suffix_of
+from shearling.data.results import DOMAIN
 from shearling.errors import ShearlingError
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ def find_domains(specs: Sequence[str]) -> dict[str, list[Source]]:
         name, pattern = _split(spec)
         paths = _matches(pattern)
         for chosen, group in [(name, paths)] if name else [(_name_of(p), [p]) for p in paths]:
-            if not _NAME.fullmatch(chosen):
+            if not DOMAIN.fullmatch(chosen):
                 raise ShearlingError(
                     f"{spec!r} would make a domain called {chosen!r}, but a name has letters, "
                     f"digits, '_', '-' and '.' only; give it as NAME={pattern}."

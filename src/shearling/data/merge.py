@@ -14,11 +14,12 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from shearling.data.results import PackedPart
 from shearling.data.store import MASK, PARTS, TOKENS
 from shearling.errors import ShearlingError
 
@@ -56,7 +57,7 @@ def choose_held_out(documents: np.ndarray, share: float, length: int) -> np.ndar
 def merge(
     domain: str, shards: Sequence[Path], output: Path, *, length: int, share: float,
     dtype: np.dtype, bos: int | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, PackedPart]:  # fmt: skip
     """Write a domain's parts from what its shards hold, and describe them.
 
     Args:
@@ -91,16 +92,16 @@ def merge(
         for writer in writers:
             writer.close()
     for part, chosen in (("train", ~held), ("held_out", held)):
-        parts[part] = {"documents": int(chosen.sum())} | parts[part]
+        parts[part] = replace(parts[part], documents=int(chosen.sum()))
     _require(domain, parts, documents, length, share)
     return parts
 
 
 def _require(
-    domain: str, parts: dict[str, Any], documents: np.ndarray, length: int, share: float
+    domain: str, parts: dict[str, PackedPart], documents: np.ndarray, length: int, share: float
 ) -> None:
     wanted = PARTS if share else PARTS[:1]
-    if all(parts[part]["sequences"] for part in wanted):
+    if all(parts[part].sequences for part in wanted):
         return
     total = int(documents["tokens"].sum())
     count = len(np.unique(documents["digest"]))
@@ -188,22 +189,20 @@ class _Part:
         mask_NT[rows_NT == self.bos] = 0  # it is never predicted
         return rows_NT, mask_NT, ends[-1] if ends else 0
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self) -> PackedPart:
         """Flush to disk and describe what was written."""
         for file in self.files.values():
             file.flush()
             os.fsync(file.fileno())
-        described: dict[str, Any] = {
-            "sequences": self.sequences,
-            "tokens": self.sequences * self.length,
-            "learned_tokens": self.learned,
-            "dropped_remainder": 0 if self.rest is None else len(self.rest[0]),
-            "dropped_without_answer": self.unlearned,
-            "tokens_sha256": self.digests[TOKENS].hexdigest(),
-        }
-        if MASK in self.files:
-            described["mask_sha256"] = self.digests[MASK].hexdigest()
-        return described
+        return PackedPart(
+            sequences=self.sequences,
+            tokens=self.sequences * self.length,
+            learned_tokens=self.learned,
+            dropped_remainder=0 if self.rest is None else len(self.rest[0]),
+            dropped_without_answer=self.unlearned,
+            tokens_sha256=self.digests[TOKENS].hexdigest(),
+            mask_sha256=self.digests[MASK].hexdigest() if MASK in self.files else None,
+        )
 
     def close(self) -> None:
         for file in self.files.values():

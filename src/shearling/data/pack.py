@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,15 @@ from shearling.data.domains import Source, find_domains
 from shearling.data.encode import Encoder
 from shearling.data.merge import merge
 from shearling.data.records import SHARD_BYTES, split
+from shearling.data.results import PackedDomain, PackedFile, StoreManifest, StoreTokenizer
 from shearling.data.shards import ShardTask, tokenise
-from shearling.data.store import KIND, MANIFEST, UNFINISHED, VERSION, tokenizer_hash
+from shearling.data.store import MANIFEST, UNFINISHED, tokenizer_hash
 from shearling.data.text import MAX_LINE
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
+from shearling.files.reading import read_json
 from shearling.files.unfinished import alone, kept_on_a_full_disk
 from shearling.files.writer import check_output, file_digest, write_json
-from shearling.model.checkpoint import read_json
 from shearling.model.manifest import versions
 
 PLAN = "plan.json"
@@ -95,35 +96,31 @@ class PackPlan:
         largest = max(self.tokenizer.get_vocab().values())
         return np.dtype("<u2") if largest < 2**16 else np.dtype("<u4")
 
-    def describe(self, digests: Mapping[Path, str]) -> dict[str, Any]:
+    def describe(self, digests: Mapping[Path, str]) -> StoreManifest:
         """What makes a store this one and no other."""
         template = self.tokenizer.chat_template
-        begins = {} if self.bos is None else {"bos": self.bos}
-        return {
-            "kind": KIND,
-            "version": VERSION,
-            "length": self.length,
-            "held_out": self.held_out,
-            "seed": self.seed,
-            "dtype": self.dtype.name,
-            **begins,
-            "tokenizer": {
-                "name": self.name,
-                "sha256": tokenizer_hash(self.tokenizer),
-                "chat_template_sha256": sha256(str(template).encode()).hexdigest()
-                if template
-                else None,
-                "eos": self.tokenizer.eos_token,
-                "bos": None if self.bos is None else self.tokenizer.bos_token,
-            },
-            "sources": {
-                domain: [
-                    {"file": s.name, "bytes": s.file.stat().st_size, "sha256": digests[s.file]}
-                    for s in sources
-                ]
+        hashed = sha256(str(template).encode()).hexdigest() if template else None
+        return StoreManifest(
+            version=StoreManifest.VERSION,
+            length=self.length,
+            held_out=self.held_out,
+            seed=self.seed,
+            dtype=self.dtype.name,
+            bos=self.bos,
+            tokenizer=StoreTokenizer(
+                name=self.name,
+                sha256=tokenizer_hash(self.tokenizer),
+                chat_template_sha256=hashed,
+                eos=self.tokenizer.eos_token,
+                bos=None if self.bos is None else self.tokenizer.bos_token,
+            ),
+            sources={
+                domain: tuple(
+                    PackedFile(s.name, s.file.stat().st_size, digests[s.file]) for s in sources
+                )
                 for domain, sources in self.domains.items()
             },
-        }
+        )
 
 
 def pack(
@@ -151,20 +148,25 @@ def pack(
     with kept_on_a_full_disk(output), alone(unfinished):
         described = plan.describe(_digests(plan, workers, progress))
         if (output / MANIFEST).is_file():
-            manifest = read_json(output / MANIFEST)
+            manifest = _kept(output / MANIFEST)
             _require_same(output, described, manifest)
         else:
             if (unfinished / PLAN).is_file():
-                _require_same(output, described, read_json(unfinished / PLAN), begun=True)
-            write_json(unfinished / PLAN, described)
+                _require_same(output, described, _kept(unfinished / PLAN), begun=True)
+            write_json(unfinished / PLAN, described.to_json())
             with _nothing_for_nothing(unfinished):
-                tasks = _tasks(plan, described["sources"], unfinished, shard_bytes)
+                tasks = _tasks(plan, described, unfinished, shard_bytes)
                 tokenise(tasks, plan.encoder, workers, progress)
                 domains = _merge(tasks, plan, output, workers, progress)
-            manifest = described | {"domains": domains, "versions": _versions()}
-            write_json(output / MANIFEST, manifest)
+            manifest = replace(described, domains=domains, versions=_versions())
+            write_json(output / MANIFEST, manifest.to_json())
         shutil.rmtree(unfinished)
-    return manifest
+    return manifest.to_json()
+
+
+def _kept(file: Path) -> StoreManifest:
+    """A manifest or a plan that an earlier run wrote."""
+    return StoreManifest.from_json(read_json(file, StoreManifest.advice), file)
 
 
 def _check(output: Path) -> None:
@@ -174,7 +176,7 @@ def _check(output: Path) -> None:
 
 
 def _require_same(
-    output: Path, wanted: dict[str, Any], found: dict[str, Any], *, begun: bool = False
+    output: Path, wanted: StoreManifest, there: StoreManifest, *, begun: bool = False
 ) -> None:
     """Raise ShearlingError if what is in the output was packed otherwise, and say how.
 
@@ -182,20 +184,20 @@ def _require_same(
     which file they are of.
     """
     differences = [
-        f"{key} {found.get(key)} there and {wanted.get(key)} here"
+        f"{key} {getattr(there, key)} there and {getattr(wanted, key)} here"
         for key in ("version", "length", "held_out", "seed", "bos")
-        if found.get(key) != wanted.get(key)
+        if getattr(there, key) != getattr(wanted, key)
     ]
     # The name is left out: a directory may have moved. BOS is compared above.
-    tokenizers = [{**each.get("tokenizer", {}), "name": "", "bos": ""} for each in (wanted, found)]
+    if replace(there.tokenizer, name="", bos="") != replace(wanted.tokenizer, name="", bos=""):
+        differences.append("another tokenizer")
     sources = [
         {
-            domain: [each["file"] if begun else (each["file"], each["sha256"]) for each in files]
-            for domain, files in described.get("sources", {}).items()
+            domain: [one.file if begun else (one.file, one.sha256) for one in files]
+            for domain, files in described.sources.items()
         }
-        for described in (wanted, found)
+        for described in (wanted, there)
     ]
-    differences += ["another tokenizer"] if tokenizers[0] != tokenizers[1] else []
     differences += ["other files"] if sources[0] != sources[1] else []
     if differences:
         raise ShearlingError(
@@ -225,14 +227,14 @@ def _digests(plan: PackPlan, workers: int, progress: Progress) -> dict[Path, str
 
 
 def _tasks(
-    plan: PackPlan, described: Mapping[str, Any], unfinished: Path, shard_bytes: int
+    plan: PackPlan, described: StoreManifest, unfinished: Path, shard_bytes: int
 ) -> list[ShardTask]:
     """Every shard of every file, in the order in which the domains will hold them."""
     tasks: list[ShardTask] = []
     for domain, sources in plan.domains.items():
         (unfinished / domain).mkdir(exist_ok=True)
         for index, source in enumerate(sources):
-            sha = described[domain][index]["sha256"]
+            sha = described.sources[domain][index].sha256
             for shard in split(source.file, shard_bytes, max_line=plan.max_line):
                 path = unfinished / domain / f"{index:06}-{shard.start:014}"
                 tasks.append(ShardTask(domain, shard, sha, path, plan.dtype, plan.seed))
@@ -253,24 +255,24 @@ def _nothing_for_nothing(unfinished: Path) -> Generator[None]:
 
 def _merge(
     tasks: list[ShardTask], plan: PackPlan, output: Path, workers: int, progress: Progress
-) -> dict[str, Any]:
+) -> dict[str, PackedDomain]:
     """The parts of every domain, in threads: copying and hashing leave the interpreter free."""
 
-    def one(domain: str) -> dict[str, Any]:
+    def one(domain: str) -> PackedDomain:
         own = [task for task in tasks if task.domain == domain]
         parts = merge(
             domain, [task.path for task in own], output,
             length=plan.length, share=plan.held_out, dtype=plan.dtype, bos=plan.bos,
         )  # fmt: skip
-        return parts | {"left_out": sum((task.finished() or {})["left_out"] for task in own)}
+        return PackedDomain(**parts, left_out=sum(task.left_out() for task in own))
 
-    found: dict[str, Any] = {}
+    packed: dict[str, PackedDomain] = {}
     with ThreadPoolExecutor(workers) as pool:
         futures = {pool.submit(one, domain): domain for domain in plan.domains}
         for future in as_completed(futures):
-            found[futures[future]] = future.result()
-            progress("packing domains", len(found), len(futures))
-    return dict(sorted(found.items()))
+            packed[futures[future]] = future.result()
+            progress("packing domains", len(packed), len(futures))
+    return dict(sorted(packed.items()))
 
 
 def _versions() -> dict[str, str]:

@@ -21,8 +21,8 @@ from shearling.data.merge import DOCUMENT
 from shearling.data.records import Document, Record, Shard, digest, read
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress
+from shearling.files.reading import read_json
 from shearling.files.writer import write_json
-from shearling.model.checkpoint import read_json
 
 # Tokenised at a time.
 BATCH_RECORDS, BATCH_CHARACTERS = 512, 1_000_000
@@ -49,11 +49,32 @@ class ShardTask:
         """What the tokens are made from, but for what the whole plan has in common."""
         return {"sha256": self.sha256, "start": self.shard.start, "stop": self.shard.stop}
 
-    def finished(self) -> dict[str, Any] | None:
-        """What was said of the shard when it was finished; None if it is not."""
+    def left_out(self) -> int:
+        """Blank records that were passed over, of a shard that is finished."""
+        return self._described().get("left_out", 0)
+
+    def finished(self) -> bool:
+        """Whether the shard is whole: its description is written last, and tells of its files."""
+        described = self._described()
+        if described.get("shard") != self.described or type(described.get("left_out")) is not int:
+            return False
+        ids, documents = Path(f"{self.path}.ids"), Path(f"{self.path}.documents")
+        mask = Path(f"{self.path}.mask")
+        if not (ids.is_file() and documents.is_file()):
+            return False
+        if documents.stat().st_size % DOCUMENT.itemsize:
+            return False
+        tokens = int(np.fromfile(documents, "<u8")[1::2].sum())  # the second half of DOCUMENT
+        masked = mask.stat().st_size if mask.is_file() else tokens
+        return (ids.stat().st_size, masked) == (tokens * self.dtype.itemsize, tokens)
+
+    def _described(self) -> dict[str, Any]:
+        """What was said of the shard when it was finished; nothing where that cannot be read."""
         file = Path(f"{self.path}.json")
-        found = read_json(file) if file.is_file() else {}
-        return found if found.get("shard") == self.described else None
+        try:
+            return read_json(file) if file.is_file() else {}
+        except ShearlingError:  # it is made again
+            return {}
 
 
 def tokenise(tasks: list[ShardTask], encoder: Encoder, workers: int, progress: Progress) -> None:
@@ -63,7 +84,7 @@ def tokenise(tasks: list[ShardTask], encoder: Encoder, workers: int, progress: P
         ShearlingError: a file or a record will not do, or a worker was killed.
     """
     total = sum(task.shard.size for task in tasks)
-    left = [task for task in tasks if task.finished() is None]
+    left = [task for task in tasks if not task.finished()]
     done = total - sum(task.shard.size for task in left)
     with closing(_results(left, encoder, min(workers, len(left)))) as results:
         for task in results:

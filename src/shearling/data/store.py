@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from shearling.data.bos import opening
+from shearling.data.results import StoreManifest
 from shearling.errors import ShearlingError
 from shearling.files.reading import read_json
+from shearling.files.results import refuse
 from shearling.model.loading import load_tokenizer
 
-KIND, VERSION = "token-store", 1
 MANIFEST = "store.json"
 UNFINISHED = ".unfinished"
 PARTS = ("train", "held_out")
@@ -38,13 +39,17 @@ IGNORED = -100  # a label without a loss; what torch's cross entropy leaves out 
 
 @dataclass(frozen=True)
 class Store:
-    """A finished store: its sequences' length, its tokenizer's hash, its domains, sorted."""
+    """A finished store: its sequences' length, its tokenizer's hash, its domains, sorted.
+
+    Attributes:
+        path: the directory.
+        manifest: all that is said of it.
+        vocab: tokens that the model which reads it knows, see :meth:`within`.
+    """
 
     path: Path
-    length: int
-    tokenizer: str
-    domains: tuple[str, ...]
-    manifest: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    manifest: StoreManifest = field(repr=False)
+    vocab: int | None = None
 
     @staticmethod
     def open(path: Path) -> Store:
@@ -52,27 +57,51 @@ class Store:
 
         Raises:
             ShearlingError: nothing is there, it is no store, it is still being written, a file
-                of it is missing or was cut off, or a newer version wrote it.
+                of it is missing or was cut off, its manifest is damaged, or a newer version
+                wrote it.
         """
         path = Path(path)
-        if not (path / MANIFEST).is_file():
+        file = path / MANIFEST
+        if not file.is_file():
             raise ShearlingError(_no_store(path))
-        manifest = read_json(path / MANIFEST)
-        if manifest.get("kind") != KIND:
+        values = read_json(file, StoreManifest.advice)
+        if values.get("kind") != StoreManifest.kind:
             raise ShearlingError(f"{path} is no token store; make one with `shearling pack`.")
-        if manifest.get("version") != VERSION:
+        if values.get("version") != StoreManifest.VERSION:
             raise ShearlingError(
-                f"{path} is a token store of version {manifest.get('version')}, but this program "
-                f"reads version {VERSION}; pack it again."
+                f"{path} is a token store of version {values.get('version')!r}, but this program "
+                f"reads version {StoreManifest.VERSION}; pack it again."
             )
-        store = Store(
-            path, manifest["length"], manifest["tokenizer"]["sha256"],
-            tuple(sorted(manifest["domains"])), manifest,
-        )  # fmt: skip
+        manifest = StoreManifest.from_json(values, file)
+        if not manifest.domains:
+            refuse(file, "domains", "at least one domain", values.get("domains", MISSING))
+        store = Store(path, manifest)
         for domain in store.domains:
             for part in PARTS:
                 store.sequences(domain, part).check()
         return store
+
+    @property
+    def length(self) -> int:
+        """Tokens of a sequence."""
+        return self.manifest.length
+
+    @property
+    def tokenizer(self) -> str:
+        """The hash of the tokenizer that made it."""
+        return self.manifest.tokenizer.sha256
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Names, sorted."""
+        return tuple(sorted(self.manifest.domains))
+
+    def within(self, vocab: int) -> Store:
+        """The same store, whose sequences are refused where a model of ``vocab`` tokens has none.
+
+        A damaged file, or one packed for a model with more words, holds such tokens.
+        """
+        return replace(self, vocab=vocab)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -91,16 +120,17 @@ class Store:
             )
         if part not in PARTS:
             raise ShearlingError(f"a part is called {' or '.join(PARTS)}, not {part!r}.")
-        manifest = self.manifest or read_json(self.path / MANIFEST)
-        rows = manifest["domains"][domain][part]["sequences"]
-        masked = "mask_sha256" in manifest["domains"][domain][part]
-        folder = self.path / domain / part
-        return Sequences(folder, rows, self.length, manifest["dtype"], masked, manifest.get("bos"))
+        described = self.manifest.domains[domain]
+        packed = described.train if part == "train" else described.held_out
+        return Sequences(
+            self.path / domain / part, packed.sequences, self.length, self.manifest.dtype,
+            packed.mask_sha256 is not None, self.bos, self.vocab,
+        )  # fmt: skip
 
     @property
     def bos(self) -> int | None:
         """The token with which every sequence and every document begins; None where none does."""
-        return (self.manifest or read_json(self.path / MANIFEST)).get("bos")
+        return self.manifest.bos
 
     def check_tokenizer(self, model_dir: Path, bos: bool | None = None) -> None:
         """Raise ShearlingError unless the store is made as this model reads text.
@@ -109,12 +139,12 @@ class Store:
         it is None and the tokenizer puts one before a text.
         """
         tokenizer = load_tokenizer(model_dir)
-        found = tokenizer_hash(tokenizer)
-        if found != self.tokenizer:
-            made = (self.manifest or read_json(self.path / MANIFEST))["tokenizer"]["name"]
+        own = tokenizer_hash(tokenizer)
+        if own != self.tokenizer:
+            made = self.manifest.tokenizer.name
             raise ShearlingError(
                 f"{self.path} was packed with the tokenizer of {made} ({self.tokenizer[:12]}), "
-                f"but that of {model_dir} differs ({found[:12]}); pack the text anew with "
+                f"but that of {model_dir} differs ({own[:12]}); pack the text anew with "
                 f"--tokenizer {model_dir}."
             )
         if (begin := opening(tokenizer, bos)) != self.bos:
@@ -164,6 +194,7 @@ class Sequences:
     dtype: str
     masked: bool
     bos: int | None = None
+    vocab: int | None = None
 
     def __len__(self) -> int:
         """Number of sequences."""
@@ -176,11 +207,13 @@ class Sequences:
 
         Raises:
             IndexError: there is no such sequence.
+            ShearlingError: a token is none of the model's.
         """
         chosen = np.asarray(rows, dtype=np.int64).reshape(-1)
         if len(chosen) and (chosen.min() < 0 or chosen.max() >= self.rows):
             raise IndexError(f"rows {chosen.min()} to {chosen.max()} of {self.rows}")
         ids_NT = torch.from_numpy(self._tokens[chosen].astype(np.int64))
+        self._check_ids(chosen, ids_NT)
         labels_NT = ids_NT.clone()
         if self.bos is not None:
             labels_NT[ids_NT == self.bos] = IGNORED
@@ -192,14 +225,25 @@ class Sequences:
         """Another process maps the files itself, rather than be sent them."""
         return {name: self.__dict__[name] for name in self.__dataclass_fields__}
 
+    def _check_ids(self, rows: np.ndarray, ids_NT: Tensor) -> None:
+        """Raise ShearlingError where a token is none of the model's that reads them."""
+        if self.vocab is None or not len(rows) or int(ids_NT.max()) < self.vocab:
+            return
+        row = int(ids_NT.amax(1).argmax())
+        raise ShearlingError(
+            f"{self.folder / TOKENS} holds the token {int(ids_NT[row].max())} in sequence "
+            f"{int(rows[row])}, but the model knows {self.vocab} tokens; the file is damaged, or "
+            "was packed for another model: pack the store anew."
+        )
+
     def check(self) -> None:
         """Raise ShearlingError unless the files have the size the manifest says."""
         files = {TOKENS: self._little_endian.itemsize} | ({MASK: 1} if self.masked else {})
         for name, width in files.items():
             file, expected = self.folder / name, self.rows * self.length * width
-            found = file.stat().st_size if file.is_file() else None
-            if found != expected:
-                state = "is missing" if found is None else f"has {found:,} bytes"
+            size = file.stat().st_size if file.is_file() else None
+            if size != expected:
+                state = "is missing" if size is None else f"has {size:,} bytes"
                 raise ShearlingError(
                     f"{file} {state}, where {expected:,} bytes were expected; pack the store anew."
                 )

@@ -14,22 +14,23 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from shearling.data.results import CachedTeacher, CacheManifest, shard_name
 from shearling.data.store import UNFINISHED, Store
 from shearling.errors import ShearlingError
-from shearling.model.checkpoint import read_json
+from shearling.files.reading import read_json
+from shearling.files.results import refuse
 
-KIND, VERSION = "teacher-cache", 1
 MANIFEST = "teacher.json"
+LOGP_SLACK = 0.01  # logarithms of probabilities in float16 may be a little above 0
 
 
 @dataclass(frozen=True)
@@ -73,17 +74,11 @@ class Cache:
 
     Attributes:
         path: the directory.
-        store: fingerprint of the store whose tokens were predicted.
-        top, vocab: tokens kept of each distribution, and how many there are.
-        teacher: name, fingerprint and size of the model, as in its manifest.
+        manifest: all that is said of it.
     """
 
     path: Path
-    store: str
-    top: int
-    vocab: int
-    teacher: Mapping[str, Any]
-    manifest: Mapping[str, Any] = field(repr=False, compare=False)
+    manifest: CacheManifest = field(repr=False)
 
     @staticmethod
     def open(path: Path) -> Cache:
@@ -91,7 +86,7 @@ class Cache:
 
         Raises:
             ShearlingError: nothing is there, it is no cache, it is unfinished, a file is missing
-                or was cut off, or a newer version wrote it.
+                or was cut off, its manifest is damaged, or a newer version wrote it.
         """
         path = Path(path)
         if not (path / MANIFEST).is_file():
@@ -99,25 +94,46 @@ class Cache:
             state = "is not finished" if begun else "is no cache of a teacher"
             advice = "give the same command again" if begun else "make one with `shearling teach`"
             raise ShearlingError(f"{path} {state}; {advice}.")
-        manifest = read_json(path / MANIFEST)
-        if (manifest.get("kind"), manifest.get("version")) != (KIND, VERSION):
+        values = read_json(path / MANIFEST, CacheManifest.advice)
+        made = values.get("kind"), values.get("version")
+        if made != (CacheManifest.kind, CacheManifest.VERSION):
             raise ShearlingError(
-                f"{path} is a {manifest.get('kind')} of version {manifest.get('version')}, but a "
-                f"{KIND} of version {VERSION} was expected; make one with `shearling teach`."
+                f"{path} is a {made[0]!r} of version {made[1]!r}, but a {CacheManifest.kind} of "
+                f"version {CacheManifest.VERSION} was expected; make one with `shearling teach`."
             )
-        for name, described in manifest["files"].items():
-            file, expected = path / name, described["bytes"]
-            found = file.stat().st_size if file.is_file() else None
-            if found != expected:
-                state = "is missing" if found is None else f"has {found:,} bytes"
+        manifest = CacheManifest.from_json(values, path / MANIFEST)
+        if not manifest.files and any(manifest.domains.values()):
+            refuse(path / MANIFEST, "files", "the size of every file", values.get("files", MISSING))
+        for name, described in manifest.files.items():
+            file, expected = path / name, described.bytes
+            size = file.stat().st_size if file.is_file() else None
+            if size != expected:
+                state = "is missing" if size is None else f"has {size:,} bytes"
                 raise ShearlingError(
                     f"{file} {state}, where {expected:,} bytes were expected; remove {path} and "
                     "run `shearling teach` again."
                 )
-        return Cache(
-            path, manifest["store"]["fingerprint"], manifest["top"], manifest["vocab"],
-            manifest["teacher"], manifest,
-        )  # fmt: skip
+        return Cache(path, manifest)
+
+    @property
+    def store(self) -> str:
+        """Fingerprint of the store whose tokens were predicted."""
+        return self.manifest.store.fingerprint
+
+    @property
+    def top(self) -> int:
+        """Tokens kept of each distribution."""
+        return self.manifest.top
+
+    @property
+    def vocab(self) -> int:
+        """How many tokens the teacher knows."""
+        return self.manifest.vocab
+
+    @property
+    def teacher(self) -> CachedTeacher:
+        """Name, fingerprint and size of the model."""
+        return self.manifest.teacher
 
     @cached_property
     def fingerprint(self) -> str:
@@ -128,8 +144,8 @@ class Cache:
         """Raise ShearlingError unless it is this store's tokens that were predicted."""
         if store.fingerprint != self.store:
             raise ShearlingError(
-                f"{self.path} holds what {self.teacher['name']} says of another store "
-                f"({self.manifest['store']['name']}, {self.store[:12]}) than {store.path} "
+                f"{self.path} holds what {self.teacher.name} says of another store "
+                f"({self.manifest.store.name}, {self.store[:12]}) than {store.path} "
                 f"({store.fingerprint[:12]}); run `shearling teach` on that one."
             )
 
@@ -143,8 +159,8 @@ class Cache:
         Raises:
             ShearlingError: a shard is damaged.
         """
-        size, predicted = self.manifest["shard_rows"], self.manifest["store"]["length"] - 1
-        found = Kept(
+        size, predicted = self.manifest.shard_rows, self.manifest.store.length - 1
+        kept = Kept(
             torch.empty(len(rows), predicted, self.top, dtype=torch.int32),
             torch.empty(len(rows), predicted, self.top, dtype=torch.float16),
             torch.empty(len(rows), predicted),
@@ -159,19 +175,35 @@ class Cache:
                     for place in at:
                         row = rows[place][1] - first
                         for name in ("ids", "logp", "rest"):
-                            getattr(found, name)[place] = shard.get_slice(name)[row]
-            except (SafetensorError, OSError, IndexError) as error:
+                            _put(getattr(kept, name)[place], shard.get_slice(name)[row], name)
+                self._check(kept, at)
+            except (SafetensorError, OSError, IndexError, TypeError, ValueError) as error:
                 reason = " ".join(str(error).split())
                 raise ShearlingError(
                     f"{file} cannot be read ({reason}); remove {self.path} and run `shearling "
                     "teach` again."
                 ) from error
-        return found
+        return kept
+
+    def _check(self, kept: Kept, at: Sequence[int]) -> None:
+        """Raise ValueError unless what was read are tokens of the teacher's and probabilities."""
+        ids, logp, rest = kept.ids[at], kept.logp[at], kept.rest[at]
+        if int(ids.min()) < 0 or int(ids.max()) >= self.vocab:
+            worst = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
+            raise ValueError(f"it holds the token {worst}, but the teacher knows {self.vocab}")
+        if bool(logp.isnan().any()) or float(logp.max()) > LOGP_SLACK:
+            raise ValueError("it holds log-probabilities that are none")
+        if not bool(((rest >= 0) & (rest <= 1 + LOGP_SLACK)).all()):
+            raise ValueError("it holds probabilities of all other tokens that are none")
 
 
-def shard_name(domain: str, first: int) -> str:
-    """Where the sequences of a domain from ``first`` on lie in a cache."""
-    return f"{domain}/{first:08}.safetensors"
+def _put(row: Tensor, stored: Tensor, name: str) -> None:
+    """Fill a row; ValueError if what is stored has another shape."""
+    if stored.shape != row.shape:
+        raise ValueError(
+            f"{name} has rows of {list(stored.shape)} where {list(row.shape)} were expected"
+        )
+    row.copy_(stored)
 
 
 def id_dtype(vocab: int) -> torch.dtype:

@@ -1,8 +1,14 @@
-"""JSON and YAML read, or one sentence on what is wrong with them."""
+"""JSON and YAML read safely, in this one place, or one sentence on what is wrong with them.
+
+Whatever a file holds (bytes that are no text, a number of thousands of digits, brackets that never
+end) becomes a sentence. What the values mean is up to the models of the files
+(:mod:`shearling.files.results`).
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +18,7 @@ from yaml.composer import ComposerError
 from shearling.errors import ShearlingError
 
 LARGEST = 256 * 2**20  # bytes; the largest we know is a tokenizer of 50 MB
+AGAIN = "fetch or write it again"
 
 
 def check_size(path: Path, most: int = LARGEST) -> None:
@@ -25,35 +32,85 @@ def check_size(path: Path, most: int = LARGEST) -> None:
     if path.is_file() and path.stat().st_size > most:
         raise ShearlingError(
             f"{path} has {path.stat().st_size / 1e6:,.0f} MB, but at most {most / 1e6:,.0f} MB "
-            "are read; fetch or write it again."
+            f"are read; {AGAIN}."
         )
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def parse_json(text: str | bytes, where: object, advice: str = AGAIN) -> Any:
+    """The value that a text holds.
+
+    Args:
+        text: of a file, or of a line of it; bytes are UTF-8.
+        where: what to call it, such as the file.
+        advice: what would work instead, the end of a sentence.
+
+    Raises:
+        ShearlingError: it is no UTF-8, no JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(text.decode("utf-8") if isinstance(text, bytes) else text)
+    except RecursionError as error:
+        raise ShearlingError(f"{where} is nested too deeply to be read; {advice}.") from error
+    except UnicodeDecodeError as error:
+        raise ShearlingError(
+            f"{where} is not valid JSON (it is no UTF-8 text: {error.reason} at byte "
+            f"{error.start}); {advice}."
+        ) from error
+    except ValueError as error:  # also of a number of thousands of digits
+        raise ShearlingError(f"{where} is not valid JSON ({error}); {advice}.") from error
+
+
+def read_bytes(path: Path, advice: str = AGAIN) -> bytes:
+    """What a file holds.
+
+    Raises:
+        ShearlingError: it is no regular file, too large, or cannot be read.
+    """
+    try:
+        check_size(path)
+        return path.read_bytes()
+    except OSError as error:
+        if path.name == "config.json":  # a directory was given that is no model's
+            advice = "a model directory holds config.json and safetensors"
+        raise ShearlingError(f"{path} cannot be read ({error.strerror}); {advice}.") from error
+
+
+def read_json(path: Path, advice: str = AGAIN) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
         ShearlingError: it cannot be read, is too large or too deep, is no JSON, or holds something
             else than an object.
     """
-    check_size(path)
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError as error:
-        raise ShearlingError(
-            f"{path} is nested too deeply to be read; fetch or write it again."
-        ) from error
-    except ValueError as error:  # also of a number of thousands of digits
-        raise ShearlingError(
-            f"{path} is not valid JSON ({error}); fetch or write it again."
-        ) from error
-    except OSError as error:
-        raise ShearlingError(
-            f"{path} cannot be read ({error.strerror}); a model directory holds config.json "
-            "and safetensors."
-        ) from error
+    value = parse_json(read_bytes(path, advice), path, advice)
     if not isinstance(value, dict):
-        raise ShearlingError(f"{path} holds a {type(value).__name__}, but an object was expected.")
+        raise ShearlingError(
+            f"{path} holds a {type(value).__name__}, but an object was expected; {advice}."
+        )
+    return value
+
+
+def read_json_lines(path: Path, advice: str = AGAIN) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where, such as ``line 3 of FILE``, and which object, for every line that is not blank.
+
+    Raises:
+        ShearlingError: the file cannot be read, or a line is no JSON object; the line is named.
+    """
+    for number, line in enumerate(read_bytes(path, advice).split(b"\n"), 1):
+        where = f"line {number} of {path}"
+        if line.strip():
+            yield where, json_object(line, where, advice)
+
+
+def json_object(text: str | bytes, where: object, advice: str = AGAIN) -> dict[str, Any]:
+    """The object that a text holds.
+
+    Raises:
+        ShearlingError: it is no JSON, or something else than an object.
+    """
+    value = parse_json(text, where, advice)
+    if not isinstance(value, dict):
+        raise ShearlingError(f"{where} is a {type(value).__name__}, not an object; {advice}.")
     return value
 
 

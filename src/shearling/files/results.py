@@ -1,8 +1,9 @@
-"""Result files: every kind is one frozen dataclass that writes, reads and documents itself.
+"""Files of ours: every kind is one frozen dataclass that writes, reads and documents itself.
 
 A class states its ``kind``, who writes it, and its fields with their types; :func:`entry` adds what
 a field means and what is read where an older file does not have it. From that come
-:meth:`ResultFile.to_json`, :meth:`ResultFile.from_json` and the lists of docs/files.md.
+:meth:`OwnFile.to_json`, :meth:`OwnFile.from_json` and the lists of docs/files.md. What makes a
+file impossible although every type is right, a class says itself (:class:`Misfit`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import (
     ClassVar,
     NoReturn,
     Self,
+    TypeVar,
     get_args,
     get_origin,
     get_type_hints,
@@ -29,11 +31,16 @@ from typing import (
 from shearling.errors import ShearlingError
 from shearling.version import __version__
 
+T = TypeVar("T")
+
 # What to call something: a text, or an object's ``name``; of an absolute path only its last part.
 # Of any other Annotated type the second part is what an error says was expected.
 Name = Annotated[str, "a name"]
 EXPECTED = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 LONGEST = 60  # characters of a value that an error shows
+AGAIN = "write the file again with the shearling command that made it, or move it away"
+DEEPEST = 32  # levels of a value that may be anything: what shows it walks down them
+LARGEST_COUNT = 2**64  # a seed may have 64 bits; nothing else comes near
 
 
 class Misfit(ValueError):
@@ -49,6 +56,15 @@ class Misfit(ValueError):
         """Say what is wrong."""
         super().__init__(f"{where} is {_shown(given)} where {expected} was expected")
         self.where, self.expected, self.given = where, expected, given
+
+
+class UnfitFile(ShearlingError):
+    """A file that cannot be used: which, why, and what would work."""
+
+    def __init__(self, path: Path, reason: str, advice: str) -> None:
+        """Make the sentence."""
+        super().__init__(f"{path}: {reason}; {advice}.")
+        self.reason = reason
 
 
 def now() -> str:
@@ -76,29 +92,59 @@ def entry(
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResultFile:
+class OwnFile:
     """What every kind says of itself; see docs/files.md."""
 
     kind: ClassVar[str]
     written_by: ClassVar[str]
-
-    # Neither tells two results apart: they compare by what was measured.
-    shearling: str = field(default=__version__, compare=False, metadata={"absent": ""})
-    created: str = field(default_factory=now, compare=False, metadata={"absent": ""})
+    advice: ClassVar[str] = AGAIN  # what would work in place of a damaged file
 
     def to_json(self) -> dict[str, Any]:
         """The file's content, ``kind`` first, then the fields in their order."""
         return {"kind": self.kind} | plain(self)
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any], path: Path) -> Self:
+    def from_json(cls, values: Mapping[str, Any], path: Path, inside: str = "") -> Self:
         """A file's content; keys that the class does not have are passed over.
+
+        Args:
+            values: the object.
+            path: of the file, for messages.
+            inside: where in the file the object stands, a dot at the end; "" for all of it.
 
         Raises:
             ShearlingError: a field is missing or is not what it should be; it names the file
                 ``path``, the field, what stands there and what was expected.
         """
-        return _read_object(cls, values, path, "")
+        try:
+            return _read_object(cls, values, path, inside)
+        except UnfitFile as error:
+            raise UnfitFile(path, error.reason, cls.advice) from error
+        except RecursionError as error:
+            raise ShearlingError(
+                f"{path} is nested too deeply to be read as {cls.kind}; {cls.advice}."
+            ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultFile(OwnFile):
+    """A result: it says when it was written, and by which version."""
+
+    # Neither tells two results apart: they compare by what was measured.
+    shearling: str = field(default=__version__, compare=False, metadata={"absent": ""})
+    created: str = field(default_factory=now, compare=False, metadata={"absent": ""})
+
+
+def read_object(of: type[T], values: Mapping[str, Any], path: Path, inside: str = "") -> T:
+    """A dataclass from a part of a file, such as a line of it; see :meth:`OwnFile.from_json`.
+
+    Raises:
+        ShearlingError: as there.
+    """
+    try:
+        return _read_object(of, values, path, inside)
+    except RecursionError as error:
+        raise ShearlingError(f"{path} is nested too deeply to be read; {AGAIN}.") from error
 
 
 def plain(value: Any) -> Any:
@@ -124,15 +170,22 @@ def public(text: str) -> str:
 
 def refuse(path: Path, where: str, expected: str, given: Any = MISSING) -> NoReturn:
     """Say that a file cannot be used, and what would write it anew."""
-    raise ShearlingError(
-        f"{path}: {where} is {_shown(given)} where {expected} was expected; "
-        "write the file again with the shearling command that made it, or move it away."
-    )
+    where = where if len(where) <= 2 * LONGEST else where[: 2 * LONGEST - 3] + "..."
+    raise UnfitFile(path, f"{where} is {_shown(given)} where {expected} was expected", AGAIN)
 
 
 def _shown(given: Any) -> str:
-    shown = "missing" if given is MISSING else repr(given)
+    shown = "missing" if given is MISSING else _repr(given)
     return shown if len(shown) <= LONGEST else shown[: LONGEST - 3] + "..."
+
+
+def _repr(given: Any) -> str:
+    """As Python writes it, without writing all of what is large."""
+    if isinstance(given, dict | list) and _depth(given) > DEEPEST:
+        return f"a deeply nested {'object' if isinstance(given, dict) else 'list'}"
+    if isinstance(given, list):
+        given = given[:LONGEST]
+    return repr(given)
 
 
 @cache
@@ -159,6 +212,8 @@ def _read_object(of: type[Any], values: Mapping[str, Any], path: Path, inside: s
 def _read(wanted: Any, value: Any, path: Path, where: str) -> Any:
     """A value as the type that a field has."""
     if wanted is Any and value is not MISSING:
+        if _depth(value) > DEEPEST:
+            refuse(path, where, f"a value of at most {DEEPEST} levels", value)
         return value
     if wanted is Name:
         return _name(value, path, where)
@@ -183,8 +238,25 @@ def _read(wanted: Any, value: Any, path: Path, where: str) -> Any:
         inner = get_args(wanted)[1]
         return {key: _read(inner, one, path, f"{where}.{key}") for key, one in value.items()}
     if not _is(wanted, value):
-        refuse(path, where, EXPECTED[wanted], value)
-    return float(value) if wanted is float else value
+        refuse(path, where, EXPECTED.get(wanted, "a value"), value)
+    return _float(value, path, where) if wanted is float else value
+
+
+def _float(value: float, path: Path, where: str) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        refuse(path, where, "a number below 1e308", value)
+
+
+def _depth(value: Any) -> int:
+    """Levels of lists and objects, counted no further than one more than may be."""
+    level, held = 0, [value]
+    while held and level <= DEEPEST:
+        inside = [one for one in held if isinstance(one, dict | list)]
+        held = [two for one in inside for two in (one.values() if isinstance(one, dict) else one)]
+        level += bool(inside)
+    return level
 
 
 def _is(wanted: Any, value: Any) -> bool:
@@ -194,7 +266,7 @@ def _is(wanted: Any, value: Any) -> bool:
     if isinstance(value, bool):
         return False
     if wanted is int:
-        return isinstance(value, int) and value >= 0
+        return isinstance(value, int) and 0 <= value < LARGEST_COUNT
     return isinstance(value, int | float)
 
 
@@ -227,8 +299,9 @@ def _name(value: Any, path: Path, where: str) -> str:
 
 def documented(of: type[Any], depth: int = 0) -> Iterator[str]:
     """The fields of a kind as lines of a Markdown list, objects inside it indented below it."""
+    stamped = {one.name for one in dataclasses.fields(ResultFile)}
     for one in dataclasses.fields(of):
-        if one.name in ("shearling", "created"):  # said once, of all kinds
+        if one.name in stamped:  # said once, of all kinds
             continue
         wanted = _types(of)[one.name]
         says, absent = one.metadata.get("says", ""), one.metadata.get("absent", MISSING)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ from shearling.gates.attach import folder
 from shearling.gates.learner import Learner
 from shearling.gates.options import LearnOptions
 from shearling.gates.results import GateStep, LearningHistory
-from shearling.model.checkpoint import Checkpoint, read_json
-from shearling.model.manifest import MANIFEST
+from shearling.model.checkpoint import Checkpoint
+from shearling.model.manifest import MANIFEST, ModelManifest
 from shearling.model.refs import ModelRef
 from shearling.pruning.cut import cut
 from shearling.repair.refit import refit
@@ -72,14 +73,11 @@ def export(
         return
     keep, lost = learner.bank.keep(), learner.lost()
     looks = looks_at([log])
-    write_json(
-        whole / MANIFEST,
-        # Of the trained model before the cut, whose child the result is.
-        manifest(
-            "learn", f"{source.name}-gated", source, Checkpoint.open(whole), options, store, looks
-        )
-        | {"probability_lost": lost, "files": files},
+    # Of the trained model before the cut, whose child the result is.
+    told = manifest(
+        "learn", f"{source.name}-gated", source, Checkpoint.open(whole), options, store, looks
     )
+    write_json(whole / MANIFEST, replace(told, probability_lost=lost, files=files).to_json())
     missed = {axis: share for axis, share in lost.items() if share > 0.02}
     if missed:
         notify(
@@ -92,9 +90,9 @@ def export(
     found = cut(gated, keep, staging, progress=progress)
     if options.refit:
         found = _repaired(source, gated, keep, found, store, options, ids_NS, progress, notify)
-    described = read_json(staging / MANIFEST)  # of a cut, which was made under another name
-    described["model"]["name"] = name
-    write_json(staging / MANIFEST, described)
+    made = ModelManifest.load(staging)  # of a cut, which was made under another name
+    assert made is not None, "cut wrote it"
+    write_json(staging / MANIFEST, replace(made, model=replace(made.model, name=name)).to_json())
     write_json(
         output / RUN / FILE,
         _history(found, learner, log, keep, looks, name)

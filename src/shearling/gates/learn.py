@@ -83,6 +83,7 @@ def learn(
         ShearlingError: a shape that cannot be reached or is the model's own, and all that healing
             refuses; multipliers that run away.
     """
+    store = store.within(source.shape["vocab"])
     training = Training(
         source, store, options, teacher, None, reference, world or World(), progress, notify
     )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shearling.errors import ShearlingError
+from shearling.files.reading import check_size, json_object
 from shearling.files.writer import file_digest
 
 FIELDS = ("prompt", "instruction")
@@ -80,7 +80,7 @@ def _prompt(record: dict[str, Any], where: str) -> str:
     if name is None:
         raise ShearlingError(
             f"{where} has neither a 'prompt' nor an 'instruction'; its fields are "
-            f"{', '.join(record) or 'none'}."
+            f"{', '.join(record)[:200] or 'none'}."
         )
     text, context = record[name], record.get("input") if name == "instruction" else None
     if not isinstance(text, str) or not text.strip():
@@ -93,17 +93,12 @@ def _prompt(record: dict[str, Any], where: str) -> str:
 def _records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Where, and what object, for each line."""
     for where, line in _lines(file):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ShearlingError(f"{where} is not valid JSON ({error}).") from error
-        if not isinstance(record, dict):
-            raise ShearlingError(f"{where} is a {type(record).__name__}, not an object.")
-        yield where, record
+        yield where, json_object(line, where, "give an object a line")
 
 
 def _lines(file: Path) -> Iterator[tuple[str, str]]:
     """Where, and what text, for each line that is not blank."""
+    check_size(file)
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

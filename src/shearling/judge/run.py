@@ -15,7 +15,7 @@ from shearling.evaluate.generation import Sampling
 from shearling.evaluate.results import Judgement
 from shearling.files.progress import Progress, silent
 from shearling.judge.endpoint import EndpointError, Judge
-from shearling.judge.kept import KeptLines, key_of
+from shearling.judge.kept import KeptLines, KeptVerdict, key_of
 from shearling.judge.prompts import Prompts
 from shearling.judge.sides import Side
 from shearling.judge.tally import Pair, Tally, tally
@@ -89,7 +89,7 @@ def run(
     texts = match.prompts.texts
     for side in (match.a, match.b):  # a file that lacks an answer is found before a model is loaded
         side.missing(texts)
-    kept = KeptLines(match.folder / VERDICTS)
+    kept = KeptLines(match.folder / VERDICTS, KeptVerdict)
     judge_name = judge.model
     answers = list(
         zip(match.a.answers(texts, progress), match.b.answers(texts, progress), strict=True)

@@ -12,7 +12,7 @@ from shearling.errors import ShearlingError
 from shearling.evaluate.generation import Sampling, encode, generate
 from shearling.files.progress import Progress
 from shearling.files.writer import file_digest
-from shearling.judge.kept import KeptLines, key_of
+from shearling.judge.kept import KeptAnswer, KeptLines, key_of
 from shearling.judge.prompts import read_answers
 from shearling.model.loading import load_model
 from shearling.model.subject import open_subject
@@ -81,7 +81,7 @@ class Answering:
         self._subject = open_subject(model)
         self._sampling, self._dtype = sampling, dtype
         name = re.sub(r"[^\w.-]+", "-", self.name)
-        self.kept = KeptLines(kept / f"{name}-{self.fingerprint[:12]}.jsonl")
+        self.kept = KeptLines(kept / f"{name}-{self.fingerprint[:12]}.jsonl", KeptAnswer)
 
     @property
     def name(self) -> str:

@@ -12,6 +12,7 @@ import tempfile
 import warnings
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,6 +27,7 @@ from shearling.model.weight_files import weight_files
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from shearling.model.manifest import ModelManifest
     from shearling.model.subject import OpenedModel
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -95,7 +97,7 @@ def merged(path: Path) -> Path:
 def _write(base: OpenedModel, path: Path, raw: Mapping[str, Any], target: Path) -> None:
     """Merge, prove, and write the stock checkpoint with its manifest."""
     from shearling.model.checkpoint import directory_name
-    from shearling.model.manifest import MANIFEST
+    from shearling.model.manifest import MANIFEST, WrittenProof
     from shearling.model.subject import open_subject
 
     check_space(target, base.bytes)
@@ -110,9 +112,8 @@ def _write(base: OpenedModel, path: Path, raw: Mapping[str, Any], target: Path) 
                 "base": raw.get("base_model_name_or_path"),
                 "files": {name: file_digest(path / name) for name in (CONFIG, WEIGHTS)},
             }  # fmt: skip
-            write_json(
-                staging / MANIFEST, record | {"adapter": adapter, "proof": proof, "files": files}
-            )
+            whole = replace(record, adapter=adapter, proof=WrittenProof(**proof), files=files)
+            write_json(staging / MANIFEST, whole.to_json())
     except (OSError, ShearlingError):
         # Another process, such as another rank of this run, may have been as quick.
         if not (target / "config.json").is_file():
@@ -287,20 +288,10 @@ def _save(
     return files
 
 
-def _manifest(base: OpenedModel, written: OpenedModel, name: str) -> dict[str, Any]:
+def _manifest(base: OpenedModel, written: OpenedModel, name: str) -> ModelManifest:
     """What every stage says of the model that it made."""
-    from shearling.model.manifest import describe, read_manifest, stamp, versions
+    from shearling.model.manifest import ModelManifest, made_from, made_of
 
-    return {"kind": "manifest", "stage": "merge"} | stamp() | {
-        "model": {"name": name, "fingerprint": written.fingerprint},
-        "source": describe(base),
-        "keep": {},
-        "shape": dict(written.shape),
-        "source_shape": dict(base.shape),
-        "parameters": written.parameters,
-        "source_parameters": base.parameters,
-        "bytes": written.bytes,
-        "versions": versions() | {"peft": version("peft")},
-        "options": {},
-        "parent": read_manifest(base.path),
-    }  # fmt: skip
+    facts = made_from(base)
+    facts["versions"] |= {"peft": version("peft")}
+    return ModelManifest(stage="merge", **facts, **made_of(written, name), keep={})

@@ -25,6 +25,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from shearling.errors import ShearlingError
+from shearling.files.reading import read_json
 from shearling.files.writer import write_json
 from shearling.model.resolve import cache_directory
 
@@ -129,11 +130,11 @@ def _place(stat: os.stat_result) -> Path:
 def _recall(stat: os.stat_result) -> Digests | None:
     """What was kept of a file; None if nothing was, or it is damaged."""
     try:
-        kept = json.loads(_place(stat).read_text("utf-8"))
-    except (OSError, ValueError):
+        tensors = read_json(_place(stat)).get("tensors")
+    except ShearlingError:
         return None
-    tensors = kept.get("tensors") if isinstance(kept, dict) else None
-    return tensors if isinstance(tensors, dict) else None
+    whole = isinstance(tensors, dict) and all(isinstance(one, str) for one in tensors.values())
+    return tensors if whole else None
 
 
 def _keep(file: Path, stat: os.stat_result, tensors: Digests) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from shearling.model.checkpoint import Checkpoint
-from shearling.model.manifest import describe, read_manifest
+from shearling.model.manifest import MANIFEST, ModelManifest, describe, read_manifest
 from shearling.table.cost import flops_per_token, kv_cache_bytes
 from shearling.table.values import Shape
 
@@ -45,16 +46,15 @@ def lines(found: dict[str, Any]) -> list[str]:
     ]
     if found["tied_embeddings"]:
         text.append("  embeddings   tied: one storage, counted once")
-    manifest = found["manifest"]
-    while manifest:
-        source = manifest["source"]
-        kept = (manifest.get("keep") or {}).get("layers")
-        text.append(
-            f"  made from    {source['name']} {source['fingerprint'][:16]}, "
-            f"{manifest['source_parameters']:,} parameters"
-            + (f", blocks {_ranges(kept)} kept" if kept else "")
-        )
-        manifest = manifest["parent"]
+    file = Path(found["path"]) / MANIFEST
+    if found["manifest"] is not None:
+        for manifest in ModelManifest.from_json(found["manifest"], file).lineage(file):
+            source, kept = manifest.source, manifest.layers
+            size = manifest.source_parameters or source.parameters or 0
+            text.append(
+                f"  made from    {source.name} {source.fingerprint[:16]}, {size:,} parameters"
+                + (f", blocks {_ranges(kept)} kept" if kept else "")
+            )
     return text
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
+from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
-from shearling.model.manifest import read_manifest
+from shearling.model.manifest import MANIFEST, ModelManifest
 
 
 def blocks_in(checkpoint: Checkpoint, ancestor: Checkpoint) -> tuple[int, ...] | None:
@@ -19,23 +19,27 @@ def blocks_in(checkpoint: Checkpoint, ancestor: Checkpoint) -> tuple[int, ...] |
     if checkpoint.fingerprint == ancestor.fingerprint:
         return blocks
     for manifest in _chain(checkpoint):
-        kept = (manifest.get("keep") or {}).get("layers")
+        kept = manifest.layers
         if kept is not None:
+            if max(blocks, default=-1) >= len(kept):
+                raise ShearlingError(
+                    f"{checkpoint.path / MANIFEST} keeps {len(kept)} blocks of "
+                    f"{manifest.source.name}, but the model made from it has more; remove that "
+                    "file, or name the source itself."
+                )
             blocks = tuple(kept[block] for block in blocks)
-        if manifest["source"]["fingerprint"] == ancestor.fingerprint:
+        if manifest.source.fingerprint == ancestor.fingerprint:
             return blocks
     return None
 
 
 def final_weights(checkpoint: Checkpoint) -> dict[str, float] | None:
     """The domain weights that the last training in a model's lineage ended with, if any did."""
-    found = (manifest.get("final_weights") for manifest in _chain(checkpoint))
-    return next((weights for weights in found if weights), None)
+    weights = (manifest.final_weights for manifest in _chain(checkpoint))
+    return next((one for one in weights if one), None)
 
 
-def _chain(checkpoint: Checkpoint) -> Iterator[dict[str, Any]]:
+def _chain(checkpoint: Checkpoint) -> Iterator[ModelManifest]:
     """The manifests of a model and of what it was made from, the newest first."""
-    manifest = read_manifest(checkpoint.path)
-    while manifest is not None:
-        yield manifest
-        manifest = manifest.get("parent")
+    manifest = ModelManifest.load(checkpoint.path)
+    return iter(()) if manifest is None else manifest.lineage(checkpoint.path / MANIFEST)

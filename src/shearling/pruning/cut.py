@@ -30,10 +30,16 @@ from shearling.files.writer import (
 )
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.dtypes import torch_dtype
-from shearling.model.manifest import MANIFEST, describe, read_manifest, stamp, versions
+from shearling.model.manifest import (
+    MANIFEST,
+    ModelManifest,
+    WrittenProof,
+    made_from,
+    made_of,
+)
 from shearling.model.remote_code import without_code
 from shearling.model.side_files import copy_side_files, tokenizer_files
-from shearling.pruning.proof import Proof, prove, require
+from shearling.pruning.proof import prove, require
 from shearling.table.values import Cut, Keep, Selection
 
 # Target tensor name -> what gives it, in the result's shape; called when its shard is written.
@@ -101,16 +107,19 @@ def cut(
         )
         require(proof, output)
         fingerprints.result()
-        manifest = _manifest(checkpoint, expanded.keep, written, proof) | {
-            "model": {"name": output.resolve().name, "fingerprint": written.fingerprint},
-            "options": dict(options or {}),
-            "seed": seed,
-            "files": files,
-            "seconds": round(time.perf_counter() - started, 2),
-        }
-        if replaced:
-            manifest["repaired"] = sorted(replaced)
-        write_json(staging / MANIFEST, manifest)
+        manifest = ModelManifest(
+            stage="prune",
+            **made_from(checkpoint),
+            **made_of(written, output.resolve().name),
+            keep=expanded.keep.as_json(),
+            options=dict(options or {}),
+            seed=seed,
+            proof=WrittenProof(**asdict(proof)),
+            repaired=tuple(sorted(replaced)),
+            files=files,
+            seconds=round(time.perf_counter() - started, 2),
+        )
+        write_json(staging / MANIFEST, manifest.to_json())
     return Checkpoint.open(output)
 
 
@@ -192,24 +201,3 @@ def _write_side_files(checkpoint: Checkpoint, cut: Cut, staging: Path) -> None:
         if (checkpoint.path / "tokenizer.json").is_file():
             rewrite_tokenizer(checkpoint.path, vocab, staging)
     write_json(staging / "config.json", without_code(config))
-
-
-def _manifest(
-    checkpoint: Checkpoint, keep: Keep, written: Checkpoint, proof: Proof
-) -> dict[str, Any]:
-    return (
-        {"kind": "manifest", "stage": "prune"}
-        | stamp()
-        | {
-            "source": describe(checkpoint),
-            "keep": keep.as_json(),
-            "shape": dict(written.shape),
-            "source_shape": dict(checkpoint.shape),
-            "parameters": written.parameters,
-            "source_parameters": checkpoint.parameters,
-            "bytes": written.bytes,
-            "versions": versions(),
-            "proof": asdict(proof),
-            "parent": read_manifest(checkpoint.path),
-        }
-    )

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from shearling.errors import ShearlingError
+from shearling.files.reading import read_json
+from shearling.files.results import UnfitFile
+from shearling.model.refs import ModelRef
+from shearling.scoring.results import ADVICE, BlockScoresFile, UnitScoresFile
 from shearling.table.axes import Layout
 from shearling.table.values import Shape
 
-_FIELDS = {
-    "scores": {
-        "kind", "criterion", "axis", "scores", "order", "protected", "removal_order",
-        "baseline_perplexity",
-    },
-    "unit-scores": {"kind", "criterion", "axis", "scores"},
-}  # fmt: skip
+_OF_BLOCKS = ("protected", "removal_order", "baseline_perplexity")
+_TOLD = {"kind", "criterion", "axis", "scores", "order", *_OF_BLOCKS}  # besides the details
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,27 +129,21 @@ class Scores:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """As in docs/files.md: ``scores`` of blocks, ``unit-scores`` of units."""
+        """As in docs/files.md: ``scores`` of blocks, ``unit-scores`` of units.
+
+        What nobody told (the model, when it was) is left out.
+        """
+        told = _TOLD | self.details.keys()
+        return {key: value for key, value in self._file().to_json().items() if key in told}
+
+    def _file(self) -> BlockScoresFile | UnitScoresFile:
+        facts: dict[str, Any] = {"criterion": self.criterion, "axis": self.axis, **self.details}
+        if "model" in facts:
+            facts["model"] = ModelRef(**facts["model"])
         if self.axis != "layers":
-            known = _FIELDS["unit-scores"]
-            return {
-                "kind": "unit-scores",
-                "criterion": self.criterion,
-                "axis": self.axis,
-                "scores": [list(row) for row in self.rows],
-                **{key: value for key, value in self.details.items() if key not in known},
-            }
-        return {
-            "kind": "scores",
-            "criterion": self.criterion,
-            "axis": self.axis,
-            "scores": list(self.values),
-            "order": list(self.order),
-            "protected": list(self.protected),
-            "baseline_perplexity": self.baseline_perplexity,
-            "removal_order": list(self.removal_order),
-            **self.details,
-        }
+            return UnitScoresFile(**facts, scores=self.rows)
+        of_blocks = {key: getattr(self, key) for key in _OF_BLOCKS}
+        return BlockScoresFile(**facts, **of_blocks, scores=self.values, order=self.order)
 
     @staticmethod
     def load(path: Path) -> Scores:
@@ -162,49 +154,26 @@ class Scores:
         Raises:
             ShearlingError: not such a file, or scores that are not finite.
         """
+        values = read_json(path, ADVICE)
+        of = UnitScoresFile if values.get("kind") == UnitScoresFile.kind else BlockScoresFile
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            criterion, axis, rows = str(data["criterion"]), str(data["axis"]), data["scores"]
-            kind = "unit-scores" if data.get("kind") == "unit-scores" else "scores"
-            known: dict[str, Any] = {}
-            if axis == "layers":
-                known = {
-                    "protected": tuple(int(i) for i in data.get("protected", ())),
-                    "removal_order": tuple(int(i) for i in data.get("removal_order", ())),
-                    "baseline_perplexity": data.get("baseline_perplexity"),
-                }
-            scores = Scores(
-                criterion, axis,
-                tuple(
-                    tuple(float(value) for value in row)
-                    for row in (rows if kind == "unit-scores" else [rows])
-                ),
-                **known,
-                details={key: value for key, value in data.items() if key not in _FIELDS[kind]},
-            )  # fmt: skip
-        except (
-            *(OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError),
-            ShearlingError,
-        ) as error:
-            reason = f"it has no {error}" if isinstance(error, KeyError) else error
+            file = of.from_json(values, path)
+        except UnfitFile as error:
             raise ShearlingError(
-                f"{path} is not a scores file ({reason}); "
-                "make one with: shearling score MODEL --calibration FILE --output scores.json."
+                f"{path} is not a scores file ({error.reason}); {ADVICE}."
             ) from error
-        return scores._checked(path)
-
-    def _checked(self, path: Path) -> Scores:
-        if not all(math.isfinite(value) for row in self.rows for value in row):
+        rows = file.scores if isinstance(file, UnitScoresFile) else (file.scores,)
+        if not all(math.isfinite(value) for row in rows for value in row):
             raise ShearlingError(
                 f"{path} holds scores that are not finite numbers; score the model again."
             )
-        for name in ("protected", "removal_order"):
-            indices = getattr(self, name)
-            distinct = set(indices) & set(range(len(self.rows[0])))
-            if len(distinct) != len(indices):
-                raise ShearlingError(
-                    f"{path} gives {list(indices)} as {name}, but it scores "
-                    f"{len(self.rows[0])} units, numbered from 0, each named at most once; "
-                    "score the model again."
-                )
-        return self
+        if file.axis == "layers" and len(rows) != 1:
+            raise ShearlingError(
+                f"{path} scores layers in {len(rows)} rows, but one was expected; {ADVICE}."
+            )
+        known = {field.name for field in fields(file)} - _TOLD
+        of_blocks = {key: getattr(file, key) for key in _OF_BLOCKS if file.axis == "layers"}
+        return Scores(
+            file.criterion, file.axis, rows, **of_blocks,
+            details={key: value for key, value in values.items() if key in known},
+        )  # fmt: skip

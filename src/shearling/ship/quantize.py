@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,9 +35,10 @@ from shearling.files.writer import (
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.dtypes import DTYPES, dtype_of, name_of, torch_dtype
 from shearling.model.loading import load_model, require_torchao, stock_model
-from shearling.model.manifest import MANIFEST, describe, read_manifest, stamp, versions
+from shearling.model.manifest import MANIFEST, ModelManifest, WrittenProof, made_from
 from shearling.model.memory import check_fits, loaded_bytes
 from shearling.model.proof_tokens import proof_tokens
+from shearling.model.refs import ModelRef
 from shearling.model.remote_code import without_code
 from shearling.model.side_files import copy_side_files
 from shearling.model.subject import Subject, open_subject
@@ -205,14 +206,13 @@ def quantize(
         proof = _proof(dense_BSV, memory_BSV, found_BSV, wanted)
         _require(proof, output)
         written = open_subject(staging)
-        made = {
-            "model": {"name": output.resolve().name, "fingerprint": written.fingerprint},
-            "bytes": loaded_bytes(staging),
-            "proof": asdict(proof),
-            "files": files,
-            "seconds": round(time.perf_counter() - started, 2),
-        }
-        manifest = _manifest(source, wanted) | made
+        manifest = replace(
+            _manifest(source, wanted, ModelRef(output.resolve().name, written.fingerprint)),
+            bytes=loaded_bytes(staging),
+            proof=WrittenProof(**asdict(proof)),
+            files=files,
+            seconds=round(time.perf_counter() - started, 2),
+        ).to_json()
         write_json(staging / MANIFEST, manifest)
         progress("quantising", stages, stages)
     return manifest
@@ -353,16 +353,18 @@ def _require(proof: RoundingProof, output: Path) -> None:
         )
 
 
-def _manifest(source: Checkpoint, wanted: QuantizePlan) -> dict[str, Any]:
-    return {"kind": "manifest", "stage": "quantize"} | stamp() | {
-        "source": describe(source),
-        "shape": dict(source.shape),
-        "source_shape": dict(source.shape),
-        "parameters": source.parameters,
-        "source_parameters": source.parameters,
-        "source_bytes": source.bytes,
-        "versions": versions() | {"torchao": version("torchao")},
-        "options": {
+def _manifest(source: Checkpoint, wanted: QuantizePlan, model: ModelRef) -> ModelManifest:
+    """What is known before the result is."""
+    facts = made_from(source)
+    return ModelManifest(
+        stage="quantize",
+        **facts | {"versions": facts["versions"] | {"torchao": version("torchao")}},
+        model=model,
+        shape=dict(source.shape),
+        parameters=source.parameters,
+        bytes=0,
+        source_bytes=source.bytes,
+        options={
             "to": wanted.to,
             "bits": BITS[wanted.to],
             "stored_bits": 8,
@@ -372,6 +374,4 @@ def _manifest(source: Checkpoint, wanted: QuantizePlan) -> dict[str, Any]:
             "weights": wanted.weights,
             "kept": dict(wanted.kept),
         },
-        "seed": None,
-        "parent": read_manifest(source.path),
-    }  # fmt: skip
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from shearling.files.staging import partial
 from shearling.files.writer import plan_shards, sync_tree, write_json, write_weights
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.dtypes import torch_dtype
-from shearling.model.manifest import MANIFEST, describe, read_manifest, stamp, versions
+from shearling.model.manifest import MANIFEST, ModelManifest, made_from, made_of
 from shearling.model.refs import ModelRef
 from shearling.model.side_files import copy_side_files, copy_without_code
 from shearling.train import adapters
@@ -43,23 +44,16 @@ def write(
     if not world.first:
         return
     written = Checkpoint.open(staging)
-    write_json(
-        staging / MANIFEST,
-        manifest(
-            "heal",
-            output.resolve().name,
-            source,
-            written,
-            options,
-            store,
-            looks_at(_phase_folders(output)),
-        )
-        | {
-            "teacher": teacher,
-            "seconds": round(sum(_seconds(folder) for folder in _phase_folders(output)), 2),
-            "files": files,
-        },
-    )
+    told = manifest(
+        "heal", output.resolve().name, source, written, options, store,
+        looks_at(_phase_folders(output)),
+    )  # fmt: skip
+    seconds = sum(_seconds(folder) for folder in _phase_folders(output))
+    told = replace(
+        told, teacher=None if teacher is None else dict(teacher), seconds=round(seconds, 2),
+        files=files,
+    )  # fmt: skip
+    write_json(staging / MANIFEST, told.to_json())
     sync_tree(staging)
     write_json(output / RUN / "healing.json", _history(written, output, options, reference))
     move_into(output, staging)
@@ -159,7 +153,7 @@ def _phase_folders(output: Path) -> list[Path]:
 def manifest(
     stage: str, name: str, source: Checkpoint, written: Checkpoint, options: Options, store: Store,
     looks: Sequence[Mapping[str, Any]],
-) -> dict[str, Any]:  # fmt: skip
+) -> ModelManifest:  # fmt: skip
     """What is said of every trained model.
 
     Args:
@@ -170,22 +164,16 @@ def manifest(
         options: of the training; ``store``: its data.
         looks: at held-out text, with ``losses`` and ``weights`` by domain, oldest first.
     """
-    return {"kind": "manifest", "stage": stage} | stamp() | {
-        "model": {"name": name, "fingerprint": written.fingerprint},
-        "source": describe(source),
-        "shape": dict(written.shape),
-        "source_shape": dict(source.shape),
-        "parameters": written.parameters,
-        "source_parameters": source.parameters,
-        "bytes": written.bytes,
-        "versions": versions(),
-        "options": options.model_dump(mode="json") | {"bos": store.bos is not None},
-        "store": {"fingerprint": store.fingerprint, "domains": list(store.domains)},
-        "seed": options.seed,
-        "losses": {"before": looks[0]["losses"], "after": looks[-1]["losses"]} if looks else None,
-        "final_weights": looks[-1]["weights"] if looks else None,
-        "parent": read_manifest(source.path),
-    }  # fmt: skip
+    return ModelManifest(
+        stage=stage,
+        **made_from(source),
+        **made_of(written, name),
+        options=options.model_dump(mode="json") | {"bos": store.bos is not None},
+        store={"fingerprint": store.fingerprint, "domains": list(store.domains)},
+        seed=options.seed,
+        losses={"before": looks[0]["losses"], "after": looks[-1]["losses"]} if looks else None,
+        final_weights=looks[-1]["weights"] if looks else None,
+    )
 
 
 def _seconds(folder: Path) -> float:

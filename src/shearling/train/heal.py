@@ -14,6 +14,7 @@ from typing import Any
 from shearling.data.store import Store
 from shearling.data.teacher import Cache
 from shearling.files.progress import Progress, silent
+from shearling.files.results import plain
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.manifest import describe
 from shearling.train.finish import RUN, write
@@ -63,8 +64,9 @@ def heal(
             another vocabulary, an output that is taken, a loss that is not finite, a full disk.
     """
     training = Training(
-        source, store, options, teacher, cache, reference, world or World(), progress, notify
-    )
+        source, store.within(source.shape["vocab"]), options, teacher, cache, reference,
+        world or World(), progress, notify,
+    )  # fmt: skip
     check(training, output)
     with at_work(output, RUN, training.world):
         return _healed(training, output)
@@ -106,5 +108,5 @@ def phases(options: Options) -> list[Options]:
 def _taught_by(teacher: Checkpoint | None, cache: Cache | None) -> dict[str, Any] | None:
     """The teacher, for the manifest."""
     if cache is not None:
-        return dict(cache.teacher) | {"cache": cache.fingerprint, "top": cache.top}
+        return plain(cache.teacher) | {"cache": cache.fingerprint, "top": cache.top}
     return None if teacher is None else describe(teacher)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
 from shearling.errors import ShearlingError
+from shearling.files.reading import json_object, read_bytes
+from shearling.files.results import entry, read_object, refuse
 
 FILE = "log.jsonl"
+ADVICE = "remove that line, or move the file away, and give the same command again"
 
 
 class Log:
@@ -62,16 +66,53 @@ def read(folder: Path) -> list[dict[str, Any]]:
     return _lines(folder / FILE)
 
 
+@dataclass(frozen=True)
+class TrainLine:
+    """A step of training, as its line of the log has to be."""
+
+    step: int
+    tokens: int
+    loss: float
+    seconds: float | None = entry("of this run until then", absent=None)
+    gates: dict[str, Any] | None = entry("of a learning run", absent=None)
+
+
+@dataclass(frozen=True)
+class EvalLine:
+    """Held-out losses, as their line of the log has to be."""
+
+    step: int
+    tokens: int
+    losses: dict[str, float]
+    weights: dict[str, float]
+
+
+LINES: dict[str, type[TrainLine] | type[EvalLine]] = {"train": TrainLine, "eval": EvalLine}
+
+
 def _lines(file: Path) -> list[dict[str, Any]]:
+    """The records of a log, without a last line that a kill cut short.
+
+    Raises:
+        ShearlingError: another line is damaged; it is named.
+    """
     if not file.exists():
         return []
-    found = []
-    for line in file.read_text(encoding="utf-8").splitlines():
+    records = []
+    lines = [line for line in read_bytes(file, ADVICE).split(b"\n") if line.strip()]
+    for number, line in enumerate(lines, 1):
         try:
-            found.append(json.loads(line))
-        except ValueError:  # the last line of a run that was killed
+            record = json_object(line, f"line {number} of {file}", ADVICE)
+        except ShearlingError:
+            if number < len(lines):
+                raise
             break
-    return found
+        of = LINES.get(str(record.get("kind")))
+        if of is None:
+            refuse(file, f"line {number}: kind", "train or eval", record.get("kind", MISSING))
+        read_object(of, record, file, f"line {number}: ")
+        records.append(record)
+    return records
 
 
 def _flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

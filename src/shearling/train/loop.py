@@ -216,25 +216,53 @@ class Trainer:
             )  # fmt: skip
 
     def _resume(self) -> None:
+        """Go on from the newest checkpoint that can be read; what is newer and damaged goes."""
         if self.world.first:
             saving.clear(self.folder)
-        newest = saving.last(self.folder)
-        if newest is None:
-            return
-        state = saving.read_state(newest)
-        differing = [k for k in self.identity if state["identity"].get(k) != self.identity[k]]
+        damaged: list[tuple[Path, ShearlingError]] = []
+        for checkpoint in saving.newest_first(self.folder):
+            error = self._resumed(checkpoint)
+            if error is None:
+                for path, why in damaged:
+                    self.notify(
+                        f"{path} is removed, and the run goes on from the one before: {why}"
+                    )
+                    saving.remove(path, self.world)
+                self.notify(f"going on from step {self.step} of {self.steps} ({checkpoint}).")
+                return
+            damaged.append((checkpoint, error))
+        if damaged:
+            raise damaged[0][1]
+
+    def _resumed(self, checkpoint: Path) -> ShearlingError | None:
+        """Take a checkpoint's state; what is wrong with it, if a file of it is damaged.
+
+        Ranks agree on it: where one cannot read its part, none goes on from it.
+        """
+        error: ShearlingError | None = None
+        try:
+            state = saving.read_state(checkpoint)
+        except saving.DamagedCheckpoint as damage:
+            error = damage
+        if self.world.any(error is not None):
+            return error or saving.DamagedCheckpoint(f"{checkpoint} is damaged for another rank.")
+        differing = [k for k in self.identity if state.identity.get(k) != self.identity[k]]
         if differing:
             raise ShearlingError(
-                f"{newest} is of a run with another {' and '.join(differing)}; name a new output "
-                "directory, or remove that one."
+                f"{checkpoint} is of a run with another {' and '.join(differing)}; name a new "
+                "output directory, or remove that one."
             )
-        held = saving.tensors(self.objective, self.optimiser)
-        saving.load(newest, held, self.world)
-        self.step = self._saved = int(state["step"])
+        try:
+            saving.load(checkpoint, saving.tensors(self.objective, self.optimiser), self.world)
+        except saving.DamagedCheckpoint as damage:
+            error = damage
+        if self.world.any(error is not None):
+            return error or saving.DamagedCheckpoint(f"{checkpoint} is damaged for another rank.")
+        self.step = self._saved = state.step
         optimisers.go_on(self.optimiser, self.step)
-        self.mixture.load(state["mixture"])
-        self.weights.load(state["weights"])
-        self.notify(f"going on from step {self.step} of {self.steps} ({newest}).")
+        self.mixture.load(state.mixture)
+        self.weights.load(state.weights)
+        return None
 
     def _look(self) -> None:
         """Held-out losses where they are due, and what the mix makes of them."""

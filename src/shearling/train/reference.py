@@ -8,7 +8,6 @@ Shapes: N sequences, B of a batch, S positions, T predicted tokens, D hidden.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,12 +23,15 @@ from shearling.engine.stream import BlockStream
 from shearling.engine.walk import last_states
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
+from shearling.files.reading import read_json
 from shearling.files.writer import write_json
 from shearling.model.checkpoint import Checkpoint
 from shearling.train.results import ReferenceLosses
 from shearling.train.scaling import EXPONENTS, Law, fit
 from shearling.train.weights import losses_of
 
+ADVICE = "make one with: shearling reference MODEL --store STORE --output reference.json"
+MOST_PARAMETERS = 2**63
 SEQUENCES = 500  # of each domain, as in Sheared LLaMA
 
 
@@ -53,7 +55,8 @@ class Reference(ReferenceLosses):
     def tokenizer(self) -> str | None:
         """Hash of the tokenizer of the tokens measured, where that is known."""
         store = self.how.get("store")
-        return store.get("tokenizer") if isinstance(store, dict) else None
+        tokenizer = store.get("tokenizer") if isinstance(store, dict) else None
+        return tokenizer if isinstance(tokenizer, str) else None
 
     @property
     def bos(self) -> int | None:
@@ -72,15 +75,15 @@ class Reference(ReferenceLosses):
         Raises:
             ShearlingError: not such a file, or a loss that is no finite number of at least 0.
         """
-        data = _json(path)
+        data = read_json(path, ADVICE)
         if data.get("kind") != "reference" or not isinstance(data.get("losses"), dict):
             raise ShearlingError(
                 f"{path} is not a file of reference losses (its kind is {data.get('kind')!r}); "
-                "make one with: shearling reference MODEL --store STORE --output reference.json."
+                f"{ADVICE}."
             )
-        how = data.get("how")
+        how = ReferenceLosses.from_json(data | {"losses": {}}, path).how
         losses = losses_of(data["losses"], data["losses"], f"reference losses of {path}")
-        return Reference(losses, dict(how) if isinstance(how, dict) else {})
+        return Reference(losses, how)
 
 
 @dataclass(frozen=True)
@@ -104,10 +107,11 @@ class Point:
         """A file of losses measured on one model (ShearlingError if it names no size)."""
         found = Reference.load(path)
         parameters = found.how.get("parameters")
-        if isinstance(parameters, bool) or not isinstance(parameters, int) or parameters < 1:
+        whole = isinstance(parameters, int) and not isinstance(parameters, bool)
+        if not whole or not 0 < parameters < MOST_PARAMETERS:
             raise ShearlingError(
-                f"{path} does not say of a model of which size its losses are "
-                f"(how.parameters is {parameters!r}); give the file of one measured model."
+                f"{path} does not say of a model of which size its losses are (how.parameters is "
+                f"{repr(parameters)[:40]}); give the file of one measured model."
             )
         model = found.how.get("model")
         name = model.get("name") if isinstance(model, dict) else model
@@ -248,7 +252,7 @@ def given(text: str) -> Reference:
     """
     losses: dict[str, Any] = {}
     if text.endswith(".json") or os.path.isfile(text):  # Path's raises where text is long
-        data = _json(Path(text))
+        data = read_json(Path(text), ADVICE)
         losses = Reference.load(Path(text)).losses if data.get("kind") == "reference" else data
     else:
         for part in text.split(","):
@@ -295,17 +299,3 @@ def _warnings(points: Sequence[Point], target: int, laws: Mapping[str, Law]) -> 
         if len(sizes) > 2 and not EXPONENTS[0] * 1.01 < law.b < EXPONENTS[1] / 1.01:
             found.append(f"the exponent {law.b:.3g} in {domain} is at the limit of what is tried")
     return found
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file (ShearlingError if it is none)."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(data, dict):
-            raise TypeError("it is not an object")
-    except (OSError, ValueError, TypeError) as error:
-        raise ShearlingError(
-            f"{path} cannot be read as losses ({error}); make such a file with: "
-            "shearling reference MODEL --store STORE --output reference.json."
-        ) from error
-    return data

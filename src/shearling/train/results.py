@@ -58,6 +58,9 @@ class ReferenceLosses(ResultFile):
 
     kind: ClassVar[str] = "reference"
     written_by: ClassVar[str] = "`reference`"
+    advice: ClassVar[str] = (
+        "make one with: shearling reference MODEL --store STORE --output reference.json"
+    )
 
     losses: dict[str, float] = entry("nats a token, by domain")
     how: dict[str, Any] = entry(

@@ -8,21 +8,24 @@ while writing leaves the one before.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from shearling.errors import ShearlingError
+from shearling.files.reading import read_json
+from shearling.files.results import OwnFile, entry, plain, refuse
 from shearling.files.writer import disk_errors, order_metadata, sync_tree, write_json
 from shearling.train.optimiser import moments
 from shearling.train.parallel import World
@@ -64,7 +67,7 @@ def save(
             if world.first:
                 for file in staging.glob("*.safetensors"):
                     order_metadata(file)
-                write_json(staging / STATE, dict(state) | {"step": step})
+                write_json(staging / STATE, CheckpointState(**state, step=step).to_json())
                 sync_tree(staging)
                 shutil.rmtree(final, ignore_errors=True)
                 os.replace(staging, final)
@@ -118,32 +121,70 @@ def _write(held: dict[str, Tensor], staging: Path, world: World) -> None:
 
 
 def last(folder: Path) -> Path | None:
-    """The newest whole checkpoint, or None."""
-    found = _all(folder)
-    return found[-1] if found else None
+    """The newest checkpoint, or None."""
+    checkpoints = _all(folder)
+    return checkpoints[-1] if checkpoints else None
 
 
-def read_state(checkpoint: Path) -> dict[str, Any]:
+def newest_first(folder: Path) -> list[Path]:
+    """All checkpoints, to be tried in this order."""
+    return _all(folder)[::-1]
+
+
+def remove(checkpoint: Path, world: World) -> None:
+    """Remove a checkpoint that cannot be read, or it would count as the newest."""
+    if world.first:
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    world.barrier()
+
+
+@dataclass(frozen=True)
+class CheckpointState(OwnFile):
+    """What a checkpoint holds besides tensors."""
+
+    kind: ClassVar[str] = "checkpoint"
+    written_by: ClassVar[str] = "`heal` and `learn`, as `state.json` of a checkpoint"
+    advice: ClassVar[str] = "remove that checkpoint, and the run goes on from the one before"
+
+    identity: dict[str, Any] = entry("what a run must share to go on: model, data, options")
+    mixture: dict[str, Any] = entry("the order of the data: `seed`, `batch`, `sizes`, `taken`")
+    weights: dict[str, Any] = entry("of the domains: the mix's `kind` and state")
+    step: int = entry()
+
+    def to_json(self) -> dict[str, Any]:
+        """The file's content, which has no ``kind``: it lies in a checkpoint and nowhere else."""
+        return plain(self)
+
+
+def read_state(checkpoint: Path) -> CheckpointState:
     """What ``save`` was given as state, and the step.
 
     Raises:
-        ShearlingError: the file is damaged.
+        DamagedCheckpoint: the file is missing or damaged.
     """
+    file = checkpoint / STATE
     try:
-        return json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ShearlingError(
-            f"{checkpoint} is not a whole checkpoint ({error}); remove it, and the run goes on "
-            "from the one before."
+        state = CheckpointState.from_json(read_json(file, CheckpointState.advice), file)
+        if checkpoint.name != f"step-{state.step:08}":
+            refuse(file, "step", f"that of {checkpoint.name}", state.step)
+    except ShearlingError as error:
+        raise DamagedCheckpoint(
+            f"{checkpoint} is not a whole checkpoint: {str(error).rstrip('.')}."
         ) from error
+    return state
+
+
+class DamagedCheckpoint(ShearlingError):
+    """A checkpoint that lacks a file, or has one that is truncated."""
 
 
 def load(checkpoint: Path, held: Mapping[str, Tensor], world: World) -> None:
     """Read tensors into what ``tensors`` gave, in place, each rank its own part.
 
     Raises:
-        ShearlingError: the checkpoint holds other tensors, or is damaged.
+        DamagedCheckpoint: the checkpoint holds other tensors, or is damaged.
     """
+    _check_headers(checkpoint)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
@@ -151,11 +192,33 @@ def load(checkpoint: Path, held: Mapping[str, Tensor], world: World) -> None:
                 dict(held), storage_reader=HuggingFaceStorageReader(str(checkpoint)),
                 no_dist=world.size == 1,
             )  # fmt: skip
-    except (dcp.api.CheckpointException, RuntimeError, ValueError, KeyError) as error:
-        raise ShearlingError(
-            f"{checkpoint} cannot be read into this model ({' '.join(str(error).split())[:200]}); "
+    except (dcp.api.CheckpointException, Exception) as error:  # readers of damaged bytes raise any
+        failures = getattr(error, "failures", None)  # each rank's own
+        first = next(iter(failures.values()))[0] if failures else error
+        if isinstance(first, MemoryError):
+            raise
+        raise DamagedCheckpoint(
+            f"{checkpoint} cannot be read into this model ({' '.join(str(first).split())[:200]}); "
             "name a new output directory, or remove that checkpoint."
         ) from error
+
+
+def _check_headers(checkpoint: Path) -> None:
+    """Raise DamagedCheckpoint where there are no tensors, or a file of them is cut off.
+
+    The reader would find it too, and write a traceback to the terminal.
+    """
+    files = sorted(checkpoint.glob("*.safetensors"))
+    if not files:
+        raise DamagedCheckpoint(f"{checkpoint} lacks its tensors; remove that checkpoint.")
+    for file in files:
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise DamagedCheckpoint(
+                f"{file} is truncated or corrupt ({error}); remove that checkpoint."
+            ) from error
 
 
 def _step(checkpoint: Path) -> int:

@@ -134,9 +134,9 @@ def _check_cache(
             f"the teacher behind {cache.path} knows {cache.vocab} tokens and the model "
             f"{source.shape['vocab']}; distillation needs one vocabulary, so use --recipe cpt."
         )
-    if teacher is not None and teacher.fingerprint != cache.teacher["fingerprint"]:
+    if teacher is not None and teacher.fingerprint != cache.teacher.fingerprint:
         raise ShearlingError(
-            f"{cache.path} holds what {cache.teacher['name']} says, but --teacher {teacher.name} "
+            f"{cache.path} holds what {cache.teacher.name} says, but --teacher {teacher.name} "
             "is another model; leave one of the two out."
         )
     for name, value, plain in (

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,22 @@ from torch import Tensor
 
 from shearling.data import teacher as caches
 from shearling.data.pack import PLAN
+from shearling.data.results import (
+    CachedTeacher,
+    CacheManifest,
+    FileFacts,
+    PredictedStore,
+    shard_name,
+)
 from shearling.data.store import UNFINISHED, Store
-from shearling.data.teacher import KIND, VERSION, Cache, id_dtype, log_mass_outside, shard_name
+from shearling.data.teacher import Cache, id_dtype, log_mass_outside
 from shearling.engine.place import Place
 from shearling.engine.ranks import Ranks
 from shearling.engine.stream import BlockStream
 from shearling.engine.walk import last_states
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
+from shearling.files.reading import read_json
 from shearling.files.unfinished import alone, kept_on_a_full_disk
 from shearling.files.writer import (
     check_output,
@@ -37,7 +45,7 @@ from shearling.files.writer import (
     sync_tree,
     write_json,
 )
-from shearling.model.checkpoint import Checkpoint, read_json
+from shearling.model.checkpoint import Checkpoint
 from shearling.model.manifest import describe, versions
 from shearling.train.estimate import SPEEDS
 
@@ -121,6 +129,7 @@ def teach(
             logits that are not numbers, a full disk.
     """
     check(teacher, store, output, top, bos)
+    store = store.within(teacher.shape["vocab"])
     place = place or Place.best(teacher)
     place.ranks.barrier()  # nothing is written before all have looked
     if place.ranks.first:
@@ -141,21 +150,23 @@ def _lead(
         begun = any(output.glob("[!.]*/*.safetensors"))
         for file in (output / caches.MANIFEST, unfinished / PLAN):
             if begun and file.is_file():
-                _require_same(output, plan, read_json(file))
+                values = read_json(file, CacheManifest.advice)
+                _require_same(output, plan, CacheManifest.from_json(values, file))
         finished = (output / caches.MANIFEST).is_file()
-        shards = [] if finished else _shards(store, plan["shard_rows"])
+        shards = [] if finished else _shards(store, plan.shard_rows)
         left = [shard for shard in shards if not (output / shard_name(*shard[:2])).is_file()]
         if not finished:
             rows = sum(count for *_, count in left)
-            check_space(output, rows * caches.row_bytes(store.length, top, plan["vocab"]))
-            write_json(unfinished / PLAN, plan)
+            check_space(output, rows * caches.row_bytes(store.length, top, plan.vocab))
+            write_json(unfinished / PLAN, plan.to_json())
         place.ranks.agreed(left)
         if left:
             total = sum(count for *_, count in shards)
             _compute(BlockStream(teacher, place), store, output, top, left, total, progress)
         if not finished:
             files = _described(output, [shard_name(*shard[:2]) for shard in shards], progress)
-            write_json(output / caches.MANIFEST, plan | {"versions": versions(), "files": files})
+            whole = replace(plan, versions=versions(), files=files)
+            write_json(output / caches.MANIFEST, whole.to_json())
         shutil.rmtree(unfinished)
 
 
@@ -167,33 +178,29 @@ def _follow(teacher: Checkpoint, store: Store, output: Path, top: int, place: Pl
         _compute(walk, store, output, top, left, sum(count for *_, count in left), silent)
 
 
-def _plan(teacher: Checkpoint, store: Store, top: int) -> dict[str, Any]:
+def _plan(teacher: Checkpoint, store: Store, top: int) -> CacheManifest:
     """What makes a cache this one and no other."""
     vocab = teacher.shape["vocab"]
-    each = caches.row_bytes(store.length, top, vocab)
-    return {
-        "kind": KIND,
-        "version": VERSION,
-        "teacher": describe(teacher),
-        "store": {
-            "name": store.path.resolve().name, "fingerprint": store.fingerprint,
-            "length": store.length,
-        },
-        "domains": {domain: len(store.sequences(domain)) for domain in store.domains},
-        "top": top,
-        "vocab": vocab,
-        "shard_rows": max(1, SHARD_BYTES // each),
-    }  # fmt: skip
+    bytes_of_row = caches.row_bytes(store.length, top, vocab)
+    return CacheManifest(
+        version=CacheManifest.VERSION,
+        teacher=CachedTeacher(**describe(teacher)),
+        store=PredictedStore(store.path.resolve().name, store.fingerprint, store.length),
+        domains={domain: len(store.sequences(domain)) for domain in store.domains},
+        top=top,
+        vocab=vocab,
+        shard_rows=max(1, SHARD_BYTES // bytes_of_row),
+    )
 
 
-def _require_same(output: Path, wanted: dict[str, Any], found: dict[str, Any]) -> None:
+def _require_same(output: Path, wanted: CacheManifest, made: CacheManifest) -> None:
     """Raise ShearlingError if the output was begun otherwise, and say how; names may differ."""
 
-    def facts(plan: dict[str, Any]) -> dict[str, Any]:
-        inner = {key: plan.get(key, {}).get("fingerprint") for key in ("teacher", "store")}
-        return {key: plan.get(key) for key in ("version", "top", "shard_rows")} | inner
+    def facts(plan: CacheManifest) -> dict[str, Any]:
+        of = {"teacher": plan.teacher.fingerprint, "store": plan.store.fingerprint}
+        return {key: getattr(plan, key) for key in ("version", "top", "shard_rows")} | of
 
-    there, here = facts(found), facts(wanted)
+    there, here = facts(made), facts(wanted)
     differing = [key for key in here if there[key] != here[key]]
     if differing:
         raise ShearlingError(
@@ -281,10 +288,10 @@ def _write(output: Path, name: str, ids: Tensor, logp: Tensor, rest: Tensor) -> 
     sync(final.parent)
 
 
-def _described(output: Path, names: Sequence[str], progress: Progress) -> dict[str, Any]:
-    found = {}
+def _described(output: Path, names: Sequence[str], progress: Progress) -> dict[str, FileFacts]:
+    described = {}
     for number, name in enumerate(names, 1):
         file = output / name
-        found[name] = {"bytes": file.stat().st_size, "sha256": file_digest(file)}
+        described[name] = FileFacts(bytes=file.stat().st_size, sha256=file_digest(file))
         progress("hashing files", number, len(names))
-    return found
+    return described

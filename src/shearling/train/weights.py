@@ -262,8 +262,9 @@ def losses_of(domains: Iterable[str], losses: Mapping[str, float], what: str) ->
     for name in names:
         if not 0 <= _number(losses[name]) < math.inf:
             raise ShearlingError(
-                f"the {what} give {losses[name]} for the domain {name}, but a number of at least "
-                "0 nats per token was expected; check the model and the text of this domain."
+                f"the {what} give {_short(losses[name])} for the domain {_short(name)}, but a "
+                "number of at least 0 nats per token was expected; check the model and the text "
+                "of this domain."
             )
     return {name: float(losses[name]) for name in names}
 
@@ -365,9 +366,15 @@ def _same_domains(names: list[str], given: Mapping[str, float], what: str, *, ot
         )
 
 
+def _short(value: Any) -> str:
+    """A value as Python writes it, its first characters."""
+    shown = str(value)
+    return shown if len(shown) <= 60 else shown[:57] + "..."
+
+
 def _number(value: Any) -> float:
     """A float, NaN for what is no number."""
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return math.nan

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shearling.errors import ShearlingError
+from shearling.files.reading import read_json
 from shearling.files.writer import file_digest, write_json
 from shearling.model.resolve import cache_directory
 from shearling.model.side_files import side_files
@@ -37,11 +38,11 @@ def tokenizer_digest(directory: Path) -> str:
 def recall(key: dict[str, Any]) -> dict[str, Any] | None:
     """The result kept for a manifest, or None; a damaged file counts as none."""
     try:
-        kept = json.loads(_file(key).read_text("utf-8"))
-    except (OSError, ValueError):
+        kept = read_json(_file(key))
+    except ShearlingError:
         return None
-    same = isinstance(kept, dict) and kept.get("manifest") == key
-    return kept.get("result") if same else None
+    result = kept.get("result")
+    return result if kept.get("manifest") == key and isinstance(result, dict) else None
 
 
 def keep(key: dict[str, Any], result: dict[str, Any]) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shearling.errors import ShearlingError
-from shearling.model.checkpoint import read_json
+from shearling.files.reading import read_json
 
 TOKENIZER = "tokenizer.json"
 Parts = Callable[[int], tuple[int, ...]]

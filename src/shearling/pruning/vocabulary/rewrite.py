@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from shearling.errors import ShearlingError
+from shearling.files.reading import read_json
 from shearling.files.writer import write_json, write_text
-from shearling.model.checkpoint import read_json
 from shearling.model.token_ids import Move, renumber_ids
 from shearling.pruning.vocabulary.choose import visit_tokenizer
 from shearling.pruning.vocabulary.pieces import (

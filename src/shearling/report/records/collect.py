@@ -89,8 +89,14 @@ def _load(path: Path) -> dict[str, Any] | None:
     try:
         if path.stat().st_size > LARGEST:
             return None
-        text = path.read_text(encoding="utf-8")
-        values = json.loads(text)
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        if not _looks_like_ours(path):
+            return None
+        raise ShearlingError(
+            f"{path} is nested too deeply to be a result file of shearling; write it again with "
+            "the command that made it, or move it away."
+        ) from error
     except OSError as error:
         raise ShearlingError(
             f"{path} cannot be read ({error.strerror}); make it readable or move it away."

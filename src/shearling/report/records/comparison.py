@@ -7,14 +7,19 @@ name the variants of a line, and which are measures; nothing here knows what was
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import MISSING, dataclass, field
+from typing import Annotated, Any, ClassVar
 
-from shearling.files.results import public
-from shearling.report.records.fields import Fields
+from shearling.files.results import Misfit, ResultFile, entry, public
+from shearling.report.records.fields import as_number, name_of
 
 Value = str | float
 Where = tuple[Value, ...]  # a panel: the values of the keys that tell panels apart
+Keys = Annotated[tuple[str, ...], "a list of keys of the rows"]
+HEADED = "at least one key of the rows with its heading"
+Headings = Annotated[dict[str, str], HEADED]
+Row = dict[str, Any]
+STAGES = ("prefill", "decode")
 
 
 @dataclass(frozen=True)
@@ -51,10 +56,10 @@ class Panel:
     def labels(self, measure: str) -> list[str]:
         """The lines, the one with the lowest measure in any variant first."""
         best: dict[str, float] = {}
-        for entry in self.entries:
-            value = entry.number(measure)
-            here = best.setdefault(entry.label, math.inf)
-            best[entry.label] = here if math.isnan(value) else min(value, here)
+        for row in self.entries:
+            value = row.number(measure)
+            here = best.setdefault(row.label, math.inf)
+            best[row.label] = here if math.isnan(value) else min(value, here)
         return sorted(best, key=lambda label: best[label])
 
 
@@ -73,90 +78,154 @@ class Comparison:
     created: str
 
 
-def read_comparison(fields: Fields) -> Comparison:
-    """Read a file of the kind ``comparison`` (docs/files.md).
+@dataclass(frozen=True)
+class ComparisonFile(ResultFile):
+    """Many ways to do one thing, measured alike, as a table that says how it is to be read."""
 
-    Raises:
-        ShearlingError: a field is missing or is not what it should be.
-    """
-    keys = [_text(fields, "panel", key) for key in fields.items("panel")]
-    baseline = public(fields.text("baseline")) if fields.has("baseline") else None
-    measures = {public(key): str(name) for key, name in fields.mapping("measures").items()}
-    if not measures:
-        fields.refuse("measures", "at least one key of the rows with its heading")
-    columns = {public(key): str(name) for key, name in fields.mapping("columns").items()}
-    speeds = _speeds(fields, keys)
+    kind: ClassVar[str] = "comparison"
+    written_by: ClassVar[str] = "anybody; `benchmarks/one_shot.py`"
+
+    title: str = entry()
+    note: str = entry(absent="")
+    panel: Keys = entry(
+        "the keys whose values put rows into one panel; panels come sorted by them in this order"
+    )
+    panel_name: str | None = entry('of a panel, such as `"{axis}, −{removed} %"`', absent=None)
+    label: str = entry("the key that names a line")
+    series: str | None = entry("the key that names a line's variants", absent=None)
+    order: tuple[str, ...] = entry("of the variants", absent=())
+    baseline: str | None = entry(
+        "the label of the row that all others are measured against; it belongs to no panel",
+        absent=None,
+    )
+    measures: Headings = entry(
+        "key of the rows -> heading; lower is better, the first is drawn and orders the lines"
+    )
+    columns: dict[str, str] = entry("the same of what the table alone shows", absent={})
+    rows: tuple[Row, ...] = entry("a value that was not measured is null or absent")
+    speed: tuple[Row, ...] = entry(
+        "tokens a second (`batch`, `prefill_tokens_per_s`, `decode_tokens_per_s`: a number, or "
+        "`median`, `min` and `max`) of all rows of a panel, or of the baseline",
+        absent=(),
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse rows without what the rest of the file says they have."""
+        if not self.measures:
+            raise Misfit("measures", HEADED, {})
+        for index, row in enumerate(self.rows):
+            self._check_row(row, f"rows[{index}]")
+        for index, row in enumerate(self.speed):
+            place = [self.label] if row.get(self.label) is not None else self.panel
+            for key in place:
+                _check_value(row, key, f"speed[{index}]")
+            batch = row.get("batch", MISSING)
+            if type(batch) is not int or batch < 0:
+                raise Misfit(f"speed[{index}].batch", "a whole number", batch)
+            for stage in STAGES:
+                _check_speed(row, f"{stage}_tokens_per_s", f"speed[{index}]")
+
+    def _check_row(self, row: Row, where: str) -> None:
+        for key in (self.label, *([] if self.series is None else [self.series])):
+            if not name_of(row.get(key)):
+                raise Misfit(f"{where}.{key}", "a name", row.get(key, MISSING))
+        for key in (*self.measures, *self.columns):
+            if row.get(key) is not None:
+                _check_value(row, key, where)
+        if name_of(row.get(self.label)) != self.intact:
+            for key in self.panel:
+                _check_value(row, key, where)
+
+    @property
+    def intact(self) -> str | None:
+        """What the baseline's row is called."""
+        return None if self.baseline is None else public(self.baseline)
+
+
+def _check_value(row: Row, key: str, where: str) -> None:
+    """Raise Misfit unless a row has a text or a number there."""
+    value = row.get(key, MISSING)
+    if isinstance(value, str) or as_number(value) is not None:
+        return
+    raise Misfit(f"{where}.{key}", "a number", value)
+
+
+def _check_speed(row: Row, key: str, where: str) -> None:
+    """Raise Misfit unless a speed is as ``bench`` writes it, with its spread, or a number."""
+    value = row.get(key)
+    if isinstance(value, dict):
+        _check_value(value, "median", f"{where}.{key}")
+    elif value is not None and as_number(value) is None:
+        raise Misfit(f"{where}.{key}", "a number", value)
+
+
+def comparison_of(file: ComparisonFile) -> Comparison:
+    """A comparison as the report shows it: rows in their panels, sorted."""
+    speeds = _speeds(file)
     intact: Entry | None = None
     panels: dict[Where, list[Entry]] = {}
-    for row in fields.children("rows"):
-        entry = _entry(fields, row, (*measures, *columns))
-        if entry.label == baseline:
-            intact = entry
+    for row in file.rows:
+        entry_ = _entry(file, row)
+        if entry_.label == file.intact:
+            intact = entry_
         else:
-            where = tuple(_value(row, key) for key in keys)
-            panels.setdefault(where, []).append(entry)
-    template = fields.text("panel_name") if fields.has("panel_name") else None
+            where = tuple(_value(row, key) for key in file.panel)
+            panels.setdefault(where, []).append(entry_)
     return Comparison(
-        title=public(fields.text("title")),
-        note=fields.text("note") if fields.has("note") else "",
-        measures=measures,
-        columns=columns,
-        series=_series(fields, [one for entries in panels.values() for one in entries]),
+        title=public(file.title),
+        note=file.note,
+        measures={public(key): name for key, name in file.measures.items()},
+        columns={public(key): name for key, name in file.columns.items()},
+        series=_series(file, [one for entries in panels.values() for one in entries]),
         baseline=intact,
-        baseline_speeds=speeds.get((baseline or "",), ()),
+        baseline_speeds=speeds.get((file.intact or "",), ()),
         panels=tuple(
             Panel(
-                _named(template, dict(zip(keys, where, strict=True))),
+                _named(file.panel_name, dict(zip(file.panel, where, strict=True))),
                 tuple(panels[where]),
                 speeds.get(where, ()),
             )
             for where in sorted(panels, key=lambda one: [_sortable(value) for value in one])
         ),
-        created=str(fields.raw("created") or ""),
+        created=file.created,
     )
 
 
-def _entry(fields: Fields, row: Fields, wanted: tuple[str, ...]) -> Entry:
+def _entry(file: ComparisonFile, row: Row) -> Entry:
     """One row with the values that are shown; a null or absent one is left out."""
-    series = row.label(fields.text("series")) if fields.has("series") else ""
-    values = {key: _value(row, key) for key in wanted if row.has(key)}
-    return Entry(row.label(fields.text("label")), series, values)
+    series = "" if file.series is None else name_of(row[file.series])
+    wanted = (*file.measures, *file.columns)
+    values = {public(key): _value(row, key) for key in wanted if row.get(key) is not None}
+    return Entry(name_of(row[file.label]), series, values)
 
 
-def _value(row: Fields, key: str) -> Value:
-    value = row.raw(key)
-    return public(value) if isinstance(value, str) else row.number(key)
+def _value(row: Row, key: str) -> Value:
+    value = row[key]
+    return public(value) if isinstance(value, str) else float(value)
 
 
-def _text(fields: Fields, key: str, value: Any) -> str:
-    return value if isinstance(value, str) else fields.refuse(key, "a list of keys of the rows")
-
-
-def _series(fields: Fields, entries: list[Entry]) -> tuple[str, ...]:
+def _series(file: ComparisonFile, entries: list[Entry]) -> tuple[str, ...]:
     """Variants in the order the file gives, and then in which they appear."""
-    order = [public(str(one)) for one in fields.items("order")] if fields.has("order") else []
-    found = dict.fromkeys(entry.series for entry in entries)
-    return tuple(one for one in dict.fromkeys((*order, *found)) if one in found)
+    shown = dict.fromkeys(entry_.series for entry_ in entries)
+    order = [public(one) for one in file.order]
+    return tuple(one for one in dict.fromkeys((*order, *shown)) if one in shown)
 
 
-def _speeds(fields: Fields, keys: list[str]) -> dict[Where, tuple[Speed, ...]]:
+def _speeds(file: ComparisonFile) -> dict[Where, tuple[Speed, ...]]:
     """Speeds by batch size of a panel, or of the baseline, which is named like its row."""
-    found: dict[Where, list[Speed]] = {}
-    for one in fields.children("speed") if fields.has("speed") else ():
-        label = fields.text("label")
-        names = [label] if one.has(label) else keys
-        where = tuple(_value(one, key) for key in names)
-        speed = Speed(one.integer("batch"), _median(one, "prefill"), _median(one, "decode"))
-        found.setdefault(where, []).append(speed)
-    return {where: tuple(sorted(of, key=lambda one: one.batch)) for where, of in found.items()}
+    speeds: dict[Where, list[Speed]] = {}
+    for row in file.speed:
+        keys = [file.label] if row.get(file.label) is not None else file.panel
+        where = tuple(_value(row, key) for key in keys)
+        prefill, decode = (_median(row.get(f"{stage}_tokens_per_s")) for stage in STAGES)
+        speeds.setdefault(where, []).append(Speed(row["batch"], prefill, decode))
+    return {where: tuple(sorted(of, key=lambda one: one.batch)) for where, of in speeds.items()}
 
 
-def _median(fields: Fields, what: str) -> float | None:
-    """A speed as ``bench`` writes it, with its spread, or as a number."""
-    key = f"{what}_tokens_per_s"
-    if isinstance(fields.raw(key), dict):
-        return fields.child(key).number("median")
-    return fields.maybe_number(key)
+def _median(speed: Any) -> float | None:
+    if isinstance(speed, dict):
+        speed = speed["median"]
+    return None if speed is None else float(speed)
 
 
 def _named(template: str | None, where: dict[str, Value]) -> str:

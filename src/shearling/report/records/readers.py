@@ -18,37 +18,38 @@ from shearling.evaluate.results import (
 )
 from shearling.files.results import public
 from shearling.gates.results import LearningHistory
-from shearling.report.records.comparison import read_comparison
-from shearling.report.records.fields import Fields
+from shearling.model.manifest import ModelManifest
+from shearling.report.records.comparison import ComparisonFile, comparison_of
 from shearling.report.records.quality import tasks_of
 from shearling.report.records.records import (
     Records,
-    read_manifest,
-    read_scores,
+    manifest_of,
     runs_of,
+    scores_of,
     text_name,
 )
 from shearling.report.records.training import healing_of, learning_of
-from shearling.report.records.unit_scores import read_unit_scores
+from shearling.report.records.unit_scores import units_of
+from shearling.scoring.results import BlockScoresFile, UnitScoresFile
 from shearling.train.results import HealingHistory, ReferenceLosses
 
 Values = dict[str, Any]  # a file's content
 
 
 def _add_manifest(values: Values, path: Path, records: Records) -> None:
-    records.manifests.append(read_manifest(Fields(values, path)))
+    records.manifests.append(manifest_of(ModelManifest.from_json(values, path), path))
 
 
 def _add_scores(values: Values, path: Path, records: Records) -> None:
-    records.scores.append(read_scores(Fields(values, path)))
+    records.scores.append(scores_of(BlockScoresFile.from_json(values, path), path))
 
 
 def _add_unit_scores(values: Values, path: Path, records: Records) -> None:
-    records.unit_scores.append(read_unit_scores(Fields(values, path)))
+    records.unit_scores.append(units_of(UnitScoresFile.from_json(values, path), path))
 
 
 def _add_comparison(values: Values, path: Path, records: Records) -> None:
-    records.comparisons.append(read_comparison(Fields(values, path)))
+    records.comparisons.append(comparison_of(ComparisonFile.from_json(values, path)))
 
 
 def _add_damage(values: Values, path: Path, records: Records) -> None:
@@ -97,10 +98,10 @@ def _add_judgement(values: Values, path: Path, records: Records) -> None:
 
 
 READERS: dict[str, Callable[[Values, Path, Records], None]] = {
-    "manifest": _add_manifest,
-    "scores": _add_scores,
-    "unit-scores": _add_unit_scores,
-    "comparison": _add_comparison,
+    ModelManifest.kind: _add_manifest,
+    BlockScoresFile.kind: _add_scores,
+    UnitScoresFile.kind: _add_unit_scores,
+    ComparisonFile.kind: _add_comparison,
     Damage.kind: _add_damage,
     Evaluation.kind: _add_evaluation,
     Bench.kind: _add_runs,

@@ -1,13 +1,13 @@
 """What each kind of result file says, as small frozen values.
 
-The kinds that are dataclasses where they are written read themselves; here they become what a page
-shows. Of the others the schema is in ``docs/files.md``.
+All kinds are dataclasses where they are written, and read themselves; here they become what a page
+shows.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from shearling.evaluate.results import (
@@ -19,13 +19,15 @@ from shearling.evaluate.results import (
     Judgement,
     Spread,
 )
+from shearling.files.results import refuse
+from shearling.model.manifest import ModelManifest, WrittenProof
 from shearling.model.refs import ModelRef
 from shearling.report.records.comparison import Comparison
-from shearling.report.records.fields import Fields, describe
+from shearling.report.records.fields import describe
 from shearling.report.records.quality import Tasks
-from shearling.report.records.refs import read_created, read_ref
 from shearling.report.records.training import Healing, Learning
 from shearling.report.records.unit_scores import ScoredUnits
+from shearling.scoring.results import BlockScoresFile
 from shearling.train.results import ReferenceLosses
 
 
@@ -131,62 +133,69 @@ class Records:
     judgements: list[Judgement] = field(default_factory=list)
 
 
-def read_manifest(
-    fields: Fields, directory: str | None = None, called: str | None = None
-) -> Manifest:
-    """Read a ``shearling.json``, and inside it those of the models it was made from.
+def manifest_of(file: ModelManifest, path: Path) -> Manifest:
+    """What a ``shearling.json`` says, and inside it those of the models it was made from.
 
-    Args:
-        fields: of the manifest.
-        directory: the model's; by default the file's.
-        called: what the model made from this one calls it; by default its directory.
+    Raises:
+        ShearlingError: a manifest inside it is damaged, or does not say how large its source is.
     """
-    if directory is None:
-        directory = called = fields.path.resolve().parent.name
-    source = fields.child("source")
-    ref, model = read_ref(source), read_ref(fields.child("model"))
+    made: Manifest | None = None
+    chain = list(file.lineage(path))
+    for depth, one in reversed(list(enumerate(chain))):
+        called = chain[depth - 1].source.name if depth else path.resolve().parent.name
+        made = _one_manifest(one, path, depth, called, made)
+    assert made is not None, "a lineage has at least the file itself"
+    return made
+
+
+def _one_manifest(
+    file: ModelManifest, path: Path, depth: int, called: str, parent: Manifest | None
+) -> Manifest:
+    """One step of a lineage, ``depth`` parents down, whose model goes by ``called``."""
+    model, source = file.model, file.source
     if model.name.startswith(".") and called:  # made under a passing name, then moved
         model = replace(model, name=called)
-    shape = _shape(source, "shape") or _shape(fields, "source_shape")
-    parameters = source.maybe_integer("parameters")
+    parameters = file.source_parameters if source.parameters is None else source.parameters
     if parameters is None:
-        parameters = fields.integer("source_parameters")
+        refuse(path, "parent." * depth + "source_parameters", "a whole number")
+    shape = source.shape or file.source_shape
+    keep = file.keep or {}
+    inside = {axis for axis, kept in keep.items() if any(isinstance(one, list) for one in kept)}
     return Manifest(
         model=model,
-        source=SourceModel(ref, shape, parameters, source.maybe_integer("bytes")),
-        stage=fields.text("stage"),
-        keep=_keep(fields, shape),
-        units=_units(fields, shape),
-        lost=_lost(fields),
-        shape=_shape(fields, "shape"),
-        parameters=fields.integer("parameters"),
-        bytes=fields.integer("bytes"),
-        options=fields.mapping("options"),
-        seed=fields.maybe_integer("seed"),
-        versions={name: str(version) for name, version in fields.mapping("versions").items()},
-        proof=_proof(fields.child("proof")) if fields.has("proof") else None,
-        seconds=fields.maybe_number("seconds"),
-        created=read_created(fields),
-        shearling=str(fields.raw("shearling") or ""),
-        parent=(
-            read_manifest(fields.child("parent"), "", ref.name) if fields.has("parent") else None
-        ),
-        directory=directory,
-    )
+        source=SourceModel(ModelRef(source.name, source.fingerprint), shape, parameters,
+                           source.bytes),
+        stage=file.stage,
+        keep={axis: tuple(kept) for axis, kept in keep.items() if axis not in inside},
+        units={axis: tuple(tuple(one) for one in keep[axis]) for axis in keep if axis in inside},
+        lost=file.probability_lost,
+        shape=file.shape,
+        parameters=file.parameters,
+        bytes=file.bytes,
+        options=file.options,
+        seed=file.seed,
+        versions={name: str(version) for name, version in file.versions.items()},
+        proof=None if file.proof is None else _proof(file.proof),
+        seconds=file.seconds,
+        created=file.created,
+        shearling=file.shearling,
+        parent=parent,
+        directory="" if depth else called,
+    )  # fmt: skip
 
 
-def read_scores(fields: Fields) -> BlockScores:
-    """Read what ``shearling score`` wrote."""
+def scores_of(file: BlockScoresFile, path: Path) -> BlockScores:
+    """What ``shearling score`` wrote of blocks (ShearlingError if it names no model)."""
     return BlockScores(
-        model=read_ref(fields.child("model")),
-        criterion=fields.text("criterion"),
-        axis=fields.text("axis"),
-        scores=fields.numbers("scores"),
-        order=fields.integers("order"),
-        protected=frozenset(fields.integers("protected") if fields.has("protected") else ()),
-        baseline=fields.maybe_number("baseline_perplexity"),
-        calibration=fields.raw("calibration"),
-        created=read_created(fields),
+        model=file.model or refuse(path, "model", "an object", None),
+        criterion=file.criterion,
+        axis=file.axis,
+        scores=file.scores,
+        order=file.order,
+        protected=frozenset(file.protected),
+        baseline=file.baseline_perplexity,
+        calibration=file.calibration,
+        created=file.created,
     )
 
 
@@ -217,58 +226,12 @@ def text_name(name: str) -> str:
     return PurePath(name).stem if name.endswith((".jsonl", ".txt", ".md")) else name
 
 
-def _shape(fields: Fields, key: str) -> dict[str, int]:
-    shape = fields.mapping(key)
-    sizes = Fields(shape, fields.path, f"{key}.")
-    return {axis: sizes.integer(axis) for axis in shape if sizes.has(axis)}
-
-
-def _keep(fields: Fields, shape: dict[str, int]) -> dict[str, tuple[int, ...]]:
-    """Surviving indices by axis, each of them an index the source has."""
-    keep = {axis: kept for axis, kept in fields.mapping("keep").items() if not _is_inside(kept)}
-    indices = Fields(keep, fields.path, "keep.")
-    return {axis: _indices(indices, axis, shape) for axis in keep}
-
-
-def _units(fields: Fields, shape: dict[str, int]) -> dict[str, tuple[tuple[int, ...], ...]]:
-    """Surviving indices of every axis that lies inside the blocks: a list for each that stays."""
-    keep = fields.mapping("keep")
-    layers = len(keep["layers"]) if "layers" in keep else shape.get("layers")
-    found = {}
-    for axis, kept in keep.items():
-        if not _is_inside(kept):
-            continue
-        if len(kept) != layers:
-            Fields(keep, fields.path, "keep.").refuse(axis, f"a list for each of {layers} blocks")
-        blocks = Fields({f"{axis}[{n}]": one for n, one in enumerate(kept)}, fields.path, "keep.")
-        found[axis] = tuple(_indices(blocks, key, shape, axis) for key in blocks.values)
-    return found
-
-
-def _is_inside(kept: object) -> bool:
-    return isinstance(kept, list) and any(isinstance(one, list) for one in kept)
-
-
-def _indices(
-    fields: Fields, key: str, shape: dict[str, int], axis: str | None = None
-) -> tuple[int, ...]:
-    size = shape.get(axis or key)
-    if not all(0 <= index < (size or 0) for index in fields.integers(key)):
-        fields.refuse(key, f"indices below the source's size of {size or 'unknown'}")
-    return fields.integers(key)
-
-
-def _lost(fields: Fields) -> dict[str, float]:
-    lost = Fields(fields.mapping("probability_lost"), fields.path, "probability_lost.")
-    return {axis: lost.number(axis) for axis in lost.values}
-
-
-def _proof(fields: Fields) -> ProofFigures:
-    loaded_with = fields.raw("loaded_with")
+def _proof(proof: WrittenProof) -> ProofFigures:
+    loaded_with = proof.loaded_with
     return ProofFigures(
-        passed=True in (fields.raw("passed"), fields.raw("identical")),  # a cut; a quantised model
-        max_abs_difference=fields.number("max_abs_difference"),
-        max_relative_difference=fields.maybe_number("max_relative_difference"),
-        tokens=fields.maybe_integer("tokens"),
+        passed=True in (proof.passed, proof.identical),  # a cut; a quantised model
+        max_abs_difference=proof.max_abs_difference,
+        max_relative_difference=proof.max_relative_difference,
+        tokens=proof.tokens,
         loaded_with=None if loaded_with is None else describe(loaded_with),
     )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from shearling.files.results import refuse
 from shearling.model.refs import ModelRef
-from shearling.report.records.fields import Fields
-from shearling.report.records.refs import read_created, read_ref
+from shearling.scoring.results import UnitScoresFile
 
 
 @dataclass(frozen=True)
@@ -22,17 +23,13 @@ class ScoredUnits:
     created: str
 
 
-def read_unit_scores(fields: Fields) -> ScoredUnits:
-    """Read what ``shearling score --axis`` wrote."""
-    lists = fields.items("scores")
-    if not lists or not all(isinstance(row, list) and row for row in lists):
-        fields.refuse("scores", "a list of numbers for each block")
-    rows = Fields({f"scores[{n}]": row for n, row in enumerate(lists)}, fields.path, fields.inside)
+def units_of(file: UnitScoresFile, path: Path) -> ScoredUnits:
+    """What ``shearling score --axis`` wrote (ShearlingError if it does not say of which model)."""
     return ScoredUnits(
-        model=read_ref(fields.child("model")),
-        criterion=fields.text("criterion"),
-        axis=fields.text("axis"),
-        rows=tuple(rows.numbers(name) for name in rows.values),
-        calibration=fields.raw("calibration"),
-        created=read_created(fields),
+        model=file.model or refuse(path, "model", "an object", None),
+        criterion=file.criterion,
+        axis=file.axis,
+        rows=file.scores,
+        calibration=file.calibration,
+        created=file.created,
     )
