@@ -29,12 +29,12 @@ import torch
 from torch.nn import functional
 
 from shearling.data.store import Store
+from shearling.engine.devices import own_device
 from shearling.gates.attach import attach
 from shearling.gates.bank import GateBank
 from shearling.gates.learner import Learner
 from shearling.model.checkpoint import Checkpoint
 from shearling.train.build import blocks
-from shearling.train.device import chosen
 from shearling.train.loop import Trainer
 from shearling.train.objective import Objective
 from shearling.train.optimiser import groups
@@ -112,7 +112,7 @@ def main() -> None:
 
 def run(scratch: Path, *, tiny: bool, limit: float, output: Path) -> dict[str, Any]:
     """All rows, each written to ``output`` as soon as it is done."""
-    device = torch.device("cpu") if tiny else chosen()
+    device = torch.device("cpu") if tiny else own_device()
     if not tiny and device.type != "cuda":
         raise SystemExit("gpu_training.py needs a GPU; --tiny runs small sizes on a CPU")
     bench = Bench(device, scratch, TINY if tiny else LARGE, limit, output)

@@ -10,12 +10,13 @@ import torch
 
 from shearling.data.store import Store
 from shearling.data.teacher import Cache
+from shearling.engine.ranks import leave
 from shearling.gates.learn import learn
 from shearling.gates.options import LearnOptions
 from shearling.model.checkpoint import Checkpoint
 from shearling.train.heal import heal
 from shearling.train.options import Options
-from shearling.train.parallel import join, leave
+from shearling.train.parallel import join
 
 
 def heal_rank(

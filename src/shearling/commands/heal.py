@@ -133,9 +133,10 @@ def with_dtype(settings: list[str] | None, dtype: str) -> list[str]:
 
 def where(options: Options, device: str) -> str:
     """Where training would run and in which numbers, for a dry run."""
-    from shearling.train.device import chosen, described
+    from shearling.engine.devices import own_device
+    from shearling.train.device import described
 
-    return described(chosen(device), options.dtype, options.weight_dtype, device)
+    return described(own_device(device), options.dtype, options.weight_dtype, device)
 
 
 def tell_device(world: World, options: Options, asked: str) -> None:
@@ -149,9 +150,10 @@ def tell_device(world: World, options: Options, asked: str) -> None:
 @contextmanager
 def joined(device: str = "auto") -> Generator[tuple[World, dict[str, Any]]]:
     """The ranks of this run, and the listeners of its work: only the first rank speaks."""
+    from shearling.engine.ranks import leave
     from shearling.files.progress import silent
     from shearling.files.terminal import progress_bars
-    from shearling.train.parallel import join, leave
+    from shearling.train.parallel import join
 
     world = join(device)
     try:

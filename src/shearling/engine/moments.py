@@ -23,6 +23,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from shearling.engine.ranks import ALONE, Ranks
+
 # From gentle to strong; beyond the last, no correction at all is the better choice.
 STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 # Above so many inputs sums are kept in float32: four Gram matrices of 6,656 inputs would otherwise
@@ -35,19 +37,30 @@ ROWS = 2048  # of a Gram matrix computed at a time, so that no second one is ali
 HELD_OUT = 4
 
 
-def held_apart(
-    ids_NS: Tensor, batches: Callable[[Tensor], list[Tensor]], windows: int | None = None
-) -> list[tuple[Tensor, bool]]:
-    """Batches to fit on, then those held out, each with whether it is; none holds of both.
+def held_rows(count: int, windows: int | None = None) -> Tensor:
+    """Which of so many sequences are held out (N).
 
     With ``windows``, sequences ``windows`` apart are copies of one text and go together.
     """
-    window = torch.arange(len(ids_NS)) % (windows or max(1, len(ids_NS)))
-    rows = window % HELD_OUT == HELD_OUT - 1
+    return torch.arange(count) % (windows or max(1, count)) % HELD_OUT == HELD_OUT - 1
+
+
+def held_apart(
+    ids_NS: Tensor,
+    batches: Callable[[Tensor], list[Tensor]],
+    windows: int | None = None,
+    ranks: Ranks = ALONE,
+) -> list[tuple[Tensor, bool]]:
+    """This rank's batches to fit on, then those held out, each with whether it is.
+
+    None holds of both. ``windows`` are those of :func:`held_rows`.
+    """
+    rows = held_rows(len(ids_NS), windows)
     return [
         (ids_BS, held)
         for held, chosen in ((False, ~rows), (True, rows))
-        for ids_BS in batches(ids_NS[chosen])
+        for ids_BS in batches(ranks.share(ids_NS[chosen], backward=held))
+        if len(ids_BS)
     ]
 
 
@@ -100,6 +113,11 @@ class Moments:
         self._square += other._square
         self.tokens += other.tokens
         return self
+
+    def add_up(self, ranks: Ranks) -> None:
+        """Have every rank hold the sums over the tokens of all."""
+        ranks.add(self.gram_KK, self.cross_KD, self._square)
+        self.tokens = int(ranks.total(self.tokens))
 
     def finite(self) -> bool:
         """Whether no activation overflowed or was NaN."""
@@ -176,36 +194,73 @@ def _penalised(moments: Moments, strength: float, *, bias: bool) -> Tensor:
 
 
 def correct(
-    fit: Moments, held: Moments, *, bias: bool, start: float = 1.0, refit: bool = True
+    fit: Moments,
+    held: Moments,
+    *,
+    bias: bool,
+    start: float = 1.0,
+    refit: bool = True,
+    ranks: Ranks = ALONE,
 ) -> Correction:
     """Choose the strength on held-out tokens, then solve on all of them (on ``fit`` alone if not
     ``refit``). ``fit`` then holds all of them.
 
     The held-out error has one valley in the strength; it is walked down from ``start``, so that
-    two or three systems are solved for most matrices instead of all seven.
+    two or three systems are solved for most matrices instead of all seven. Ranks, which hold the
+    same moments, solve one each at a time; the first one solves the last, and all get it.
     """
     with _every_digit():
-        return _corrected(fit, held, bias=bias, start=start, refit=refit)
+        errors = _Errors(fit, held, bias, ranks)
+        best = errors.best(start)
+        return _corrected(fit, held, errors, best, refit=refit)
 
 
-def _corrected(fit: Moments, held: Moments, *, bias: bool, start: float, refit: bool) -> Correction:
-    errors = {None: held.square}
+class _Errors:
+    """Held-out errors by strength; None is no correction at all."""
 
-    def error(at: int) -> float:
-        strength = STRENGTHS[at]
-        if strength not in errors:
-            errors[strength] = held.error(solve(fit, strength, bias=bias))
-        return errors[strength]
+    def __init__(self, fit: Moments, held: Moments, bias: bool, ranks: Ranks) -> None:
+        self.fit, self.held, self.bias, self.ranks = fit, held, bias, ranks
+        self.asked: dict[float | None, float] = {None: held.square}
+        self._known: dict[int, float] = {}
 
-    at = min(range(len(STRENGTHS)), key=lambda i: abs(STRENGTHS[i] - start))
-    for step in (-1, 1):
-        while 0 <= at + step < len(STRENGTHS) and error(at + step) < error(at):
-            at += step
-    best = min(errors, key=lambda strength: errors[strength])
+    def best(self, start: float) -> float | None:
+        """The strength with the least error, walking down from ``start``."""
+        at = min(range(len(STRENGTHS)), key=lambda i: abs(STRENGTHS[i] - start))
+        if self.ranks.size > 1:
+            self._solve([at, at - 1, at + 1])
+        for step in (-1, 1):
+            while 0 <= at + step < len(STRENGTHS) and self._at(at + step, step) < self._at(at, 1):
+                at += step
+        return min(self.asked, key=lambda strength: self.asked[strength])
+
+    def _at(self, at: int, step: int) -> float:
+        if at not in self._known:
+            self._solve([at, at + step, at + 2 * step])
+        return self.asked.setdefault(STRENGTHS[at], self._known[at])
+
+    def _solve(self, wanted: list[int]) -> None:
+        """Solve for the first of some strengths, and by other ranks for those behind it."""
+        new = [at for at in wanted if 0 <= at < len(STRENGTHS) and at not in self._known]
+        new = new[: self.ranks.size]
+        mine = [0.0] * len(new)
+        if self.ranks.rank < len(new):
+            solved = solve(self.fit, STRENGTHS[new[self.ranks.rank]], bias=self.bias)
+            mine[self.ranks.rank] = self.held.error(solved)
+        self._known |= dict(zip(new, self.ranks.totals(mine), strict=True))
+
+
+def _corrected(
+    fit: Moments, held: Moments, errors: _Errors, best: float | None, *, refit: bool
+) -> Correction:
+    ranks = errors.ranks
     if best is None:
         found = torch.zeros_like(fit.cross_KD)
     else:
         if refit:
             fit += held
-        found = solve(fit, best, bias=bias)
-    return Correction(found[:-1], found[-1], best, held.square, errors[best])
+        if ranks.first:
+            found = solve(fit, best, bias=errors.bias)
+        else:
+            found = torch.empty_like(fit.cross_KD)
+        found = ranks.same(found)
+    return Correction(found[:-1], found[-1], best, held.square, errors.asked[best])

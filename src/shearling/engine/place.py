@@ -17,10 +17,15 @@ from typing import Any, Literal
 
 import torch
 
+from shearling.engine.card import LOGITS_BYTES as GPU_LOGITS_BYTES
+from shearling.engine.card import Card, Demand, gb, require_room, resident_bytes
+from shearling.engine.devices import has_bfloat16, named_device, require_bfloat16
 from shearling.engine.products import fast_products
+from shearling.engine.ranks import ALONE, Ranks
 from shearling.engine.room import Room, roomiest
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
+from shearling.model.dtypes import name_of
 from shearling.model.memory import free_bytes
 
 Weights = Literal["resident", "pinned", "disk"]
@@ -29,10 +34,8 @@ Shelf = Literal["device", "host", "disk"]
 BATCH_TOKENS = 2048  # fill a processor's caches; more is slower there
 LOGITS_BYTES = 16 * 2**20  # what a processor keeps close; more is slower
 GPU_BATCH_TOKENS = 16_384
-GPU_LOGITS_BYTES = 2**29
 # On a GPU, models below compute in float32: they are quick in any type, and keep every digit.
 SMALL = 10**9  # parameters
-GPU_MARGIN = 2**30  # bytes that libraries and fragmentation take
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # malloc.h
 
 
@@ -52,6 +55,7 @@ class Place:
         tf32: whether float32 products on the device round their factors to TF32; never in a proof.
         spare: bytes of a GPU that neither weights nor states take.
         scratch: directory for states on disk; None where they are not, or for the system's own.
+        ranks: processes that share the sequences of a walk.
         reasons: sentences for the user on what was chosen.
         tell: told these when a model is opened here.
     """
@@ -65,6 +69,7 @@ class Place:
     tf32: bool = False
     spare: int = 0
     scratch: Path | None = None
+    ranks: Ranks = ALONE
     reasons: tuple[str, ...] = ()
     tell: Callable[[str], None] | None = field(default=None, compare=False)
 
@@ -95,7 +100,8 @@ class Place:
             ShearlingError: a device that is not there, a type that it cannot compute in, or less
                 memory than one block needs.
         """
-        wish, need = wish or Wish(), need or Need()
+        wish = wish or Wish()
+        need = (need or Need()).shared(wish.ranks.size)
         device = wish.torch_device()
         dtype = wish.torch_dtype(device, checkpoint)
         if device.type == "cpu":
@@ -113,8 +119,13 @@ class Place:
         return 0 if self.device.type == "cpu" else self.batch_tokens
 
     def for_proof(self, dtype: torch.dtype = torch.float32) -> Place:
-        """The same for a proof: no TF32; each block is needed once, so none is kept."""
-        return replace(self, dtype=dtype, tf32=False, weights="disk", states="host", tell=None)
+        """The same for a proof: no TF32; each block is needed once, so none is kept.
+
+        One process proves by itself.
+        """
+        return replace(
+            self, dtype=dtype, tf32=False, weights="disk", states="host", tell=None, ranks=ALONE
+        )
 
     def holds(self, checkpoint: Checkpoint, dtype: torch.dtype) -> bool:
         """Whether a model can be loaded whole, in one type, with as much again left free."""
@@ -179,22 +190,24 @@ class Wish:
         stream: read blocks from disk (True), hold the model in memory (False), or as memory
             allows (None).
         memory: bytes of the device that may be used at most; None for what is free.
+        ranks: processes that are to share the work.
     """
 
     device: str = "auto"
     dtype: str = "auto"
     stream: bool | None = None
     memory: int | None = None
+    ranks: Ranks = ALONE
 
     def torch_device(self) -> torch.device:
-        """The device; a GPU that is there is taken by ``auto``."""
-        return named_device(self.device)
+        """The device; a GPU that is there is taken by ``auto``, its own by each of many ranks."""
+        return named_device(self.device) if self.ranks.size == 1 else self.ranks.device
 
     def torch_dtype(self, device: torch.device, checkpoint: Checkpoint) -> torch.dtype:
         """The type that blocks compute in."""
         if self.dtype == "auto":
             large = device.type != "cpu" and checkpoint.parameters >= SMALL
-            return torch.bfloat16 if large else torch.float32
+            return torch.bfloat16 if large and has_bfloat16(device) else torch.float32
         types = {"float32": torch.float32, "bfloat16": torch.bfloat16}
         if self.dtype not in types:
             raise ShearlingError(
@@ -223,47 +236,29 @@ class Need:
         """Of all states together."""
         return 4 * self.tokens * self.values
 
+    def shared(self, ranks: int) -> Need:
+        """What each of so many ranks keeps."""
+        return replace(self, tokens=-(-self.tokens // ranks))
+
     def __or__(self, other: Need) -> Need:
         """Whichever keeps more: tasks follow one another."""
         return max(self, other, key=lambda need: need.bytes)
 
 
-def named_device(name: str) -> torch.device:
-    """A device by the name a user gives it.
-
-    Raises:
-        ShearlingError: an unknown name, or a device that is not there.
-    """
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "auto":
-        return torch.device("cuda", torch.cuda.current_device()) if gpus else torch.device("cpu")
-    kind, _, number = name.partition(":")
-    if name == "cpu":
-        return torch.device("cpu")
-    if kind != "cuda" or (number and not number.isdecimal()):
-        raise ShearlingError(f"--device {name} was given, but auto, cpu, cuda or cuda:N is meant.")
-    if int(number or 0) >= gpus:
-        there = f"only {gpus} of them" if gpus else "no GPU that torch can use"
-        raise ShearlingError(f"--device {name} was given, but there is {there}; give --device cpu.")
-    return torch.device("cuda", int(number) if number else torch.cuda.current_device())
+def _agreed_free(device: torch.device, wish: Wish) -> int:
+    """Free bytes for each rank, of the one that has least; the processor's are divided."""
+    free = free_bytes(str(device)) or 0
+    if device.type == "cpu":
+        free //= wish.ranks.local
+    return int(wish.ranks.least(free))
 
 
-def require_bfloat16(device: torch.device) -> None:
-    """Raise ShearlingError unless a GPU computes in bfloat16."""
-    if not torch.cuda.is_bf16_supported(including_emulation=False):
-        name = torch.cuda.get_device_name(device)
-        raise ShearlingError(f"{name} does not compute in bfloat16; give --dtype float32.")
-
-
-def resident_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
-    """Bytes of a model in memory: blocks in ``dtype``, the rest in float32 at least."""
-    blocks = checkpoint.layout.count_block(checkpoint.shape) * checkpoint.shape["layers"]
-    outside = checkpoint.parameters - blocks
-    return blocks * dtype.itemsize + outside * max(4, dtype.itemsize)
+def _together(ranks: Ranks) -> str:
+    return f" {ranks.size} processes share the sequences." if ranks.size > 1 else ""
 
 
 def _on_cpu(checkpoint: Checkpoint, dtype: torch.dtype, wish: Wish, need: Need) -> Place:
-    free = free_bytes() or 0
+    free = _agreed_free(torch.device("cpu"), wish)
     model = resident_bytes(checkpoint, dtype)
     # As much again is left free for what computes.
     resident = 2 * model < free if wish.stream is None else not wish.stream
@@ -271,61 +266,57 @@ def _on_cpu(checkpoint: Checkpoint, dtype: torch.dtype, wish: Wish, need: Need) 
     in_memory = need.bytes <= left // 2 if need.bytes else resident
     if wish.stream:
         in_memory = False
-    told = f"{_gb(free)} of memory are free, the model takes {_gb(model)}"
-    told += f", its states {_gb(need.bytes)}" if need.bytes else ""
+    told = f"{gb(free)} of memory are free, the model takes {gb(model)}"
+    told += f", its states {gb(need.bytes)}" if need.bytes else ""
     where = "in memory" if resident else "read block by block"
-    reasons = [f"cpu, {_name(dtype)}, weights {where}: {told}."]
+    reasons = [f"cpu, {name_of(dtype)}, weights {where}: {told}.{_together(wish.ranks)}"]
+    if wish.memory is not None:
+        reasons.append("--memory is of a GPU, and says nothing here.")
     scratch = None
     if not in_memory:
         place: Room = roomiest(need.bytes)
         scratch = place.directory
-        reasons.append(f"States wait on disk in {scratch} ({_gb(place.free)} free).")
+        reasons.append(f"States wait on disk in {scratch} ({gb(place.free)} free).")
     return Place(
         torch.device("cpu"), dtype, "resident" if resident else "disk",
-        "host" if in_memory else "disk", scratch=scratch, reasons=tuple(reasons),
+        "host" if in_memory else "disk", scratch=scratch, ranks=wish.ranks, reasons=tuple(reasons),
     )  # fmt: skip
 
 
 def _on_gpu(
     checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, wish: Wish, need: Need
 ) -> Place:
-    free = free_bytes(str(device)) or 0
-    free = free if wish.memory is None else min(free, wish.memory)
+    card = Card.of(device)
+    card = replace(card, free=int(wish.ranks.least(card.free)))
+    require_room(checkpoint, dtype, card, wish.memory, whole=wish.stream is False)
+    free = card.free if wish.memory is None else min(card.free, wish.memory)
+    demand = Demand.of(checkpoint, dtype)
+    resident = demand.whole <= free if wish.stream is None else not wish.stream
+    room = free - (demand.whole if resident else demand.streamed)
     model = resident_bytes(checkpoint, dtype)
-    block = checkpoint.layout.count_block(checkpoint.shape) * dtype.itemsize
-    outside = model - block * checkpoint.shape["layers"]
-    working = GPU_MARGIN + GPU_LOGITS_BYTES * 3 + 6 * block
-    if outside + working > free:
-        raise ShearlingError(
-            f"{checkpoint.name} needs {_gb(outside + working)} on the device for one block at a "
-            f"time, but {_gb(free)} are free or allowed; raise --memory, or give --device cpu."
-        )
-    room = free - outside - working
-    resident = model - outside <= room if wish.stream is None else not wish.stream
-    room -= (model - outside) if resident else 0
+    host = _agreed_free(torch.device("cpu"), wish)
     weights: Weights = "resident"
     if not resident:
-        host = free_bytes() or 0
         weights = "pinned" if 1.2 * model < host and wish.stream is None else "disk"
     states: Shelf = "device"
     scratch = None
     if need.bytes > room:
         states = "host"
         held = model if weights == "pinned" else 0
-        if need.bytes + 1.2 * held > 0.8 * (free_bytes() or 0):
+        if need.bytes + 1.2 * held > 0.8 * host:
             states, scratch = "disk", roomiest(need.bytes).directory
     room -= need.bytes if states == "device" else 0
-    name = torch.cuda.get_device_name(device)
     where = {
         "resident": "on the device", "pinned": "in pinned memory", "disk": "read block by block",
     }  # fmt: skip
     reason = (
-        f"{device} ({name}), {_name(dtype)}, weights {where[weights]}, states on the {states}: "
-        f"{_gb(free)} free or allowed, the model takes {_gb(model)}, its states {_gb(need.bytes)}."
+        f"{device} ({card.name}), {name_of(dtype)}, weights {where[weights]}, states on the "
+        f"{states}: {gb(free)} free or allowed, the model takes {gb(model)}, its states "
+        f"{gb(need.bytes)}.{_together(wish.ranks)}"
     )
     return Place(
         device, dtype, weights, states, tf32=dtype != torch.float32, spare=max(0, room),
-        scratch=scratch, reasons=(reason,),
+        scratch=scratch, ranks=wish.ranks, reasons=(reason,),
     )  # fmt: skip
 
 
@@ -347,11 +338,3 @@ def keep_freed_memory(keep: bool) -> None:
         mallopt(_M_MMAP_MAX, 65536)  # glibc's default
         mallopt(_M_TRIM_THRESHOLD, 2**17)  # likewise
         mallopt(_M_MMAP_THRESHOLD, 2**20)
-
-
-def _gb(count: float) -> str:
-    return f"{count / 1e9:.1f} GB"
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -36,6 +36,8 @@ def removal_nll(
 ) -> list[float]:
     """Mean negative log-likelihood of the model without each of some sets of blocks.
 
+    Ranks share the sequences.
+
     Args:
         stream: the model.
         ids_NS: calibration tokens.
@@ -47,7 +49,8 @@ def removal_nll(
         Nats per predicted token (the first of each sequence is not predicted), by removal.
     """
     wanted = list(dict.fromkeys(removals))
-    batches = stream.batches(ids_NS)
+    ranks = stream.place.ranks.of(len(ids_NS))
+    batches = stream.batches(ranks.share(ids_NS))
     plan = [_step(wanted, block) for block in range(stream.depth)]
     # The head costs about as much as it has parameters; it is counted in runs of a block.
     total = (sum(len(runs) for runs, _ in plan) + len(wanted)) * len(batches)
@@ -65,14 +68,16 @@ def removal_nll(
             for _ in step.passes:
                 done += 1
                 progress(stage, done, total)
-        losses: dict[Removed, float] = {}
+        sums: list[float] = []
         for key in wanted:
             nll = []
             for number, ids_BS in enumerate(batches):
                 nll.append(stream.nll(states.get(key, number), ids_BS).double().sum())
                 done += 1
                 progress(stage, done, total)
-            losses[key] = float(sum(nll)) / (ids_NS.shape[0] * (ids_NS.shape[1] - 1))
+            sums.append(float(sum(nll)))
+    predicted = ids_NS.shape[0] * (ids_NS.shape[1] - 1)
+    losses = dict(zip(wanted, (nats / predicted for nats in ranks.totals(sums)), strict=True))
     return [losses[removed] for removed in removals]
 
 

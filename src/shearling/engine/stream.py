@@ -84,8 +84,11 @@ class BlockStream:
 
     def batches(self, ids_NS: Tensor) -> list[Tensor]:
         """Split sequences into batches of as many tokens as the place runs at a time."""
-        rows = max(1, self.place.batch_tokens // ids_NS.shape[1])
-        return list(ids_NS.split(rows))
+        return list(ids_NS.split(self.rows(ids_NS.shape[1])))
+
+    def rows(self, length: int) -> int:
+        """Sequences of so many tokens that run at a time."""
+        return max(1, self.place.batch_tokens // length)
 
     def begin(self, ids_BS: Tensor) -> tuple[Tensor, list[Call]]:
         """The state that enters the first block, and the call for every block."""

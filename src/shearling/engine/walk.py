@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from shearling.engine.calls import Call
+from shearling.engine.ranks import Ranks
 from shearling.engine.states import MAIN, Key, States
 from shearling.engine.stream import BlockStream
 from shearling.errors import ShearlingError
@@ -180,12 +181,13 @@ def backward(
         forward_check: told each state (B, S, D) on the way forward, and the block that it leaves.
 
     Yields:
-        A step for each block, last one first; a pass runs a batch through it and back.
+        A step for each block, last one first; a pass runs a batch through it and back. Ranks share
+        the sequences; behind the last pass every rank has the gradients of all.
     """
-    depth = stream.depth
+    depth, ranks = stream.depth, stream.place.ranks.of(len(ids_NS))
     predicted = ids_NS.shape[0] * (ids_NS.shape[1] - 1)
     with States(stream.place) as states:
-        text = Text(stream, states).begin(stream.batches(ids_NS))
+        text = Text(stream, states).begin(stream.batches(ranks.share(ids_NS)))
         # Keyed by how many blocks the state has passed, the same store serves both ways.
         for _, number in text.runs():
             states.move(MAIN, 0, number)
@@ -197,7 +199,7 @@ def backward(
             with stream.block(index, index - 1 if index else None) as block:
                 block.requires_grad_(weights)
                 try:
-                    yield Step(index, block, _backward_passes(text, index, block))
+                    yield Step(index, block, _backward_passes(text, index, block, ranks))
                 finally:
                     block.requires_grad_(False)
                     block.zero_grad(set_to_none=True)
@@ -220,7 +222,7 @@ def _keep_all(text: Text, stage: str, tell: Progress, check: Callable[[int, Tens
         tell(stage, index + 1, 2 * depth)
 
 
-def _backward_passes(text: Text, index: int, block: nn.Module) -> Iterator[Pass]:
+def _backward_passes(text: Text, index: int, block: nn.Module, ranks: Ranks) -> Iterator[Pass]:
     """Run each batch forward and back; the gradient moves from behind the block to before it."""
     for number, calls in enumerate(text.calls):
         before_BSD = text.states.take(index, number).detach().requires_grad_(True)
@@ -231,6 +233,7 @@ def _backward_passes(text: Text, index: int, block: nn.Module) -> Iterator[Pass]
         assert before_BSD.grad is not None
         text.states.put(_GRADIENT, number, before_BSD.grad)
         yield Pass(index, number, before_BSD.detach(), after_BSD.detach())
+    ranks.add(*(weight.grad for weight in block.parameters() if weight.grad is not None))
 
 
 def _head_gradient(stream: BlockStream, h_BSD: Tensor, ids_BS: Tensor, predicted: int) -> Tensor:
@@ -263,6 +266,8 @@ def last_states(
         batches: tokens.
         tell: called with a batch's number whenever it has left a block.
     """
+    if not batches:
+        return
     width = stream.checkpoint.shape["hidden"] * stream.place.dtype.itemsize
     most = max(1, SCRATCH_BYTES // (max(ids.numel() for ids in batches) * width))
     each = 1 if stream.place.weights == "resident" else most

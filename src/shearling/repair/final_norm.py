@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from shearling.engine.ranks import ALONE, Ranks
 from shearling.engine.stream import BlockStream
 from shearling.files.progress import Progress, silent
 
@@ -51,12 +52,22 @@ def some(numbers: Sequence[int], tokens: int) -> list[int]:
     return list(numbers[::step])[:wanted]
 
 
+def some_rows(count: int, rows: int, length: int) -> Tensor:
+    """Which of so many sequences of a length to take (N): whole batches of ``rows``, as `some`."""
+    parts = torch.arange(count).split(rows)
+    chosen_N = torch.zeros(count, dtype=torch.bool)
+    for number in some(range(len(parts)), rows * length):
+        chosen_N[parts[number]] = True
+    return chosen_N
+
+
 def fit_gain(
     source: BlockStream,
     cut: BlockStream,
     fit: Sequence[Triple],
     held: Sequence[Triple],
     *,
+    ranks: Ranks = ALONE,
     progress: Progress = silent,
 ) -> tuple[Tensor, float, float] | None:
     """The gain (D,) as the checkpoint holds it, and the held-out divergence before and after.
@@ -64,7 +75,8 @@ def fit_gain(
     Args:
         source: the model the cut comes from.
         cut: the repaired model; its gain is left as it was.
-        fit, held: states of sequences to fit on, and to judge by.
+        fit, held: this rank's states of sequences to fit on, and to judge by.
+        ranks: who share them.
         progress: told the evaluations done, of as many as there may be.
 
     Returns:
@@ -82,14 +94,15 @@ def fit_gain(
             [parameter], max_iter=STEPS, max_eval=2 * STEPS, line_search_fn="strong_wolfe"
         )
         try:
-            unfitted = _divergence(source, cut, held, backward=False)
+            judged = int(ranks.total(_tokens(held)))
+            unfitted = ranks.total(_divergence(source, cut, held, judged, backward=False))
             if unfitted < ROUNDING:
                 return None
-            objective = _Objective(source, cut, fit, parameter)
+            objective = _Objective(source, cut, fit, parameter, ranks)
             optimiser.step(_closure(objective, optimiser, progress))
             progress(STAGE, 2 * STEPS, 2 * STEPS)
-            fitted = _divergence(source, cut, held, backward=False)
-            after = parameter.detach().clone()
+            fitted = ranks.total(_divergence(source, cut, held, judged, backward=False))
+            after = ranks.same(parameter.detach().clone())
         finally:
             parameter.requires_grad_(False)
             parameter.data.copy_(before)
@@ -107,7 +120,7 @@ def _closure(
         done += 1
         progress(STAGE, min(done, 2 * STEPS - 1), 2 * STEPS)
         optimiser.zero_grad()
-        return objective()
+        return objective.total()
 
     return evaluate
 
@@ -116,15 +129,26 @@ class _Objective:
     """The mean divergence in nats a token; its gradient is left on the gain."""
 
     def __init__(
-        self, source: BlockStream, cut: BlockStream, states: Sequence[Triple], gain: nn.Parameter
-    ) -> None:
+        self, source: BlockStream, cut: BlockStream, states: Sequence[Triple],
+        gain: nn.Parameter, ranks: Ranks,
+    ) -> None:  # fmt: skip
         self.source, self.cut, self.states, self.gain = source, cut, states, gain
-        self.tokens = sum(ids_BS.numel() for ids_BS, _, _ in states)
-        self.said = self._ask() if cut.checkpoint.plain_head else None
+        self.ranks = ranks
+        self.tokens = int(ranks.total(_tokens(states)))
+        self.said = self._ask() if cut.checkpoint.plain_head and states else None
 
-    def __call__(self) -> float:
+    def total(self) -> float:
+        """Over the states of all ranks."""
+        value = self._mine() if self.states else 0.0
+        if self.gain.grad is None:  # this rank has none of the states
+            self.gain.grad = torch.zeros_like(self.gain)
+        self.ranks.add(self.gain.grad)
+        return self.ranks.total(value)
+
+    def _mine(self) -> float:
+        """This rank's part."""
         if self.said is None:  # the logits are not affine in the gain
-            return _divergence(self.source, self.cut, self.states, backward=True)
+            return _divergence(self.source, self.cut, self.states, self.tokens, backward=True)
         start_D, slope_D, value = self.said
         for ids, _, c in _slices(self.cut, self.states):
             sums = self.cut.logits(c.clone(), ids).logsumexp(-1).sum() / self.tokens
@@ -152,6 +176,10 @@ class _Objective:
         return self.gain.detach().clone(), slope_D, value
 
 
+def _tokens(states: Sequence[Triple]) -> int:
+    return sum(ids_BS.numel() for ids_BS, _, _ in states)
+
+
 def _slices(stream: BlockStream, states: Sequence[Triple]) -> Iterator[tuple[Tensor, ...]]:
     """As many sequences at a time as logits are to be alive of."""
     for batch in states:
@@ -159,10 +187,9 @@ def _slices(stream: BlockStream, states: Sequence[Triple]) -> Iterator[tuple[Ten
 
 
 def _divergence(
-    source: BlockStream, cut: BlockStream, states: Sequence[Triple], *, backward: bool
+    source: BlockStream, cut: BlockStream, states: Sequence[Triple], total: int, *, backward: bool
 ) -> float:
-    """Mean nats a token; with ``backward``, gradients are left on the gain."""
-    total = sum(ids_BS.numel() for ids_BS, _, _ in states)
+    """Nats over ``total`` tokens; with ``backward``, gradients are left on the gain."""
     mean = 0.0
     for ids, h, c in _slices(source, states):
         with torch.no_grad():

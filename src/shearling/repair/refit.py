@@ -23,7 +23,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from shearling.engine.branches import Branch, branches, run_until, watching
-from shearling.engine.moments import HELD_OUT, Correction, Moments, correct, held_apart
+from shearling.engine.moments import (
+    HELD_OUT,
+    Correction,
+    Moments,
+    correct,
+    held_apart,
+    held_rows,
+)
+from shearling.engine.ranks import ALONE
 from shearling.engine.states import States
 from shearling.engine.stream import BlockStream
 from shearling.engine.views.cut import cut_view
@@ -31,7 +39,8 @@ from shearling.engine.walk import Step, Text, forward
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
 from shearling.model.checkpoint import Checkpoint
-from shearling.repair.final_norm import fit_gain, gain_name, some
+from shearling.repair.behind_norm import before_norm, gain_behind
+from shearling.repair.final_norm import Triple, fit_gain, gain_name, some_rows
 from shearling.repair.result import Repair, Solved
 from shearling.table.values import Cut, Keep
 
@@ -134,6 +143,8 @@ class _SideBySide:
         self.reached = 0  # blocks that the source's stream has passed
         self.scale = 1.0
         self.held: list[bool] = []
+        self.sequences, self.windows = 0, 0
+        self.ranks = ALONE
         self.files: dict[str, Path] = {}
         self.writer = ThreadPoolExecutor(1, "shearling-solved")  # while the next is solved
         self.writing: list[Future[None]] = []
@@ -141,14 +152,18 @@ class _SideBySide:
         self.strengths: dict[str, float] = {}
 
     def begin(self, ids_NS: Tensor, windows: int) -> None:
-        """Embed the tokens twice; sequences are held out in a fixed pattern."""
-        batches = held_apart(ids_NS, self.source.stream.batches, windows)
+        """Embed this rank's tokens twice; sequences are held out in a fixed pattern."""
+        self.ranks = self.source.stream.place.ranks.of(len(ids_NS))
+        self.sequences, self.windows = len(ids_NS), windows
+        batches = held_apart(ids_NS, self.source.stream.batches, windows, self.ranks)
         self.held = [is_held for _, is_held in batches]
         for text in (self.source, self.cut):
             text.begin([ids_BS for ids_BS, _ in batches])
         # Gemma scales embeddings by the hidden size; everywhere else this is 1.
         kept = self._surviving(self.states.get(SOURCE, 0))
-        self.scale = float((self.states.get(CUT, 0) * kept).sum() / kept.square().sum())
+        both = torch.stack([(self.states.get(CUT, 0) * kept).sum(), kept.square().sum()])
+        self.ranks.add(both)
+        self.scale = float(both[0] / both[1])
 
     def repair(self, target: int, index: int) -> list[Solved]:
         """Bring one surviving block's writers in line; both streams move on past it.
@@ -212,18 +227,21 @@ class _SideBySide:
         """Solve one writer of the block that stands for ``index``."""
         writer = step.block.get_submodule(half.writer)
         assert isinstance(writer, nn.Linear)
-        gain = _gain(step.block, half)
+        gain = gain_behind(step.block, half)
         importance_E = None if gain is None else gain.square()
         fit, held = (Moments(writer.weight, importance_E) for _ in range(2))
         for number, x_BSK, missing_BSE, w_BS in self._missing(step, half):
             moments = held if self.held[number] else fit
             moments.add(x_BSK.flatten(0, 1).float(), missing_BSE.flatten(0, 1), w_BS.flatten())
+        for moments in (fit, held):
+            moments.add_up(self.ranks)
         if not (fit.finite() and held.finite()):
             raise _not_finite(index)
         if fit.tokens + held.tokens < writer.in_features:
             self.singular[writer.in_features] = fit.tokens + held.tokens
         start = self.strengths.get(half.axis, 1.0)
-        found = correct(fit, held, bias=writer.bias is not None, start=start)
+        bias = writer.bias is not None
+        found = correct(fit, held, bias=bias, start=start, ranks=self.ranks)
         before, after = (e / held.tokens for e in (found.error_before, found.error_after))
         if found.error_before <= ROUNDING * held.tokens:
             return Solved(index, half.axis, None, before, before)
@@ -237,7 +255,7 @@ class _SideBySide:
     def _missing(self, step: Step, half: Branch) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
         """Batch, writer's inputs, what its outputs lack, and the tokens' weights."""
         writer = step.block.get_submodule(half.writer)
-        gain = _gain(step.block, half)
+        gain = gain_behind(step.block, half)
         with watching(step.block, self.halves, until=half) as seen:
             for number, calls in enumerate(self.cut.calls):
                 h_BSE = self.states.get(CUT, number)
@@ -260,7 +278,7 @@ class _SideBySide:
                     y_BSE, w_BS = own_BSE, _inverse_energy(own_BSE)
                 if gain is not None:
                     assert own_BSE is not None
-                    y_BSE, w_BS = _before_norm(y_BSE, own_BSE, w_BS, gain)
+                    y_BSE, w_BS = before_norm(y_BSE, own_BSE, w_BS, gain)
                 yield number, x_BSK, y_BSE - _linear(writer, x_BSK), w_BS
 
     def _apply(self, writer: nn.Linear, found: Correction, path: str) -> dict[str, Tensor]:
@@ -278,6 +296,8 @@ class _SideBySide:
         return sums
 
     def _save(self, tensors: Mapping[str, Tensor], name: str) -> None:
+        if not self.ranks.first:
+            return
         file = self.directory / f"{name}.safetensors"
         for earlier in self.writing[:-1]:  # one waits at most; and a full disk is told at once
             earlier.result()
@@ -293,18 +313,9 @@ class _SideBySide:
 
     def fit_readout(self, progress: Progress) -> tuple[float, float] | None:
         """Fit the final norm's gain; the divergence before and after, unless it is left alone."""
-        fit, held = (
-            [
-                (self.cut.batches[n], self.states.get(SOURCE, n), self.states.get(CUT, n))
-                for n in some(
-                    [n for n, is_held in enumerate(self.held) if is_held == wanted],
-                    self.cut.batches[0].numel(),
-                )
-            ]
-            for wanted in (False, True)
-        )
+        fit, held = (self._some(is_held) for is_held in (False, True))
         source, cut = self.source.stream, self.cut.stream
-        fitted = fit_gain(source, cut, fit, held, progress=progress)
+        fitted = fit_gain(source, cut, fit, held, ranks=self.ranks, progress=progress)
         if fitted is None:
             return None
         gain_D, before, after = fitted
@@ -312,6 +323,25 @@ class _SideBySide:
         assert name is not None
         self._save({name: gain_D.contiguous()}, "readout")
         return before, after
+
+    def _some(self, is_held: bool) -> list[Triple]:
+        """This rank's tokens and both streams' states of some sequences, to fit or judge by."""
+        length = self.cut.batches[0].shape[1]
+        rows = self.source.stream.rows(length)
+        count = int((held_rows(self.sequences, self.windows) == is_held).sum())
+        mine_N = self.ranks.share(some_rows(count, rows, length), backward=is_held)
+        numbers = [n for n, other in enumerate(self.held) if other == is_held]
+        triples: list[Triple] = []
+        for n, wanted_B in zip(numbers, mine_N.split(rows), strict=False):
+            at = wanted_B.nonzero().flatten()
+            states = self.cut.batches[n], self.states.get(SOURCE, n), self.states.get(CUT, n)
+            if len(at) == len(wanted_B):
+                triples.append(states)
+            elif len(at):
+                ids_BS, h_BSD, c_BSE = states
+                on_device = at.to(h_BSD.device)
+                triples.append((ids_BS[at], h_BSD[on_device], c_BSE[on_device]))
+        return triples
 
     def _kept(self, h_BSD: Tensor) -> Tensor:
         h_BSE = self._surviving(h_BSD)
@@ -353,28 +383,6 @@ def _not_finite(index: int) -> ShearlingError:
 def _inverse_energy(h_BSE: Tensor) -> Tensor:
     """Weights (B, S) by which every token's state counts alike, however long it is."""
     return 1 / h_BSE.square().sum(-1).clamp_min(1e-12)
-
-
-def _gain(block: nn.Module, half: Branch) -> Tensor | None:
-    """The factor of each channel in the norm behind a writer, if there is one."""
-    if half.norm is None:
-        return None
-    writer = block.get_submodule(half.writer)
-    assert isinstance(writer, nn.Linear)
-    return block.get_submodule(half.norm)(writer.weight.new_ones(1, writer.out_features))[0].float()
-
-
-def _before_norm(
-    y_BSE: Tensor, own_BSE: Tensor, w_BS: Tensor, gain_E: Tensor
-) -> tuple[Tensor, Tensor]:
-    """What a writer must give so that the norm behind it gives ``y``, at its size in the source.
-
-    A channel that the norm all but silences tells nothing of what came before it.
-    """
-    rms_BS1 = own_BSE.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-12)
-    known = gain_E.abs() > 1e-3 * gain_E.abs().max()
-    wanted = torch.where(known, y_BSE / torch.where(known, gain_E, 1.0) * rms_BS1, own_BSE)
-    return wanted, w_BS / rms_BS1.squeeze(-1).square()
 
 
 def _linear(writer: nn.Module, x_BSK: Tensor) -> Tensor:

@@ -8,12 +8,13 @@ a pruned model from 53.9 to 52.7 perplexity on the calibration's domain, and fro
 another (LOG.md, 2026-11-22). Drawing calibration data from the model that is compressed goes back
 to Williams et al., arXiv 2410.17170.
 
-Shapes: N sequences of S positions, in batches of B; V vocabulary.
+Shapes: N sequences of S positions, in batches of B; P = S - 1 positions behind the first; V
+vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -59,10 +60,15 @@ def augment(
         )
     if not shares:
         return ids_NS
-    generator = torch.Generator().manual_seed(seed)
+    ranks = stream.place.ranks.of(len(ids_NS))
+    draws = [
+        tuple(ranks.share(torch.cat(parts)) for parts in zip(*copy, strict=True))
+        for copy in zip(*_draws(stream, ids_NS, shares, seed), strict=True)
+    ]
     copies: list[list[Tensor]] = [[] for _ in shares]
+    done = 0
     with stream.place.running(), States(stream.place) as states:
-        text = Text(stream, states).begin(stream.batches(ids_NS))
+        text = Text(stream, states).begin(stream.batches(ranks.share(ids_NS)))
         for step in forward(text, "rewriting calibration text", progress):
             step.finish()
         for number, ids_BS in enumerate(text.batches):
@@ -70,14 +76,36 @@ def augment(
                 # One running sum serves the draws of all copies.
                 sums_TV = stream.logits(h, ids)[:, :-1].flatten(0, 1).float().softmax(-1)
                 sums_TV.cumsum_(-1)
-                for copy, share in zip(copies, shares, strict=True):
-                    copy.append(_rewritten(ids, sums_TV, share, generator))
-    return torch.cat([ids_NS, *(torch.cat(copy) for copy in copies)])
+                mine = slice(done, done + len(ids))
+                for copy, (at_NP, chosen_NP) in zip(copies, draws, strict=True):
+                    copy.append(_rewritten(ids, sums_TV, at_NP[mine], chosen_NP[mine]))
+                done += len(ids)
+    return torch.cat([ids_NS, *(ranks.gather(torch.cat(copy), len(ids_NS)) for copy in copies)])
 
 
-def _rewritten(ids_BS: Tensor, sums_TV: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """A copy of sequences in which a share of the tokens behind the first is drawn anew."""
-    at_T1 = torch.rand(len(sums_TV), 1, generator=generator).to(sums_TV.device)
-    said = draw(sums_TV, at_T1).view(len(ids_BS), ids_BS.shape[1] - 1).to(ids_BS.device)
-    chosen = torch.rand(said.shape, generator=generator) < share
-    return torch.cat([ids_BS[:, :1], torch.where(chosen, said, ids_BS[:, 1:])], 1)
+def _draws(
+    stream: BlockStream, ids_NS: Tensor, shares: Sequence[float], seed: int
+) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Of some sequences at a time, for each copy, numbers to draw by and which tokens change.
+
+    Both are (B, P), P the tokens behind the first. They are those of one process, which takes the
+    sequences in this order.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for ids_BS in stream.batches(ids_NS):
+        for (ids,) in stream.slices(ids_BS):
+            rows, length = ids.shape
+            yield [
+                (
+                    torch.rand(rows * (length - 1), 1, generator=generator).view(rows, -1),
+                    torch.rand(rows, length - 1, generator=generator) < share,
+                )
+                for share in shares
+            ]
+
+
+def _rewritten(ids_BS: Tensor, sums_TV: Tensor, at_BP: Tensor, chosen_BP: Tensor) -> Tensor:
+    """A copy of sequences in which the chosen tokens behind the first are drawn anew."""
+    said = draw(sums_TV, at_BP.reshape(-1, 1).to(sums_TV.device)).view(at_BP.shape)
+    said_BP = said.to(ids_BS.device)
+    return torch.cat([ids_BS[:, :1], torch.where(chosen_BP, said_BP, ids_BS[:, 1:])], 1)

@@ -59,7 +59,9 @@ def write(
     budget = max(CACHE_BYTES, stream.place.spare // 2)
     each = _cached_values(stream.checkpoint) * stream.place.dtype.itemsize * length
     most = max(1, budget // each)
-    batches = -(-sequences // most)
+    ranks = stream.place.ranks.of(sequences)
+    written_NS, at_NT = ranks.share(written_NS), ranks.share(at_NT)
+    batches = -(-len(written_NS) // most)
     parts = []
     with stream.place.running(packed=None), stream.whole() as model:
         for number, (ids_BS, at_BT) in enumerate(
@@ -70,7 +72,7 @@ def write(
             for step in continue_sequences(model, ids_BS, at_BT):
                 progress("writing calibration text", done + step, batches * at_BT.shape[1])
             parts.append(ids_BS.cpu())
-    return torch.cat(parts)
+    return ranks.gather(torch.cat(parts), sequences)
 
 
 def _starts(ids_NS: Tensor, sequences: int, prefix: int, generator: torch.Generator) -> Tensor:

@@ -125,15 +125,16 @@ def _observations(
 ) -> Iterator[tuple[int, dict[str, list[Inlet]]]]:
     """A walk forward, or forward and backward where a sum takes gradients."""
     stage, wanted = f"scoring units by {criterion.name}", criterion.sums
+    ranks = stream.place.ranks.of(len(ids_NS))
     if not criterion.gradients:
         with States(stream.place) as states:
-            text = Text(stream, states).begin(stream.batches(ids_NS))
-            yield from observe(forward(text, stage, progress), taps, wanted)
+            text = Text(stream, states).begin(stream.batches(ranks.share(ids_NS)))
+            yield from observe(forward(text, stage, progress), taps, wanted, ranks=ranks)
         return
     walk = backward(stream, ids_NS, stage, weights=False, tell=progress, forward_check=check_state)
     # The walk's loss is the mean NLL of the predicted tokens, the Fisher information's their sum.
     predicted = ids_NS.shape[0] * (ids_NS.shape[1] - 1)
-    yield from observe(walk, taps, wanted, gradient_scale=predicted)
+    yield from observe(walk, taps, wanted, ranks=ranks, gradient_scale=predicted)
 
 
 def _sum(rows: Sequence[Tensor]) -> Tensor:

@@ -6,24 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from shearling.engine.place import named_device, require_bfloat16
+from shearling.engine.devices import require_bfloat16
 from shearling.model.memory import free_bytes
-
-
-def chosen(name: str = "auto", local: int = 0) -> torch.device:
-    """The device that ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` stands for.
-
-    Args:
-        name: what the user gave.
-        local: number of this process on its machine, which has that GPU unless one is named.
-
-    Raises:
-        ShearlingError: there is no such device.
-    """
-    device = named_device(name)
-    if device.type == "cuda" and ":" not in name:
-        return named_device(f"cuda:{local}")
-    return device
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,9 @@ def influence(
     stream: BlockStream, ids_NS: Tensor, *, protected: tuple[int, ...], progress: Progress = silent
 ) -> Scores:
     """1 - cosine(state before the block, state after it), averaged over tokens."""
-    values = []
+    ranks, cosines = stream.place.ranks.of(len(ids_NS)), []
     with stream.place.running(), States(stream.place) as states:
-        text = Text(stream, states).begin(stream.batches(ids_NS))
+        text = Text(stream, states).begin(stream.batches(ranks.share(ids_NS)))
         for step in forward(text, "scoring by block influence", progress):
             cosine = 0.0
             for run in step.passes:
@@ -37,5 +37,6 @@ def influence(
                     run.before_BSD.double(), run.after_BSD.double(), dim=-1
                 )
                 cosine += float(similarity_BS.sum())
-            values.append(1.0 - cosine / ids_NS.numel())
+            cosines.append(cosine)
+    values = [1.0 - cosine / ids_NS.numel() for cosine in ranks.totals(cosines)]
     return Scores("influence", "layers", (tuple(values),), protected)

@@ -137,7 +137,8 @@ class _Gaps:
         """Held-out sequences come in batches of their own: only they go on past a gap."""
         self.stream, self.starts, self.remove, self.states = stream, starts, remove, states
         self.last = branches(stream.checkpoint)[-1]
-        batches = held_apart(ids_NS, stream.batches)
+        self.ranks = stream.place.ranks.of(len(ids_NS))
+        batches = held_apart(ids_NS, stream.batches, ranks=self.ranks)
         self.held = [is_held for _, is_held in batches]
         self.text = Text(stream, states).begin([ids_BS for ids_BS, _ in batches])
         self.open: set[int] = set()
@@ -172,7 +173,7 @@ class _Gaps:
                 "finite numbers on the calibration text; fetch the checkpoint again."
             )
         # The choice of strength uses the held-out sequences, the solution does not.
-        correction = correct(fit, held, bias=False, refit=False)
+        correction = correct(fit, held, bias=False, refit=False, ranks=self.ranks)
         for number, is_held in enumerate(self.held):
             x_BSK = self.states.take((INPUTS, before), number)
             h_BSD = self.states.take((OUTPUTS, before), number)
@@ -188,16 +189,21 @@ class _Gaps:
             missing_TD = wanted_TD - self.states.get((OUTPUTS, before), number).flatten(0, 1)
             x_TK = self.states.get((INPUTS, before), number).flatten(0, 1).float()
             moments.add(x_TK, missing_TD, 1 / wanted_TD.square().sum(-1).clamp_min(1e-12))
+        moments.add_up(self.ranks)
         return moments
 
     def losses(self) -> dict[int, float]:
         """Mean nats per token on the held-out sequences, by the run's first block."""
         held = [n for n, is_held in enumerate(self.held) if is_held]
-        return {start: self._loss((REPAIRED, start), held) for start in self.starts}
+        predicted = [self.text.batches[n][:, 1:].numel() for n in held]
+        sums = [self._nats((REPAIRED, start), held) for start in self.starts]
+        *sums, tokens = self.ranks.totals([*sums, float(sum(predicted))])
+        return {start: nats / tokens for start, nats in zip(self.starts, sums, strict=True)}
 
-    def _loss(self, key: Key, numbers: list[int]) -> float:
+    def _nats(self, key: Key, numbers: list[int]) -> float:
+        """Over the held-out tokens of this rank."""
         nll = [
             self.stream.nll(self.states.get(key, n), self.text.batches[n]).flatten()
             for n in numbers
         ]
-        return float(torch.cat(nll).mean(dtype=torch.float64))
+        return float(torch.cat(nll).sum(dtype=torch.float64)) if nll else 0.0

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from shearling.engine.ranks import ALONE, Ranks
 from shearling.engine.walk import Step, check_state
 from shearling.errors import ShearlingError
 from shearling.scoring.units.places import STREAM, Tap
@@ -35,6 +36,7 @@ def observe(
     taps: Sequence[Tap],
     wanted: frozenset[str],
     *,
+    ranks: Ranks = ALONE,
     gradient_scale: float | None = None,
 ) -> Iterator[tuple[int, dict[str, list[Inlet]]]]:
     """Take sums over tokens of what enters the modules of ``taps``, block by block.
@@ -47,6 +49,7 @@ def observe(
         walk: hands out the blocks.
         taps: one for each axis.
         wanted: which sums.
+        ranks: who share the sequences; all get the sums over all of them.
         gradient_scale: what to multiply gradients by; None if the walk has none.
 
     Yields:
@@ -72,6 +75,8 @@ def observe(
                             gradient_TC = gradient_scale * _gradient(heard, sharing)
                         taken.add(x_TC, even, gradient_TC)
                 heard.clear()
+        for taken in sums.values():
+            taken.add_up(ranks)
         yield step.index, _inlets(step.index, step.block, sums)
 
 

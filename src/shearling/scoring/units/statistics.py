@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from shearling.engine.ranks import Ranks
 from shearling.scoring.registry import criterion
 
 RIDGE = 0.01  # of the mean diagonal of the Gram matrix, in ``obs``
@@ -47,6 +48,11 @@ class Sums:
         for name in self._wanted:
             found = taken[name]()
             self.sums[name] = self.sums[name] + found if name in self.sums else found
+
+    def add_up(self, ranks: Ranks) -> None:
+        """Have every rank hold the sums over the tokens of all."""
+        ranks.add(*(self.sums[name] for name in sorted(self.sums)))
+        self.tokens = int(ranks.total(self.tokens))
 
     def _units(self, x_TC: Tensor) -> Tensor:
         """Sums over each unit's columns (T, U)."""

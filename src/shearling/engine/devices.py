@@ -1,0 +1,76 @@
+"""Devices by the names that users give them, and what a device can compute in."""
+
+from __future__ import annotations
+
+import torch
+
+from shearling.errors import ShearlingError
+
+
+def named_device(name: str) -> torch.device:
+    """A device by the name a user gives it.
+
+    Raises:
+        ShearlingError: an unknown name, or a device that is not there.
+    """
+    gpus = num_gpus()
+    if name == "auto":
+        return torch.device("cuda", torch.cuda.current_device()) if gpus else torch.device("cpu")
+    kind, _, number = name.partition(":")
+    if name == "cpu":
+        return torch.device("cpu")
+    if kind != "cuda" or (number and not number.isdecimal()):
+        raise ShearlingError(f"--device {name} was given, but auto, cpu, cuda or cuda:N is meant.")
+    if int(number or 0) >= gpus:
+        there = f"only {gpus} of them" if gpus else "no GPU that torch can use"
+        raise ShearlingError(f"--device {name} was given, but there is {there}; give --device cpu.")
+    return torch.device("cuda", int(number) if number else torch.cuda.current_device())
+
+
+def own_device(name: str = "auto", number: int = 0, processes: int = 1) -> torch.device:
+    """The device of one of several processes on a machine; each takes the GPU of its own number.
+
+    Args:
+        name: what the user gave: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        number: of the process on its machine, from 0.
+        processes: how many there are on this machine.
+
+    Raises:
+        ShearlingError: an unknown name, a device that is not there, fewer GPUs than processes, or
+            one GPU named for several processes.
+    """
+    device = named_device(name)
+    if device.type == "cpu":
+        return device
+    if ":" in name:
+        if processes > 1:
+            raise ShearlingError(
+                f"--device {name} was given to {processes} processes of one machine, but each "
+                "takes a GPU of its own; give --device cuda, or start one process."
+            )
+        return device
+    if number >= num_gpus():
+        raise ShearlingError(
+            f"{processes} processes were started on this machine, but it has {num_gpus()} GPUs and "
+            f"each process takes one; start at most {num_gpus()} (--nproc-per-node), or give "
+            "--device cpu."
+        )
+    return torch.device("cuda", number)
+
+
+def num_gpus() -> int:
+    """How many GPUs torch can use."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a GPU computes in bfloat16 itself."""
+    with torch.cuda.device(device):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def require_bfloat16(device: torch.device) -> None:
+    """Raise ShearlingError unless a GPU computes in bfloat16."""
+    if not has_bfloat16(device):
+        name = torch.cuda.get_device_name(device)
+        raise ShearlingError(f"{name} does not compute in bfloat16; give --dtype float32.")
