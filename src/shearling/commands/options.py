@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,10 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shearling.errors import ShearlingError
+from shearling.files.progress import first_process, processes
 from shearling.scoring.registry import PLUS, by_help
 
 if TYPE_CHECKING:
     from shearling.engine.place import Need, Place, Wish
+    from shearling.engine.ranks import Ranks
     from shearling.model.checkpoint import Checkpoint
 
 BY_HELP = by_help()
@@ -148,12 +151,30 @@ class PlaceOptions:
             "--stream": self.stream,
         }
 
-    def wish(self) -> Wish:
-        """The same for :meth:`shearling.engine.place.Place.best`."""
+    def wish(self, ranks: Ranks | None = None) -> Wish:
+        """The same for :meth:`shearling.engine.place.Place.best`; ``ranks`` share the work."""
         from shearling.engine.place import Wish
+        from shearling.engine.ranks import ALONE
 
         memory = None if self.memory is None else size_in_bytes(self.memory, "--memory")
-        return Wish(device=self.device, dtype=self.dtype, stream=self.stream, memory=memory)
+        return Wish(
+            device=self.device, dtype=self.dtype, stream=self.stream, memory=memory,
+            ranks=ranks or ALONE,
+        )  # fmt: skip
+
+    @contextmanager
+    def joined(self) -> Generator[Ranks]:
+        """The processes that torchrun started, until the work is done; or this one alone."""
+        from shearling.engine.ranks import ALONE, join_ranks, leave
+
+        if processes() == 1:
+            yield ALONE
+            return
+        ranks = join_ranks(self.device)
+        try:
+            yield ranks
+        finally:
+            leave()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,11 +213,13 @@ def with_adapter(model: str, merge: bool) -> str | Path:
     return path
 
 
-def place_of(model: Checkpoint, options: PlaceOptions, need: Need | None = None) -> Place:
+def place_of(
+    model: Checkpoint, options: PlaceOptions, ranks: Ranks, need: Need | None = None
+) -> Place:
     """Where a model runs, by what the user asked for and what is free; told when it is opened."""
     from shearling.engine.place import Place
 
-    return replace(Place.best(model, options.wish(), need), tell=note)
+    return replace(Place.best(model, options.wish(ranks), need), tell=note)
 
 
 def check_file(output: Path | None) -> None:
@@ -260,16 +283,23 @@ def warn_ignored(options: Mapping[str, Any], reason: str) -> None:
 
 
 def note(sentence: str) -> None:
-    """Say on stderr what was decided for the user."""
-    print(f"shearling: {sentence}", file=sys.stderr)
+    """Say on stderr what was decided for the user; of several processes the first one does."""
+    if first_process():
+        print(f"shearling: {sentence}", file=sys.stderr)
 
 
 def warn(sentence: str) -> None:
-    """Say something on stderr that the user should know."""
-    print(f"shearling: warning: {sentence}", file=sys.stderr)
+    """Say something on stderr that the user should know; likewise."""
+    if first_process():
+        print(f"shearling: warning: {sentence}", file=sys.stderr)
 
 
 def print_result(result: Any, as_json: bool, lines: Sequence[str]) -> None:
-    """Print what a command found on stdout, at once: as JSON, or in lines for a person."""
+    """Print what a command found on stdout, at once: as JSON, or in lines for a person.
+
+    Of several processes the first one does.
+    """
+    if not first_process():
+        return
     print(json.dumps(result, indent=2, ensure_ascii=False) if as_json else "\n".join(lines))
     sys.stdout.flush()

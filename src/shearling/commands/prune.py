@@ -26,6 +26,7 @@ from shearling.commands.takes import takes_options
 from shearling.scoring.registry import default_for
 
 if TYPE_CHECKING:
+    from shearling.engine.ranks import Ranks
     from shearling.model.checkpoint import Checkpoint
     from shearling.pruning.prune import CalibrationText, Pruning
     from shearling.table.values import Shape
@@ -131,10 +132,15 @@ class PruneOptions:
 @takes_options
 def prune(options: PruneOptions) -> None:
     """Cut a model to a shape or a size, repair it, and prove that it is what it claims."""
+    with options.place.joined() as ranks:
+        _run(options, ranks)
+
+
+def _run(options: PruneOptions, ranks: Ranks) -> None:
     from shearling.files.terminal import progress_bars
     from shearling.files.writer import claimed
 
-    pruning = _pruning(options)
+    pruning = _pruning(options, ranks)
     wanted = pruning.wanted
     chosen_by_text = options.by is not None and pruning.calibration is not None
     named = wanted.keep_blocks is not None or wanted.scores is not None
@@ -150,11 +156,11 @@ def prune(options: PruneOptions) -> None:
             run.write(choice, options.output, repaired=wanted.repaired, shard_bytes=shard_bytes)
     if options.dry_run:
         _print_plan(pruning, dict(choice.options), options)
-    else:
+    elif ranks.first:
         _print_result(pruning.source, options.output, options.as_json)
 
 
-def _pruning(options: PruneOptions) -> Pruning:
+def _pruning(options: PruneOptions, ranks: Ranks) -> Pruning:
     """What is asked for, checked; the model is opened, and none of its weights read."""
     from shearling.files.writer import check_output
     from shearling.model.checkpoint import Checkpoint
@@ -180,7 +186,7 @@ def _pruning(options: PruneOptions) -> Pruning:
         calibration=_calibration(options),
         criteria=criteria,
         repairs=Repairs(refit=options.refit, rotate=options.rotate),
-        running=Running(wish=options.place.wish(), notify=warn),
+        running=Running(wish=options.place.wish(ranks), notify=warn),
     )
 
 

@@ -25,6 +25,7 @@ from shearling.errors import ShearlingError
 
 if TYPE_CHECKING:
     from shearling.data.store import Store
+    from shearling.engine.ranks import Ranks
     from shearling.model.checkpoint import Checkpoint
     from shearling.train.reference import Point, Reference
 
@@ -71,8 +72,11 @@ def reference(options: ReferenceOptions) -> None:
     predicts at --target-params; or losses that are given.
     """
     check_file(options.output)
-    reference = _read_given(options) if options.given is not None else _fitted(options)
-    reference.save(options.output)
+    with options.place.joined() as ranks:
+        given = options.given is not None
+        reference = _read_given(options) if given else _fitted(options, ranks)
+    if ranks.first:
+        reference.save(options.output)
     for sentence in reference.how.get("warnings", []):
         warn(f"{sentence}.")
     lines = [*_lines(reference), f"wrote {options.output}"]
@@ -130,7 +134,7 @@ def _open_store(store: Path | None, models: list[str], losses: list[Path]) -> St
     return None if store is None else Store.open(store)
 
 
-def _fitted(options: ReferenceOptions) -> Reference:
+def _fitted(options: ReferenceOptions, ranks: Ranks) -> Reference:
     """Measure what is to be measured, and fit a law if there are losses of several models."""
     from shearling.model.checkpoint import Checkpoint
     from shearling.train.reference import Point, predict
@@ -149,8 +153,10 @@ def _fitted(options: ReferenceOptions) -> Reference:
     measured = []
     for number, checkpoint in enumerate(checkpoints, 1):
         assert store is not None
-        measured.append(_measured(checkpoint, store, options.sequences, options.place))
-        if target is not None:  # kept, so that no law that fails to fit costs the measuring again
+        measured.append(_measured(checkpoint, store, options.sequences, options.place, ranks))
+        if (
+            target is not None and ranks.first
+        ):  # kept, so that no law that fails to fit costs the measuring again
             output = options.output
             measured[-1].save(output.with_name(f"{output.stem}-{number}-{checkpoint.name}.json"))
     if target is None:
@@ -193,14 +199,18 @@ def _target(sizes: list[int], target_params: str | None, models: int) -> int | N
 
 
 def _measured(
-    checkpoint: Checkpoint, store: Store, sequences: int | None, options: PlaceOptions
+    checkpoint: Checkpoint,
+    store: Store,
+    sequences: int | None,
+    options: PlaceOptions,
+    ranks: Ranks,
 ) -> Reference:
     from shearling.files.terminal import progress_bars
     from shearling.model.manifest import identity
     from shearling.train.reference import SEQUENCES, Reference, measure
 
     sequences = SEQUENCES if sequences is None else sequences
-    place = place_of(checkpoint, options)
+    place = place_of(checkpoint, options, ranks)
     with progress_bars() as progress:
         losses = measure(checkpoint, store, sequences, place=place, progress=progress)
     how = {

@@ -27,6 +27,7 @@ from shearling.errors import ShearlingError
 from shearling.scoring.registry import default_for, protection, removers
 
 if TYPE_CHECKING:
+    from shearling.engine.ranks import Ranks
     from shearling.model.checkpoint import Checkpoint
     from shearling.scoring.scores import Scores
 
@@ -80,21 +81,24 @@ def score(options: ScoreOptions) -> None:
     source = Checkpoint.open(options.model.given())
     if not of_blocks:
         warn_ignored(options.protect.given, f"units of {options.axis} are scored, not blocks")
-    scores = _scores(source, by, options, of_blocks=of_blocks)
+    with options.place.joined() as ranks:
+        scores = _scores(source, by, options, ranks, of_blocks=of_blocks)
     lines = _block_lines if of_blocks else unit_lines
-    if options.output is not None:
+    if options.output is not None and ranks.first:
         write_json(options.output, scores.as_json())
     print_result(scores.as_json(), options.as_json, lines(scores, options.output))
 
 
-def _scores(source: Checkpoint, by: str, options: ScoreOptions, *, of_blocks: bool) -> Scores:
+def _scores(
+    source: Checkpoint, by: str, options: ScoreOptions, ranks: Ranks, *, of_blocks: bool
+) -> Scores:
     from shearling.files.terminal import progress_bars
     from shearling.scoring.score import score as run
     from shearling.scoring.score import states_kept
 
     text, ends = options.text, options.protect
     need = states_kept(source, by, options.axis, text.samples * text.length)
-    place = place_of(source, options.place, need)
+    place = place_of(source, options.place, ranks, need)
     with progress_bars() as progress:
         return run(
             source, by, axis=options.axis, calibration=text.calibration, samples=text.samples,

@@ -51,13 +51,13 @@ def teach(options: TeachOptions) -> None:
     check(teacher, store, options.output, options.top)
     expected = cost(teacher, store, options.top)
     if not options.dry_run:
-        with progress_bars() as progress:
+        with options.place.joined() as ranks, progress_bars() as progress:
             cache = run(
                 teacher,
                 store,
                 options.output,
                 top=options.top,
-                place=place_of(teacher, options.place),
+                place=place_of(teacher, options.place, ranks),
                 progress=progress,
             )
         described = dict(cache.manifest) | {"fingerprint": cache.fingerprint}

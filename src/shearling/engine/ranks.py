@@ -11,8 +11,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -197,13 +196,3 @@ def leave() -> None:
     """End what ``join_ranks`` began."""
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-@contextmanager
-def joined_ranks(device: str = "auto") -> Generator[Ranks]:
-    """:func:`join_ranks`, left at the end."""
-    ranks = join_ranks(device)
-    try:
-        yield ranks
-    finally:
-        leave()

@@ -1,7 +1,8 @@
-"""How long-running verbs say where they are, without knowing who listens."""
+"""How long-running verbs say where they are, and which of several processes says anything."""
 
 from __future__ import annotations
 
+import os
 from typing import Protocol
 
 
@@ -17,6 +18,16 @@ class Progress(Protocol):
     def __call__(self, stage: str, done: float, total: float, /) -> None:
         """Take note."""
         ...
+
+
+def first_process() -> bool:
+    """Whether this process speaks: alone, or the first of those that torchrun started."""
+    return processes() == 1 or os.environ.get("RANK", "0") == "0"
+
+
+def processes() -> int:
+    """How many processes torchrun started; one without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def silent(stage: str, done: float, total: float, /) -> None:

@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.text import Text
 
 from shearling.files.progress import Progress as Listener
+from shearling.files.progress import first_process, silent
 
 stderr = Console(stderr=True, highlight=False)
 stdout = Console(highlight=False)
@@ -51,8 +52,11 @@ def progress_bars() -> Generator[Listener]:
     """A listener that shows one bar a stage, with the time elapsed and left.
 
     On a pipe or in a log file each stage leaves one line when it ends, and one every half minute
-    until then.
+    until then. Of several processes the first one shows them.
     """
+    if not first_process():
+        yield silent
+        return
     bars = Progress(
         SpinnerColumn(finished_text="[green]✓"),
         TextColumn("{task.description}"),

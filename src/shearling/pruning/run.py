@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from shearling.data.text import documents
 from shearling.engine.place import Need, Place
+from shearling.engine.ranks import Ranks
 from shearling.engine.stream import BlockStream
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
@@ -173,12 +175,12 @@ class Run:
         if self.calibration is not None:
             options["calibration"] = self.calibration.as_json()
         options["seconds_choosing"] = round(time.perf_counter() - started, 2)
-        return Choice(keep, options, rotated)
+        return Choice(_agreed(self.place.ranks, keep), options, rotated)
 
     def write(
         self, choice: Choice, output: Path, *, repaired: bool = True, shard_bytes: int = SHARD_BYTES
     ) -> Checkpoint:
-        """Cut to a choice, repaired if asked, and prove it.
+        """Cut to a choice, repaired if asked, and prove it; the first rank alone writes.
 
         Raises:
             ShearlingError: as :func:`shearling.repair.refit.refit` and
@@ -191,8 +193,14 @@ class Run:
             raise ShearlingError(
                 "a repair runs the model on text; give --calibration FILE, or --no-refit."
             )
-        options = dict(choice.options)
-        with claimed(output), scratch() as directory:
+        ranks, options = self.place.ranks, dict(choice.options)
+        if choice.rotated and ranks.size > 1:
+            raise ShearlingError(
+                f"{ranks.size} processes were started, but the rotation of hidden channels writes "
+                "a copy of the whole model, which one process does; start one, or use --no-rotate."
+            )
+        ranks.barrier()  # nothing is written before all have looked
+        with claimed(output) if ranks.first else nullcontext(), scratch() as directory:
             cuttable, exact = self.source, self.source
             if choice.rotated:
                 turned = rotate(
@@ -205,11 +213,15 @@ class Run:
             if repaired:
                 solved = self._repair(expanded, cuttable, exact, directory)
                 options["repair"] = solved.as_json()
-            return cut(
-                cuttable, expanded, output, replaced=solved.replaced if solved else None,
-                options=options, seed=self.calibration.seed if self.calibration else None,
-                place=self.place, shard_bytes=shard_bytes, progress=self.progress,
-            )  # fmt: skip
+            written = None
+            if ranks.first:
+                written = cut(
+                    cuttable, expanded, output, replaced=solved.replaced if solved else None,
+                    options=options, seed=self.calibration.seed if self.calibration else None,
+                    place=self.place, shard_bytes=shard_bytes, progress=self.progress,
+                )  # fmt: skip
+        ranks.wait_for(output)
+        return written or Checkpoint.open(output)
 
     def _repair(
         self, expanded: Cut, cuttable: Checkpoint, exact: Checkpoint, directory: Path
@@ -226,6 +238,17 @@ class Run:
             source, expanded, ids_NS, directory, cuttable=cuttable,
             windows=self.calibration.samples, progress=self.progress,
         )  # fmt: skip
+
+
+def _agreed(ranks: Ranks, keep: Keep) -> Keep:
+    """The first rank's choice: ranks on different processors may round differently."""
+    if ranks.size == 1:
+        return keep
+    model, blocks = ranks.agreed([dict(keep.model), dict(keep.blocks)])
+    return Keep(
+        {axis: tuple(kept) for axis, kept in model.items()},
+        {axis: tuple(map(tuple, rows)) for axis, rows in blocks.items()},
+    )
 
 
 def repair_need(source: Checkpoint, calibration: Calibration | None) -> Need:
