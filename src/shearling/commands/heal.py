@@ -73,13 +73,15 @@ def heal(options: HealOptions) -> None:
     named = options.teacher
     teacher = None if named is None else Checkpoint.open(options.model.beside(named))
     cache = None if options.teacher_cache is None else Cache.open(options.teacher_cache)
-    losses = references(given.reference, teacher, store, training, measure=not given.dry_run)
-    check(Training(source, store, training, teacher, cache, losses), output)
     if given.dry_run:
+        losses = references(given.reference, teacher, store, training)
+        check(Training(source, store, training, teacher, cache, losses), output)
         distilled = None if cache else teacher
         _print_estimate(source, store, training, distilled, given.device, options.as_json)
         return
     with joined(given.device) as (world, heard):
+        losses = references(given.reference, teacher, store, training, world)
+        check(Training(source, store, training, teacher, cache, losses), output)
         tell_device(world, training, given.device)
         healed = run(
             source, store, training, output, teacher=teacher, cache=cache, reference=losses,
@@ -103,9 +105,14 @@ def _inherited(options: Options, source: Checkpoint, store: Store) -> Options:
 
 
 def references(
-    file: Path | None, teacher: Checkpoint | None, store: Store, options: Options, *, measure: bool
-) -> dict[str, float] | None:
-    """Reference losses for a dynamic mix: from a file, or measured on the teacher."""
+    file: Path | None, teacher: Checkpoint | None, store: Store, options: Options,
+    world: World | None = None,
+) -> dict[str, float] | None:  # fmt: skip
+    """Reference losses for a dynamic mix: from a file, or measured on the teacher by all ranks.
+
+    Without a world nothing is measured, as in a dry run; the losses are zeros then.
+    """
+    from shearling.engine.place import Place, Wish
     from shearling.train.reference import SEQUENCES, Reference
     from shearling.train.reference import measure as measured
 
@@ -121,9 +128,10 @@ def references(
         return reference.losses
     if teacher is None:
         return None
-    if not measure:
+    if world is None:
         return dict.fromkeys(store.domains, 0.0)
-    return measured(teacher, store, min(SEQUENCES, options.eval_sequences))
+    place = Place.best(teacher, Wish(device=str(world.device), ranks=world))
+    return measured(teacher, store, min(SEQUENCES, options.eval_sequences), place=place)
 
 
 def with_dtype(settings: list[str] | None, dtype: str) -> list[str]:

@@ -91,13 +91,17 @@ def learn(options: LearnCommandOptions) -> None:
     teacher = None if named is None else Checkpoint.open(options.model.beside(named))
     if teacher is None and learning.mix == "dynamic" and given.reference is None:
         teacher = source  # the second of the paper's two references: the source's own losses
-    losses = references(given.reference, teacher, store, learning, measure=not given.dry_run)
-    check(Training(source, store, learning, teacher, None, losses), after, output)
     distilled = teacher if options.distil else None
     if given.dry_run:
-        _print_plan(source, after, learning, store.length, distilled, given.device, options.as_json)
+        losses = references(given.reference, teacher, store, learning)
+        check(Training(source, store, learning, teacher, None, losses), after, output)
+        _print_plan(
+            source, after, learning, store.length, distilled, given.device, options.as_json
+        )
         return
     with joined(given.device) as (world, heard):
+        losses = references(given.reference, teacher, store, learning, world)
+        check(Training(source, store, learning, teacher, None, losses), after, output)
         tell_device(world, learning, given.device)
         learned = run(
             source, after, store, learning, output, teacher=distilled, reference=losses,

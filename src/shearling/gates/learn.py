@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from shearling.data.store import Store
+from shearling.engine.place import Place, Wish
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
 from shearling.files.reading import read_json
@@ -35,7 +36,7 @@ from shearling.gates.learner import Learner
 from shearling.gates.options import LearnOptions
 from shearling.model.checkpoint import Checkpoint
 from shearling.pruning.plan import require_smaller
-from shearling.pruning.run import Run, Wanted
+from shearling.pruning.run import Run, Wanted, repair_need
 from shearling.repair.calibration import Tokens
 from shearling.table.values import Shape
 from shearling.train import heal as healing
@@ -144,21 +145,24 @@ def _learner(
     bank = GateBank(source.layout, source.shape, after)
     file = output / RUN / START
     told = _told(training, options, after, ids_NS)
-    if world.first and _is_due(file, _made_for(file), told, output / RUN / GATES, training):
-        if options.warm_start:
-            blocks, units = start.score(source, after, ids_NS, progress=training.progress)
-            start.set_out(bank, blocks, units, options.spread)
-        else:
-            generator = torch.Generator().manual_seed(options.seed)
-            with torch.no_grad():
-                for a in bank.log_alpha.values():
-                    a += 0.01 * torch.randn(a.shape, generator=generator)
+    folder = output / RUN / GATES
+    due = world.agreed(world.first and _is_due(file, _made_for(file), told, folder, training))
+    if due and options.warm_start:  # all ranks score
+        place = Place.best(source, Wish(device=str(world.device), ranks=world))
+        blocks, units = start.score(source, after, ids_NS, place=place, progress=training.progress)
+        start.set_out(bank, blocks, units, options.spread)
+    elif due:
+        generator = torch.Generator().manual_seed(options.seed)
+        with torch.no_grad():
+            for a in bank.log_alpha.values():
+                a += 0.01 * torch.randn(a.shape, generator=generator)
+    if world.first and due:
         file.parent.mkdir(parents=True, exist_ok=True)
         staging = partial(file)
         begun = {axis: a.detach() for axis, a in bank.log_alpha.items()}
         save_file(begun, staging, metadata={RUN: told})
         staging.replace(file)
-    world.barrier()
+    world.wait_for(file)
     with torch.no_grad():
         for axis, a in load_file(file).items():
             bank.log_alpha[axis].copy_(a)
@@ -224,14 +228,19 @@ def _by_scores(
     made_for = read_json(note).get(RUN) if note.is_file() else None
     folder = output / healing.RUN / options.recipe
     with at_work(output, healing.RUN, world):
-        if world.first and _is_due(place, made_for, told, folder, training):
+        due = world.first and _is_due(place, made_for, told, folder, training)
+        if due:
             shutil.rmtree(place, ignore_errors=True)
+        if world.agreed(due):  # all ranks choose and repair
             text = Tokens(
                 store.path, *ids_NS.shape, options.seed, shares=(), written=0, ids_NS=ids_NS
             )
-            run = Run(training.source, text, progress=training.progress)
+            wish = Wish(device=str(world.device), ranks=world)
+            where = Place.best(training.source, wish, repair_need(training.source, text))
+            run = Run(training.source, text, place=where, progress=training.progress)
             choice = run.choose(Wanted(after, repaired=options.refit))
             run.write(choice, place, repaired=options.refit)
+        if due:
             write_json(note, {RUN: told})
         world.barrier()
     return healing.heal(

@@ -118,6 +118,8 @@ def measure(
 ) -> dict[str, float]:
     """A model's own losses on the held-out part of each domain, computed in float32.
 
+    Ranks share the sequences.
+
     Memory is that of the model, or of one block where it is streamed; states then lie on disk,
     8 GiB of them at a time, and the weights are read once for each 8 GiB.
 
@@ -138,12 +140,16 @@ def measure(
     checkpoint = model if isinstance(model, Checkpoint) else Checkpoint.open(model)
     text = {domain: _held_out(store, domain, sequences) for domain in store.domains}
     place = place or Place.best(checkpoint)
+    ranks = place.ranks.of(max(len(ids_NS) for ids_NS, _ in text.values()))
     with torch.inference_mode(), place.running():
         walk = BlockStream(checkpoint, place)
         batches = [
             (domain, ids_BS, labels_BS)
             for domain, (ids_NS, labels_NS) in text.items()
-            for ids_BS, labels_BS in zip(walk.batches(ids_NS), walk.batches(labels_NS), strict=True)
+            for ids_BS, labels_BS in zip(
+                walk.batches(ranks.share(ids_NS)), walk.batches(ranks.share(labels_NS)), strict=True
+            )
+            if len(ids_BS)
         ]
         sums = dict.fromkeys(text, 0.0)
         done, total = 0, len(batches) * (walk.depth + 1)
@@ -162,6 +168,7 @@ def measure(
                 nll_BT[(labels_BS[:, 1:] != IGNORED).to(nll_BT.device)].double().sum()
             )
             tell(number)
+    sums = dict(zip(sums, ranks.totals(list(sums.values())), strict=True))
     means = {
         domain: sums[domain] / int((labels_NS[:, 1:] != IGNORED).sum())
         for domain, (_, labels_NS) in text.items()

@@ -22,6 +22,7 @@ from shearling.data.pack import PLAN
 from shearling.data.store import UNFINISHED, Store
 from shearling.data.teacher import KIND, VERSION, Cache, id_dtype, log_mass_outside, shard_name
 from shearling.engine.place import Place
+from shearling.engine.ranks import Ranks
 from shearling.engine.stream import BlockStream
 from shearling.engine.walk import last_states
 from shearling.errors import ShearlingError
@@ -101,7 +102,8 @@ def teach(
     """Keep a model's likeliest next tokens for every train sequence of a store.
 
     Computed in float32 as healing computes it. A run that was stopped goes on behind the last
-    shard it finished; a cache that is done is left alone.
+    shard it finished; a cache that is done is left alone. Of several processes each runs its share
+    of every shard's sequences, and the first one writes.
 
     Args:
         teacher: the model, streamed block by block where it does not fit in memory.
@@ -116,6 +118,20 @@ def teach(
             logits that are not numbers, a full disk.
     """
     check(teacher, store, output, top)
+    place = place or Place.best(teacher)
+    place.ranks.barrier()  # nothing is written before all have looked
+    if place.ranks.first:
+        _lead(teacher, store, output, top, place, progress)
+    else:
+        _follow(teacher, store, output, top, place)
+    place.ranks.wait_for(output / caches.MANIFEST)
+    return Cache.open(output)
+
+
+def _lead(
+    teacher: Checkpoint, store: Store, output: Path, top: int, place: Place, progress: Progress
+) -> None:
+    """What the first process does, which is also what one process alone does."""
     plan = _plan(teacher, store, top)
     unfinished = output / UNFINISHED
     with kept_on_a_full_disk(output), alone(unfinished):
@@ -123,20 +139,29 @@ def teach(
         for file in (output / caches.MANIFEST, unfinished / PLAN):
             if begun and file.is_file():
                 _require_same(output, plan, read_json(file))
-        if not (output / caches.MANIFEST).is_file():
-            shards = _shards(store, plan["shard_rows"])
-            left = [shard for shard in shards if not (output / shard_name(*shard[:2])).is_file()]
+        finished = (output / caches.MANIFEST).is_file()
+        shards = [] if finished else _shards(store, plan["shard_rows"])
+        left = [shard for shard in shards if not (output / shard_name(*shard[:2])).is_file()]
+        if not finished:
             rows = sum(count for *_, count in left)
             check_space(output, rows * caches.row_bytes(store.length, top, plan["vocab"]))
             write_json(unfinished / PLAN, plan)
-            if left:
-                walk = BlockStream(teacher, place or Place.best(teacher))
-                total = sum(count for *_, count in shards)
-                _compute(walk, store, output, plan["top"], left, total, progress)
+        place.ranks.agreed(left)
+        if left:
+            total = sum(count for *_, count in shards)
+            _compute(BlockStream(teacher, place), store, output, top, left, total, progress)
+        if not finished:
             files = _described(output, [shard_name(*shard[:2]) for shard in shards], progress)
             write_json(output / caches.MANIFEST, plan | {"versions": versions(), "files": files})
         shutil.rmtree(unfinished)
-    return Cache.open(output)
+
+
+def _follow(teacher: Checkpoint, store: Store, output: Path, top: int, place: Place) -> None:
+    """What the other processes do: run their share of what the first one says is left."""
+    left = [(domain, first, count) for domain, first, count in place.ranks.agreed([])]
+    if left:
+        walk = BlockStream(teacher, place)
+        _compute(walk, store, output, top, left, sum(count for *_, count in left), silent)
 
 
 def _plan(teacher: Checkpoint, store: Store, top: int) -> dict[str, Any]:
@@ -193,11 +218,12 @@ def _compute(
     done = float(total - sum(count for *_, count in left))
     for domain, first, count in left:
         ids_NS, _ = store.sequences(domain)[range(first, first + count)]
-        batches = walk.batches(ids_NS)
+        ranks = walk.place.ranks.of(count)
+        batches = walk.batches(ranks.share(ids_NS))
 
-        def tell(number: int, batches: Sequence[Tensor] = batches) -> None:
+        def tell(number: int, batches: Sequence[Tensor] = batches, ranks: Ranks = ranks) -> None:
             nonlocal done
-            done += len(batches[number]) / (walk.depth + 1)
+            done += ranks.size * len(batches[number]) / (walk.depth + 1)
             progress(f"running {name}", min(round(done, 2), total), total)
 
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -206,13 +232,16 @@ def _compute(
             for number, (ids_BS, h_BSD) in enumerate(zip(batches, states, strict=True)):
                 parts += _likeliest(walk, ids_BS, h_BSD, top)
                 tell(number)
-        ids_NPK, logp_NPK, rest_NP = (torch.cat(each) for each in zip(*parts, strict=True))
+        ids_NPK, logp_NPK, rest_NP = (
+            ranks.gather(torch.cat(each), count) for each in zip(*parts, strict=True)
+        )
         if not rest_NP.isfinite().all() or logp_NPK.isnan().any():
             raise ShearlingError(
                 f"{name} computes values that are not numbers on the domain {domain}; "
                 "check its weights."
             )
-        _write(output, shard_name(domain, first), ids_NPK, logp_NPK, rest_NP)
+        if walk.place.ranks.first:
+            _write(output, shard_name(domain, first), ids_NPK, logp_NPK, rest_NP)
 
 
 def _likeliest(
