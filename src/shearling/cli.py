@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 import traceback
 from typing import Annotated, NoReturn
 
@@ -32,6 +33,7 @@ from shearling.commands.score import score
 from shearling.commands.studio import studio
 from shearling.commands.teach import teach
 from shearling.errors import ShearlingError
+from shearling.files.progress import first_process, processes
 from shearling.version import __version__
 
 app = typer.Typer(
@@ -44,8 +46,14 @@ app = typer.Typer(
 )
 
 
+# What torchrun may start in several processes; the rest is one process's work.
+SHARED = ("prune", "score", "teach", "reference", "heal", "learn")
+PATIENCE = 3.0  # seconds for the first process to say what all have to say
+
+
 @app.callback(invoke_without_command=True)
 def _root(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
     traceback: Annotated[
         bool, typer.Option("--traceback", help="Show where an error came from.")
@@ -56,6 +64,12 @@ def _root(
         raise typer.Exit
     if traceback:
         os.environ["SHEARLING_TRACEBACK"] = "1"
+    command = context.invoked_subcommand
+    if processes() > 1 and command is not None and command not in SHARED:
+        raise ShearlingError(
+            f"{processes()} processes were started, but `shearling {command}` is one process's "
+            f"work; start it without torchrun, which {', '.join(SHARED)} can use."
+        )
 
 
 app.command()(inspect)
@@ -90,7 +104,7 @@ def _run() -> None:
     try:
         app()
     except SystemExit as stop:
-        if stop.code or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        if stop.code or processes() == 1:
             raise
         sys.stdout.flush()
         sys.stderr.flush()
@@ -106,16 +120,39 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _stop)
     try:
         _run()
-    except (ShearlingError, OSError) as error:
+    except (ShearlingError, OSError, RuntimeError) as error:
+        sentence = _sentence(error)
+        if sentence is None:
+            raise
+        if not first_process():
+            # What every process has to say, the first one says; torchrun then ends the others.
+            time.sleep(PATIENCE)
         if os.environ.get("SHEARLING_TRACEBACK"):
             traceback.print_exc()
-        known = isinstance(error, ShearlingError)
-        print(f"shearling: {error if known else _refused(error)}", file=sys.stderr)
+        print(f"shearling: {sentence}", file=sys.stderr)
         sys.exit(2)
     except SystemExit as stop:  # which is what typer makes of an interrupt
         if stop.code == 130:
             print("shearling: interrupted; nothing half-written was left behind.", file=sys.stderr)
         raise
+
+
+def _sentence(error: Exception) -> str | None:
+    """What to say of an error; None if it is a fault of ours."""
+    if isinstance(error, ShearlingError):
+        return str(error)
+    if isinstance(error, OSError):
+        return _refused(error)
+    reason = " ".join(str(error).split())
+    if type(error).__name__ == "OutOfMemoryError":  # torch's; importing it takes seconds
+        return (
+            f"the device has too little memory ({reason.split('. ')[0]}); give --memory with less "
+            "than there is or --stream, shorter sequences (--length), or --device cpu."
+        )
+    lost = ("closed by peer", "reset by peer", "NCCL", "gloo")
+    if processes() > 1 and any(word in reason for word in lost):
+        return f"another process is gone, which has said why ({reason[:120]})."
+    return None
 
 
 def _refused(error: OSError) -> str:
