@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from shearling.engine.calls import Call
+from shearling.engine.pieces import Pieced
 from shearling.model.checkpoint import Checkpoint
 
 
@@ -67,9 +68,9 @@ class Seen:
         contributions: branch axis -> what was added to the stream (B, S, D).
     """
 
-    inputs: dict[str, Tensor]
-    outputs: dict[str, Tensor]
-    contributions: dict[str, Tensor]
+    inputs: Pieced = field(default_factory=Pieced)
+    outputs: Pieced = field(default_factory=Pieced)
+    contributions: Pieced = field(default_factory=Pieced)
 
 
 @contextmanager
@@ -77,7 +78,7 @@ def watching(
     block: nn.Module, halves: Sequence[Branch], *, until: Branch | None = None
 ) -> Generator[Seen]:
     """Note what passes a block's writers; with ``until``, stop a run as that writer is reached."""
-    seen = Seen({}, {}, {})
+    seen = Seen()
     rows = torch.Size()
 
     def shaped(x: Tensor) -> Tensor:  # OPT's MLP takes all tokens of a batch in one row

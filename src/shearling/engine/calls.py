@@ -21,11 +21,13 @@ class Call:
     Attributes:
         args, kwargs: behind the state.
         dtype: what the block computes in; None for that of the state.
+        index: the block's number.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     dtype: torch.dtype | None = None
+    index: int = 0
 
     def __call__(self, block: nn.Module, h_BSD: Tensor) -> Tensor:
         """Run ``block`` on a state of the batch shape this call was recorded with."""
@@ -43,6 +45,6 @@ def cast(calls: Sequence[Call], dtype: torch.dtype) -> list[Call]:
 
     def converted_call(call: Call) -> Call:
         args, kwargs = tree_map_only(Tensor, convert, (call.args, call.kwargs))
-        return Call(args, kwargs, dtype)
+        return Call(args, kwargs, dtype, call.index)
 
     return [converted_call(call) for call in calls]

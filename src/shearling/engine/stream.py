@@ -11,15 +11,16 @@ Shapes: B sequences of a batch, S positions, D hidden, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from shearling.engine.branches import Branch, branches, watching
+from shearling.engine.branches import Branch, branches, run_until, watching
 from shearling.engine.calls import Call, cast
+from shearling.engine.pieces import Pieces, together
 from shearling.engine.place import Place
 from shearling.engine.weights import BlockWeights, ordinary_tensors
 from shearling.errors import ShearlingError
@@ -30,14 +31,15 @@ from shearling.model.loading import build_model
 class _StandIn(nn.Module):
     """Takes a block's place: notes what it is handed, and returns the state it was given."""
 
-    def __init__(self) -> None:
+    def __init__(self, index: int) -> None:
         super().__init__()
+        self.index = index
         self.call: Call | None = None
         self.seen: Tensor | None = None
         self.state: Tensor | None = None
 
     def forward(self, h_BSD: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        self.seen, self.call = h_BSD, Call(args, kwargs)
+        self.seen, self.call = h_BSD, Call(args, kwargs, None, self.index)
         return h_BSD if self.state is None else self.state
 
 
@@ -61,9 +63,10 @@ class BlockStream:
         with ordinary_tensors():
             self._model = _outside(checkpoint, outer_dtype, like).to(place.device)
         self._weights = BlockWeights(checkpoint, _block_shells(checkpoint, place.dtype), place)
-        self._stand_ins = [_StandIn() for _ in range(self.depth)]
+        self._stand_ins = [_StandIn(index) for index in range(self.depth)]
         self._put(self._stand_ins)
         self._calls: dict[tuple[int, ...], list[Call]] = {}
+        self.pieces, self._head_pieces = Pieces(place), Pieces(place)
         self._halves: tuple[Branch, ...] = ()
         if place.dtype != outer_dtype and checkpoint.family.additive(checkpoint.config):
             self._halves = branches(checkpoint)
@@ -117,7 +120,26 @@ class BlockStream:
 
         A block of a narrower type adds what its halves write to the state as it is, in the state's
         own type, wherever a block's output is such a sum: rounding then does not pile up.
+
+        Where memory does not suffice, it is run on fewer sequences at a time.
         """
+        return together(
+            self.pieces.run(lambda h: self.run_at_once(block, self._call(call, h), h), h_BSD)
+        )
+
+    def run_until(self, block: nn.Module, call: Call, h_BSD: Tensor) -> None:
+        """Run a block that is being watched, as far as it is wanted."""
+        self.pieces.run(lambda h: run_until(block, self._call(call, h), h), h_BSD)
+
+    def _call(self, call: Call, h_BSD: Tensor) -> Call:
+        """The call for as many sequences as the state has."""
+        rows, length = h_BSD.shape[:2]
+        if self.pieces.rows is None:
+            return call
+        return self.calls_for(torch.zeros(rows, length, dtype=torch.long))[call.index]
+
+    def run_at_once(self, block: nn.Module, call: Call, h_BSD: Tensor) -> Tensor:
+        """The same for a whole batch, come what may."""
         if not self._halves:
             return call(block, h_BSD).to(h_BSD.dtype)
         with watching(block, self._halves) as seen:
@@ -153,10 +175,20 @@ class BlockStream:
         ids_BS = ids_BS.to(h_BSD.device)
         return torch.cat(
             [
-                token_nll(self._run(ids, h, logits_to_keep=predicting), ids[:, 1:])
-                for h, ids in self.slices(h_BSD, ids_BS)
+                nll
+                for slices in self.slices(h_BSD, ids_BS)
+                for nll in self.run_head(
+                    lambda h, ids: token_nll(
+                        self._run(ids, h, logits_to_keep=predicting), ids[:, 1:]
+                    ),
+                    *slices,
+                )
             ]
         )
+
+    def run_head(self, function: Callable[..., Tensor], *tensors: Tensor) -> list[Tensor]:
+        """Call ``function``, which makes logits, on all sequences or on fewer at a time."""
+        return self._head_pieces.run(function, *tensors)
 
     @contextmanager
     def block(self, index: int, then: int | None = None) -> Generator[nn.Module]:

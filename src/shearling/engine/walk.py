@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from shearling.engine.calls import Call
+from shearling.engine.pieces import together
 from shearling.engine.ranks import Ranks
 from shearling.engine.states import MAIN, Key, States
 from shearling.engine.stream import BlockStream
@@ -224,16 +226,37 @@ def _keep_all(text: Text, stage: str, tell: Progress, check: Callable[[int, Tens
 
 def _backward_passes(text: Text, index: int, block: nn.Module, ranks: Ranks) -> Iterator[Pass]:
     """Run each batch forward and back; the gradient moves from behind the block to before it."""
-    for number, calls in enumerate(text.calls):
-        before_BSD = text.states.take(index, number).detach().requires_grad_(True)
+    for number in range(len(text.batches)):
+        before_BSD = text.states.take(index, number).detach()
         gradient_BSD = text.states.get(_GRADIENT, number)
-        with torch.enable_grad():  # whatever the caller has switched off
-            after_BSD = text.stream.run(block, calls[index], before_BSD)
-            after_BSD.backward(gradient_BSD)
-        assert before_BSD.grad is not None
-        text.states.put(_GRADIENT, number, before_BSD.grad)
-        yield Pass(index, number, before_BSD.detach(), after_BSD.detach())
+        ran = text.stream.pieces.run(
+            partial(_back, text.stream, index, block), before_BSD, gradient_BSD
+        )
+        after_BSD, gradient_BSD = (together(list(parts)) for parts in zip(*ran, strict=True))
+        text.states.put(_GRADIENT, number, gradient_BSD)
+        yield Pass(index, number, before_BSD, after_BSD)
     ranks.add(*(weight.grad for weight in block.parameters() if weight.grad is not None))
+
+
+def _back(
+    stream: BlockStream, index: int, block: nn.Module, before_BSD: Tensor, gradient_BSD: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The state behind a block, and the gradient before it; the weights' are added to theirs.
+
+    That is done at the end, so that a run that fails leaves none behind.
+    """
+    call = stream.calls_for(torch.zeros(before_BSD.shape[:2], dtype=torch.long))[index]
+    weights = [weight for weight in block.parameters() if weight.requires_grad]
+    before_BSD = before_BSD.detach().requires_grad_(True)
+    with torch.enable_grad():  # whatever the caller has switched off
+        after_BSD = stream.run_at_once(block, call, before_BSD)
+        gradient_BSD, *more = torch.autograd.grad(
+            after_BSD, [before_BSD, *weights], gradient_BSD, allow_unused=True
+        )
+    for weight, gradient in zip(weights, more, strict=True):
+        if gradient is not None:
+            weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
+    return after_BSD.detach(), gradient_BSD
 
 
 def _head_gradient(stream: BlockStream, h_BSD: Tensor, ids_BS: Tensor, predicted: int) -> Tensor:
@@ -241,13 +264,17 @@ def _head_gradient(stream: BlockStream, h_BSD: Tensor, ids_BS: Tensor, predicted
 
     As in ``BlockStream.nll`` the logits of one slice are alive at a time, here with their graph.
     """
-    gradients = []
-    for h, ids in stream.slices(h_BSD, ids_BS):
-        leaf = h.detach().requires_grad_(True)
+
+    def back(h_BSD: Tensor, ids_BS: Tensor) -> Tensor:
+        leaf = h_BSD.detach().requires_grad_(True)
         with torch.enable_grad():
-            (stream.nll(leaf, ids).sum() / predicted).backward()
+            (stream.nll(leaf, ids_BS).sum() / predicted).backward()
         assert leaf.grad is not None
-        gradients.append(leaf.grad)
+        return leaf.grad
+
+    gradients: list[Tensor] = []
+    for slices in stream.slices(h_BSD, ids_BS):
+        gradients += stream.run_head(back, *slices)
     return torch.cat(gradients)
 
 

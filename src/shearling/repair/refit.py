@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from shearling.engine.branches import Branch, branches, run_until, watching
+from shearling.engine.branches import Branch, branches, watching
 from shearling.engine.moments import (
     HELD_OUT,
     Correction,
@@ -259,7 +259,7 @@ class _SideBySide:
         with watching(step.block, self.halves, until=half) as seen:
             for number, calls in enumerate(self.cut.calls):
                 h_BSE = self.states.get(CUT, number)
-                run_until(step.block, calls[step.index], h_BSE)
+                self.cut.stream.run_until(step.block, calls[step.index], h_BSE)
                 x_BSK = seen.inputs[half.axis]
                 own_BSE = None
                 if half.norm is not None or not self.additive:

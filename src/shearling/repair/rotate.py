@@ -37,6 +37,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shearling.engine.pieces import Pieced
 from shearling.engine.place import Place
 from shearling.engine.states import States
 from shearling.engine.stream import BlockStream
@@ -172,11 +173,16 @@ def _covariance(stream: BlockStream, ids_NS: Tensor, norms: Norms, tell: Progres
     with States(stream.place) as states:
         text = Text(stream, states).begin(stream.batches(ids_NS))
         for step in forward(text, "finding the stream's axes", tell):
+            seen = Pieced()
             hooks = [
-                step.block.get_submodule(path).register_forward_pre_hook(lambda _, a: add(a[0]))
+                step.block.get_submodule(path).register_forward_pre_hook(
+                    lambda _, args, path=path, seen=seen: seen.__setitem__(path, args[0])
+                )
                 for path in inside
             ]
             for run in step.passes:
+                for path in inside:
+                    add(seen[path])
                 check_state(step.index, run.after_BSD)
                 if step.index == stream.depth - 1:
                     add(run.after_BSD)

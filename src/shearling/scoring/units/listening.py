@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from shearling.engine.pieces import piece, together
 from shearling.engine.ranks import ALONE, Ranks
 from shearling.engine.walk import Step, check_state
 from shearling.errors import ShearlingError
@@ -22,13 +23,18 @@ from shearling.scoring.units.statistics import Inlet, Sums
 
 @dataclass(slots=True)
 class _Heard:
-    """A module's input (B, S, C) in one batch, and the loss's gradient at it."""
+    """A module's input (B, S, C) in one batch, and the loss's gradient at it; piece by piece."""
 
-    x: Tensor
-    gradient: Tensor | None = None
+    xs: list[Tensor] = field(default_factory=list)
+    gradients: list[Tensor] = field(default_factory=list)
+
+    def hear(self, x: Tensor) -> None:
+        """Note a piece's input, in place of what a run that failed left."""
+        self.xs[piece() :], self.gradients[piece() :] = [x], []
 
     def keep(self, gradient: Tensor) -> None:
-        self.gradient = gradient.detach()
+        """Note the gradient at the last input."""
+        self.gradients.append(gradient.detach())
 
 
 def observe(
@@ -69,7 +75,7 @@ def observe(
                     even = torch.ones_like(weight_T) if tap.axis == STREAM else weight_T
                     for sharing in _sharing(heard, tap.paths):
                         taken = sums.setdefault((tap.axis, sharing), Sums(wanted, tap.width))
-                        x_TC = heard[sharing[0]].x.flatten(0, -2)
+                        x_TC = together(heard[sharing[0]].xs).flatten(0, -2)
                         gradient_TC = None
                         if gradient_scale is not None:
                             gradient_TC = gradient_scale * _gradient(heard, sharing)
@@ -90,7 +96,7 @@ def _listening(
     def listener(path: str) -> Any:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
             # Detached, or hook, gradient and graph would hold each other: a cycle per batch.
-            heard[path] = _Heard(args[0].detach())
+            heard.setdefault(path, _Heard()).hear(args[0].detach())
             if not gradients:
                 return None
             # A view of its own, so that this module's part of the gradient is told apart.
@@ -112,14 +118,14 @@ def _sharing(heard: dict[str, _Heard], paths: tuple[str, ...]) -> list[tuple[str
     """Paths by input: modules that were handed the same tensor stand together."""
     by_input: dict[int, list[str]] = {}
     for path in paths:
-        by_input.setdefault(heard[path].x.data_ptr(), []).append(path)
+        by_input.setdefault(heard[path].xs[0].data_ptr(), []).append(path)
     return [tuple(sharing) for sharing in by_input.values()]
 
 
 def _gradient(heard: dict[str, _Heard], sharing: tuple[str, ...]) -> Tensor:
     """The gradient (T, C) at an input, over all modules that share it."""
-    parts = [heard[path].gradient for path in sharing]
-    return torch.stack([part for part in parts if part is not None]).sum(0).flatten(0, -2)
+    parts = [together(heard[path].gradients) for path in sharing if heard[path].gradients]
+    return torch.stack(parts).sum(0).flatten(0, -2)
 
 
 def _inverse_energy(h_BSD: Tensor) -> Tensor:
