@@ -194,11 +194,6 @@ class Run:
                 "a repair runs the model on text; give --calibration FILE, or --no-refit."
             )
         ranks, options = self.place.ranks, dict(choice.options)
-        if choice.rotated and ranks.size > 1:
-            raise ShearlingError(
-                f"{ranks.size} processes were started, but the rotation of hidden channels writes "
-                "a copy of the whole model, which one process does; start one, or use --no-rotate."
-            )
         ranks.barrier()  # nothing is written before all have looked
         with claimed(output) if ranks.first else nullcontext(), scratch() as directory:
             cuttable, exact = self.source, self.source
@@ -278,6 +273,11 @@ def _widths(run: Run, after: Shape, *, rotated: bool) -> list[str]:
     widths = [axis for axis in _WIDTHS if after.get(axis) != run.source.shape.get(axis)]
     if rotated:
         require_rotatable(run.source)
+        if run.place.ranks.size > 1:
+            raise ShearlingError(
+                f"{run.place.ranks.size} processes were started, but the rotation of hidden "
+                "channels is one process's work; start one, or use --no-rotate."
+            )
         run.file_for("the stream's basis")
         widths.remove("hidden")
     return widths
