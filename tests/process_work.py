@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from shearling.cli import app
 from shearling.data.store import Store
 from shearling.data.teacher import Cache
-from shearling.engine.ranks import leave
+from shearling.engine.place import Place, Wish
+from shearling.engine.ranks import Ranks, join_ranks, leave
+from shearling.engine.stream import BlockStream
 from shearling.gates.learn import learn
 from shearling.gates.options import LearnOptions
 from shearling.model.checkpoint import Checkpoint
+from shearling.scoring.score import score_tokens
+from shearling.scoring.score_units import score_units
 from shearling.train.heal import heal
 from shearling.train.options import Options
 from shearling.train.parallel import join
+from shearling.train.reference import measure
+from shearling.train.teach import teach
 
 
 def heal_rank(
@@ -56,3 +67,45 @@ def learn_rank(
     after = checkpoint.shape.with_(**sizes)
     learn(checkpoint, after, Store.open(store), given, output, world=world, progress=progress)
     leave()
+
+
+# What walks are compared on: an odd number of sequences, in batches of two, so that the shares of
+# processes differ.
+BLOCKS = ("repair", "perplexity", "influence", "taylor")
+UNITS = ("fisher-energy", "obs", "taylor", "activation")
+AXES = ("mlp", "heads", "hidden")
+SEQUENCES, LENGTH, BATCH_TOKENS = 13, 17, 34
+
+
+def tokens(sequences: int = SEQUENCES) -> torch.Tensor:
+    return torch.randint(3, 259, (sequences, LENGTH), generator=torch.Generator().manual_seed(4))
+
+
+def everything(model: str, store: str, output: Path, ranks: Ranks) -> dict[str, Any]:
+    """What the walks find, in JSON; ``output`` gets a teacher's cache."""
+    checkpoint, packed = Checkpoint.open(model), Store.open(store)
+    place = Place.best(checkpoint, Wish(device="cpu", ranks=ranks))
+    place = replace(place, batch_tokens=BATCH_TOKENS)
+    stream, found = BlockStream(checkpoint, place), {}
+    for by in BLOCKS:
+        scored = score_tokens(stream, by, tokens(), remove=2)
+        found[by] = [*scored.values, *scored.order]
+    for by in UNITS:
+        units = score_units(stream, by, tokens(), AXES)
+        found[f"{by} of units"] = {axis: scored.rows for axis, scored in units.items()}
+    # Fewer sequences than processes: each runs them all.
+    found["one sequence"] = score_tokens(stream, "perplexity", tokens(1)).values
+    found["reference"] = measure(checkpoint, packed, 3, place=place)
+    teach(checkpoint, packed, output / "cache", top=5, place=place)
+    return found
+
+
+def walk_rank(model: str, store: str, output: str, arguments: list[str]) -> None:
+    """As one rank of a group, write down what the walks find; then run a command."""
+    torch.set_num_threads(1)
+    ranks = join_ranks("cpu")
+    walked = everything(model, store, Path(output), ranks)
+    Path(output, f"{ranks.rank}.json").write_text(json.dumps(walked))
+    leave()
+    with Path(output, f"{ranks.rank}.txt").open("w") as said, redirect_stdout(said):
+        app(arguments, standalone_mode=False)

@@ -6,12 +6,7 @@ Two gloo processes are started once, for everything; what they say is compared w
 from __future__ import annotations
 
 import json
-import os
 import random
-import subprocess
-import sys
-import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,66 +15,13 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from process_work import everything, walk_rank
+from processes import ended, started
 from shearling.cli import app
-from shearling.data.store import Store
-from shearling.engine.place import Place, Wish
 from shearling.engine.ranks import ALONE, Ranks
-from shearling.engine.stream import BlockStream
 from shearling.errors import ShearlingError
-from shearling.model.checkpoint import Checkpoint
-from shearling.scoring.score import score_tokens
-from shearling.scoring.score_units import score_units
-from shearling.train.reference import measure
-from shearling.train.teach import teach
 from tiny_store import write_store
 from tiny_tokenizer import write_llama
-
-BLOCKS = ("repair", "perplexity", "influence", "taylor")
-UNITS = ("fisher-energy", "obs", "taylor", "activation")
-AXES = ("mlp", "heads", "hidden")
-# An odd number of sequences, in batches of two, so that the processes' shares differ.
-SEQUENCES, LENGTH, BATCH_TOKENS = 13, 17, 34
-
-
-def tokens(sequences: int = SEQUENCES) -> torch.Tensor:
-    return torch.randint(3, 259, (sequences, LENGTH), generator=torch.Generator().manual_seed(4))
-
-
-def everything(model: str, store: str, output: Path, ranks: Ranks) -> dict[str, Any]:
-    """What the walks find, in JSON; ``output`` gets a teacher's cache."""
-    checkpoint, packed = Checkpoint.open(model), Store.open(store)
-    place = Place.best(checkpoint, Wish(device="cpu", ranks=ranks))
-    place = replace(place, batch_tokens=BATCH_TOKENS)
-    stream, found = BlockStream(checkpoint, place), {}
-    for by in BLOCKS:
-        scored = score_tokens(stream, by, tokens(), remove=2)
-        found[by] = [*scored.values, *scored.order]
-    for by in UNITS:
-        units = score_units(stream, by, tokens(), AXES)
-        found[f"{by} of units"] = {axis: scored.rows for axis, scored in units.items()}
-    # Fewer sequences than processes: each runs them all.
-    found["one sequence"] = score_tokens(stream, "perplexity", tokens(1)).values
-    found["reference"] = measure(checkpoint, packed, 3, place=place)
-    teach(checkpoint, packed, output / "cache", top=5, place=place)
-    return found
-
-
-SCRIPT = """
-import json, sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from shearling.cli import main
-from shearling.engine.ranks import join_ranks, leave
-from test_ranks import everything
-model, store, output, *arguments = sys.argv[1:]
-ranks = join_ranks("cpu")
-found = everything(model, store, Path(output), ranks)
-Path(output, f"{ranks.rank}.json").write_text(json.dumps(found))
-leave()
-sys.argv = ["shearling", *arguments]
-main()
-"""
 
 
 def arguments(model: Path, text: Path, output: Path) -> list[str]:
@@ -104,25 +46,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "\n\n".join(" ".join(draw.choices(words, k=40)) for _ in range(40))
     )
     (root / "two").mkdir()
-    port = str(20000 + (os.getpid() * 7 + int(time.time() * 1000)) % 30000)
+    said = root / "said"
     places = [str(root / name) for name in ("model", "store", "two")]
     given = arguments(root / "model", root / "text.txt", root / "two" / "cut")
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, *places, *given],
-            env=os.environ | {
-                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
-                "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-                "OMP_NUM_THREADS": "1",
-                "PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)]),
-            },
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    said = [process.communicate(timeout=200) for process in running]
-    assert [process.returncode for process in running] == [0, 0], said
-    (root / "said.json").write_text(json.dumps(said))
+    ended(started(walk_rank, *places, given, ranks=2, said=said), said)
     return root
 
 
@@ -184,9 +111,10 @@ def test_a_cut_does_not_depend_on_the_number_of_processes(folder: Path) -> None:
 
 
 def test_one_process_speaks(folder: Path) -> None:
-    (first_out, _), (second_out, second_err) = json.loads((folder / "said.json").read_text())
-    assert "proof of surgery" in first_out
-    assert (second_out, second_err) == ("", "")
+    out = [(folder / "two" / f"{rank}.txt").read_text() for rank in range(2)]
+    assert "proof of surgery" in out[0]
+    assert out[1] == ""
+    assert (folder / "said" / "rank-1.txt").read_text() == ""
 
 
 # --- without starting any ------------------------------------------------------------------------

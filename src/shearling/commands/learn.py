@@ -95,9 +95,7 @@ def learn(options: LearnCommandOptions) -> None:
     if given.dry_run:
         losses = references(given.reference, teacher, store, learning)
         check(Training(source, store, learning, teacher, None, losses), after, output)
-        _print_plan(
-            source, after, learning, store.length, distilled, given.device, options.as_json
-        )
+        _print_plan(source, after, learning, store.length, distilled, given.device, options.as_json)
         return
     with joined(given.device) as (world, heard):
         losses = references(given.reference, teacher, store, learning, world)
