@@ -230,5 +230,3 @@ def _kinds(values: _Values, facts: LlamaCpp, depth: int, window: int | None) -> 
 def _rounded(value: float) -> float | int:
     """A whole number where single precision hides one."""
     return round(value) if abs(value - round(value)) < 1e-4 * value else value
-
-

@@ -172,9 +172,7 @@ def _value(cursor: _Cursor, kind: int) -> Any:
     return [cursor.text() for _ in range(count)]
 
 
-def _tensors(
-    cursor: _Cursor, count: int, metadata: Mapping[str, Any]
-) -> dict[str, StoredTensor]:
+def _tensors(cursor: _Cursor, count: int, metadata: Mapping[str, Any]) -> dict[str, StoredTensor]:
     entries: dict[str, tuple[tuple[int, ...], int, int]] = {}
     for _ in range(count):
         name = cursor.text()

@@ -28,7 +28,5 @@ QWEN3 = Family(
     head_dim,
     per_layer=("layer_types",),
     adapt=explicit_head_dim,
-    llama_cpp=LlamaCpp(
-        "qwen3", fixed=SILU, biases={"attention_bias": "attn_output.bias"}
-    ),
+    llama_cpp=LlamaCpp("qwen3", fixed=SILU, biases={"attention_bias": "attn_output.bias"}),
 )
