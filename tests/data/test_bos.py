@@ -107,8 +107,8 @@ def test_packed_sequences(
     assert ids_NT.tolist() == expected
     assert labels_NT.tolist() == [[IGNORED if t == BOS else t for t in row] for row in expected]
     assert store.bos == BOS
-    told = store.manifest["domains"]["fell"]["train"]
-    assert told["learned_tokens"] == sum(t != BOS for row in expected for t in row)
+    told = store.manifest.domains["fell"].train
+    assert told.learned_tokens == sum(t != BOS for row in expected for t in row)
 
 
 def test_without_bos_the_bytes_of_a_store_are_what_they_were(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ stderr = Console(stderr=True, highlight=False)
 stdout = Console(highlight=False)
 
 
+_shown: list[Listener] = []  # the listener whose bars are on the terminal
 LINE_EVERY = 30  # seconds, of a stage that takes long, where there is no terminal
 
 
@@ -52,10 +53,14 @@ def progress_bars() -> Generator[Listener]:
     """A listener that shows one bar a stage, with the time elapsed and left.
 
     On a pipe or in a log file each stage leaves one line when it ends, and one every half minute
-    until then. Of several processes the first one shows them.
+    until then. Of several processes the first one shows them. Within another, the bars are the
+    other's.
     """
     if not first_process():
         yield silent
+        return
+    if _shown:
+        yield _shown[-1]
         return
     bars = Progress(
         SpinnerColumn(finished_text="[green]✓"),
@@ -89,8 +94,12 @@ def progress_bars() -> Generator[Listener]:
             line = f"{stage}: {_amount(done, total)}, about {left} left"
             stderr.print(line, markup=False, soft_wrap=True)
 
-    with bars:
-        yield listen
+    _shown.append(listen)
+    try:
+        with bars:
+            yield listen
+    finally:
+        _shown.remove(listen)
 
 
 def _amount(done: float, total: float) -> str:

@@ -5,17 +5,14 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 from shearling.errors import ShearlingError
-from shearling.files.quiet import no_progress_bars
 from shearling.files.staging import reserved
 from shearling.files.writer import file_digest, new_directory
 from shearling.model import adapters
 from shearling.model.side_files import HUB, HUB_NEVER
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_LOCAL = {"trust_remote_code": False, "local_files_only": True}
 
 
 def cache_directory() -> Path:
@@ -77,11 +74,7 @@ def _download(hub_id: str) -> Path:
 
 
 def _converted(gguf: Path) -> Path:
-    """The directory a GGUF file was converted into, made on the first call.
-
-    transformers dequantises and maps the names back; reading a tokenizer out of a GGUF file
-    takes half a minute, which is why the result is kept.
-    """
+    """The directory a GGUF file was converted into, made on the first call."""
     target = cache_directory() / "gguf" / file_digest(gguf)[:16] / gguf.stem
     if target.is_dir():
         return target
@@ -90,30 +83,15 @@ def _converted(gguf: Path) -> Path:
 
 
 def _convert(gguf: Path, target: Path) -> Path:
-    """Have transformers read a GGUF file, and keep what it read."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    """Convert a GGUF file, and keep what came of it."""
+    from shearling.files.terminal import progress_bars
+    from shearling.model.gguf import GgufFile, convert_by_transformers, convert_gguf, known
 
-    try:
-        with no_progress_bars():
-            model = AutoModelForCausalLM.from_pretrained(
-                gguf.parent,
-                gguf_file=gguf.name,
-                quantization_config=GgufConfig(dequantize=True),
-                dtype=torch.float32,
-                **_LOCAL,
-            )
-            tokenizer: Any = AutoTokenizer.from_pretrained(
-                gguf.parent, gguf_file=gguf.name, **_LOCAL
-            )
-    except Exception as error:  # whatever the readers raise, struct.error among it
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        lacking = isinstance(error, ImportError) or "pip install" in reason
-        remedy = "install shearling[gguf]" if lacking else "give the model's safetensors instead"
-        raise ShearlingError(
-            f"{gguf} cannot be converted by transformers ({reason}); {remedy}."
-        ) from error
-    with new_directory(target) as staging, no_progress_bars():
-        model.save_pretrained(staging)
-        tokenizer.save_pretrained(staging)
+    file = GgufFile.open(gguf)
+    with new_directory(target) as staging:
+        if known(file):
+            with progress_bars() as progress:
+                convert_gguf(file, staging, progress)
+        else:
+            convert_by_transformers(file, staging)
     return target
