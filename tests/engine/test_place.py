@@ -50,6 +50,17 @@ def free(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
 # --- what is chosen ------------------------------------------------------------------------------
 
 
+def test_a_proof_keeps_to_what_is_allowed(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device has room for the model twice over, but the user allows less."""
+    twice = 2 * 4 * checkpoint.parameters
+    free(monkeypatch, twice + 1)
+    assert Place.cpu().holds(checkpoint, torch.float32)
+    assert replace(Place.cpu(), allowed=twice + 1).holds(checkpoint, torch.float32)
+    assert not replace(Place.cpu(), allowed=twice).holds(checkpoint, torch.float32)
+
+
 def test_states_count_as_well_as_weights(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:

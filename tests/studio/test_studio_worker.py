@@ -52,7 +52,7 @@ def test_streams_what_generate_writes(worker, ready, dense, chat):
     assert done.first_seconds is not None
     assert texts[0].tokens > 1 or texts[0].seconds == done.first_seconds
     last = done.first_seconds + 19 / done.tokens_per_s
-    assert last >= texts[-1].seconds
+    assert last > texts[-1].seconds - 1e-9  # a sum of quotients
 
 
 def test_a_stop_ends_the_answer_and_not_the_next(worker, ready):

@@ -54,6 +54,7 @@ class Place:
         logits_bytes: bytes of logits, in float32, that are alive at a time.
         tf32: whether float32 products on the device round their factors to TF32; never in a proof.
         spare: bytes of a GPU that neither weights nor states take.
+        allowed: bytes of the device that may be used at most; None for all that are free.
         scratch: directory for states on disk; None where they are not, or for the system's own.
         ranks: processes that share the sequences of a walk.
         reasons: sentences for the user on what was chosen.
@@ -68,6 +69,7 @@ class Place:
     logits_bytes: int = 0
     tf32: bool = False
     spare: int = 0
+    allowed: int | None = None
     scratch: Path | None = None
     ranks: Ranks = ALONE
     reasons: tuple[str, ...] = ()
@@ -132,6 +134,7 @@ class Place:
         if self.streamed:
             return False
         free = free_bytes(str(self.device)) or 0
+        free = free if self.allowed is None else min(free, self.allowed)
         return 2 * checkpoint.parameters * dtype.itemsize < free
 
     def loading(self) -> dict[str, Any]:
@@ -316,7 +319,7 @@ def _on_gpu(
     )
     return Place(
         device, dtype, weights, states, tf32=dtype != torch.float32, spare=max(0, room),
-        scratch=scratch, ranks=wish.ranks, reasons=(reason,),
+        allowed=wish.memory, scratch=scratch, ranks=wish.ranks, reasons=(reason,),
     )  # fmt: skip
 
 
