@@ -107,7 +107,7 @@ def test_packed_sequences(
     assert ids_NT.tolist() == expected
     assert labels_NT.tolist() == [[IGNORED if t == BOS else t for t in row] for row in expected]
     assert store.bos == BOS
-    told = store.manifest["domains"]["fell"]["train"]
+    told = store.manifest.to_json()["domains"]["fell"]["train"]
     assert told["learned_tokens"] == sum(t != BOS for row in expected for t in row)
 
 
