@@ -20,6 +20,9 @@ from shearling.commands.takes import takes_options
 from shearling.errors import ShearlingError
 
 if TYPE_CHECKING:
+    from shearling.ship.llama_run import LlamaRun
+
+if TYPE_CHECKING:
     from shearling.model.checkpoint import Checkpoint
 
 
@@ -89,9 +92,22 @@ def _export(source: Checkpoint, outtype: str, options: ExportOptions) -> None:
         f"{proof.tensors} tensors read back ({kinds}): {proof.exact} as in the source"
         + (f", the others within {proof.largest_error:.1%}" * (proof.exact < proof.tensors)),
         f"{source.bytes / 1e6:,.1f} -> {result['bytes'] / 1e6:,.1f} MB",
+        *_run_lines(proof.run),
         *perplexity_lines(evaluations),
         f"wrote {output}",
         f"next: shearling eval {output} --text {compared.text or 'FILE'}, or "
         f"llama-server -m {output}",
     ]
     print_result(result, options.as_json, lines)
+
+
+def _run_lines(run: LlamaRun | None) -> list[str]:
+    """What came of running llama.cpp, or how to have it run."""
+    if run is None:
+        return ["not run in llama.cpp: install xllamacpp, or llama-server, to have it compared"]
+    if run.reason:
+        return [f"not run in llama.cpp: {run.program} could not be used ({run.reason})"]
+    return [
+        f"{run.program} runs it: log-probabilities within {run.mean:.4f} nats of the model's in "
+        f"the mean, {run.largest:.4f} at the most ({run.tokens} compared)"
+    ]

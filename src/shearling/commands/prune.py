@@ -65,6 +65,14 @@ Rotate = Annotated[
         "default where the architecture allows it and there is calibration text.",
     ),
 ]
+KeepPattern = Annotated[
+    bool,
+    typer.Option(
+        "--keep-pattern",
+        help="Remove only blocks that leave the others of the kind (sliding or full attention) "
+        "that llama.cpp takes them for by their number; without, a Gemma may not export to GGUF.",
+    ),
+]
 Copies = Annotated[
     int | None,
     typer.Option(
@@ -124,6 +132,7 @@ class PruneOptions:
     seed: Seed = 0
     place: PlaceOptions
     protect: ProtectOptions
+    keep_pattern: KeepPattern = False
     shard_size: ShardSize = 1.0
     dry_run: DryRun = False
     as_json: Json = False
@@ -178,6 +187,7 @@ def _pruning(options: PruneOptions, ranks: Ranks) -> Pruning:
         scores=options.scores,
         protect_first=protect.protect_first,
         protect_last=protect.protect_last,
+        keep_pattern=options.keep_pattern,
     )
     check_output(options.output)
     return Pruning.of(

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from shearling.errors import ShearlingError
+from shearling.pruning.pattern import Pattern, removal_words
 from shearling.scoring.scores import Scores
 from shearling.table.axes import Axis, Layout
 from shearling.table.values import Indices, Keep, Shape
@@ -23,11 +24,14 @@ def check_layers(layers: int, depth: int) -> None:
         )
 
 
-def keep_layers(scores: Scores, layers: int) -> Keep:
+def keep_layers(scores: Scores, layers: int, pattern: Pattern | None = None) -> Keep:
     """Remove the blocks that matter least until ``layers`` are left.
 
+    With a ``pattern``, among the removals that keep it: the one that costs least in sum, of scores
+    or, where a criterion gives an order of removal, of places in that order.
+
     Raises:
-        ShearlingError: ``layers`` out of range, or too many blocks protected.
+        ShearlingError: ``layers`` out of range, too many blocks protected, or no such removal.
     """
     depth = len(scores.values)
     check_layers(layers, depth)
@@ -38,7 +42,48 @@ def keep_layers(scores: Scores, layers: int) -> Keep:
             f"{len(removable)} are not protected; keep at least {depth - len(removable)}, "
             "or protect fewer."
         )
-    return without(removable[: depth - layers], depth)
+    if pattern is None:
+        return without(removable[: depth - layers], depth)
+    costs = [math.inf] * depth
+    for place, block in enumerate(removable):
+        costs[block] = float(place) if scores.removal_order else scores.values[block]
+    kept = pattern.cheapest(costs, layers)
+    if kept is None:
+        raise ShearlingError(
+            f"no {depth - layers} of {depth} blocks that are not protected can go and leave the "
+            "others in the pattern that llama.cpp counts; protect fewer, or leave out "
+            "--keep-pattern."
+        )
+    return Keep({"layers": kept})
+
+
+def check_pattern(pattern: Pattern, layers: int, removed: Sequence[int] | None = None) -> None:
+    """Refuse a removal that breaks a pattern of blocks, or a number that none leaves in order.
+
+    Args:
+        pattern: of the source's blocks.
+        layers: how many are to stay.
+        removed: the blocks that go, if they are named.
+
+    Raises:
+        ShearlingError: it does; removals that keep the pattern are named.
+    """
+    depth = len(pattern.kinds)
+    ways = pattern.removals(depth - layers) if layers < depth else [()]
+    if not ways:
+        depths = pattern.depths()
+        near = sorted(depths, key=lambda other: (abs(other - layers), -other))[:3]
+        instead = f"keep {' or '.join(map(str, near))}" if near else "leave out --keep-pattern"
+        raise ShearlingError(
+            f"--keep-pattern was given, but no {depth - layers} of {depth} blocks can go and leave "
+            f"the others in the pattern that llama.cpp counts; {instead}."
+        )
+    kept = [block for block in range(depth) if block not in (removed or ())]
+    if removed is not None and not pattern.holds(kept):
+        raise ShearlingError(
+            f"--remove {','.join(map(str, removed))} breaks the pattern that --keep-pattern keeps; "
+            f"remove {removal_words(ways)} instead."
+        )
 
 
 def account(keep: Keep, depth: int, scores: Scores | None = None) -> dict[str, Any]:

@@ -7,10 +7,9 @@ default settled by what the source allows.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from shearling.engine.place import Place, Wish
 from shearling.errors import ShearlingError
@@ -21,14 +20,18 @@ from shearling.pruning.choose import without
 from shearling.pruning.cut import SHARD_BYTES
 from shearling.pruning.plan import parse_layers, parse_params, parse_shape, shape_for
 from shearling.pruning.run import Run, Wanted, repair_need
+from shearling.pruning.settle import (
+    Notify,
+    settle_pattern,
+    settle_repaired,
+    settle_rotated,
+    tell_ignored,
+    tell_unused,
+)
 from shearling.repair.calibration import Calibration
-from shearling.repair.refit import HELD_OUT
-from shearling.repair.rotate import refusal, require_rotatable
-from shearling.scoring.registry import criteria_for, kinds, protection
+from shearling.scoring.registry import criteria_for, protection
 from shearling.scoring.scores import Scores
 from shearling.table.values import Keep, Shape
-
-Notify = Callable[[str], None]
 
 
 def _warn(sentence: str) -> None:
@@ -112,12 +115,15 @@ class Criteria:
         by: criteria, as in :func:`shearling.scoring.registry.criteria_for`; None takes the best.
         scores: of blocks, if they are known already; a file of ``shearling score``, or a value.
         protect_first, protect_last: so many blocks never go; None leaves it to the criterion.
+        keep_pattern: only blocks go whose removal leaves each other one of the kind that llama.cpp
+            takes it for by its number (:mod:`shearling.pruning.pattern`).
     """
 
     by: str | None = None
     scores: Scores | Path | None = None
     protect_first: int | None = None
     protect_last: int | None = None
+    keep_pattern: bool = False
 
     def __post_init__(self) -> None:
         """Refuse two ways to choose blocks."""
@@ -167,7 +173,7 @@ class CalibrationText:
         copies, written = self.copies, self.written
         streamed = place.weights != "resident"
         if streamed:
-            _tell_ignored(notify, {"--written": written or None}, "a streamed model writes no text")
+            tell_ignored(notify, {"--written": written or None}, "a streamed model writes no text")
             written = 0
         if copies is None:
             copies = 3 if streamed else 1
@@ -281,20 +287,21 @@ class Pruning:
         text, place = None, None
         if calibration is not None:
             text, place = calibration.settled(source, wish, notify)
-        repaired = _repaired(repairs.refit, text, notify)
+        repaired = settle_repaired(repairs.refit, text, notify)
         keep_blocks, after = size.keep_blocks(source), size.after(source)
-        rotated = _rotated(repairs.rotate, source, after, text, notify)
-        _tell_unused(source, after, criteria, rotated=rotated, notify=notify)
+        rotated = settle_rotated(repairs.rotate, source, after, text, notify)
+        tell_unused(source, after, criteria, rotated=rotated, notify=notify)
+        pattern = settle_pattern(source, after, size, criteria, notify)
         scores = criteria.scores
         if isinstance(scores, Path):
             scores = load_scores(scores, source, notify)
         chosen = scores is not None or keep_blocks is not None
         if chosen and after["layers"] < source.shape["layers"]:
-            _tell_ignored(notify, criteria.protect_given, "the blocks are already chosen")
+            tell_ignored(notify, criteria.protect_given, "the blocks are already chosen")
         by_blocks, _ = criteria_for(criteria.by, source, repaired=repaired)
         wanted = Wanted(
             after, by=criteria.by, scores=scores, keep_blocks=keep_blocks, repaired=repaired,
-            rotated=rotated, protect=criteria.protect(by_blocks),
+            rotated=rotated, protect=criteria.protect(by_blocks), pattern=pattern,
         )  # fmt: skip
         return Pruning(source, wanted, text, place or Place.best(source, wish))
 
@@ -327,75 +334,3 @@ def load_scores(file: Path, source: Checkpoint, notify: Notify) -> Scores:
             f"those of {source.name}."
         )
     return scores
-
-
-def _repaired(refit: bool | None, text: Calibration | None, notify: Notify) -> bool:
-    """Whether to repair: as the user says, or else wherever there is text enough."""
-    if refit is False or (refit is None and text is None):
-        return False
-    if text is None:
-        raise ShearlingError(
-            "--refit runs the model on text; give --calibration FILE as well, or --no-refit."
-        )
-    if text.samples >= HELD_OUT:
-        return True
-    if refit:
-        raise ShearlingError(
-            f"--refit was given with --samples {text.samples}, but a repair needs at least "
-            f"{HELD_OUT} to choose how strong it should be; raise --samples, or use --no-refit."
-        )
-    notify(
-        f"the repair is left out, as it needs at least {HELD_OUT} calibration sequences and "
-        f"--samples is {text.samples}."
-    )
-    return False
-
-
-def _rotated(
-    rotate: bool | None, source: Checkpoint, after: Shape, text: Calibration | None, notify: Notify
-) -> bool:
-    """Whether to rotate the stream: as the user says, or else wherever it is possible."""
-    if after["hidden"] == source.shape["hidden"]:
-        option = "--rotate" if rotate else "--no-rotate"
-        _tell_ignored(notify, {option: rotate}, "hidden stays")
-        return False
-    if rotate:
-        require_rotatable(source)
-        if text is None:
-            raise ShearlingError(
-                "--rotate takes the stream's axes from text; give --calibration FILE as well, or "
-                "--no-rotate."
-            )
-        return True
-    if rotate is None and text is not None:
-        reason = refusal(source)
-        if reason is None:
-            return True
-        notify(f"channels are cut as they are, without a rotation, because {reason}.")
-    return False
-
-
-def _tell_unused(
-    source: Checkpoint, after: Shape, criteria: Criteria, *, rotated: bool, notify: Notify
-) -> None:
-    """Refuse criteria that are unknown or too many; say which options speak of what is not cut."""
-    by = criteria.by
-    criteria_for(by, source, repaired=False)
-    shrunk = {axis for axis in after if after[axis] < source.shape[axis]}
-    cut = {"blocks"} if "layers" in shrunk else set()
-    chosen_by_none = {"layers", "vocab", *(["hidden"] if rotated else [])}
-    cut |= {"units"} if shrunk - chosen_by_none else set()
-    for name in (part.strip() for part in by.split(",")) if by is not None else ():
-        if cut.isdisjoint(kinds(name)):
-            unit = kinds(name)[0]
-            _tell_ignored(notify, {f"--by {name}": name}, f"no {unit} are to be chosen")
-    if "layers" not in shrunk:
-        given = {"--scores": criteria.scores} | criteria.protect_given
-        _tell_ignored(notify, given, "all blocks stay")
-
-
-def _tell_ignored(notify: Notify, options: Mapping[str, Any], reason: str) -> None:
-    """Say which of the options given have no effect, and why."""
-    given = [name for name, value in options.items() if value is not None]
-    if given:
-        notify(f"{', '.join(given)} ignored: {reason}.")

@@ -29,6 +29,7 @@ from shearling.files.writer import check_output, check_space, claimed
 from shearling.model.checkpoint import Checkpoint
 from shearling.pruning.choose import account, keep_layers, keep_units
 from shearling.pruning.cut import SHARD_BYTES, cut, written_bytes
+from shearling.pruning.pattern import Pattern
 from shearling.repair.calibration import Calibration, repair_text
 from shearling.repair.refit import KEPT_WIDTHS, refit
 from shearling.repair.result import Repair
@@ -70,6 +71,7 @@ class Wanted:
         rotated: cut ``hidden``, if it shrinks, in the stream's principal basis
             (:mod:`shearling.repair.rotate`); no criterion then chooses channels.
         protect: how many of the first and of the last blocks are never removed.
+        pattern: the removal must leave the blocks in this.
     """
 
     after: Shape
@@ -79,6 +81,7 @@ class Wanted:
     repaired: bool = True
     rotated: bool = False
     protect: tuple[int, int] | None = None
+    pattern: Pattern | None = None
 
 
 class Run:
@@ -155,7 +158,7 @@ class Run:
         keep, scores = wanted.keep_blocks or Keep(), wanted.scores
         remove = before["layers"] - after["layers"] if wanted.keep_blocks is None else 0
         if remove and scores is not None:
-            keep = keep_layers(scores, after["layers"])
+            keep = keep_layers(scores, after["layers"], wanted.pattern)
         scoring = remove > 0 and scores is None
         if scoring:
             _check_blocks(self, by_blocks, wanted.protect, remove)
@@ -165,7 +168,7 @@ class Run:
         vocab = _vocabulary(self, after)
         if scoring:
             scores = _score_blocks(self, by_blocks, wanted.protect, remove)
-            keep = keep_layers(scores, after["layers"])
+            keep = keep_layers(scores, after["layers"], wanted.pattern)
         options = account(keep, before["layers"], scores) if "layers" in keep.model else {}
         if ids_NS is not None:
             units = _keep_units(self, by_units, ids_NS, widths, keep, after, rotated=rotated)

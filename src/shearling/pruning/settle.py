@@ -1,0 +1,108 @@
+"""Defaults of a cut that are settled by what the source allows, and what is said of options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from shearling.errors import ShearlingError
+from shearling.model.checkpoint import Checkpoint
+from shearling.pruning.choose import check_pattern
+from shearling.pruning.pattern import Pattern, pattern_of
+from shearling.repair.calibration import Calibration
+from shearling.repair.refit import HELD_OUT
+from shearling.repair.rotate import refusal, require_rotatable
+from shearling.scoring.registry import criteria_for, kinds
+from shearling.table.values import Shape
+
+if TYPE_CHECKING:
+    from shearling.pruning.prune import Criteria, Size
+
+Notify = Callable[[str], None]
+
+
+def settle_repaired(refit: bool | None, text: Calibration | None, notify: Notify) -> bool:
+    """Whether to repair: as the user says, or else wherever there is text enough."""
+    if refit is False or (refit is None and text is None):
+        return False
+    if text is None:
+        raise ShearlingError(
+            "--refit runs the model on text; give --calibration FILE as well, or --no-refit."
+        )
+    if text.samples >= HELD_OUT:
+        return True
+    if refit:
+        raise ShearlingError(
+            f"--refit was given with --samples {text.samples}, but a repair needs at least "
+            f"{HELD_OUT} to choose how strong it should be; raise --samples, or use --no-refit."
+        )
+    notify(
+        f"the repair is left out, as it needs at least {HELD_OUT} calibration sequences and "
+        f"--samples is {text.samples}."
+    )
+    return False
+
+
+def settle_pattern(
+    source: Checkpoint, after: Shape, size: Size, criteria: Criteria, notify: Notify
+) -> Pattern | None:
+    """The pattern that is to be kept, if one is and there is any; what breaks it is refused."""
+    if not criteria.keep_pattern:
+        return None
+    pattern = pattern_of(source.family, source.config)
+    if pattern is None or after["layers"] == source.shape["layers"]:
+        reason = "all blocks stay" if pattern else "its blocks are all of one kind to llama.cpp"
+        tell_ignored(notify, {"--keep-pattern": True}, reason)
+        return None
+    check_pattern(pattern, after["layers"], size.remove)
+    return pattern
+
+
+def settle_rotated(
+    rotate: bool | None, source: Checkpoint, after: Shape, text: Calibration | None, notify: Notify
+) -> bool:
+    """Whether to rotate the stream: as the user says, or else wherever it is possible."""
+    if after["hidden"] == source.shape["hidden"]:
+        option = "--rotate" if rotate else "--no-rotate"
+        tell_ignored(notify, {option: rotate}, "hidden stays")
+        return False
+    if rotate:
+        require_rotatable(source)
+        if text is None:
+            raise ShearlingError(
+                "--rotate takes the stream's axes from text; give --calibration FILE as well, or "
+                "--no-rotate."
+            )
+        return True
+    if rotate is None and text is not None:
+        reason = refusal(source)
+        if reason is None:
+            return True
+        notify(f"channels are cut as they are, without a rotation, because {reason}.")
+    return False
+
+
+def tell_unused(
+    source: Checkpoint, after: Shape, criteria: Criteria, *, rotated: bool, notify: Notify
+) -> None:
+    """Refuse criteria that are unknown or too many; say which options speak of what is not cut."""
+    by = criteria.by
+    criteria_for(by, source, repaired=False)
+    shrunk = {axis for axis in after if after[axis] < source.shape[axis]}
+    cut = {"blocks"} if "layers" in shrunk else set()
+    chosen_by_none = {"layers", "vocab", *(["hidden"] if rotated else [])}
+    cut |= {"units"} if shrunk - chosen_by_none else set()
+    for name in (part.strip() for part in by.split(",")) if by is not None else ():
+        if cut.isdisjoint(kinds(name)):
+            unit = kinds(name)[0]
+            tell_ignored(notify, {f"--by {name}": name}, f"no {unit} are to be chosen")
+    if "layers" not in shrunk:
+        given = {"--scores": criteria.scores} | criteria.protect_given
+        tell_ignored(notify, given, "all blocks stay")
+
+
+def tell_ignored(notify: Notify, options: Mapping[str, Any], reason: str) -> None:
+    """Say which of the options given have no effect, and why."""
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        notify(f"{', '.join(given)} ignored: {reason}.")

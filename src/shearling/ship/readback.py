@@ -1,0 +1,177 @@
+"""An exported file read back and compared with the model that it was made from.
+
+Every tensor, one at a time, and everything that the metadata say of sizes. llama.cpp lays some
+tensors out in another way; the comparison does the same to the source's.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from shearling.errors import ShearlingError
+from shearling.files.progress import Progress, silent
+from shearling.model.checkpoint import Checkpoint
+from shearling.model.gguf.header import GgufFile, gguf_package
+from shearling.model.gguf.layout import file_names, to_file
+from shearling.model.gguf.weights import GgufWeights
+from shearling.ship.llama_run import LlamaRun
+
+# How far a tensor may be from the source's, root mean square over that of the source: a tensor in
+# the wrong place or order is 1.4 away, four bits 0.1, two bits 0.3.
+LOSSY = 0.6
+# Axis -> what llama.cpp calls its size, behind the architecture's name.
+_KEYS = {
+    "layers": "block_count",
+    "hidden": "embedding_length",
+    "mlp": "feed_forward_length",
+    "heads": "attention.head_count",
+    "kv_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+}
+_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class GgufProof:
+    """What was found when an exported file was read back.
+
+    Attributes:
+        architecture: llama.cpp's name of it.
+        tensors: compared, one for one.
+        types: how many tensors are stored in which type.
+        exact: tensors equal to the source's, rounded to a type of 16 or 32 bits.
+        largest_error: of all tensors stored in fewer bits, the largest root mean square of the
+            difference over that of the source; 0 where there are none.
+        remarks: sentences on what llama.cpp will do otherwise.
+        run: how far what llama.cpp computes is from the model, where it is installed.
+    """
+
+    architecture: str
+    tensors: int
+    types: dict[str, int]
+    exact: int
+    largest_error: float
+    remarks: tuple[str, ...] = ()
+    run: LlamaRun | None = None
+
+
+def prove(source: Checkpoint, file: Path, *, progress: Progress = silent) -> GgufProof:
+    """Read a GGUF file back and compare it with the model it was made from.
+
+    Sizes are compared with the source's shape, and every tensor, one at a time, with the source's:
+    types of 16 and 32 bits exactly, smaller ones within what their rounding explains.
+
+    Raises:
+        ShearlingError: the file does not stand for the model.
+    """
+    header = open_back(file)
+    _check_sizes(source, header)
+    held = {name: t for name, t in header.tensors.items() if not name.startswith("rope_")}
+    names = _names(source, header.architecture, set(held))
+    gguf, weights = gguf_package(), GgufWeights(header)
+    kinds = {name: gguf.GGMLQuantizationType(held[name].kind).name for name in held}
+    counted = Counter(kinds[name] for name in names.values())
+    exact, largest = 0, 0.0
+    places = source.layout.places(source.shape)
+    for done, (name, tensor) in enumerate(source.read(names)):
+        progress("reading the file back", done, len(names))
+        row, kind = places[name][0], kinds[names[name]]
+        expected = to_file(source.family, source.shape, name, row, tensor)
+        found = weights.read(names[name])
+        if row.role == "embedding":  # Gemma's loses rows that no token has
+            expected = expected[: len(found)]
+        error = _difference(name, expected, found, kind)
+        exact += kind in _TYPES
+        largest = max(largest, error)
+    progress("reading the file back", len(names), len(names))
+    remarks = _remarks(source, header)
+    return GgufProof(header.architecture, len(names), dict(counted), exact, largest, remarks)
+
+
+def open_back(file: Path) -> GgufFile:
+    """The header of an exported file (ShearlingError, the exporter's, if there is none)."""
+    try:
+        return GgufFile.open(file)
+    except ShearlingError as error:
+        raise differs(f"cannot be read back ({str(error).rstrip('.')})") from error
+
+
+def _check_sizes(source: Checkpoint, file: GgufFile) -> None:
+    """Compare the sizes that llama.cpp will read with those of the model."""
+
+    def size(key: str) -> int | None:
+        value = file.get(key)
+        return None if value is None else int(value)
+
+    for axis, key in _KEYS.items():
+        if axis not in source.shape:
+            continue
+        found = size(key)
+        if found is None and axis == "head_dim":  # then llama.cpp divides
+            found = (size(_KEYS["hidden"]) or 0) // (size(_KEYS["heads"]) or 1)
+        if found is not None and found != source.shape[axis]:
+            raise differs(
+                f"gives {axis}={found} where the model has {source.shape[axis]}, which llama.cpp "
+                f"cannot express for {file.architecture}"
+            )
+
+
+def _remarks(source: Checkpoint, file: GgufFile) -> tuple[str, ...]:
+    """What the file cannot say of the model: a sliding window that llama.cpp would not keep to."""
+    window = getattr(source.config, "sliding_window", None)
+    kinds = getattr(source.config, "layer_types", None)
+    longest = getattr(source.config, "max_position_embeddings", 0)
+    if not window or window >= longest or (kinds and "sliding_attention" not in kinds):
+        return ()
+    facts = source.family.llama_cpp
+    if facts is not None and facts.slides:
+        return ()
+    return (
+        f"llama.cpp lets every position of a {source.family.model_type} model attend to all before "
+        f"it, where this one has a sliding window of {window}: longer texts will differ",
+    )
+
+
+def _names(source: Checkpoint, architecture: str, held: set[str]) -> dict[str, str]:
+    """Source tensor -> its name in the file, every one on both sides accounted for."""
+    names = file_names(list(source.files), architecture, source.shape["layers"])
+    if names is None:
+        raise differs(f"is of the architecture {architecture}, which the gguf package lacks")
+    missing = [name for name, other in names.items() if other not in held]
+    left = held - {*names.values()}
+    if missing or left or len(set(names.values())) != len(names):
+        what = (
+            f"lacks {missing[0]}" if missing else f"holds {min(left, default='a tensor')} besides"
+        )
+        raise differs(what)
+    return {name: str(other) for name, other in names.items()}
+
+
+def _difference(name: str, expected: Tensor, found: Tensor, kind: str) -> float:
+    """How far a tensor is from the source's, relative; types of 16 bits and more must keep it."""
+    if expected.shape != found.shape:
+        raise differs(f"stores {name} as {list(found.shape)} instead of {list(expected.shape)}")
+    if kind in _TYPES:
+        rounded = expected.to(_TYPES[kind]).float()
+        if not torch.isfinite(rounded).all():
+            raise differs(f"cannot hold {name} in {kind}, whose range it exceeds (use bf16)")
+        if not torch.equal(rounded, found):
+            raise differs(f"stores other values for {name}")
+        return 0.0
+    error = float((found - expected).norm() / expected.norm().clamp_min(1e-30))
+    if not error < LOSSY:
+        raise differs(f"stores {name} with a relative error of {error:.2f}")
+    return error
+
+
+def differs(what: str) -> ShearlingError:
+    """The sentence for a file that does not stand for its model."""
+    return ShearlingError(
+        f"the exported GGUF file {what}; nothing was written, give another type or model, or "
+        "another version of llama.cpp."
+    )
