@@ -67,7 +67,8 @@ def input_formats() -> list[Format]:
         Format("parquet", _table, _records("text.parquet"), "text.parquet", "bytes"),
         Format("questions", _lines("pens.jsonl", _QUESTIONS), _questions, "pens.jsonl", "jsonl"),
         Format(
-            "suite", _suite, lambda root: load_suite(str(root / "suite.yaml")), "suite.yaml", "bytes"
+            "suite", _suite, lambda root: load_suite(str(root / "suite.yaml")), "suite.yaml",
+            "bytes",
         ),
         Format("key=value", _pairs, _options, "pairs.txt", "bytes"),
     ]  # fmt: skip
