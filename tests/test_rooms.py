@@ -33,10 +33,7 @@ DEVICES_ELSEWHERE = {
     "model/subject.py": "the meta device, on which parameters are counted and take no memory",
 }
 # Comparisons of model types outside table/families, and why; nothing else may be added.
-COMPARISONS_ELSEWHERE = {
-    "ship/gguf.py: family in ('llama', 'mistral')": "how llama.cpp orders rotary rows of a family",
-    "ship/gguf.py: family == 'gpt_neox'": "how llama.cpp orders rows of a fused projection",
-}
+COMPARISONS_ELSEWHERE: dict[str, str] = {}
 
 
 def imports(file: Path) -> set[str]:

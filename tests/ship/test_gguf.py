@@ -25,8 +25,11 @@ from typer.testing import CliRunner
 from shearling.commands.export import export as command
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
+from shearling.ship import converter
 from shearling.ship import gguf as gguf_export
-from shearling.ship.gguf import check, export, export_gguf, find_converter, prove, types
+from shearling.ship.converter import find_converter
+from shearling.ship.gguf import check, export, export_gguf, types
+from shearling.ship.readback import prove
 from tiny_models import VARIANTS, tiny_model
 from tiny_tokenizer import VOCAB, byte_tokenizer, write_llama
 
@@ -72,6 +75,9 @@ def by_hand(source: Path, file: Path, change: Change = permuted, **sizes: int) -
     writer.add_feed_forward_length(shape["mlp"])
     writer.add_head_count(shape["heads"])
     writer.add_head_count_kv(shape["kv_heads"])
+    writer.add_context_length(checkpoint.config.max_position_embeddings)
+    writer.add_layer_norm_rms_eps(checkpoint.config.rms_norm_eps)
+    writer.add_rope_dimension_count(sizes.get("head_dim", 4) or 4)
     if sizes.get("head_dim", 4):
         writer.add_key_length(sizes.get("head_dim", 4))
     table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, shape["layers"])
@@ -353,6 +359,7 @@ def test_transformers_reads_the_same_logits_back(converted, variant, ids):
 
 def test_eight_bits_from_end_to_end(driver, converted, tmp_path, monkeypatch):
     source, _ = converted("llama-tied")
+    monkeypatch.setattr(converter, "find_converter", lambda: driver)
     monkeypatch.setattr(gguf_export, "find_converter", lambda: driver)
     found = export(Checkpoint.open(source), tmp_path / "a.gguf", outtype="q8_0")
     # No row of this model is a multiple of 32 long, so that the converter falls back to F16.
