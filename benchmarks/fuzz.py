@@ -1,4 +1,4 @@
-"""Damages files of every kind of our own and reads them: what is refused, read, or breaks.
+"""Damages files, our own and others', and reads them: what is refused, read, or breaks.
 
     python benchmarks/fuzz.py [mutations a format, 2000] [part of a format's name]
 
@@ -21,15 +21,21 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from common import save
 from fuzzing import attempts  # ty: ignore[import-not-found]
+from input_formats import input_formats  # ty: ignore[import-not-found]
 from own_formats import own_formats  # ty: ignore[import-not-found]
 
 LONGEST = 10  # seconds for one file
 
 
+def formats() -> list[Any]:
+    """Those of our own files, then those of files that others give us."""
+    return [*own_formats(), *input_formats()]
+
+
 def measured(task: tuple[int, int]) -> dict[str, Any]:
     """One format, in this process: a row of the table."""
     index, count = task
-    form = own_formats()[index]
+    form = formats()[index]
 
     def too_long(*_: object) -> None:
         raise TimeoutError(f"more than {LONGEST} seconds")
@@ -66,7 +72,7 @@ def main() -> int:
     """Run all formats, or those whose name has a part; the exit status."""
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
     part = sys.argv[2] if len(sys.argv) > 2 else ""
-    wanted = [(i, count) for i, form in enumerate(own_formats()) if part in form.kind]
+    wanted = [(i, count) for i, form in enumerate(formats()) if part in form.kind]
     rows = []
     print(
         f"{'kind':<26} {'mutated':>8} {'refused':>8} {'read':>6} {'broke':>6} "

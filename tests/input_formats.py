@@ -60,18 +60,24 @@ def input_formats() -> list[Format]:
             "jsonl", _lines("text.jsonl", RECORDS), _records("text.jsonl"), "text.jsonl", "jsonl"
         ),
         Format(
-            "jsonl of text", _lines("text.jsonl", RECORDS[:1] * 4), _documents, "text.jsonl",
+            "jsonl of text",
+            _lines("text.jsonl", RECORDS[:1] * 4),
+            _documents,
+            "text.jsonl",
             "jsonl",
         ),
         Format("jsonl.gz", _packed, _records("text.jsonl.gz"), "text.jsonl.gz", "bytes"),
         Format("parquet", _table, _records("text.parquet"), "text.parquet", "bytes"),
         Format("questions", _lines("pens.jsonl", _QUESTIONS), _questions, "pens.jsonl", "jsonl"),
         Format(
-            "suite", _suite, lambda root: load_suite(str(root / "suite.yaml")), "suite.yaml",
+            "suite",
+            _suite,
+            lambda root: load_suite(str(root / "suite.yaml")),
+            "suite.yaml",
             "bytes",
         ),
         Format("key=value", _pairs, _options, "pairs.txt", "bytes"),
-    ]  # fmt: skip
+    ]
 
 
 _QUESTIONS = [{"question": "Which?", "choices": ["ewe", "ram"], "label": n} for n in (0, 1, 0)]

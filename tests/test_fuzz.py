@@ -1,4 +1,4 @@
-"""Damaged files of every kind of our own: each is read, or refused by one sentence."""
+"""Damaged files, our own and others': each is read, or refused by one sentence."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from fuzzing import Format, attempts
+from input_formats import input_formats
 from own_formats import own_formats
 
 MUTATIONS = 100
-FORMATS = own_formats()
+FORMATS = [*own_formats(), *input_formats()]
 
 
 @pytest.mark.parametrize("form", FORMATS, ids=[form.kind for form in FORMATS])

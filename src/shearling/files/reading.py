@@ -117,16 +117,23 @@ def json_object(text: str | bytes, where: object, advice: str = AGAIN) -> dict[s
 class _Loader(yaml.SafeLoader):
     """Plain values alone, and few references: nested ones stand for more than memory holds."""
 
-    most_aliases = 20
+    most_aliases, most_levels = 20, 100
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """Count references as they come."""
+        """Count references and levels as they come."""
         if self.check_event(yaml.AliasEvent):
             self.most_aliases -= 1
             if self.most_aliases < 0:
                 mark = self.peek_event().start_mark
                 raise ComposerError(None, None, "there are too many aliases", mark)
-        return super().compose_node(parent, index)
+        self.most_levels -= 1
+        if self.most_levels < 0:
+            mark = self.peek_event().start_mark
+            raise ComposerError(None, None, "it is nested too deeply", mark)
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.most_levels += 1
 
 
 def parse_yaml(text: str, what: str) -> Any:

@@ -27,7 +27,7 @@ from shearling.model.remote_code import check_config
 from shearling.model.sanity import check_numbers
 from shearling.model.stored import StoredTensor, stored_tensors
 from shearling.model.tensors import StoredTensors, Tensors
-from shearling.model.weight_files import INDEX, SINGLE, no_weights
+from shearling.model.weight_files import INDEX, SINGLE, indexed_files, no_weights
 from shearling.table.axes import Layout
 from shearling.table.families import Family, family_of
 from shearling.table.values import Shape
@@ -186,17 +186,14 @@ def _shards(path: Path) -> list[Path]:
     if (path / SINGLE).is_file():  # where there are both, transformers reads this one
         return [path / SINGLE]
     if (path / INDEX).exists():
-        index = read_json(path / INDEX).get("weight_map")
-        if not isinstance(index, dict):
-            raise ShearlingError(f"{path / INDEX} has no weight_map; fetch the index again.")
-        names = sorted({str(file) for file in index.values()})
-        for name in names:
-            if (path / name).parent != path or not (path / name).is_file():
-                raise ShearlingError(
-                    f"{path / INDEX} names {name}, which is not a file beside it; "
-                    "fetch the missing shard, or the whole checkpoint again."
-                )
-        return [path / name for name in names]
+        files = indexed_files(path)
+        absent = next((file.name for file in files if not file.is_file()), None)
+        if absent is not None:
+            raise ShearlingError(
+                f"{path / INDEX} names {absent}, which is not a file beside it; "
+                "fetch the missing shard, or the whole checkpoint again."
+            )
+        return files
     raise no_weights(path)
 
 

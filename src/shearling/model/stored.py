@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from shearling.errors import ShearlingError
+from shearling.errors import ShearlingError, reason
 from shearling.model.weight_files import weight_files
 
 # Bytes of safetensors' types; those not named take one.
@@ -62,9 +62,8 @@ def stored_tensors(path: Path, files: Iterable[Path] | None = None) -> dict[str,
                     sizes = tuple(view.get_shape())
                     tensors[name] = StoredTensor(file, view.get_dtype(), sizes)
         except SafetensorError as error:
-            reason = " ".join(str(error).split()).rstrip(".")
             raise ShearlingError(
-                f"{file} is truncated or corrupt ({reason}, {file.stat().st_size} bytes); fetch "
-                "it again."
+                f"{file} is truncated or corrupt ({reason(error)}, {file.stat().st_size} bytes); "
+                "fetch it again."
             ) from error
     return tensors

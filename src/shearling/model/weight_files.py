@@ -8,6 +8,7 @@ from shearling.errors import ShearlingError
 from shearling.files.reading import read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+LONGEST = 256  # characters of a file's name, where file systems end
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.bin.index.json")
 
 
@@ -20,11 +21,26 @@ def weight_files(path: Path) -> list[Path]:
     if (path / SINGLE).is_file():  # where there are both, transformers reads this one
         return [path / SINGLE]
     if (path / INDEX).is_file():
-        index = read_json(path / INDEX).get("weight_map")
-        if isinstance(index, dict):
-            named = {path / str(name) for name in index.values()}
-            return sorted(file for file in named if file.is_file())
+        return [file for file in indexed_files(path) if file.is_file()]
     return []
+
+
+def indexed_files(path: Path) -> list[Path]:
+    """The files that the index of a directory names, sorted, whether they are there or not.
+
+    Raises:
+        ShearlingError: the index names none, or something else than files beside it.
+    """
+    index = read_json(path / INDEX).get("weight_map")
+    if not isinstance(index, dict):
+        raise ShearlingError(f"{path / INDEX} has no weight_map; fetch the index again.")
+    for name in index.values():
+        if not isinstance(name, str) or not 0 < len(name) < LONGEST or Path(name).name != name:
+            raise ShearlingError(
+                f"{path / INDEX} names {str(name)[:80]}, which is not a file beside it; fetch the "
+                "index again, or the whole checkpoint."
+            )
+    return [path / name for name in sorted(set(index.values()))]
 
 
 def no_weights(path: Path) -> ShearlingError:

@@ -22,8 +22,9 @@ FAMILIES: dict[str, Family] = {
 def family_of(model_type: object, where: str) -> Family:
     """The family of ``model_type``, or a ShearlingError that names those we know."""
     if not isinstance(model_type, str) or model_type not in FAMILIES:
+        shown = repr(model_type)[:80]
         raise ShearlingError(
-            f"{where} is of the architecture {model_type!r}, which shearling does not know yet; "
+            f"{where} is of the architecture {shown}, which shearling does not know yet; "
             f"it knows {', '.join(FAMILIES)}."
         )
     return FAMILIES[model_type]
