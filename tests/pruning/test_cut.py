@@ -455,7 +455,7 @@ def test_weights_that_are_no_numbers_prove_nothing(
     tensors = load_file(source / "model.safetensors")
     tensors["model.norm.weight"][3] = value
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ShearlingError, match="proof of surgery failed"):
+    with pytest.raises(ShearlingError, match=r"^the tensor model\.norm\.weight of"):
         cut(Checkpoint.open(source), KEEP, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 

@@ -376,9 +376,9 @@ def test_weights_that_are_not_finite(text: Calibration, tmp_path: Path) -> None:
     model.save_pretrained(path)
     checkpoint = Checkpoint.open(path)
     after = checkpoint.shape.with_(layers=4)
-    with pytest.raises(ShearlingError, match="no finite score for 5 of 5 blocks of broken"):
+    with pytest.raises(ShearlingError, match=r"^the tensor model\.norm\.weight of"):
         choose(checkpoint, after, by="perplexity", calibration=text)
-    with pytest.raises(ShearlingError, match="no finite score for 4 of 4 runs"):
+    with pytest.raises(ShearlingError, match=r"^the tensor model\.norm\.weight of"):
         choose(checkpoint, after, calibration=text)
 
 

@@ -204,21 +204,18 @@ def test_what_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "sentence"),
-    [
-        ("model.layers.2.mlp.up_proj.weight", math.nan, "^block 0 or one of the 3 behind it"),
-        ("model.norm.weight", math.nan, "no finite score for 2 of 2 runs.* block 1;"),
-    ],
+    ("name", "value"),
+    [("model.layers.2.mlp.up_proj.weight", math.nan), ("model.norm.weight", math.inf)],
 )
 def test_weights_that_are_not_finite(
-    models: Models, ids_NS: Tensor, name: str, value: float, sentence: str, tmp_path: Path
+    models: Models, ids_NS: Tensor, name: str, value: float, tmp_path: Path
 ) -> None:
     source = Path(shutil.copytree(models("llama"), tmp_path / "source"))
     model = naive.stock(source)
     with torch.no_grad():
         model.get_parameter(name).view(-1)[0] = value
     model.save_pretrained(source)
-    with pytest.raises(ShearlingError, match=sentence):
+    with pytest.raises(ShearlingError, match=f"^the tensor {name} of .* infinite or none"):
         repair(opened(source), ids_NS, protected=(), remove=3)
 
 

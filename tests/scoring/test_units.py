@@ -392,16 +392,13 @@ def poisoned(models: Models, target: Path, name: str) -> BlockStream:
 
 
 def test_values_that_are_not_numbers(models: Models, tmp_path: Path, ids: Tensor) -> None:
-    """The first block that shows it is named, whichever way the walk goes."""
+    """The tensor is named, whatever reads it."""
     stream = poisoned(models, tmp_path / "block", "model.layers.1.mlp.up_proj.weight")
     for by in set(names("units")) - {"random"}:
-        where = r"block 1\b.* finite|not finite .* block 1\b"
+        where = r"^the tensor model\.layers\.1\.mlp\.up_proj\.weight of"
         with pytest.raises(ShearlingError, match=where):
             score_units(stream, by, ids, ["mlp"])
-    with pytest.raises(ShearlingError, match="not finite numbers to hidden of the model"):
+    with pytest.raises(ShearlingError, match=r"^the tensor model\.layers\.1\.mlp\.up_proj\.weight"):
         score_units(stream, "magnitude-l2", ids, ["hidden"])
-    stream = poisoned(models, tmp_path / "head", "lm_head.weight")
-    for by in ("fisher", "taylor", "taylor-element", "fisher-energy"):
-        with pytest.raises(ShearlingError, match="block 4 has .*gradients that are not finite"):
-            score_units(stream, by, ids, ["mlp"])
-    score_units(stream, "energy", ids, ["mlp"])
+    with pytest.raises(ShearlingError, match=r"^the tensor lm_head\.weight of"):
+        poisoned(models, tmp_path / "head", "lm_head.weight")

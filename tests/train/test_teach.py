@@ -216,7 +216,7 @@ def test_a_teacher_that_computes_no_numbers(
         broken.get_input_embeddings().weight[:] = float("nan")
     shutil.copytree(teacher.path, tmp_path / "broken")
     broken.save_pretrained(tmp_path / "broken")
-    with pytest.raises(ShearlingError, match="not numbers on the domain fell"):
+    with pytest.raises(ShearlingError, match=r"^the tensor model\.embed_tokens\.weight of"):
         teach(Checkpoint.open(tmp_path / "broken"), store, tmp_path / "cache")
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
 

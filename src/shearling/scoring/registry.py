@@ -194,8 +194,6 @@ def find(name: str, of: Kind) -> Criterion:
         ShearlingError: there is no such criterion.
     """
     known = _known(of)
-    if not name.strip():
-        raise ShearlingError(f"an empty criterion was given; choose one of {', '.join(known)}.")
     if name not in known:
         raise ShearlingError(f"criterion {name!r} is not known; choose one of {', '.join(known)}.")
     return known[name]
@@ -218,11 +216,8 @@ def kinds(name: str) -> tuple[Kind, ...]:
     """What a criterion scores: ``blocks``, ``units`` or both (ShearlingError if unknown)."""
     scored = tuple(of for of in KINDS if name in _known(of))
     if not scored:
-        said = (
-            f"criterion {name!r} is not known" if name.strip() else "an empty criterion was given"
-        )
         raise ShearlingError(
-            f"{said}; choose for blocks one of "
+            f"criterion {name!r} is not known; choose for blocks one of "
             f"{', '.join(names('blocks'))}, for units one of {', '.join(names('units'))}, "
             "or one of each, separated by a comma."
         )
