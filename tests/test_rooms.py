@@ -33,7 +33,12 @@ DEVICES_ELSEWHERE = {
     "model/subject.py": "the meta device, on which parameters are counted and take no memory",
 }
 # Comparisons of model types outside table/families, and why; nothing else may be added.
-COMPARISONS_ELSEWHERE: dict[str, str] = {}
+COMPARISONS_ELSEWHERE = {
+    "model/gguf/tokenizer.py: words.kind == 'llama'": "a kind of vocabulary",
+    "model/gguf/tokenizer.py: model not in ('gpt2', 'llama')": "kinds of vocabularies",
+    "model/gguf/tokenizer.py: file.architecture == 'phi3'": "its vocabulary's beginning of text",
+    "model/sanity.py: raw.get('model_type') == 'llama'": "a sentence that names Mistral instead",
+}
 
 
 def imports(file: Path) -> set[str]:

@@ -344,7 +344,9 @@ def test_prune_on_every_axis(run: Run, wordy: Path, text: Path, output: Path) ->
     assert not output.exists()
     found = run("prune", wordy, *options, "--json")
     manifest = found.json
-    assert found.err.splitlines()[-2:] == ["writing weights: done", "proving the cut: done"]
+    assert found.err.splitlines()[-3:] == [
+        "writing weights: done", "proving the cut: done", "flushing to disk: done",
+    ]  # fmt: skip
     assert manifest == json.loads((output / "shearling.json").read_text())
     sizes = {"layers": 6, "hidden": 28, "heads": 4, "kv_heads": 2, "mlp": 24, "vocab": 290}
     assert manifest["shape"] == sizes | {"head_dim": 4} == planned["shape"]
@@ -580,7 +582,7 @@ def test_stdout_of_the_real_program_is_json(model: Path, text: Path, output: Pat
         "scoring runs after repair: done", "scoring units by fisher-energy: done",
         "rewriting calibration text: done", "writing calibration text: done",
         "repairing the cut: done", "fitting the final norm: done",
-        "writing weights: done", "proving the cut: done",
+        "writing weights: done", "proving the cut: done", "flushing to disk: done",
     ]  # fmt: skip
 
 
@@ -850,7 +852,7 @@ def test_scores_of_another_model(run: Run, model: Path, tmp_path: Path) -> None:
     prune = ("prune", model, "--layers", 5, "--scores", file, "--output", tmp_path / "out")
     refused(run(*prune), str(file), "scores 2 units", "8 layers")
     file.write_text("[")
-    refused(run(*prune), str(file), "not a scores file", "shearling score")
+    refused(run(*prune), str(file), "not valid JSON", "shearling score")
     file.write_text(json.dumps(other | {"scores": [1.0] * 8, "protected": [0, 1, 2, 3, 4, 5]}))
     refused(run(*prune), "--layers 5", "only 2 are not protected")
 

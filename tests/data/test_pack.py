@@ -665,7 +665,7 @@ def test_one_process_at_a_time(web: Path, tmp_path: Path) -> None:
 
     def again(stage: str, done: float, total: float) -> None:
         seen.append(stage)
-        refused(lambda: pack(plan(web), output), "written by another process")
+        refused(lambda: pack(plan(web), output), "is being written by process")
         refused(lambda: Store.open(output), "still being written")
 
     pack(plan(web), output, progress=again)

@@ -223,7 +223,7 @@ def test_replacing_what_is_not_there_is_refused(models: Models, tmp_path: Path) 
     with pytest.raises(ShearlingError, match=r"by a tensor of \[36, 49\].* holds \[36, 50\]"):
         cut(source, keep, tmp_path / "out", replaced={name.format(1): lambda: torch.ones(36, 49)})
     nan = torch.full((36, 50), float("nan"))
-    with pytest.raises(ShearlingError, match="proof of surgery failed"):
+    with pytest.raises(ShearlingError, match=r"layers\.1\.mlp.* numbers that are infinite"):
         cut(source, keep, tmp_path / "out", replaced={name.format(1): lambda: nan})
     assert list(tmp_path.iterdir()) == []
 

@@ -156,7 +156,8 @@ def _run(options: PruneOptions, ranks: Ranks) -> None:
     if options.dry_run and not (named or chosen_by_text):
         _print_plan(pruning, {}, options)
         return
-    alone = nullcontext() if options.dry_run else claimed(options.output)
+    writes = ranks.first and not options.dry_run
+    alone = claimed(options.output) if writes else nullcontext()
     with alone, progress_bars() as progress:
         run = pruning.run(progress, note)
         choice = run.choose(wanted)

@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any
 
 from shearling.table.families import Family
-from shearling.table.families.llama_cpp import LlamaCpp
+from shearling.table.families.llama_cpp import LlamaCppFacts
 from shearling.table.values import Shape
 
 
@@ -28,7 +28,7 @@ class Pattern:
         scalar: what the configuration has attention divided by the root of.
     """
 
-    facts: LlamaCpp
+    facts: LlamaCppFacts
     kinds: tuple[str, ...]
     scalar: float | None
 

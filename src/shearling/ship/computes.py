@@ -20,7 +20,7 @@ from shearling.model.gguf.weights import GgufWeights
 from shearling.model.manifest import read_manifest
 from shearling.pruning.pattern import Pattern, pattern_of, removal_words, scaled_otherwise
 from shearling.ship.readback import differs
-from shearling.table.families.llama_cpp import LlamaCpp
+from shearling.table.families.llama_cpp import LlamaCppFacts
 
 _CLOSE = 1e-4  # relative; metadata are in single precision
 
@@ -73,7 +73,7 @@ def check_computes(source: Checkpoint, file: GgufFile) -> None:
 
 
 def _differences(
-    source: Checkpoint, read: Any, facts: LlamaCpp
+    source: Checkpoint, read: Any, facts: LlamaCppFacts
 ) -> Iterator[tuple[str, object, object]]:
     """What differs, what the model has, and what llama.cpp will run."""
     config = source.config

@@ -13,7 +13,7 @@ from shearling.errors import ShearlingError, reason
 from shearling.model.gguf.header import GgufFile
 from shearling.model.gguf.rotary import Read, rope_parameters
 from shearling.table.families import FAMILIES, Family
-from shearling.table.families.llama_cpp import SLIDING, LlamaCpp
+from shearling.table.families.llama_cpp import SLIDING, LlamaCppFacts
 
 # Key behind the architecture's name -> key of the configuration; every file has these.
 _SIZES = {
@@ -154,7 +154,7 @@ class _Values:
             raise self.wrong("a model that looks ahead, which writes no text")
 
 
-def _family(values: _Values) -> tuple[Family, LlamaCpp]:
+def _family(values: _Values) -> tuple[Family, LlamaCppFacts]:
     """The first family of the architecture that can express the sizes."""
     hidden, heads = values.size("embedding_length"), values.size("attention.head_count")
     windowed = _window(values, 0) is not None
@@ -174,7 +174,7 @@ def _window(values: _Values, default: int | None) -> int | None:
 
 
 def _rope(
-    values: _Values, facts: LlamaCpp, read: Read, sizes: tuple[int, int, int]
+    values: _Values, facts: LlamaCppFacts, read: Read, sizes: tuple[int, int, int]
 ) -> dict[str, Any]:
     """Rotary positions, by block type where block types differ."""
     turned, width, positions = sizes
@@ -192,7 +192,7 @@ def _rope(
     }
 
 
-def _attention(values: _Values, facts: LlamaCpp, depth: int, scaled_by: int) -> dict[str, Any]:
+def _attention(values: _Values, facts: LlamaCppFacts, depth: int, scaled_by: int) -> dict[str, Any]:
     """Windows, block types, the scale of attention and soft caps."""
     config: dict[str, Any] = {}
     window, scale = _window(values, facts.widest), values.file.get("attention.scale")
@@ -214,7 +214,7 @@ def _attention(values: _Values, facts: LlamaCpp, depth: int, scaled_by: int) -> 
     return config
 
 
-def _kinds(values: _Values, facts: LlamaCpp, depth: int, window: int | None) -> list[str]:
+def _kinds(values: _Values, facts: LlamaCppFacts, depth: int, window: int | None) -> list[str]:
     """Block types: as a file lists them, or as llama.cpp counts."""
     stated = values.file.get("attention.sliding_window_pattern")
     if isinstance(stated, list):

@@ -25,7 +25,7 @@ _LONGEST_NAME = 65535  # a key's; the format's own limit
 
 
 @dataclass(frozen=True, slots=True)
-class StoredTensor:
+class GgufTensor:
     """Where a tensor lies.
 
     Attributes:
@@ -51,7 +51,7 @@ class GgufFile:
 
     path: Path
     metadata: Mapping[str, Any]
-    tensors: Mapping[str, StoredTensor]
+    tensors: Mapping[str, GgufTensor]
 
     @staticmethod
     def open(path: Path) -> GgufFile:
@@ -172,7 +172,7 @@ def _value(cursor: _Cursor, kind: int) -> Any:
     return [cursor.text() for _ in range(count)]
 
 
-def _tensors(cursor: _Cursor, count: int, metadata: Mapping[str, Any]) -> dict[str, StoredTensor]:
+def _tensors(cursor: _Cursor, count: int, metadata: Mapping[str, Any]) -> dict[str, GgufTensor]:
     entries: dict[str, tuple[tuple[int, ...], int, int]] = {}
     for _ in range(count):
         name = cursor.text()
@@ -195,14 +195,14 @@ def _tensors(cursor: _Cursor, count: int, metadata: Mapping[str, Any]) -> dict[s
 
 def _placed(
     cursor: _Cursor, name: str, sizes: tuple[int, ...], kind: int, start: int
-) -> StoredTensor:
+) -> GgufTensor:
     values, width = block_of(cursor.path, name, kind)
     count = math.prod(sizes)
     if count < 1 or sizes[-1] % values:
         raise damaged(cursor.path, f"the tensor {name} has the sizes {list(sizes)}")
     if start + count // values * width > cursor.end:
         raise damaged(cursor.path, f"the tensor {name} would end behind the end of the file")
-    return StoredTensor(sizes, kind, start)
+    return GgufTensor(sizes, kind, start)
 
 
 def block_of(path: Path, name: str, kind: int) -> tuple[int, int]:

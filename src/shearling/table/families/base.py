@@ -10,7 +10,7 @@ from torch import Tensor
 
 from shearling.table.axes import Axis, Layout, Row
 from shearling.table.families import legal
-from shearling.table.families.llama_cpp import LlamaCpp
+from shearling.table.families.llama_cpp import LlamaCppFacts
 from shearling.table.values import Shape
 
 LAYERS = Axis("layers")
@@ -103,7 +103,7 @@ class Family:
     post_norms: Mapping[str, str] = field(default_factory=dict)
     additive: Callable[[Any], bool] = lambda config: True
     gain_offset: float = 0.0
-    llama_cpp: LlamaCpp | None = None
+    llama_cpp: LlamaCppFacts | None = None
 
     def shape(self, config: Any) -> Shape:
         """Sizes by axis, from a resolved transformers config."""

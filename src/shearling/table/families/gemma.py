@@ -18,7 +18,7 @@ from shearling.table.families.base import (
     head_dim,
 )
 from shearling.table.families.legal import divided_hidden
-from shearling.table.families.llama_cpp import LlamaCpp
+from shearling.table.families.llama_cpp import LlamaCppFacts
 from shearling.table.values import Shape
 
 _AFTER_ATTENTION, _AFTER_MLP = "post_attention_layernorm", "post_feedforward_layernorm"
@@ -61,7 +61,7 @@ def _remarks(config: Any, shape: Shape) -> list[str]:
 
 
 def _gemma(
-    model_type: str, name: str, layout: Callable[[Any], Layout], llama_cpp: LlamaCpp
+    model_type: str, name: str, layout: Callable[[Any], Layout], llama_cpp: LlamaCppFacts
 ) -> Family:
     return Family(
         model_type,
@@ -89,7 +89,7 @@ GEMMA2 = _gemma(
     "gemma2",
     "Gemma 2",
     _gemma2,
-    LlamaCpp(
+    LlamaCppFacts(
         "gemma2", fixed=_FIXED, biases=_BIASES, window="sliding_window", slides=True, period=2,
         widest=4096, scalar=_SCALAR, scaled_depth=46,
         softcaps={_ATTENTION: (_ATTENTION, 50.0), _FINAL: (_FINAL, 30.0)},
@@ -99,7 +99,7 @@ GEMMA3 = _gemma(
     "gemma3_text",
     "Gemma 3",
     _gemma3,
-    LlamaCpp(
+    LlamaCppFacts(
         "gemma3", fixed=_FIXED, biases=_BIASES, window="sliding_window", slides=True, period=6,
         local_theta=10000.0, scalar=_SCALAR, scaled_depth=62, softcaps={_FINAL: (_FINAL, None)},
     ),

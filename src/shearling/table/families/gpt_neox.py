@@ -18,7 +18,7 @@ from shearling.table.families.base import (
     linear,
 )
 from shearling.table.families.legal import whole_heads
-from shearling.table.families.llama_cpp import LlamaCpp
+from shearling.table.families.llama_cpp import LlamaCppFacts
 
 _HEAD = "embed_out.weight"
 
@@ -56,7 +56,7 @@ GPT_NEOX = Family(
     ignored=(".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias"),
     renamed={_HEAD: "lm_head.weight"},
     rules=lambda config: (whole_heads("GPT-NeoX"),),
-    llama_cpp=LlamaCpp(
+    llama_cpp=LlamaCppFacts(
         "gptneox",
         fixed={"hidden_act": "gelu"},
         epsilon=("layer_norm_eps", "attention.layer_norm_epsilon"),

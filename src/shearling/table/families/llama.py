@@ -13,7 +13,7 @@ from shearling.table.families.base import (
     head_dim,
 )
 from shearling.table.families.legal import Rule, divided_hidden
-from shearling.table.families.llama_cpp import PAIRED, SILU, LlamaCpp
+from shearling.table.families.llama_cpp import PAIRED, SILU, LlamaCppFacts
 from shearling.table.values import Shape
 
 
@@ -66,7 +66,7 @@ LLAMA = Family(
     rules=_rules,
     adapt=_adapt,
     remarks=_remarks,
-    llama_cpp=LlamaCpp(
+    llama_cpp=LlamaCppFacts(
         "llama",
         fixed=SILU,
         biases={"attention_bias": "attn_output.bias", "mlp_bias": "ffn_down.bias"},

@@ -16,7 +16,7 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 @dataclass(frozen=True, slots=True)
-class LlamaCpp:
+class LlamaCppFacts:
     """One architecture of llama.cpp, as a family of ours is stored in it.
 
     Attributes:

@@ -9,7 +9,7 @@ from shearling.table.families.base import (
     gated_decoder,
     head_dim,
 )
-from shearling.table.families.llama_cpp import PAIRED, SILU, LlamaCpp
+from shearling.table.families.llama_cpp import PAIRED, SILU, LlamaCppFacts
 
 MISTRAL = Family(
     "mistral",
@@ -18,5 +18,5 @@ MISTRAL = Family(
     GROUPED_QUERY_KEYS,
     head_dim,
     adapt=explicit_head_dim,
-    llama_cpp=LlamaCpp("llama", fixed=SILU, paired=PAIRED, window="sliding_window"),
+    llama_cpp=LlamaCppFacts("llama", fixed=SILU, paired=PAIRED, window="sliding_window"),
 )

@@ -12,7 +12,7 @@ from shearling.table.families.base import (
     gated_decoder,
     head_dim,
 )
-from shearling.table.families.llama_cpp import SILU, LlamaCpp
+from shearling.table.families.llama_cpp import SILU, LlamaCppFacts
 
 
 def _layout(config: Any) -> Layout:
@@ -28,5 +28,5 @@ QWEN3 = Family(
     head_dim,
     per_layer=("layer_types",),
     adapt=explicit_head_dim,
-    llama_cpp=LlamaCpp("qwen3", fixed=SILU, biases={"attention_bias": "attn_output.bias"}),
+    llama_cpp=LlamaCppFacts("qwen3", fixed=SILU, biases={"attention_bias": "attn_output.bias"}),
 )
