@@ -24,7 +24,7 @@ from tiny_store import write_store
 from tiny_tokenizer import write_llama
 
 pytestmark = pytest.mark.skip(
-    reason="FAULT: prune of two processes hangs since the merges of 2026-11-27 (LOG.md); mend it first"
+    reason="FAULT: prune of two processes hangs since the merges of 2026-11-27; mend it first"
 )
 
 
