@@ -106,6 +106,6 @@ def walk_rank(model: str, store: str, output: str, arguments: list[str]) -> None
     ranks = join_ranks("cpu")
     walked = everything(model, store, Path(output), ranks)
     Path(output, f"{ranks.rank}.json").write_text(json.dumps(walked))
-    leave()
+    # The command goes on with this group: a second one at the same address would wait for ever.
     with Path(output, f"{ranks.rank}.txt").open("w") as said, redirect_stdout(said):
         app(arguments, standalone_mode=False)

@@ -23,10 +23,6 @@ from shearling.errors import ShearlingError
 from tiny_store import write_store
 from tiny_tokenizer import write_llama
 
-pytestmark = pytest.mark.skip(
-    reason="FAULT: prune of two processes hangs since the merges of 2026-11-27; mend it first"
-)
-
 
 def arguments(model: Path, text: Path, output: Path) -> list[str]:
     """A cut of blocks, heads and neurons: scored, repaired, proven."""
