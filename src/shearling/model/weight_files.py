@@ -37,8 +37,8 @@ def indexed_files(path: Path) -> list[Path]:
     for name in index.values():
         if not isinstance(name, str) or not 0 < len(name) < LONGEST or Path(name).name != name:
             raise ShearlingError(
-                f"{path / INDEX} names {str(name)[:80]}, which is not a file beside it; fetch the "
-                "index again, or the whole checkpoint."
+                f"{path / INDEX} names {str(name)[:LONGEST]}, which is not a file beside it; "
+                "fetch the index again, or the whole checkpoint."
             )
     return [path / name for name in sorted(set(index.values()))]
 

@@ -151,7 +151,9 @@ def pairs_into(given: Mapping[str, Any], pairs: Sequence[str]) -> dict[str, Any]
         for part in path[:-1]:
             target = target.setdefault(part, {})
             if not isinstance(target, dict):
-                raise ShearlingError(f"{key} reaches inside {part}, which is one value.")
+                raise ShearlingError(
+                    f"{_shown(key)} reaches inside {_shown(part)}, which is one value."
+                )
         target[path[-1]] = parse_yaml(text, f"the value of {_shown(pair)}")
     return values
 
@@ -162,7 +164,7 @@ def validated(values: Mapping[str, Any], kind: type[_Kind]) -> _Kind:
         return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        key = _shown(".".join(str(part) for part in first["loc"]))
         if first["type"] == "extra_forbidden":
             raise ShearlingError(
                 f"{key} is not an option of {kind.what}; the options are "
@@ -174,4 +176,6 @@ def validated(values: Mapping[str, Any], kind: type[_Kind]) -> _Kind:
 
 
 def _shown(text: str) -> str:
+    """A value on one line, or its beginning."""
+    text = " ".join(text.split())
     return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
