@@ -17,11 +17,12 @@ import shearling.engine.room
 from places import place
 from shearling.engine.place import Need, Place, Wish, named_device, resident_bytes
 from shearling.engine.removals import removal_nll
-from shearling.engine.room import SCRATCH, roomiest
+from shearling.engine.room import roomiest
 from shearling.engine.states import States
 from shearling.engine.stream import BlockStream
 from shearling.engine.walk import backward, logits_of
 from shearling.errors import ShearlingError
+from shearling.files.scratch import SCRATCH
 from shearling.model.checkpoint import Checkpoint
 from shearling.repair.refit import refit
 from shearling.scoring.score_units import score_units

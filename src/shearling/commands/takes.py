@@ -39,7 +39,7 @@ def takes_options(command: Callable[[Options], None]) -> Callable[..., None]:
     parameters = list(_parameters(kind))
 
     def run(**given: Any) -> None:
-        from shearling.engine.room import sweep_all
+        from shearling.files.scratch import sweep_all
 
         _check_floats(given)
         sweep_all()

@@ -97,7 +97,7 @@ def require_room(
     """
     demand = Demand.of(checkpoint, dtype)
     asked = demand.whole if whole else demand.streamed
-    allowed = card.free if memory is None else min(card.free, memory)
+    allowed = capped(card.free, memory)
     if asked <= allowed:
         return
     how = "whole" if whole else "even with one block there at a time"
@@ -116,7 +116,7 @@ def _advice(
 ) -> str:  # fmt: skip
     """What would fit."""
     demand = Demand.of(checkpoint, dtype)
-    allowed = card.free if memory is None else min(card.free, memory)
+    allowed = capped(card.free, memory)
     if whole and demand.streamed <= allowed:
         return f"leave out --no-stream, and {gb(demand.streamed)} are enough"
     asked = demand.whole if whole else demand.streamed
@@ -147,6 +147,11 @@ def other_cards(card: Card) -> Callable[[], list[Card]]:
         ]
 
     return ask
+
+
+def capped(free: int, memory: int | None) -> int:
+    """Bytes that may be used of those that are free, where the user allows at most ``memory``."""
+    return free if memory is None else min(free, memory)
 
 
 def gb(count: float) -> str:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 
 from shearling.engine.card import LOGITS_BYTES as GPU_LOGITS_BYTES
-from shearling.engine.card import Card, Demand, gb, require_room, resident_bytes
+from shearling.engine.card import Card, Demand, capped, gb, require_room, resident_bytes
 from shearling.engine.devices import has_bfloat16, named_device, require_bfloat16
 from shearling.engine.products import fast_products
 from shearling.engine.ranks import ALONE, Ranks
@@ -133,8 +133,7 @@ class Place:
         """Whether a model can be loaded whole, in one type, with as much again left free."""
         if self.streamed:
             return False
-        free = free_bytes(str(self.device)) or 0
-        free = free if self.allowed is None else min(free, self.allowed)
+        free = capped(free_bytes(str(self.device)) or 0, self.allowed)
         return 2 * checkpoint.parameters * dtype.itemsize < free
 
     def loading(self) -> dict[str, Any]:
@@ -292,7 +291,7 @@ def _on_gpu(
     card = Card.of(device)
     card = replace(card, free=int(wish.ranks.least(card.free)))
     require_room(checkpoint, dtype, card, wish.memory, whole=wish.stream is False)
-    free = card.free if wish.memory is None else min(card.free, wish.memory)
+    free = capped(card.free, wish.memory)
     demand = Demand.of(checkpoint, dtype)
     resident = demand.whole <= free if wish.stream is None else not wish.stream
     room = free - (demand.whole if resident else demand.streamed)

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from shearling.errors import ShearlingError
-from shearling.files.scratch import sweep
-from shearling.model.resolve import cache_directory
+from shearling.files.scratch import SCRATCH, usual
 
-SCRATCH = "SHEARLING_SCRATCH"  # a directory of the user's choice
 IN_MEMORY = ("tmpfs", "ramfs", "devtmpfs")
 
 
@@ -38,7 +35,7 @@ def roomiest(needed: int) -> Room:
     asked = os.environ.get(SCRATCH)
     rooms = [
         Room(directory, shutil.disk_usage(directory).free)
-        for directory in ([Path(asked)] if asked else _usual())
+        for directory in ([Path(asked)] if asked else usual())
         if directory.is_dir()
         and os.access(directory, os.W_OK)
         and (asked or file_system(directory) not in IN_MEMORY)
@@ -51,17 +48,6 @@ def roomiest(needed: int) -> Room:
             f"directory with more room in ${SCRATCH}, or lower --samples or --length."
         )
     return most
-
-
-def sweep_all() -> None:
-    """Remove what processes that have died left wherever scratch files may be."""
-    asked = os.environ.get(SCRATCH)
-    for directory in {place.absolute() for place in [*_usual(), *([Path(asked)] if asked else [])]}:
-        sweep(directory)
-
-
-def _usual() -> list[Path]:
-    return [Path(tempfile.gettempdir()), Path("/var/tmp"), Path(), cache_directory()]
 
 
 def file_system(directory: Path) -> str:

@@ -8,7 +8,6 @@ end) becomes a sentence. What the values mean is up to the models of the files
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,18 +87,6 @@ def read_json(path: Path, advice: str = AGAIN) -> dict[str, Any]:
             f"{path} holds a {type(value).__name__}, but an object was expected; {advice}."
         )
     return value
-
-
-def read_json_lines(path: Path, advice: str = AGAIN) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Where, such as ``line 3 of FILE``, and which object, for every line that is not blank.
-
-    Raises:
-        ShearlingError: the file cannot be read, or a line is no JSON object; the line is named.
-    """
-    for number, line in enumerate(read_bytes(path, advice).split(b"\n"), 1):
-        where = f"line {number} of {path}"
-        if line.strip():
-            yield where, json_object(line, where, advice)
 
 
 def json_object(text: str | bytes, where: object, advice: str = AGAIN) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Their names say whose they are: ``shearling-HOST-PROCESS-BEGUN-RANDOM``.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import tempfile
@@ -12,8 +13,10 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
+from shearling.files.cache import cache_directory
 from shearling.files.locks import is_dead, owner
 
+SCRATCH = "SHEARLING_SCRATCH"  # a directory of the user's choice
 _NAME = re.compile(r"shearling-([0-9a-f]{8}-\d+-\d+)-\w+")
 
 
@@ -53,3 +56,15 @@ def sweep(place: Path | None = None) -> None:
         ours = _NAME.fullmatch(name)
         if ours and is_dead(ours[1]):
             remove(directory / name)
+
+
+def sweep_all() -> None:
+    """Remove what processes that have died left wherever scratch files may be."""
+    asked = os.environ.get(SCRATCH)
+    for directory in {place.absolute() for place in [*usual(), *([Path(asked)] if asked else [])]}:
+        sweep(directory)
+
+
+def usual() -> list[Path]:
+    """Where scratch files may be, unless the user names a directory."""
+    return [Path(tempfile.gettempdir()), Path("/var/tmp"), Path(), cache_directory()]

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shearling.errors import ShearlingError, in_words
+from shearling.files.cache import cache_directory
 from shearling.files.quiet import no_progress_bars
 from shearling.files.reading import read_json
 from shearling.files.writer import check_space, file_digest, new_directory, write_json
@@ -74,7 +75,6 @@ def merged(path: Path) -> Path:
             not fit it or cannot be merged, or there is too little memory or room on the disk.
     """
     from shearling.model.checkpoint import directory_name
-    from shearling.model.resolve import cache_directory
     from shearling.model.subject import open_subject
 
     raw = read_json(path / CONFIG)

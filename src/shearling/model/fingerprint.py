@@ -25,9 +25,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from shearling.errors import ShearlingError
+from shearling.files.cache import cache_directory
 from shearling.files.reading import read_json
 from shearling.files.writer import write_json
-from shearling.model.resolve import cache_directory
 
 FORMAT = 1  # raised when what is kept of a file would mean something else
 SETTLED_SECONDS = 2.0  # the coarsest clock of a file system in use, FAT's

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
 from shearling.errors import ShearlingError
+from shearling.files.cache import cache_directory
 from shearling.files.staging import reserved
 from shearling.files.writer import file_digest, new_directory
 from shearling.model import adapters
 from shearling.model.side_files import HUB, HUB_NEVER
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-
-
-def cache_directory() -> Path:
-    """Where converted models are kept: ``$SHEARLING_CACHE``, or the user's cache directory."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("SHEARLING_CACHE") or Path(base) / "shearling")
 
 
 def resolve(model: str | Path, *, merge_adapter: bool = False) -> Path:

@@ -146,13 +146,6 @@ def _remarks(source: Checkpoint, reader: Any, architecture: str) -> tuple[str, .
     )
 
 
-def _differs(what: str) -> ShearlingError:
-    return ShearlingError(
-        f"the exported GGUF file {what}; nothing was written, give another type or model, or "
-        "another version of llama.cpp."
-    )
-
-
 def _unquantised(source: Checkpoint) -> str:
     """The type that keeps a source's weights as they are, or nearly."""
     stored = set(source.dtypes.values())

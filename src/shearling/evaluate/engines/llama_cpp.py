@@ -29,7 +29,7 @@ from shearling.evaluate.engines.base import (
     version_of,
 )
 from shearling.evaluate.engines.memory import resident
-from shearling.model.resolve import cache_directory
+from shearling.files.cache import cache_directory
 
 VARIABLE = "LLAMA_CPP"
 SINGLE, BATCHED = "llama-bench", "llama-batched-bench"

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from shearling.errors import ShearlingError
+from shearling.files.cache import cache_directory
 from shearling.files.reading import read_json
 from shearling.files.writer import file_digest, write_json
-from shearling.model.resolve import cache_directory
 from shearling.model.side_files import side_files
 from shearling.model.subject import OpenedModel
 
