@@ -21,6 +21,10 @@ _SHARED: dict[str, Any] = {
 _GROUPED = {**_SHARED, "num_key_value_heads": 3}
 _OPT = {k: v for k, v in _SHARED.items() if k != "intermediate_size"} | {"ffn_dim": 50}
 
+_QWEN3_MOE = {
+    "head_dim": 6, "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 20,
+}  # fmt: skip
+
 # name -> (config class, arguments). Windows are shorter than the sequences the tests run.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", _GROUPED | {"head_dim": 6}),
@@ -64,10 +68,29 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+# Models with experts: fewer than a power of two, and rows of whole 16 bytes, as products of all
+# experts at once want them.
+MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "mixtral": (
+        "MixtralConfig",
+        _GROUPED | {"num_local_experts": 5, "num_experts_per_tok": 2, "intermediate_size": 20},
+    ),
+    "qwen3_moe": ("Qwen3MoeConfig", _GROUPED | _QWEN3_MOE | {"norm_topk_prob": True}),
+    "qwen3_moe-mixed": (
+        "Qwen3MoeConfig",
+        _GROUPED | _QWEN3_MOE | {"mlp_only_layers": [0, 3], "tie_word_embeddings": True},
+    ),
+    "olmoe": (
+        "OlmoeConfig",
+        _GROUPED | {"num_experts": 7, "num_experts_per_tok": 3, "intermediate_size": 20},
+    ),
+}
+
+
 def tiny_config(variant: str) -> Any:
     import transformers
 
-    kind, arguments = VARIANTS[variant]
+    kind, arguments = (VARIANTS | MIXTURES)[variant]
     return getattr(transformers, kind)(**arguments)
 
 

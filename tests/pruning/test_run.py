@@ -86,13 +86,17 @@ def test_criteria(
     models: Models, by: str | None, repaired: bool, expected: tuple[str, str]
 ) -> None:
     checkpoint = Checkpoint.open(models("llama"))
-    assert criteria_for(by, checkpoint, repaired=repaired) == expected
+    assert criteria_for(by, checkpoint, repaired=repaired) == (*expected, "reroute")
 
 
 def test_default_where_repair_cannot_score(models: Models, variant: str) -> None:
     found = criteria_for(None, Checkpoint.open(models(variant)), repaired=True)
     others = ("gemma2", "gemma3", "opt-projected")
-    assert found == ("perplexity" if variant in others else "repair", "fisher-energy")
+    assert found == (
+        "perplexity" if variant in others else "repair",
+        "fisher-energy",
+        "reroute",
+    )
 
 
 def test_every_criterion_is_of_a_kind() -> None:
@@ -103,6 +107,9 @@ def test_every_criterion_is_of_a_kind() -> None:
     assert {name: kinds(name) for name in names("units")} == {
         name: both.get(name, ("units",)) for name in names("units")
     }
+    assert {name: kinds(name) for name in names("experts")} == dict.fromkeys(
+        names("experts"), ("experts",)
+    )
 
 
 @pytest.mark.parametrize(
@@ -133,7 +140,7 @@ def test_a_choice_is_legal(models: Models, variant: str, by: str | None, text: C
     after = shape_of(checkpoint, variant, *AXES[:-1])
     choice = choose(checkpoint, after, by=by, calibration=text)
     assert checkpoint.layout.cut(choice.keep, checkpoint.shape).after == after
-    blocks, units = criteria_for(by, checkpoint, repaired=True)
+    blocks, units, _ = criteria_for(by, checkpoint, repaired=True)
     assert choice.options["criterion"] == blocks
     assert choice.options["unit_criterion"] == units
     gone = set(range(5)) - set(choice.keep.model["layers"])

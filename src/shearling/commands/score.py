@@ -43,11 +43,14 @@ class ScoreOptions:
         str | None,
         typer.Option(
             help=f"{BY_HELP} Without: {default_for('blocks')} for blocks, "
-            f"{default_for('units')} for units."
+            f"{default_for('units')} for units, {default_for('experts')} for experts."
         ),
     ] = None
     axis: Annotated[
-        str, typer.Option(help="What to score: layers, hidden, heads, kv_heads or mlp.")
+        str,
+        typer.Option(
+            help="What to score: layers, hidden, heads, kv_heads, mlp, experts or expert_mlp."
+        ),
     ] = "layers"
     text: TextOptions = FEW
     seed: Seed = 0
@@ -69,11 +72,12 @@ def score(options: ScoreOptions) -> None:
     """
     from shearling.files.writer import write_json
     from shearling.model.checkpoint import Checkpoint
+    from shearling.scoring.score import kind_of
 
     of_blocks = options.axis == "layers"
     by = options.by
     if by is None:
-        by = default_for("blocks" if of_blocks else "units")
+        by = default_for(kind_of(options.axis))
     if options.remove is not None and by not in removers():
         raise ShearlingError(
             f"--remove {options.remove} is for --by {' or '.join(removers())}, which need to know "

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from shearling.engine.calls import Call
 from shearling.engine.pieces import Pieced
 from shearling.model.checkpoint import Checkpoint
+from shearling.table.axes import EXPERTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +27,9 @@ class Branch:
     """One half of every block.
 
     Attributes:
-        axis: whose units it consists of, ``heads`` or ``mlp``.
-        writer: path inside a block of the matrix that ends it.
+        axis: whose units it consists of, ``heads``, ``mlp`` or ``experts``.
+        writer: path inside a block of the matrix that ends it; of experts, which have one each,
+            of the module that adds up what they give.
         norm: path of the norm between the writer and the stream, or None.
     """
 
@@ -40,18 +43,22 @@ class Branch:
         return self.norm or self.writer
 
 
-def branches(checkpoint: Checkpoint) -> tuple[Branch, ...]:
-    """The branches of a model's blocks, in the order in which they run: attention, then MLP."""
+def branches(checkpoint: Checkpoint, block: int = 0) -> tuple[Branch, ...]:
+    """The branches of a block, in the order in which they run: attention, then MLP or experts."""
     family = checkpoint.family
     prefix = f"{family.blocks}.{{}}."
-    found = {}
-    for row in checkpoint.layout.block_rows():
+    by_axis: dict[str, Branch] = {}
+    for row in checkpoint.layout.block_rows(block):
         if row.role != "linear" or "hidden" not in row.output.axes:
             continue
-        (axis,) = row.dims[1].axes & {"heads", "mlp"}
-        writer = row.name.removeprefix(prefix).removesuffix(".weight")
-        found[axis] = Branch(axis, writer, family.post_norms.get(axis))
-    return found["heads"], found["mlp"]
+        if row.in_expert:
+            assert family.mixture is not None
+            by_axis["mlp"] = Branch(EXPERTS, family.mixture.module, None)
+            continue
+        for axis in row.dims[1].axes & {"heads", "mlp"}:
+            writer = row.name.removeprefix(prefix).removesuffix(".weight")
+            by_axis[axis] = Branch(axis, writer, family.post_norms.get(axis))
+    return by_axis["heads"], by_axis["mlp"]
 
 
 class Reached(Exception):
@@ -96,11 +103,11 @@ def watching(
             if half is until:
                 raise Reached
 
-        def leave(_: nn.Module, args: object, out: Tensor, half: Branch = half) -> None:
-            seen.outputs[half.axis] = shaped(out)
+        def leave(_: nn.Module, args: object, out: Any, half: Branch = half) -> None:
+            seen.outputs[half.axis] = shaped(_first(out))
 
-        def add(_: nn.Module, args: object, out: Tensor, half: Branch = half) -> None:
-            seen.contributions[half.axis] = shaped(out)
+        def add(_: nn.Module, args: object, out: Any, half: Branch = half) -> None:
+            seen.contributions[half.axis] = shaped(_first(out))
 
         hooks.append(block.get_submodule(half.writer).register_forward_pre_hook(enter))
         hooks.append(block.get_submodule(half.writer).register_forward_hook(leave))
@@ -110,6 +117,11 @@ def watching(
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _first(out: Any) -> Tensor:
+    """What a module gives, where some modules of experts give their router's choice as well."""
+    return out[0] if isinstance(out, tuple) else out
 
 
 def run_until(block: nn.Module, call: Call, h_BSD: Tensor) -> None:

@@ -68,9 +68,9 @@ class BlockStream:
         self._put(self._stand_ins)
         self._calls: dict[tuple[int, ...], list[Call]] = {}
         self.pieces, self._head_pieces = Pieces(place), Pieces(place)
-        self._halves: tuple[Branch, ...] = ()
+        self._halves: list[tuple[Branch, ...]] = []
         if place.dtype != outer_dtype and checkpoint.family.additive(checkpoint.config):
-            self._halves = branches(checkpoint)
+            self._halves = [branches(checkpoint, block) for block in range(self.depth)]
 
     def beside(self, checkpoint: Checkpoint, place: Place) -> BlockStream:
         """A stream of a model that is the same outside its blocks.
@@ -143,9 +143,10 @@ class BlockStream:
         """The same for a whole batch, come what may."""
         if not self._halves:
             return call(block, h_BSD).to(h_BSD.dtype)
-        with watching(block, self._halves) as seen:
+        halves = self._halves[call.index]
+        with watching(block, halves) as seen:
             call(block, h_BSD)
-        for half in self._halves:
+        for half in halves:
             h_BSD = h_BSD + seen.contributions[half.axis]
         return h_BSD
 
@@ -155,7 +156,7 @@ class BlockStream:
 
     def outside(self, name: str) -> nn.Parameter:
         """A parameter that lies outside the blocks, by its name in the checkpoint."""
-        return self._model.get_parameter(self.checkpoint.family.renamed.get(name, name))
+        return self._model.get_parameter(self.checkpoint.homes[name].parameter)
 
     def stored(self, name: str) -> Tensor:
         """A tensor of the model in the type that it is stored in, on the device."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from shearling.engine.place import Place
 from shearling.model.checkpoint import Checkpoint
+from shearling.model.naming import gathered
 from shearling.model.tensors import StoredTensors, Tensors
 
 
@@ -107,17 +108,13 @@ class BlockWeights:
 
         Copies, so that the mapped file can be let go of: mapped pages count as memory in use.
         """
-        names = self.checkpoint.block_names(index)
+        homes, dtype = self.checkpoint.block_homes(index), self.place.dtype
         with ordinary_tensors():
             if device.type == "cpu":
-                return {
-                    names[name]: tensor.to(self.place.dtype, copy=True)
-                    for name, tensor in self.checkpoint.read(names)
-                }
-            return {  # moved as they are stored: often half as much
-                names[name]: tensor.to(device).to(self.place.dtype)
-                for name, tensor in self._tensors.read(names)
-            }
+                read = self.checkpoint.read(homes)
+                return gathered(((name, t.to(dtype, copy=True)) for name, t in read), homes)
+            read = self._tensors.read(homes)  # moved as they are stored: often half as much
+            return gathered(((name, t.to(device).to(dtype)) for name, t in read), homes)
 
     def _filled(self, index: int, weights: Mapping[str, Tensor]) -> nn.Module:
         block = self.shells[index]

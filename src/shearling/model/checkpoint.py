@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from shearling.model.stored import StoredTensor, stored_tensors
 from shearling.model.tensors import StoredTensors, Tensors
 from shearling.model.weight_files import INDEX, SINGLE, indexed_files, no_weights
 from shearling.table.axes import Layout
-from shearling.table.families import Family, family_of
+from shearling.table.families import Family, Home, family_of
 from shearling.table.values import Shape
 
 
@@ -130,12 +130,23 @@ class Checkpoint:
         assert isinstance(self.tensors, StoredTensors), "the weights are made as they are read"
         return self.tensors.files
 
-    def block_names(self, block: int) -> dict[str, str]:
-        """Tensor name -> name inside the block's module, for block ``block``."""
+    def block_homes(self, block: int) -> dict[str, Home]:
+        """Tensor name -> where the module of block ``block`` holds it."""
         prefix = f"{self.family.blocks}.{block}."
         return {
-            row.name.format(block): row.name.format(block).removeprefix(prefix)
-            for row in self.layout.block_rows()
+            name: replace(home, parameter=home.parameter.removeprefix(prefix))
+            for row in self.layout.block_rows(block)
+            for name, home in self.family.homes(row, block, self.shape).items()
+        }
+
+    @cached_property
+    def homes(self) -> dict[str, Home]:
+        """Tensor name -> where transformers' model holds it."""
+        return {
+            name: home
+            for row, block in dict.fromkeys(self.layout.places(self.shape).values())
+            if not row.bare
+            for name, home in self.family.homes(row, block, self.shape).items()
         }
 
     def outer_names(self) -> list[str]:

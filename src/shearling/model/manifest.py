@@ -13,6 +13,7 @@ from shearling.files.reading import read_json
 from shearling.files.results import Misfit, Name, ResultFile, entry, now, refuse
 from shearling.model.refs import Identified, ModelRef
 from shearling.model.subject import OpenedModel
+from shearling.table.axes import units_of
 from shearling.version import __version__
 
 MANIFEST = "shearling.json"
@@ -135,7 +136,7 @@ class ModelManifest(ResultFile):
             if len(kept) != blocks:
                 raise Misfit(f"keep.{axis}", f"a list for each of {blocks} blocks", kept)
             for number, one in enumerate(kept):
-                _check_indices(f"keep.{axis}[{number}]", one, sizes.get(axis))
+                _check_indices(f"keep.{axis}[{number}]", one, units_of(axis, sizes))
 
     @property
     def layers(self) -> list[int] | None:

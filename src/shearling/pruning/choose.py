@@ -166,7 +166,7 @@ def keep_units(
                 model[axis.name] = _best(row, range(len(row)), after[axis.name])
         elif axis.inside is None:
             inner = next((each for each in layout.axes if each.inside == axis.name), None)
-            if inner is not None:
+            if inner is not None and not inner.of_each:
                 _check_nesting(inner.name, axis.name, shape, after)
             blocks |= _keep_nest(scores, axis, inner, layout, shape, after, layers)
     return layout.complete(Keep(model, blocks), shape)
@@ -197,7 +197,8 @@ def _keep_nest(
         found[outer.name] = tuple(chosen.values())
     if inner is None:
         return found
-    each, most = after[inner.name] // left, shape[inner.name] // size
+    groups_after, groups_before = (1, 1) if inner.of_each else (left, size)
+    each, most = after[inner.name] // groups_after, shape[inner.name] // groups_before
     if each < most:
         values = _of(scores, inner.name, layout, shape).rows
         found[inner.name] = tuple(

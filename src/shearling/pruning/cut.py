@@ -157,7 +157,7 @@ def _load(
     names = list(names)
     tensors = CutTensors(checkpoint.tensors, cut, checkpoint.family)
     read = dict(tensors.read(name for name in names if name not in replaced))
-    shapes = checkpoint.layout.tensors(cut.after)
+    shapes = checkpoint.layout.after(cut).tensors(cut.after)
     return {
         name: _cast(checkpoint, replaced[name](), cut.by_target[name], shapes[name])
         if name in replaced
@@ -180,7 +180,7 @@ def _cast(
 
 def _sizes(checkpoint: Checkpoint, cut: Cut) -> dict[str, int]:
     """Bytes of the result's tensors, in the order of the selections."""
-    shapes = checkpoint.layout.tensors(cut.after)
+    shapes = checkpoint.layout.after(cut).tensors(cut.after)
     return {
         s.target: math.prod(shapes[s.target]) * torch_dtype(checkpoint.dtypes[s.source]).itemsize
         for s in cut.selections

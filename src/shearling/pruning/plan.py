@@ -14,7 +14,7 @@ from shearling.model.checkpoint import Checkpoint
 from shearling.table.families import legal
 from shearling.table.values import Shape
 
-AXES = ("layers", "hidden", "heads", "kv_heads", "mlp", "vocab")
+AXES = ("layers", "hidden", "heads", "kv_heads", "mlp", "experts", "expert_mlp", "vocab")
 # Of what a budget takes away, whole blocks give this share and MLP neurons the rest, as long as so
 # many neurons stay: on SmolLM2 better than a sixth, a half, all or nothing (LOG.md).
 BLOCKS_GIVE = 1 / 3

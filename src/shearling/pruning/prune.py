@@ -298,7 +298,7 @@ class Pruning:
         chosen = scores is not None or keep_blocks is not None
         if chosen and after["layers"] < source.shape["layers"]:
             tell_ignored(notify, criteria.protect_given, "the blocks are already chosen")
-        by_blocks, _ = criteria_for(criteria.by, source, repaired=repaired)
+        by_blocks, *_ = criteria_for(criteria.by, source, repaired=repaired)
         wanted = Wanted(
             after, by=criteria.by, scores=scores, keep_blocks=keep_blocks, repaired=repaired,
             rotated=rotated, protect=criteria.protect(by_blocks), pattern=pattern,

@@ -36,11 +36,12 @@ from shearling.repair.result import Repair
 from shearling.repair.rotate import require_rotatable, rotate
 from shearling.scoring.registry import criteria_for, find
 from shearling.scoring.score import NO_TOKENS, protected_blocks, score_tokens, score_weights
+from shearling.scoring.score_experts import EXPERT_AXES, score_experts
 from shearling.scoring.score_units import score_units
 from shearling.scoring.scores import Scores
 from shearling.table.values import Cut, Indices, Keep, Shape
 
-_WIDTHS = ("hidden", "heads", "kv_heads", "mlp")
+_WIDTHS = ("hidden", "heads", "kv_heads", "mlp", *EXPERT_AXES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +153,8 @@ class Run:
         started = time.perf_counter()
         before, after = self.source.shape, wanted.after
         self.source.family.check(self.source.config, after)
-        by_blocks, by_units = criteria_for(wanted.by, self.source, repaired=wanted.repaired)
+        criteria = criteria_for(wanted.by, self.source, repaired=wanted.repaired)
+        by_blocks, by_units, by_experts = criteria
         rotated = wanted.rotated and after["hidden"] < before["hidden"]
         widths = _widths(self, after, rotated=rotated)
         keep, scores = wanted.keep_blocks or Keep(), wanted.scores
@@ -162,7 +164,11 @@ class Run:
         scoring = remove > 0 and scores is None
         if scoring:
             _check_blocks(self, by_blocks, wanted.protect, remove)
-        ids_NS = self.text_for_units(by_units) if widths else None
+        of_units = [axis for axis in widths if axis not in EXPERT_AXES]
+        of_experts = [axis for axis in widths if axis in EXPERT_AXES]
+        ids_NS = self.text_for_units(by_units) if of_units else None
+        if of_experts:
+            ids_NS = self.text_for(by_experts)
         if wanted.repaired and self.calibration is not None:
             self.text_for("repair")  # not as a criterion
         vocab = _vocabulary(self, after)
@@ -171,9 +177,19 @@ class Run:
             keep = keep_layers(scores, after["layers"], wanted.pattern)
         options = account(keep, before["layers"], scores) if "layers" in keep.model else {}
         if ids_NS is not None:
-            units = _keep_units(self, by_units, ids_NS, widths, keep, after, rotated=rotated)
+            scored: dict[str, Scores] = {}
+            if of_units:
+                scored = score_units(
+                    self.stream, by_units, ids_NS, of_units, seed=self.seed, progress=self.progress
+                )
+                options |= {"unit_criterion": by_units}
+            if of_experts:
+                scored |= score_experts(
+                    self.stream, by_experts, ids_NS, of_experts, progress=self.progress
+                )
+                options |= {"expert_criterion": by_experts}
+            units = _keep_units(self.source, scored, keep, after, rotated=rotated)
             keep = Keep({**keep.model, **units.model}, units.blocks)
-            options |= {"unit_criterion": by_units}
         hidden = {"hidden": tuple(range(after["hidden"]))} if rotated else {}
         keep = replace(keep, model={**keep.model, **hidden, **vocab})
         if self.calibration is not None:
@@ -258,16 +274,15 @@ def repair_need(source: Checkpoint, calibration: Calibration | None) -> Need:
     copies = 1 + len(calibration.shares)
     sequences = copies * calibration.samples + calibration.sequences
     shape = source.shape
-    widest = max(shape["mlp"], shape["heads"] * shape["head_dim"])
+    widest = max(shape.get("mlp", 0), shape["heads"] * shape["head_dim"])
     return Need(sequences * calibration.length, KEPT_WIDTHS * shape["hidden"] + widest)
 
 
 def _keep_units(
-    run: Run, by: str, ids_NS: Tensor, widths: list[str], keep: Keep, after: Shape, *, rotated: bool
+    source: Checkpoint, scores: Mapping[str, Scores], keep: Keep, after: Shape, *, rotated: bool
 ) -> Keep:
     """The units that survive on the axes that shrink."""
-    before, layout = run.source.shape, run.source.layout
-    scores = score_units(run.stream, by, ids_NS, widths, seed=run.seed, progress=run.progress)
+    before, layout = source.shape, source.layout
     layers = keep.model.get("layers", tuple(range(before["layers"])))
     scored = after.with_(hidden=before["hidden"]) if rotated else after
     return keep_units(scores, layout, before, scored, layers)

@@ -13,6 +13,7 @@ from shearling.repair.calibration import Calibration
 from shearling.repair.refit import HELD_OUT
 from shearling.repair.rotate import refusal, require_rotatable
 from shearling.scoring.registry import criteria_for, kinds
+from shearling.scoring.score_experts import EXPERT_AXES
 from shearling.table.values import Shape
 
 if TYPE_CHECKING:
@@ -90,8 +91,9 @@ def tell_unused(
     criteria_for(by, source, repaired=False)
     shrunk = {axis for axis in after if after[axis] < source.shape[axis]}
     cut = {"blocks"} if "layers" in shrunk else set()
-    chosen_by_none = {"layers", "vocab", *(["hidden"] if rotated else [])}
+    chosen_by_none = {"layers", "vocab", *EXPERT_AXES, *(["hidden"] if rotated else [])}
     cut |= {"units"} if shrunk - chosen_by_none else set()
+    cut |= {"experts"} if shrunk & set(EXPERT_AXES) else set()
     for name in (part.strip() for part in by.split(",")) if by is not None else ():
         if cut.isdisjoint(kinds(name)):
             unit = kinds(name)[0]

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from shearling.engine.branches import Branch, branches, watching
+from shearling.engine.experts import Experts, listening
 from shearling.engine.moments import (
     HELD_OUT,
     Correction,
@@ -40,8 +41,11 @@ from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
 from shearling.model.checkpoint import Checkpoint
 from shearling.repair.behind_norm import before_norm, gain_behind
+from shearling.repair.experts import ExpertRepair, Lack, Mended, apply
 from shearling.repair.final_norm import Triple, fit_gain, gain_name, some_rows
 from shearling.repair.result import Repair, Solved
+from shearling.table.axes import EXPERTS
+from shearling.table.families.base import Mixture
 from shearling.table.values import Cut, Keep
 
 ROUNDING = 1e-9  # share of a stream's squared norm; less is no fault of the cut
@@ -135,7 +139,7 @@ class _SideBySide:
         cut = source.beside(view, place) if same else BlockStream(view, place)
         self.states, self.directory = states, directory
         self.source, self.cut = Text(source, states, SOURCE), Text(cut, states, CUT)
-        self.view, self.halves = view, branches(source.checkpoint)
+        self.view, self.halves = view, branches(source.checkpoint)  # of the block at hand
         kept = keep.model.get("hidden")
         self.alive = None if kept is None else torch.tensor(kept, device=place.device)
         self.additive = source.checkpoint.family.additive(source.checkpoint.config)
@@ -170,18 +174,20 @@ class _SideBySide:
 
         The source's stream moves on to where the next surviving block stands.
         """
+        self.halves = branches(self.source.stream.checkpoint, index)
         following = self.layers[target + 1] if target + 1 < len(self.layers) else None
         self._targets(index, self.source.stream.depth if following is None else following)
         solved = []
         for step in forward(self.cut, blocks=range(target, target + 1)):
             for half in self.halves:
-                solved.append(self._solve(step, half, index))
+                solve = self._solve_experts if half.axis == EXPERTS else self._solve
+                solved.append(solve(step, half, index))
             self._pass(step)
         return solved
 
     def _pass(self, step: Step) -> None:
         """Move the cut's stream on past its repaired block."""
-        if not self.additive:
+        if not self.additive or self.halves[-1].axis == EXPERTS:
             step.finish()
             return
         # All but the last product was computed while that was solved.
@@ -251,6 +257,47 @@ class _SideBySide:
             sums = self._apply(writer, found, f"{step.index}.{half.writer}")
             self._save(sums, f"{step.index}.{half.axis}")
         return Solved(index, half.axis, found.strength, before, after)
+
+    def _solve_experts(self, step: Step, half: Branch, index: int) -> Solved:
+        """Solve the last matrices of a block's experts, each on the tokens that reach it."""
+        mixture = self.view.family.mixture
+        assert mixture is not None
+        assert self.additive, "experts write into the stream, with no norm behind"
+        experts = Experts(step.block, mixture)
+        start = self.strengths.get(EXPERTS, 1.0)
+        repair = ExpertRepair(experts, self.states, self.ranks, start)
+        for lack in self._lacks(step, half, mixture):
+            repair.add(lack)
+        mended = repair.solve()
+        if not math.isfinite(mended.error_before):
+            raise _not_finite(index)
+        if mended.corrections:
+            self.strengths[EXPERTS] = mended.strength or start
+            self._save(self._apply_experts(experts, mended, step.index), f"{step.index}.{EXPERTS}")
+        return Solved(index, EXPERTS, mended.strength, mended.error_before, mended.error_after)
+
+    def _lacks(self, step: Step, half: Branch, mixture: Mixture) -> Iterator[Lack]:
+        """What the block's experts lack, batch by batch."""
+        with listening(step.block, mixture) as routing:
+            for number, calls in enumerate(self.cut.calls):
+                h_BSE = self.states.get(CUT, number)
+                after_BSE = self.cut.stream.run(step.block, calls[step.index], h_BSE)
+                wanted_BSE = self.states.get((half.axis, "stream"), number)
+                missing_BSE = wanted_BSE - after_BSE
+                weight_T = _inverse_energy(wanted_BSE).flatten()
+                yield Lack(routing(), missing_BSE.flatten(0, 1), weight_T, self.held[number])
+
+    def _apply_experts(self, experts: Experts, mended: Mended, target: int) -> dict[str, Tensor]:
+        """Add corrections to experts' last matrices; gives the sums in the digits stored."""
+        rows = self.view.layout.block_rows(target)
+        (row,) = (r for r in rows if r.in_expert and "hidden" in r.output.axes)
+        sums = {}
+        for expert, change_DK in sorted(mended.corrections.items()):
+            name = row.name.format(target, expert)
+            stored_DK = self.cut.stream.stored(name).float()
+            sums[name] = (stored_DK + change_DK).contiguous()
+            apply(experts, expert, sums[name])
+        return sums
 
     def _missing(self, step: Step, half: Branch) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
         """Batch, writer's inputs, what its outputs lack, and the tokens' weights."""

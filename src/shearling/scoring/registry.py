@@ -18,6 +18,11 @@ Of units, on the axes asked for (U units, K columns each):
 - ``text``: ``(stream, ids_NS, axes, *, progress)`` to rows of numbers (U) by axis;
 - ``weights``: ``(checkpoint, axes, *, seed, progress)`` to the same.
 
+Of experts (E in a block):
+
+- ``text``: ``(sums)`` to numbers (E), ``sums`` being what a block's router and experts did on it
+  (:class:`shearling.scoring.experts.routed.Routed`).
+
 Help must not wait for torch, which the functions need. So declarations are read from the source
 text, without importing it: their facts are literals. A function declared anywhere else is known
 once its module has been imported.
@@ -39,8 +44,8 @@ from shearling.errors import ShearlingError
 if TYPE_CHECKING:
     from shearling.model.checkpoint import Checkpoint
 
-Kind = Literal["blocks", "units"]
-KINDS: tuple[Kind, ...] = ("blocks", "units")
+Kind = Literal["blocks", "units", "experts"]
+KINDS: tuple[Kind, ...] = ("blocks", "units", "experts")
 # Sums over tokens that a walk can gather (scoring/units/statistics.py); do they take gradients?
 SUMS = {
     "total": False, "square": False, "weighted": False, "norm": False, "gram": False,
@@ -110,16 +115,16 @@ class Criterion:
         if self.of not in KINDS or read == bool(self.joins) or not (read or joined):
             raise ValueError(
                 f"criterion {self.name!r} is of {self.of!r} and reads {self.reads}; it must be of "
-                f"blocks or units and read text or weights, or be of units and read some of "
-                f"{', '.join(SUMS)} or join other criteria."
+                "blocks, units or experts and read text or weights, or be of units and read some "
+                f"of {', '.join(SUMS)} or join other criteria."
             )
         of_blocks = (
             self.removes, self.check, self.plus, self.windows, self.additive, self.one_pass,
         )  # fmt: skip
-        if self.of == "units" and any(of_blocks):
+        if self.of != "blocks" and any(of_blocks):
             raise ValueError(
-                f"criterion {self.name!r} is of units, but declares what is known of blocks alone: "
-                "removes, check, plus, windows, additive or one_pass."
+                f"criterion {self.name!r} is of {self.of}, but declares what is known of blocks "
+                "alone: removes, check, plus, windows, additive or one_pass."
             )
         if self.whole_groups and not summed:
             raise ValueError(
@@ -213,13 +218,13 @@ def names(of: Kind) -> tuple[str, ...]:
 
 
 def kinds(name: str) -> tuple[Kind, ...]:
-    """What a criterion scores: ``blocks``, ``units`` or both (ShearlingError if unknown)."""
+    """What a criterion scores, of ``KINDS`` (ShearlingError if it is unknown)."""
     scored = tuple(of for of in KINDS if name in _known(of))
     if not scored:
         raise ShearlingError(
             f"criterion {name!r} is not known; choose for blocks one of "
-            f"{', '.join(names('blocks'))}, for units one of {', '.join(names('units'))}, "
-            "or one of each, separated by a comma."
+            f"{', '.join(names('blocks'))}, for units one of {', '.join(names('units'))}, for "
+            f"experts one of {', '.join(names('experts'))}, or one of each, separated by commas."
         )
     return scored
 
@@ -239,8 +244,8 @@ def default_for(of: Kind, checkpoint: Checkpoint | None = None, *, repaired: boo
     raise AssertionError(f"no criterion of {of} is always a default")
 
 
-def criteria_for(by: str | None, checkpoint: Checkpoint, *, repaired: bool) -> tuple[str, str]:
-    """The criterion for blocks and the one for units that ``--by`` names, defaults filled in.
+def criteria_for(by: str | None, checkpoint: Checkpoint, *, repaired: bool) -> tuple[str, str, str]:
+    """The criteria for blocks, units and experts that ``--by`` names, defaults filled in.
 
     Raises:
         ShearlingError: an unknown name, or two for the same kind of unit.
@@ -254,8 +259,8 @@ def criteria_for(by: str | None, checkpoint: Checkpoint, *, repaired: bool) -> t
             raise ShearlingError(f"--by {by} names two criteria for {kinds(name)[-1]}; give one.")
         chosen |= dict.fromkeys(free, name)
     defaults = {of: default_for(of, checkpoint, repaired=repaired) for of in KINDS}
-    both = defaults | chosen
-    return both["blocks"], both["units"]
+    every = defaults | chosen
+    return every["blocks"], every["units"], every["experts"]
 
 
 def meaning(name: str, of: Kind) -> str | None:
@@ -266,9 +271,9 @@ def meaning(name: str, of: Kind) -> str | None:
 
 def by_help() -> str:
     """What ``--by`` takes, in a sentence."""
-    blocks, units = (_listed(names(of)) for of in KINDS)
-    both = "in a cut of both, one of each, separated by a comma"
-    return f"For blocks {blocks}; for units {units}; {both}."
+    blocks, units, experts = (_listed(names(of)) for of in KINDS)
+    each = "in a cut of several, one of each, separated by commas"
+    return f"For blocks {blocks}; for units {units}; for experts {experts}; {each}."
 
 
 def removers() -> tuple[str, ...]:
@@ -278,7 +283,9 @@ def removers() -> tuple[str, ...]:
 
 def table(of: Kind) -> str:
     """The criteria as a table in Markdown, a row for each function; a form NAME+ beside NAME."""
-    heads = {"blocks": "a block's score", "units": "a unit's score"}
+    heads = {
+        "blocks": "a block's score", "units": "a unit's score", "experts": "an expert's score",
+    }  # fmt: skip
     lines = [f"| `--by` | {heads[of]} | reads | from |", "|---|---|---|---|"]
     single = sum(bool(known.default) for known in _known(of).values()) == 1
     defaults = {
@@ -295,9 +302,9 @@ def table(of: Kind) -> str:
 
 
 def repairable(checkpoint: Checkpoint) -> bool:
-    """Whether a block's last matrix adds to the stream as it is, with no norm behind it."""
+    """Whether a block ends in one matrix that adds to the stream, with no norm behind it."""
     family = checkpoint.family
-    return family.additive(checkpoint.config) and not family.post_norms
+    return family.additive(checkpoint.config) and not family.post_norms and family.mixture is None
 
 
 def _reading(known: Criterion) -> str:

@@ -18,7 +18,8 @@ from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.manifest import stamp
-from shearling.scoring.registry import Criterion, find, names
+from shearling.scoring.registry import Criterion, Kind, find, names
+from shearling.scoring.score_experts import EXPERT_AXES, score_experts
 from shearling.scoring.score_units import score_units
 from shearling.scoring.scores import Scores
 from shearling.scoring.units.places import check_axes
@@ -47,7 +48,8 @@ def score(
         checkpoint: the model.
         by: a criterion of blocks or of units; a trailing ``+`` protects the first 4 blocks and
             the last 2.
-        axis: ``layers`` for the blocks, or ``mlp``, ``heads``, ``kv_heads`` or ``hidden``.
+        axis: ``layers`` for the blocks, or ``mlp``, ``heads``, ``kv_heads``, ``hidden``,
+            ``experts`` or ``expert_mlp``.
         calibration: text (.jsonl, .txt or a directory of such); criteria that read weights alone
             need none.
         samples: number of calibration sequences.
@@ -91,6 +93,8 @@ def score(
             scores = score_tokens(
                 blocks, by, ids_NS, protected=protected, remove=remove, progress=progress
             )
+        elif axis in EXPERT_AXES:
+            scores = score_experts(blocks, by, ids_NS, [axis], progress=progress)[axis]
         else:
             scores = score_units(blocks, by, ids_NS, [axis], seed=seed, progress=progress)[axis]
     return scores.with_details(
@@ -104,18 +108,27 @@ def _checked(
     """What the criterion declares, and the protected blocks, if it and the axis go together."""
     if axis == "layers":
         return find(by, "blocks"), protected_blocks(by, protect, checkpoint.shape["layers"], remove)
-    if by not in names("units"):
+    of = kind_of(axis)
+    if by not in names(of):
         raise ShearlingError(
             f"criterion {by!r} does not score units of {axis}; choose one of "
-            f"{', '.join(names('units'))}."
+            f"{', '.join(names(of))}."
         )
-    check_axes(checkpoint.layout, (axis,))
-    return find(by, "units"), ()
+    if of == "units":
+        check_axes(checkpoint.layout, (axis,))
+    return find(by, of), ()
+
+
+def kind_of(axis: str) -> Kind:
+    """What the units of an axis are to a criterion."""
+    if axis == "layers":
+        return "blocks"
+    return "experts" if axis in EXPERT_AXES else "units"
 
 
 def states_kept(checkpoint: Checkpoint, by: str, axis: str, tokens: int) -> Need:
     """What a criterion keeps between two blocks, of so many tokens; of an unknown one, nothing."""
-    of = "blocks" if axis == "layers" else "units"
+    of = kind_of(axis)
     if by not in names(of) or find(by, of).textless:
         return Need()
     known, depth = find(by, of), checkpoint.shape["layers"]

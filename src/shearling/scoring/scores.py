@@ -13,7 +13,7 @@ from shearling.files.reading import read_json
 from shearling.files.results import UnfitFile
 from shearling.model.refs import ModelRef
 from shearling.scoring.results import ADVICE, BlockScoresFile, UnitScoresFile
-from shearling.table.axes import Layout
+from shearling.table.axes import Layout, units_of
 from shearling.table.values import Shape
 
 _OF_BLOCKS = ("protected", "removal_order", "baseline_perplexity")
@@ -92,13 +92,16 @@ class Scores:
         """
         axis = layout.axis.get(self.axis)
         rows = shape["layers"] if axis is not None and axis.per_block else 1
-        if axis is not None and (len(self.rows), len(self.rows[0])) == (rows, shape[self.axis]):
+        if axis is not None and (len(self.rows), len(self.rows[0])) == (
+            rows,
+            units_of(self.axis, shape),
+        ):
             return self
         by_row = not len(self.rows) == rows == 1  # a single row goes without saying
         given = f"{len(self.rows)} x " * by_row + str(len(self.rows[0]))
         has = "no such axis"
         if axis is not None:
-            has = f"{rows} x " * by_row + f"{shape[self.axis]} {self.axis}"
+            has = f"{rows} x " * by_row + f"{units_of(self.axis, shape)} {self.axis}"
         whose = f"{file} scores" if file else "scores were given for"
         raise ShearlingError(
             f"{whose} {given} units of {self.axis}, but the model has {has}; score this model."

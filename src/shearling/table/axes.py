@@ -8,6 +8,9 @@ its dimensions lies. A dimension is written as a small formula::
     "heads*3*head_dim"                            query, key and value interleaved per head
     "heads*head_dim + kv_heads*head_dim + ..."    segments one after the other (fused weights)
 
+A tensor that every block has, or every expert of every block, is one row of the table, with a
+``{}`` in its name for the number of the block and a second one for that of the expert.
+
 Exact counts, legal shapes and every cut follow from these formulas; nothing else in the package
 knows how a tensor is laid out. Sizes and choices, which these speak of, are in
 :mod:`shearling.table.values`.
@@ -16,8 +19,8 @@ knows how a tensor is laid out. Sizes and choices, which these speak of, are in
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Literal
@@ -26,6 +29,7 @@ from shearling.errors import ShearlingError
 from shearling.table.values import Cut, Indices, Keep, Selection, Shape
 
 Role = Literal["linear", "bias", "norm", "embedding", "head"]
+EXPERTS, EXPERT_MLP = "experts", "expert_mlp"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +43,15 @@ class Axis:
         rigid: the size cannot be changed (rotary pairs, learned positions).
         inside: the axis whose units each hold equally many units of this one, in order
             (query heads inside key/value groups).
+        of_each: its size is that of one unit of ``inside`` (neurons of one expert), and not that
+            of all of them; a choice still counts the units of a block through.
     """
 
     name: str
     per_block: bool = False
     rigid: bool = False
     inside: str | None = None
+    of_each: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +112,8 @@ class Row:
     """One line of the table: a tensor, or one tensor a block.
 
     Attributes:
-        name: name in the checkpoint; ``{}`` stands for the block's number.
+        name: name in the checkpoint; ``{}`` stands for the block's number, a second one for the
+            expert's.
         dims: axes of each dimension, in the order of the stored tensor.
         role: ``linear`` (a matrix product), ``bias``, ``norm``, ``embedding`` (a look-up) or
             ``head`` (the matrix product onto the vocabulary).
@@ -113,6 +121,7 @@ class Row:
             written there, once.
         bare: nothing is stored under this name, and yet something reduces over these axes: a
             norm without parameters.
+        kind: the kind of block that has it; None for all.
     """
 
     name: str
@@ -120,13 +129,16 @@ class Row:
     role: Role
     tied_to: str | None = None
     bare: bool = False
+    kind: str | None = None
 
     @staticmethod
     def of(
-        name: str, role: Role, *formulas: str, tied_to: str | None = None, bare: bool = False
-    ) -> Row:
+        name: str, role: Role, *formulas: str, tied_to: str | None = None, bare: bool = False,
+        kind: str | None = None,
+    ) -> Row:  # fmt: skip
         """A row from formulas: ``Row.of("lm_head.weight", "head", "vocab", "hidden")``."""
-        return Row(name, tuple(Dim.parse(formula) for formula in formulas), role, tied_to, bare)
+        dims = tuple(Dim.parse(formula) for formula in formulas)
+        return Row(name, dims, role, tied_to, bare, kind)
 
     @property
     def output(self) -> Dim:
@@ -135,20 +147,41 @@ class Row:
 
     @property
     def in_block(self) -> bool:
-        """Whether every block has such a tensor."""
+        """Whether blocks have such a tensor."""
         return "{}" in self.name
+
+    @property
+    def in_expert(self) -> bool:
+        """Whether every expert of a block has one."""
+        return self.name.count("{}") > 1
+
+    def names(self, block: int, shape: Shape) -> list[str]:
+        """Names of the tensors that a block has of it, which are several for experts alone."""
+        if not self.in_expert:
+            return [self.name.format(block)]
+        return [self.name.format(block, expert) for expert in range(shape[EXPERTS])]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The table of one architecture: its axes, and a row for every tensor."""
+    """The table of one architecture: its axes, and a row for every tensor.
+
+    Attributes:
+        axes: every axis.
+        rows: every tensor.
+        kinds: the kind of each block, where blocks are not all alike.
+        routed: how many experts a token is sent to; 0 without experts.
+    """
 
     axes: tuple[Axis, ...]
     rows: tuple[Row, ...]
+    kinds: tuple[str, ...] = ()
+    routed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse axes that no row uses and names that no axis declares: both are our mistakes."""
         used = {name for row in self.rows for dim in row.dims for name in dim.axes} | {"layers"}
+        used |= {axis.inside for axis in self.axes if axis.inside}
         declared = {axis.name for axis in self.axes}
         assert used == declared, f"axes used {sorted(used)} but declared {sorted(declared)}"
         names = {row.name for row in self.stored}
@@ -164,37 +197,72 @@ class Layout:
         """Rows with storage of their own."""
         return tuple(row for row in self.rows if row.tied_to is None and not row.bare)
 
-    def block_rows(self) -> tuple[Row, ...]:
-        """Rows that every block has."""
-        return tuple(row for row in self.stored if row.in_block)
+    def block_rows(self, block: int | None = None) -> tuple[Row, ...]:
+        """Rows that blocks have, or that one block has."""
+        rows = tuple(row for row in self.stored if row.in_block)
+        if block is None or not self.kinds:
+            return rows
+        return tuple(row for row in rows if row.kind in (None, self._kind(block)))
+
+    def _kind(self, block: int) -> str | None:
+        return self.kinds[block] if self.kinds else None
+
+    def block_tensors(self, block: int, shape: Shape) -> dict[str, Row]:
+        """Name -> its row, of every tensor that is stored for a block."""
+        return {name: row for row in self.block_rows(block) for name in row.names(block, shape)}
 
     def places(self, shape: Shape) -> dict[str, tuple[Row, int | None]]:
         """Name -> its row, and the block that it is in, of all rows that are no other's twin."""
         return {
-            row.name.format(block): (row, block)
+            name: (row, block)
             for row in self.rows
             if row.tied_to is None
-            for block in (range(shape["layers"]) if row.in_block else (None,))
+            for block in self._blocks(row, shape)
+            for name in ([row.name] if block is None else row.names(block, shape))
         }
 
     def tensors(self, shape: Shape) -> dict[str, tuple[int, ...]]:
         """Name -> sizes of every stored tensor of a model of ``shape``."""
         return {
             name: tuple(dim.size(shape) for dim in row.dims)
-            for row in self.stored
-            for name in self._names(row, shape["layers"])
+            for name, (row, _) in self.places(shape).items()
+            if not row.bare
         }
 
-    def count(self, shape: Shape) -> int:
-        """Parameters of a model of ``shape``, tied ones once: an exact integer."""
+    def after(self, cut: Cut) -> Layout:
+        """The table of what a cut leaves."""
+        if not self.kinds:
+            return self
+        return replace(self, kinds=tuple(self.kinds[block] for block in cut.layers))
+
+    def count(self, shape: Shape, *, active: bool = False) -> int:
+        """Parameters of a model of ``shape``, tied ones once: an exact integer.
+
+        Of blocks of several kinds, the first ``layers`` are counted.
+
+        Args:
+            shape: sizes.
+            active: only those that one token meets: of its experts, and not of all.
+        """
         return sum(
-            self._numel(row, shape) * (shape["layers"] if row.in_block else 1)
+            self._numel(row, shape, active=active) * len(self._blocks(row, shape))
             for row in self.stored
         )
 
     def count_block(self, shape: Shape) -> int:
-        """Parameters of one block."""
-        return sum(self._numel(row, shape) for row in self.block_rows())
+        """Parameters of one block, the largest where they differ."""
+        kinds = dict.fromkeys(self.kinds) or (None,)
+        return max(
+            sum(self._numel(row, shape) for row in self.block_rows() if row.kind in (None, kind))
+            for kind in kinds
+        )
+
+    def _blocks(self, row: Row, shape: Shape) -> Sequence[int | None]:
+        """Numbers of the blocks that have such a tensor; one None for what is outside of them."""
+        if not row.in_block:
+            return [None]
+        blocks = range(shape["layers"])
+        return [b for b in blocks if row.kind in (None, self._kind(b))] if row.kind else blocks
 
     def check(self, shape: Shape) -> None:
         """Raise ShearlingError unless ``shape`` has every axis, positive sizes and whole groups."""
@@ -205,7 +273,7 @@ class Layout:
                     f"but {axis.name} must be at least 1."
                 )
         for axis in self.axes:
-            if axis.inside and shape[axis.name] % shape[axis.inside]:
+            if axis.inside and not axis.of_each and shape[axis.name] % shape[axis.inside]:
                 raise ShearlingError(
                     f"{axis.name}={shape[axis.name]} cannot be spread evenly over "
                     f"{axis.inside}={shape[axis.inside]}; give a multiple of {shape[axis.inside]}."
@@ -225,10 +293,12 @@ class Layout:
             assert keep.before == shape, f"a cut of ({keep.before}) is none of ({shape})"
             return keep
         whole = self.complete(keep, shape)
-        after = shape.with_(
-            **{axis: len(indices) for axis, indices in whole.model.items()},
-            **{axis: len(blocks[0]) for axis, blocks in whole.blocks.items()},
-        )
+        sizes = {axis: len(indices) for axis, indices in whole.model.items()}
+        sizes |= {axis: len(blocks[0]) for axis, blocks in whole.blocks.items()}
+        for axis in self.axes:
+            if axis.of_each and axis.inside and axis.name in sizes:
+                sizes[axis.name] //= sizes.get(axis.inside, shape[axis.inside])
+        after = shape.with_(**sizes)
         return Cut(whole, shape, after, tuple(self._select(whole, shape)))
 
     def complete(self, keep: Keep, shape: Shape) -> Keep:
@@ -243,7 +313,14 @@ class Layout:
         for name, indices in keep.model.items():
             self._check_axis(name, per_block=False)
             _check_indices(name, indices, shape[name])
-        layers = len(keep.model.get("layers", range(shape["layers"])))
+        kept = keep.model.get("layers", tuple(range(shape["layers"])))
+        lost = set(self.kinds) - {self.kinds[block] for block in kept} if self.kinds else ()
+        if lost:
+            raise ShearlingError(
+                f"blocks {list(kept)} were to be kept, but one block of the kind {min(lost)} has "
+                f"to stay; keep one of {[b for b, k in enumerate(self.kinds) if k == min(lost)]}."
+            )
+        layers = len(kept)
         for name, blocks in keep.blocks.items():
             self._check_axis(name, per_block=True)
             if len(blocks) != layers or len({len(indices) for indices in blocks}) != 1:
@@ -252,7 +329,7 @@ class Layout:
                     f"blocks, but was given {[len(indices) for indices in blocks]}."
                 )
             for indices in blocks:
-                _check_indices(name, indices, shape[name])
+                _check_indices(name, indices, units_of(name, shape) or 0)
         return Keep(keep.model, self._complete_nested(keep.blocks, shape))
 
     def _select(self, whole: Keep, shape: Shape) -> Iterator[Selection]:
@@ -267,9 +344,33 @@ class Layout:
         for target, source in enumerate(layers):
             kept = {axis: blocks[target] for axis, blocks in whole.blocks.items()}
             chosen = shared | _chosen(own, {**whole.model, **kept}, shape)
-            for row in self.block_rows():
+            for row in self.block_rows(source):
+                if row.in_expert:
+                    yield from self._select_experts(row, (target, source), chosen, kept, shape)
+                    continue
                 indices = tuple(chosen[dim] for dim in row.dims)
                 yield Selection(row.name.format(target), row.name.format(source), indices, row)
+
+    def _select_experts(
+        self,
+        row: Row,
+        block: tuple[int, int],
+        chosen: Mapping[Dim, Indices | None],
+        kept: Mapping[str, Indices],
+        shape: Shape,
+    ) -> Iterator[Selection]:
+        """A tensor of each surviving expert; ``block`` is its number after the cut and before."""
+        experts = kept.get(EXPERTS, tuple(range(shape[EXPERTS])))
+        inner = [axis.name for axis in self.axes if axis.of_each and axis.name in kept]
+        for target, expert in enumerate(experts):
+            own = dict(chosen)
+            for name in inner:
+                count = len(kept[name]) // len(experts)
+                units = kept[name][target * count : (target + 1) * count]
+                within = tuple(unit - expert * shape[name] for unit in units)
+                own |= {d: d.select({name: within}, shape) for d in row.dims if name in d.axes}
+            names = row.name.format(block[0], target), row.name.format(block[1], expert)
+            yield Selection(*names, tuple(own[dim] for dim in row.dims), row)
 
     def _complete_nested(
         self, blocks: Mapping[str, tuple[Indices, ...]], shape: Shape
@@ -278,7 +379,9 @@ class Layout:
         for axis in self.axes:
             if not axis.inside or not {axis.name, axis.inside} & whole.keys():
                 continue
-            each = shape[axis.name] // shape[axis.inside]
+            if axis.of_each and axis.name not in whole:
+                continue  # whole experts keep all of their neurons; that need not be listed
+            each = shape[axis.name] // (1 if axis.of_each else shape[axis.inside])
             count = len(whole.get(axis.name) or whole[axis.inside])
             groups = whole.get(axis.inside) or (tuple(range(shape[axis.inside])),) * count
             if axis.name not in whole:
@@ -305,12 +408,10 @@ class Layout:
             raise ShearlingError(f"axis {name!r} is rigid: its size cannot be changed.")
         assert axis.per_block == per_block, f"{name} is kept in the wrong half of Keep"
 
-    def _numel(self, row: Row, shape: Shape) -> int:
-        return math.prod(dim.size(shape) for dim in row.dims)
-
-    @staticmethod
-    def _names(row: Row, layers: int) -> list[str]:
-        return [row.name.format(i) for i in range(layers)] if row.in_block else [row.name]
+    def _numel(self, row: Row, shape: Shape, *, active: bool = False) -> int:
+        """Numbers that a block, or what is outside, stores of a row."""
+        count = math.prod(dim.size(shape) for dim in row.dims)
+        return count * (self.routed if active else shape[EXPERTS]) if row.in_expert else count
 
 
 def _chosen(
@@ -318,6 +419,12 @@ def _chosen(
 ) -> dict[Dim, Indices | None]:
     """What survives along each of some dimensions."""
     return {dim: dim.select(kept, shape) for dim in dims}
+
+
+def units_of(axis: str, sizes: Mapping[str, int]) -> int | None:
+    """Units of an axis in a block of a model of these sizes; None if it has no such axis."""
+    size = sizes.get(axis)
+    return size * sizes.get(EXPERTS, 1) if size is not None and axis == EXPERT_MLP else size
 
 
 def _check_indices(axis: str, indices: Indices, size: int) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
+from shearling.table.axes import EXPERTS, Row
 from shearling.train.parallel import whole
 
 _BASE = "base_model.model."
@@ -36,8 +37,17 @@ def add(model: Any, checkpoint: Checkpoint, *, rank: int, alpha: int) -> Any:
 
 def projections(checkpoint: Checkpoint) -> list[str]:
     """Names of the matrices in a block that multiply states, as the table has them."""
-    rows = [row for row in checkpoint.layout.block_rows() if row.role == "linear"]
+    rows = adapted_rows(checkpoint)
     return sorted({row.name.removesuffix(".weight").rsplit(".", 1)[-1] for row in rows})
+
+
+def adapted_rows(checkpoint: Checkpoint) -> list[Row]:
+    """Matrices that adapters stand beside: not those of experts, nor what chooses these."""
+    return [
+        row
+        for row in checkpoint.layout.block_rows()
+        if row.role == "linear" and not row.in_expert and EXPERTS not in row.output.axes
+    ]
 
 
 def reader(model: nn.Module) -> Callable[[str], Tensor]:
@@ -45,7 +55,8 @@ def reader(model: nn.Module) -> Callable[[str], Tensor]:
 
     Sharded parameters are put together, so that every rank has to ask for the same names.
     """
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    # Some routers keep a bias among the buffers.
+    parameters = dict(model.named_buffers()) | dict(model.named_parameters(remove_duplicate=False))
     modules = dict(model.named_modules())
 
     def read(name: str) -> Tensor:

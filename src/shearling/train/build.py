@@ -45,8 +45,10 @@ def fill(checkpoint: Checkpoint, model: Any, world: World) -> None:
     model.to_empty(device=world.device)
     model.tie_weights()
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    names = checkpoint_names(checkpoint)
-    state = {name: parameters[target].detach() for name, target in names.items()}
+    state = {
+        name: home.of(parameters[home.parameter].detach())
+        for name, home in checkpoint.homes.items()
+    }
     dcp.load(state, storage_reader=HuggingFaceStorageReader(str(checkpoint.path)))
     _fill_buffers(checkpoint, model)
 
@@ -62,9 +64,3 @@ def _fill_buffers(checkpoint: Checkpoint, model: Any) -> None:
     for name, buffer in model.named_buffers():
         assert name in real, f"{name} is not known outside the blocks"
         buffer.copy_(real[name])
-
-
-def checkpoint_names(checkpoint: Checkpoint) -> dict[str, str]:
-    """Tensor name in the checkpoint -> parameter name in the model."""
-    renamed = checkpoint.family.renamed
-    return {name: renamed.get(name, name) for name in checkpoint.layout.tensors(checkpoint.shape)}

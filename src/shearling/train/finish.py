@@ -19,7 +19,6 @@ from shearling.model.manifest import MANIFEST, ModelManifest, made_from, made_of
 from shearling.model.refs import ModelRef
 from shearling.model.side_files import copy_side_files, copy_without_code
 from shearling.train import adapters
-from shearling.train.build import checkpoint_names
 from shearling.train.log import read as read_log
 from shearling.train.options import Options
 from shearling.train.parallel import World
@@ -78,13 +77,14 @@ def save(
         File name -> SHA-256; nothing on ranks that do not write.
     """
     read = adapters.reader(model)
-    names = checkpoint_names(source)
+    homes = source.homes
     dtypes = {name: torch_dtype(dtype) for name, dtype in source.dtypes.items()}
 
     def load(wanted: list[str]) -> dict[str, Tensor]:
+        tensors = ((name, homes[name].of(read(homes[name].parameter))) for name in wanted)
         return {
-            name: change(name, read(names[name]).cpu()).to(dtypes[name]).contiguous()
-            for name in wanted
+            name: change(name, tensor.cpu()).to(dtypes[name]).contiguous()
+            for name, tensor in tensors
         }
 
     if not world.first:

@@ -17,6 +17,7 @@ import torch
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.memory import free_bytes
+from shearling.train.adapters import adapted_rows
 from shearling.train.device import Numbers
 from shearling.train.options import Options
 
@@ -131,5 +132,5 @@ def token_bytes(source: Checkpoint, numbers: Numbers, *, checkpointing: bool) ->
 def adapter_parameters(source: Checkpoint, rank: int) -> int:
     """Of LoRA beside every projection."""
     shape = source.shape
-    rows = [row for row in source.layout.block_rows() if row.role == "linear"]
+    rows = adapted_rows(source)
     return shape["layers"] * sum(rank * sum(dim.size(shape) for dim in row.dims) for row in rows)

@@ -19,12 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from shearling.engine.experts import has_experts, narrowed
 from shearling.engine.place import Place
 from shearling.engine.stream import BlockStream
 from shearling.engine.walk import logits_of
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.tensors import Tensors
-from shearling.table.axes import Row
+from shearling.table.axes import EXPERTS, Row
 from shearling.table.families import Family
 from shearling.table.values import Cut, Indices, Keep, Selection
 
@@ -59,7 +60,7 @@ def masked_logits(
     cut = checkpoint.layout.cut(keep, checkpoint.shape)
     tensors = MaskedTensors(checkpoint.tensors, cut, checkpoint.family, replaced or {})
     masked = replace(checkpoint, tensors=tensors, source=checkpoint)
-    stream = _MaskedStream(masked, cut.keep.model.get(STREAM), place or Place.cpu(streamed=True))
+    stream = _MaskedStream(masked, cut, place or Place.cpu(streamed=True))
     logits_BSV = logits_of(stream, ids_BS, cut.layers)
     vocab = cut.keep.model.get("vocab")
     return logits_BSV if vocab is None else logits_BSV[..., list(vocab)]
@@ -86,7 +87,10 @@ class MaskedTensors:
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         """Yield ``(name, tensor)`` in the source's geometry, removed units silenced."""
         for name, tensor in self.whole.read(names):
-            selection = self.cut.by_source[name]
+            selection = self.cut.by_source.get(name)
+            if selection is None:  # a removed expert's, which the router sends nothing to
+                yield name, tensor
+                continue
             tensor = self._restored(selection, tensor)
             writes = STREAM in selection.row.output.axes
             yield name, _silence(tensor, selection) if writes else tensor
@@ -125,13 +129,18 @@ def _scatter(tensor: Tensor, selection: Selection, sizes: tuple[int, ...]) -> Te
 
 
 class _MaskedStream(BlockStream):
-    """A masked model run block by block, its norms over surviving channels alone."""
+    """A masked model run block by block, norms and routers over survivors alone."""
 
-    def __init__(self, checkpoint: Checkpoint, kept: Indices | None, place: Place) -> None:
+    def __init__(self, checkpoint: Checkpoint, cut: Cut, place: Place) -> None:
         super().__init__(checkpoint, place)
+        kept = cut.keep.model.get(STREAM)
         if kept is not None:
             for norm in self._norms():
                 _narrow(norm, kept)
+        mixture = checkpoint.family.mixture
+        for block, experts in zip(cut.layers, cut.keep.blocks.get(EXPERTS, ()), strict=False):
+            if mixture is not None and has_experts(checkpoint, block):
+                _narrow_router(self.shells[block].get_submodule(mixture.router), experts)
 
     def _norms(self) -> Iterator[nn.Module]:
         """Every norm over the residual stream, as the table tells them, parameters or none."""
@@ -169,3 +178,13 @@ def _narrow(norm: nn.Module, kept: Indices) -> None:
         return torch.zeros_like(h_BSD).index_copy(-1, alive, found)
 
     norm.register_forward_hook(over_kept)
+
+
+def _narrow_router(router: nn.Module, kept: Indices) -> None:
+    """Have a router run its own code on the experts ``kept`` alone; their numbers stay."""
+    kept_E = torch.tensor(kept)
+
+    def over_kept(router: nn.Module, args: tuple[Tensor, ...], _: object) -> tuple[Tensor, ...]:
+        return narrowed(router, kept_E.to(args[0].device), *args)
+
+    router.register_forward_hook(over_kept)

@@ -45,7 +45,7 @@ class Norms:
         """The norm whose output a reader reads."""
         if not row.in_block:
             return self.head
-        return self.mlp if "mlp" in row.output.axes else self.heads
+        return self.heads if row.output.axes & {"heads", "kv_heads"} else self.mlp
 
     def names(self, layers: int) -> list[str]:
         """All of them, in every block."""

@@ -11,7 +11,6 @@ from shearling.files.progress import Progress, silent
 from shearling.model.checkpoint import Checkpoint
 from shearling.scoring.registry import criterion
 from shearling.scoring.scores import Scores
-from shearling.table.axes import Row
 
 
 @criterion(
@@ -25,7 +24,7 @@ def magnitude(
     depth = checkpoint.shape["layers"]
     values = []
     for block in range(depth):
-        names = weight_names(checkpoint.layout.block_rows(), block)
+        names = weight_names(checkpoint, block)
         total = sum(
             float(tensor.abs().sum(dtype=torch.float64)) for _, tensor in checkpoint.read(names)
         )
@@ -34,6 +33,7 @@ def magnitude(
     return Scores("magnitude", "layers", (tuple(values),), protected)
 
 
-def weight_names(rows: tuple[Row, ...], block: int) -> list[str]:
+def weight_names(checkpoint: Checkpoint, block: int) -> list[str]:
     """Names of a block's matrices and norm weights, which the paper's sums run over."""
-    return [row.name.format(block) for row in rows if row.role in ("linear", "norm")]
+    tensors = checkpoint.layout.block_tensors(block, checkpoint.shape)
+    return [name for name, row in tensors.items() if row.role in ("linear", "norm")]

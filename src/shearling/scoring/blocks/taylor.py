@@ -42,11 +42,11 @@ def taylor(
 
 
 def _product(stream: BlockStream, block: nn.Module, index: int) -> float:
-    inner = stream.checkpoint.block_names(index)
-    weights = dict(block.named_parameters())
+    homes, weights = stream.checkpoint.block_homes(index), dict(block.named_parameters())
     total = 0.0
-    for name in weight_names(stream.checkpoint.layout.block_rows(), index):
-        weight = weights[inner[name]]
-        assert weight.grad is not None, name
+    names = weight_names(stream.checkpoint, index)
+    for parameter in dict.fromkeys(homes[name].parameter for name in names):
+        weight = weights[parameter]
+        assert weight.grad is not None, parameter
         total += float((weight.detach() * weight.grad).abs().sum(dtype=torch.float64))
     return total

@@ -19,6 +19,7 @@ from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
 from shearling.scoring.registry import criterion
 from shearling.scoring.units.places import STREAM, Slot, slots, unit_sums
+from shearling.table.families import Home
 
 
 @criterion(
@@ -74,11 +75,13 @@ def _expansion(
     for step in walk:
         step.finish()
         index = step.index
-        names, weights = checkpoint.block_names(index), dict(step.block.named_parameters())
+        homes, weights = checkpoint.block_homes(index), dict(step.block.named_parameters())
         for axis in axes:
             parts = [
-                _part(weights[names[slot.row.name.format(index)]], slot, element=element)
+                _part(weights[homes[name].parameter], homes[name], slot, element=element)
                 for slot in places[axis]
+                for name in slot.row.names(index, shape)
+                if name in homes
             ]
             rows[axis][index] = torch.stack(parts).sum(0)
             if not bool(rows[axis][index].isfinite().all()):
@@ -92,7 +95,7 @@ def _expansion(
     }
 
 
-def _part(weight: Tensor, slot: Slot, *, element: bool) -> Tensor:
+def _part(weight: Tensor, home: Home, slot: Slot, *, element: bool) -> Tensor:
     assert weight.grad is not None, slot.row.name
-    product = weight.detach() * weight.grad
+    product = home.of(weight.detach()) * home.of(weight.grad)
     return unit_sums(product, slot, torch.abs) if element else unit_sums(product, slot).abs()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
-from shearling.table.axes import Dim, Layout, Row
+from shearling.table.axes import EXPERT_MLP, EXPERTS, Dim, Layout, Row
 from shearling.table.values import Shape
 
 STREAM = "hidden"
@@ -63,8 +63,14 @@ class Tap:
 
 
 def unit_axes(layout: Layout) -> tuple[str, ...]:
-    """Axes whose units can be scored: those of the blocks, and the residual stream."""
-    return tuple(a.name for a in layout.axes if not a.rigid and (a.per_block or a.name == STREAM))
+    """Axes whose units criteria of units score: of the blocks, but for experts; the stream."""
+    return tuple(
+        axis.name
+        for axis in layout.axes
+        if not axis.rigid
+        and (axis.per_block or axis.name == STREAM)
+        and axis.name not in (EXPERTS, EXPERT_MLP)
+    )
 
 
 def check_axes(layout: Layout, axes: tuple[str, ...]) -> None:

@@ -89,7 +89,8 @@ def _norms(
                 row += unit_sums(tensor, slot, torch.abs if power == 1 else torch.square)
 
     for block in range(depth):
-        templates = {row.name.format(block): row.name for row in layout.block_rows()}
+        tensors = layout.block_tensors(block, shape)
+        templates = {name: row.name for name, row in tensors.items()}
         for name, tensor in checkpoint.read(templates):
             add(block, templates[name], tensor)
         progress("scoring units by magnitude", block + 1, depth)

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from shearling.errors import ShearlingError
-from shearling.table.families.base import Family
+from shearling.table.families.base import Family, Home
 from shearling.table.families.gemma import GEMMA2, GEMMA3
 from shearling.table.families.gpt_neox import GPT_NEOX
 from shearling.table.families.llama import LLAMA
 from shearling.table.families.mistral import MISTRAL
+from shearling.table.families.mixtral import MIXTRAL
+from shearling.table.families.olmoe import OLMOE
 from shearling.table.families.opt import OPT
 from shearling.table.families.phi3 import PHI3
 from shearling.table.families.qwen2 import QWEN2
 from shearling.table.families.qwen3 import QWEN3
+from shearling.table.families.qwen3_moe import QWEN3_MOE
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
-    for family in (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, PHI3, GPT_NEOX, OPT)
-}
+    for family in (
+        LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, PHI3, GPT_NEOX, OPT,
+        MIXTRAL, QWEN3_MOE, OLMOE,
+    )
+}  # fmt: skip
 
 
 def family_of(model_type: object, where: str) -> Family:
@@ -30,4 +36,4 @@ def family_of(model_type: object, where: str) -> Family:
     return FAMILIES[model_type]
 
 
-__all__ = ["FAMILIES", "Family", "family_of"]
+__all__ = ["FAMILIES", "Family", "Home", "family_of"]

@@ -60,6 +60,45 @@ class Affine:
         return tensor.double() if self.lasting else (tensor.double() - self.shift) / self.scale
 
 
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Where transformers' model holds a tensor of a checkpoint.
+
+    Attributes:
+        parameter: its name there.
+        expert: index along the first dimension, of a parameter that holds those of all experts.
+        part, parts: which of so many equal stretches along the next one.
+    """
+
+    parameter: str
+    expert: int | None = None
+    part: int = 0
+    parts: int = 1
+
+    def of(self, parameter: Tensor) -> Tensor:
+        """The tensor, a view of the parameter."""
+        if self.expert is None:
+            return parameter
+        return parameter[self.expert].chunk(self.parts, 0)[self.part]
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """The experts of a block of transformers' model.
+
+    Attributes:
+        module: path inside a block of what joins the router, the experts and shared ones.
+        router: path of the module that gives logits, weights and numbers of the chosen experts.
+        experts: path of the module that holds all experts.
+        shared: path of the matrix that ends a shared expert, where there is one.
+    """
+
+    module: str = "mlp"
+    router: str = "mlp.gate"
+    experts: str = "mlp.experts"
+    shared: str | None = None
+
+
 @dataclass(frozen=True)
 class Family:
     """One architecture of transformers.
@@ -73,9 +112,13 @@ class Family:
         per_layer: config lists with one entry a block; they follow the blocks that survive.
         ignored: endings of tensor names that old checkpoints carry and the model does not load.
         renamed: name in the checkpoint -> name in the model, where transformers renames on load.
+        stacked: name of an expert's tensor in the checkpoint -> the parameter that holds those of
+            all experts, which stretch of an expert's it is, and of how many.
+        mixture: where a block's experts are; None without experts.
         rules: what a Shape must satisfy to be written, beyond what the table says; from a config.
         adapt: completes a config.json that already carries the new sizes; from it, the source's
             resolved config, and the new Shape.
+        adapt_layers: the same, where it matters which blocks survive; given these as well.
         remarks: what a user should know of a Shape that can be written; from the source's
             resolved config, and the new Shape.
         rescale: how a row's values change between two Shapes, where code that we cannot change
@@ -96,14 +139,32 @@ class Family:
     per_layer: tuple[str, ...] = ()
     ignored: tuple[str, ...] = (".rotary_emb.inv_freq",)
     renamed: Mapping[str, str] = field(default_factory=dict)
+    stacked: Mapping[str, tuple[str, int, int]] = field(default_factory=dict)
+    mixture: Mixture | None = None
     rules: Callable[[Any], tuple[legal.Rule, ...]] = lambda config: ()
     adapt: Callable[[dict[str, Any], Any, Shape], dict[str, Any]] = lambda raw, config, shape: raw
+    adapt_layers: Callable[[dict[str, Any], Any, Shape, tuple[int, ...]], dict[str, Any]] = (
+        lambda raw, config, shape, layers: raw
+    )
     remarks: Callable[[Any, Shape], list[str]] = lambda config, shape: []
     rescale: Callable[[Row, Shape, Shape], Affine | None] = lambda row, before, after: None
     post_norms: Mapping[str, str] = field(default_factory=dict)
     additive: Callable[[Any], bool] = lambda config: True
     gain_offset: float = 0.0
     llama_cpp: LlamaCppFacts | None = None
+
+    def homes(self, row: Row, block: int | None, shape: Shape) -> dict[str, Home]:
+        """Name -> where transformers' model holds it, of a row's tensors in a block or outside."""
+        if row.name in self.stacked:
+            assert block is not None
+            parameter, part, parts = self.stacked[row.name]
+            return {
+                name: Home(parameter.format(block), expert, part, parts)
+                for expert, name in enumerate(row.names(block, shape))
+            }
+        names = [row.name] if block is None else row.names(block, shape)
+        home = self.renamed.get(row.name, row.name)
+        return {name: Home(home if block is None else home.format(block)) for name in names}
 
     def shape(self, config: Any) -> Shape:
         """Sizes by axis, from a resolved transformers config."""
@@ -151,13 +212,28 @@ class Family:
             layers: surviving blocks, in the source's numbering.
         """
         before = self.shape(config)
-        changed = {k: shape[a] for a, k in self.keys.items() if shape[a] != before[a]}
+        changed = {
+            key: shape[axis]
+            for axis, name in self.keys.items()
+            if shape[axis] != before[axis]
+            for key in _spellings(raw, config, name)
+        }
         lists = {
             key: [values[i] for i in layers]
             for key in self.per_layer
             if (values := getattr(config, key, None)) is not None
         }
-        return self.adapt({**raw, **changed, **lists}, config, shape)
+        adapted = self.adapt({**raw, **changed, **lists}, config, shape)
+        return self.adapt_layers(adapted, config, shape, layers)
+
+
+def _spellings(raw: Mapping[str, Any], config: Any, key: str) -> list[str]:
+    """Under which names a config.json has, or is to have, what ``key`` says."""
+    known = {
+        key,
+        *(other for pair in config.attribute_map.items() if key in pair for other in pair),
+    }
+    return sorted(known & raw.keys()) or [key]
 
 
 def explicit_head_dim(raw: dict[str, Any], config: Any, shape: Shape) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def divided_hidden(name: str) -> Rule:
 def nesting(layout: Layout, before: Shape) -> Iterator[Rule]:
     """Units inside others, as query heads in groups, are spread evenly and move nowhere."""
     for axis in layout.axes:
-        if axis.inside is None:
+        if axis.inside is None or axis.of_each:
             continue
         inner, outer = axis.name, axis.inside
         most = before[inner] // before[outer]

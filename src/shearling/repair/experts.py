@@ -1,0 +1,162 @@
+"""Repair of a mixture: every surviving expert's last matrix solved anew, one after the other.
+
+With experts gone, the router sends their tokens to others. What a block's experts give together is
+linear in all of their last matrices at once; solving for all at once would take matrices of all
+their neurons together, so that each is solved by itself, on the tokens that now reach it, towards
+what the source's block gave less what all others give now (block coordinate descent). Each step is
+the ridge regression of :mod:`shearling.engine.moments`, centred on the weights there are, its
+strength chosen on held-out tokens, and taken only where these gain.
+
+Shapes: T tokens of a batch, D hidden, K neurons of an expert, R tokens that reach an expert, P
+experts that a token is sent to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from shearling.engine.experts import Experts, Routing
+from shearling.engine.moments import Moments, correct
+from shearling.engine.ranks import Ranks
+from shearling.engine.states import States
+
+SWEEPS = 2  # over the experts of a block; a third gained nothing (LOG.md, 2026-11-27)
+_MISSING = "experts missing"
+
+
+@dataclass(frozen=True, slots=True)
+class Lack:
+    """What a block's experts lack on the tokens of one batch.
+
+    Attributes:
+        routing: which tokens they get.
+        missing_TD: what is to be added to what they give.
+        weight_T: how much each token counts.
+        held: whether it is held out.
+    """
+
+    routing: Routing
+    missing_TD: Tensor
+    weight_T: Tensor
+    held: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Mended:
+    """How a block's experts were repaired.
+
+    Attributes:
+        corrections: expert -> what to add to its last matrix (D, K).
+        strength: of the penalty, in the middle of all that were repaired; None where none was.
+        error_before, error_after: weighted share of the stream's squared norm that was, and is,
+            missing on held-out tokens.
+    """
+
+    corrections: dict[int, Tensor]
+    strength: float | None
+    error_before: float
+    error_after: float
+
+
+class ExpertRepair:
+    """The experts of one block, and what they lack on all tokens.
+
+    Args:
+        experts: their modules; changed in place.
+        states: where what is missing waits.
+        ranks: who share the tokens.
+        start: strength to begin the search with.
+    """
+
+    def __init__(self, experts: Experts, states: States, ranks: Ranks, start: float) -> None:
+        """Nothing is known yet."""
+        self.experts, self.states, self.ranks, self.start = experts, states, ranks, start
+        self.batches: list[Lack] = []
+        self.strengths: list[float] = []
+
+    def add(self, lack: Lack) -> None:
+        """Take in a batch."""
+        number = len(self.batches)
+        self.states.put(_MISSING, number, lack.missing_TD)
+        empty = lack.missing_TD.new_empty(0)
+        self.batches.append(Lack(lack.routing, empty, lack.weight_T, lack.held))
+
+    def solve(self) -> Mended:
+        """Repair every expert in turn, the one that most tokens reach first."""
+        before = self._error()
+        corrections: dict[int, Tensor] = {}
+        order = self._by_load()
+        for _ in range(SWEEPS):
+            for expert in order:
+                self._repair(expert, corrections)
+        after = self._error()
+        for number in range(len(self.batches)):
+            self.states.drop(_MISSING, number)
+        middle = sorted(self.strengths)[len(self.strengths) // 2] if self.strengths else None
+        return Mended(corrections, middle, before, after)
+
+    def _repair(self, expert: int, corrections: dict[int, Tensor]) -> None:
+        weight_DK = self.experts.writer(expert)
+        fit, held = Moments(weight_DK.float()), Moments(weight_DK.float())
+        for _, lack, tokens_R, missing_TD, x_RK in self._inputs(expert):
+            moments = held if lack.held else fit
+            moments.add(x_RK, missing_TD[tokens_R], lack.weight_T[tokens_R])
+        for moments in (fit, held):
+            moments.add_up(self.ranks)
+        if not held.tokens or not fit.tokens:
+            return
+        solved = correct(fit, held, bias=False, start=self.start, ranks=self.ranks)
+        if solved.strength is None or solved.error_after >= solved.error_before:
+            return
+        self.start = solved.strength
+        self.strengths.append(solved.strength)
+        change_KD = solved.weight_KD.float()
+        for number, _, tokens_R, missing_TD, x_RK in self._inputs(expert):
+            missing_TD = missing_TD.index_add(0, tokens_R, x_RK @ change_KD, alpha=-1)
+            self.states.put(_MISSING, number, missing_TD)
+        known = corrections.get(expert)
+        corrections[expert] = change_KD.T if known is None else known + change_KD.T
+
+    def _inputs(self, expert: int) -> Iterator[tuple[int, Lack, Tensor, Tensor, Tensor]]:
+        """By batch: its number, it, tokens that reach the expert, what is missing, inputs.
+
+        Inputs (R, K) carry the router's weight.
+        """
+        for number, lack in enumerate(self.batches):
+            reached = lack.routing.reached(expert)
+            if len(reached.tokens_R):
+                a_RK = self.experts.neurons(expert, lack.routing.x_TD[reached.tokens_R])
+                x_RK = a_RK.float() * reached.weights_R.float()[:, None]
+                missing_TD = self.states.get(_MISSING, number)
+                yield number, lack, reached.tokens_R, missing_TD, x_RK
+
+    def _error(self) -> float:
+        """Mean over held-out tokens of w ||missing||^2."""
+        total, tokens = 0.0, 0.0
+        for number, lack in enumerate(self.batches):
+            if lack.held:
+                missing_TD = self.states.get(_MISSING, number)
+                total += float((lack.weight_T @ missing_TD.square()).double().sum())
+                tokens += len(missing_TD)
+        total, tokens = self.ranks.totals([total, tokens])
+        return total / max(1.0, tokens)
+
+    def _by_load(self) -> Sequence[int]:
+        loads_E = torch.zeros(self.experts.count, dtype=torch.float64)
+        for lack in self.batches:
+            chosen = lack.routing.chosen_TP.flatten().cpu()
+            loads_E += torch.bincount(chosen, minlength=self.experts.count)
+        self.ranks.add(loads_E)
+        return loads_E.argsort(descending=True, stable=True).tolist()
+
+
+def apply(experts: Experts, expert: int, sums_DK: Tensor) -> None:
+    """Have an expert compute with another last matrix (D, K)."""
+    stacked: nn.Parameter = experts.module.down_proj
+    own = sums_DK.T if experts.module.is_transposed else sums_DK
+    with torch.no_grad():
+        stacked[expert].copy_(own.to(stacked.dtype))

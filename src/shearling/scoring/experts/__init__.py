@@ -1,0 +1,1 @@
+"""Criteria for the experts of a mixture."""

@@ -1,0 +1,52 @@
+"""OLMoE: experts in every block, and norms over all queries and over all keys of a token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shearling.table.axes import Layout, Row
+from shearling.table.families.base import Family, Mixture, gated_decoder
+from shearling.table.families.experts import (
+    EXPERT_KEYS,
+    expert_rows,
+    expert_rules,
+    stacks,
+    with_experts,
+)
+from shearling.table.families.legal import Rule, whole_heads
+
+_ATTENTION = "model.layers.{}.self_attn"
+
+
+def _layout(config: Any) -> Layout:
+    bias = config.attention_bias
+    dense = gated_decoder(config, qkv_bias=bias, o_bias=bias)
+    rows = (
+        Row.of(f"{_ATTENTION}.q_norm.weight", "norm", "heads*head_dim"),
+        Row.of(f"{_ATTENTION}.k_norm.weight", "norm", "kv_heads*head_dim"),
+        Row.of("model.layers.{}.mlp.gate.weight", "linear", "experts", "hidden"),
+    )
+    return with_experts(dense, config, (*rows, *expert_rows("mlp.experts")))
+
+
+def _rules(config: Any) -> tuple[Rule, ...]:
+    """Norms over all heads of a token compute with every one of them."""
+    heads = config.num_attention_heads, config.num_key_value_heads
+    fixed = Rule(
+        ("heads", "kv_heads"),
+        f"OLMoE norms the queries of all {heads[0]} heads together, and its keys likewise",
+        lambda shape: (shape["heads"], shape["kv_heads"]) == heads,
+    )
+    return whole_heads("OLMoE"), fixed, *expert_rules(config, config.intermediate_size)
+
+
+OLMOE = Family(
+    "olmoe",
+    "model.layers",
+    _layout,
+    EXPERT_KEYS | {"experts": "num_experts", "expert_mlp": "intermediate_size"},
+    lambda config: {"head_dim": config.hidden_size // config.num_attention_heads},
+    stacked=stacks("mlp.experts"),
+    mixture=Mixture(),
+    rules=_rules,
+)
