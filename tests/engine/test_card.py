@@ -32,7 +32,7 @@ def card(free: float, total: float = 80e9, number: int = 0) -> Card:
 
 def test_what_a_model_takes(checkpoint: Checkpoint) -> None:
     layers = checkpoint.shape["layers"]
-    block = sum(tensor.numel() for name, tensor in checkpoint.read(checkpoint.block_names(0)))
+    block = sum(tensor.numel() for name, tensor in checkpoint.read(checkpoint.block_homes(0)))
     outside = checkpoint.parameters - layers * block
     demand = Demand.of(checkpoint, torch.bfloat16)
     assert demand.block == 2 * block

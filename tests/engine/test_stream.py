@@ -135,9 +135,12 @@ def test_weights_are_those_on_disk(models: Models, variant: str) -> None:
     for index in range(stream.depth):
         with stream.block(index) as block:
             inside = block.state_dict()
-            names = checkpoint.block_names(index)
-            assert set(inside) == set(names.values())
-            assert all(torch.equal(inside[short], stored[name]) for name, short in names.items())
+            homes = checkpoint.block_homes(index)
+            assert set(inside) == {home.parameter for home in homes.values()}
+            assert all(
+                torch.equal(home.of(inside[home.parameter]), stored[name])
+                for name, home in homes.items()
+            )
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")

@@ -129,7 +129,7 @@ def test_reading_opens_each_shard_once_and_gives_what_was_asked_for(
 
 def test_names_inside_and_outside_the_blocks(models: Models, variant: str) -> None:
     checkpoint = Checkpoint.open(models(variant))
-    inside = [name for i in range(5) for name in checkpoint.block_names(i)]
+    inside = [name for i in range(5) for name in checkpoint.block_homes(i)]
     outside = checkpoint.outer_names()
     assert sorted(inside + outside) == sorted(stored(models(variant)))
 

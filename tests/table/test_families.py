@@ -80,7 +80,8 @@ def test_blocks_are_where_the_family_says(models: Models, variant: str) -> None:
     blocks = model.get_submodule(checkpoint.family.blocks)
     assert len(blocks) == checkpoint.shape["layers"] == 5
     assert checkpoint.layout.count_block(checkpoint.shape) == numel(blocks[3])
-    assert set(checkpoint.block_names(3).values()) == set(blocks[3].state_dict())
+    homes = checkpoint.block_homes(3).values()
+    assert {home.parameter for home in homes} == set(blocks[3].state_dict())
 
 
 def test_the_rows_of_a_variant_have_roles_that_fit(models: Models, variant: str) -> None:

@@ -23,7 +23,7 @@ from shearling.commands.options import (
     warn,
 )
 from shearling.commands.takes import takes_options
-from shearling.scoring.registry import default_for
+from shearling.scoring.registry import KINDS, default_for
 
 if TYPE_CHECKING:
     from shearling.engine.ranks import Ranks
@@ -36,17 +36,21 @@ NewModel = Annotated[Path, typer.Option(help="A new directory for the smaller mo
 Sizes = Annotated[
     str | None,
     typer.Option(
-        help="Sizes after the cut, such as layers=24,mlp=1024; keys are layers, hidden, "
-        "heads, kv_heads, mlp and vocab, and what is not named stays."
+        help="Sizes after the cut, such as layers=24,mlp=1024; keys are layers, hidden, heads, "
+        "kv_heads, mlp, experts, expert_mlp (of one expert) and vocab; what is not named stays."
     ),
 ]
 Params = Annotated[
     str | None,
     typer.Option(help="Parameters of the result, such as 0.8x or 113M; we choose the shape."),
 ]
+ActiveParams = Annotated[
+    str | None,
+    typer.Option(help="Of a mixture of experts: parameters that one token meets; as --params."),
+]
 Layers = Annotated[int | None, typer.Option(help="Blocks to keep; as --shape layers=N.")]
 Remove = Annotated[str | None, typer.Option(help="Blocks to remove, separated by commas, from 0.")]
-_DEFAULT = f"Default {default_for('blocks', repaired=True)},{default_for('units')}."
+_DEFAULT = f"Default {','.join(default_for(of, repaired=True) for of in KINDS)}."
 By = Annotated[str | None, typer.Option(help=f"{BY_HELP} {_DEFAULT}")]
 OfBlocks = Annotated[Path | None, typer.Option(help="Scores of blocks from `shearling score`.")]
 Refit = Annotated[
@@ -104,6 +108,7 @@ class SizeOptions:
 
     shape: Sizes = None
     params: Params = None
+    active_params: ActiveParams = None
     layers: Layers = None
     remove: Remove = None
 
@@ -180,6 +185,7 @@ def _pruning(options: PruneOptions, ranks: Ranks) -> Pruning:
     size = Size(
         shape=given.shape,
         params=given.params,
+        active_params=given.active_params,
         layers=given.layers,
         remove=None if given.remove is None else tuple(numbers(given.remove, "--remove")),
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.manifest import MANIFEST, ModelManifest, describe, read_manifest
+from shearling.table.axes import Layout
 from shearling.table.cost import flops_per_token, kv_cache_bytes
 from shearling.table.values import Shape
 
@@ -16,19 +18,32 @@ CONTEXT = 1024
 def inspect(checkpoint: Checkpoint) -> dict[str, Any]:
     """Shape, exact parameter counts, operations, memory and lineage of a model."""
     layout, shape = checkpoint.layout, checkpoint.shape
-    block = layout.count_block(shape)
+    rows = layout.block_rows()
     return describe(checkpoint) | {
         "path": str(checkpoint.path),
         "architecture": checkpoint.family.model_type,
         "dtypes": sorted(set(checkpoint.dtypes.values())),
         "tied_embeddings": any(row.tied_to for row in layout.rows),
-        "parameters_in_blocks": block * shape["layers"],
-        "parameters_per_block": block,
+        "parameters_in_blocks": sum(layout.numbers(row, shape) for row in rows),
+        "parameters_per_block": layout.count_block(shape),
+        **_mixture(checkpoint),
         "flops_per_token": flops_per_token(layout, shape, CONTEXT),
         "flops_context": CONTEXT,
         "kv_cache_bytes_per_token": kv_cache_bytes(shape, 1),
         "prunable_axes": [axis.name for axis in layout.axes if not axis.rigid],
         "manifest": read_manifest(checkpoint.path),
+    }
+
+
+def _mixture(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What only models with experts have."""
+    layout, shape = checkpoint.layout, checkpoint.shape
+    if not layout.routed:
+        return {}
+    return {
+        "active_parameters": layout.count(shape, active=True),
+        "experts_per_token": layout.routed,
+        "blocks_by_kind": dict(Counter(layout.kinds)),
     }
 
 
@@ -44,6 +59,13 @@ def lines(found: dict[str, Any]) -> list[str]:
         f"  KV cache     {found['kv_cache_bytes_per_token'] / 1024:.2f} KiB a token in 16 bits",
         f"  fingerprint  {found['fingerprint'][:16]}",
     ]
+    if "active_parameters" in found:
+        kinds = found["blocks_by_kind"]
+        text[3:3] = [
+            f"  experts      {found['shape']['experts']} in a block, {found['experts_per_token']} "
+            f"for a token: {found['active_parameters']:,} parameters active"
+            + "".join(f"; {count} blocks {kind}" for kind, count in kinds.items())
+        ]
     if found["tied_embeddings"]:
         text.append("  embeddings   tied: one storage, counted once")
     file = Path(found["path"]) / MANIFEST
@@ -73,10 +95,18 @@ def comparison(source: Checkpoint, shape: Shape) -> dict[str, Any]:
         "text": [
             f"blocks      {source.shape['layers']} -> {shape['layers']}",
             f"parameters  {before:,} -> {after:,} ({after / before - 1:+.1%})",
+            *_active(layout, source.shape, shape),
             f"per token   {flops[0] / 1e9:.3f} -> {flops[1] / 1e9:.3f} GFLOP "
             f"({flops[1] / flops[0] - 1:+.1%}) at {CONTEXT} tokens of context",
         ],
     }
+
+
+def _active(layout: Layout, before: Shape, after: Shape) -> list[str]:
+    if not layout.routed:
+        return []
+    counts = [layout.count(shape, active=True) for shape in (before, after)]
+    return [f"active      {counts[0]:,} -> {counts[1]:,} ({counts[1] / counts[0] - 1:+.1%})"]
 
 
 def _ranges(numbers: list[int]) -> str:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
@@ -18,8 +20,8 @@ AXES = ("layers", "hidden", "heads", "kv_heads", "mlp", "experts", "expert_mlp",
 # Of what a budget takes away, whole blocks give this share and MLP neurons the rest, as long as so
 # many neurons stay: on SmolLM2 better than a sixth, a half, all or nothing (LOG.md).
 BLOCKS_GIVE = 1 / 3
-MLP_FLOOR = 0.5
-MULTIPLE = 8  # of neurons: what matrix kernels like
+WIDTH_FLOOR = 0.5
+MULTIPLES = {"mlp": 8, "expert_mlp": 8, "experts": 1}  # of neurons: what matrix kernels like
 _NUMBER = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([xXkKmMbB]?)")
 _MOST = 10**15
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
@@ -71,7 +73,7 @@ def require_smaller(after: Shape, before: Shape) -> Shape:
     return after
 
 
-def parse_params(text: str, total: int) -> int:
+def parse_params(text: str, total: int, option: str = "--params") -> int:
     """Read ``0.8x`` (of ``total``), ``113M``, ``1.2B`` or ``90000000`` as parameters.
 
     Raises:
@@ -80,14 +82,14 @@ def parse_params(text: str, total: int) -> int:
     match = _NUMBER.fullmatch(text.strip())
     if match is None:
         raise ShearlingError(
-            f"--params {text!r} was given, but a share such as 0.8x or a number such as 113M "
+            f"{option} {text!r} was given, but a share such as 0.8x or a number such as 113M "
             "was expected."
         )
     unit = match[2].upper()
     wanted = int(Fraction(match[1]) * (total if unit == "X" else _UNITS[unit]))
     if not 0 < wanted < total:
         raise ShearlingError(
-            f"--params {text} asks for {wanted:,} parameters, but the model has {total:,}; "
+            f"{option} {text} asks for {wanted:,} parameters, but the model has {total:,}; "
             "give fewer, such as 0.8x."
         )
     return wanted
@@ -114,37 +116,55 @@ def parse_count(text: str, option: str) -> int:
     return found
 
 
-def shape_for(checkpoint: Checkpoint, params: int) -> Shape:
+def shape_for(checkpoint: Checkpoint, params: int, *, active: bool = False) -> Shape:
     """The shape of at most ``params`` parameters that promises the least damage.
 
     Whole blocks give a third of what goes, MLP neurons the rest; once half of the neurons are
-    gone, more blocks. Every parameter of the result counts, tied ones once.
+    gone, more blocks. Of a mixture, experts give all, until half of them or as many as a token is
+    sent to are left; of its active parameters, blocks and the neurons of its experts do as above.
+    Every parameter of the result counts, tied ones once.
+
+    Args:
+        checkpoint: the source.
+        params: parameters at most.
+        active: they are those that one token meets.
 
     Raises:
-        ShearlingError: not even one block with half its neurons fits.
+        ShearlingError: not even one block of half its width fits.
     """
     layout, before = checkpoint.layout, checkpoint.shape
-    legality = checkpoint.family.legality(checkpoint.config)
-    floor = min(math.ceil(before["mlp"] * MLP_FLOOR / MULTIPLE) * MULTIPLE, before["mlp"])
-    block = layout.count(before) - layout.count(before.with_(layers=before["layers"] - 1))
-    few = round(BLOCKS_GIVE * (layout.count(before) - params) / block)
+    count = partial(layout.count, active=active)
+    width = ("expert_mlp" if active else "experts") if layout.routed else "mlp"
+    legality, floor = checkpoint.family.legality(checkpoint.config), _floor(checkpoint, width)
+    block = count(before) - count(before.with_(layers=before["layers"] - 1))
+    give = 0.0 if width == "experts" else BLOCKS_GIVE
+    few = round(give * (count(before) - params) / block)
     for layers in range(max(1, before["layers"] - few), 0, -1):
-        mlp = _largest(checkpoint, before.with_(layers=layers), params)
-        shape = before.with_(layers=layers, mlp=mlp) if mlp >= floor else None
-        if shape is not None and all(rule.holds(shape) for rule in legality):
-            legal.check(checkpoint.family.model_type, layout, legality, before, shape)
-            return require_smaller(shape, before)
-    least = layout.count(before.with_(layers=1, mlp=floor))
+        most = _largest(count, before.with_(layers=layers), width, params)
+        for size in range(most, floor - 1, -MULTIPLES[width]):
+            shape = before.with_(layers=layers, **{width: size})
+            if all(rule.holds(shape) for rule in legality):
+                legal.check(checkpoint.family.model_type, layout, legality, before, shape)
+                return require_smaller(shape, before)
+            if width != "experts":
+                break  # no rule is one of neurons alone
+    least = count(before.with_(layers=1, **{width: floor}))
     raise ShearlingError(
         f"{params:,} parameters were asked for, but one block and the embeddings alone have "
         f"{least:,}; ask for more, or cut the vocabulary or the hidden size as well with --shape."
     )
 
 
-def _largest(checkpoint: Checkpoint, shape: Shape, params: int) -> int:
-    """The most neurons with which ``shape`` has at most ``params`` parameters; 0 if none."""
-    count = checkpoint.layout.count
-    each = count(shape.with_(mlp=2)) - count(shape.with_(mlp=1))
-    room = params - count(shape.with_(mlp=1)) + each
-    most = min(shape["mlp"], room // each)
-    return most if most == shape["mlp"] else max(0, most // MULTIPLE * MULTIPLE)
+def _floor(checkpoint: Checkpoint, width: str) -> int:
+    """The fewest units that a budget leaves on an axis."""
+    size, multiple = checkpoint.shape[width], MULTIPLES[width]
+    half = min(math.ceil(size * WIDTH_FLOOR / multiple) * multiple, size)
+    return max(half, checkpoint.layout.routed) if width == "experts" else half
+
+
+def _largest(count: Callable[[Shape], int], shape: Shape, axis: str, params: int) -> int:
+    """The most units of an axis with which ``shape`` has at most ``params`` parameters, or 0."""
+    one = count(shape.with_(**{axis: 1}))
+    each = count(shape.with_(**{axis: 2})) - one
+    most = min(shape[axis], (params - one + each) // each)
+    return most if most == shape[axis] else max(0, most // MULTIPLES[axis] * MULTIPLES[axis])

@@ -45,6 +45,7 @@ class Size:
     Attributes:
         shape: sizes after the cut, such as ``"layers=24,mlp=1024"`` or a mapping of such.
         params: parameters of the result, such as ``"0.8x"``, ``"113M"`` or a number.
+        active_params: of a mixture, parameters that one token meets, likewise.
         layers: blocks to keep.
         remove: blocks to remove, counted from 0.
 
@@ -54,19 +55,23 @@ class Size:
 
     shape: str | Mapping[str, int] | None = None
     params: str | int | None = None
+    active_params: str | int | None = None
     layers: int | None = None
     remove: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what says nothing, or too much."""
-        sizes = {"--shape": self.shape, "--params": self.params, "--layers": self.layers}
+        sizes = {
+            "--shape": self.shape, "--params": self.params, "--active-params": self.active_params,
+            "--layers": self.layers,
+        }  # fmt: skip
         given = [name for name, value in sizes.items() if value is not None]
         if self.remove is None and not given:
             raise ShearlingError(
                 "nothing says how much to cut; give --params 0.8x, --shape layers=24,mlp=1024, "
                 "--layers N or --remove 14,15."
             )
-        if self.remove is not None and {"--shape", "--params"} & set(given):
+        if self.remove is not None and set(given) - {"--layers"}:
             raise ShearlingError(
                 f"--remove names the blocks that go itself; leave out {' and '.join(given)}."
             )
@@ -100,11 +105,22 @@ class Size:
             return parse_shape(sizes, source)
         if self.params is not None:
             return shape_for(source, parse_params(str(self.params), source.parameters))
+        if self.active_params is not None:
+            return self._after_active(source, str(self.active_params))
         keep = self.keep_blocks(source)
         if keep is not None:
             return source.shape.with_(layers=len(keep.model["layers"]))
         assert self.layers is not None
         return parse_layers(self.layers, source)
+
+    def _after_active(self, source: Checkpoint, text: str) -> Shape:
+        if not source.layout.routed:
+            raise ShearlingError(
+                f"--active-params {text} was given, but {source.name} has no experts, and a token "
+                "meets all of its parameters; use --params."
+            )
+        active = source.layout.count(source.shape, active=True)
+        return shape_for(source, parse_params(text, active, "--active-params"), active=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

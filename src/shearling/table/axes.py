@@ -244,10 +244,11 @@ class Layout:
             shape: sizes.
             active: only those that one token meets: of its experts, and not of all.
         """
-        return sum(
-            self._numel(row, shape, active=active) * len(self._blocks(row, shape))
-            for row in self.stored
-        )
+        return sum(self.numbers(row, shape, active=active) for row in self.stored)
+
+    def numbers(self, row: Row, shape: Shape, *, active: bool = False) -> int:
+        """Numbers that all tensors of a row hold, or those of them that one token meets."""
+        return self._numel(row, shape, active=active) * len(self._blocks(row, shape))
 
     def count_block(self, shape: Shape) -> int:
         """Parameters of one block, the largest where they differ."""

@@ -5,8 +5,6 @@ Units: parameters, floating-point operations (a multiplication and an addition a
 
 from __future__ import annotations
 
-import math
-
 from shearling.table.axes import Layout
 from shearling.table.values import Shape
 
@@ -19,11 +17,12 @@ def parameters(layout: Layout, shape: Shape) -> int:
 def flops_per_token(layout: Layout, shape: Shape, context: int = 0) -> int:
     """Operations to run one token forward with ``context`` tokens before and including it.
 
-    Matrix products (the head's included, tied or not) and the two products of attention;
+    Matrix products (the head's included, tied or not; of a router's experts those that a token is
+    sent to) and the two products of attention;
     norms, activations and softmax, which are of lower order, are left out.
     """
     products = sum(
-        math.prod(dim.size(shape) for dim in row.dims) * (shape["layers"] if row.in_block else 1)
+        layout.numbers(row, shape, active=True)
         for row in layout.rows
         if row.role in ("linear", "head")
     )

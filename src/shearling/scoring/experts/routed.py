@@ -25,8 +25,9 @@ class Routed:
         tokens_E: how many tokens reach each expert.
         norm_E: the sum of ||f||.
         weighted_E: the sum of g ||f||.
-        lost_E: the sum of w times the square of what the block would give otherwise if the router
-            did not know the expert, and chose and weighted the others alone.
+        lost_E: the sum, over the tokens that reach each expert, of w times the square of what the
+            block would give otherwise if the router did not know the expert, and chose and
+            weighted the others alone.
     """
 
     tokens_E: Tensor
@@ -41,7 +42,7 @@ class Routed:
     work="ours",
 )  # fmt: skip
 def reroute(sums: Routed) -> Tensor:
-    """Sum over tokens of w ||y' - y||^2, y' the experts' output without this one.
+    """Sum over its tokens of w ||y' - y||^2, y' the experts' output without this one.
 
     Not what the expert gives, which its tokens' next choices give in part, but what is missed.
     """
