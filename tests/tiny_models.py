@@ -68,6 +68,13 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+_DEEPSEEK = {
+    "n_routed_experts": 12, "n_group": 3, "topk_group": 2, "num_experts_per_tok": 3,
+    "n_shared_experts": 1, "moe_intermediate_size": 12, "first_k_dense_replace": 1,
+    "kv_lora_rank": 10, "qk_rope_head_dim": 4, "qk_nope_head_dim": 6, "v_head_dim": 5,
+    "routed_scaling_factor": 2.5,
+}  # fmt: skip
+
 # Models with experts: fewer than a power of two, and rows of whole 16 bytes, as products of all
 # experts at once want them.
 MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -79,6 +86,25 @@ MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_moe-mixed": (
         "Qwen3MoeConfig",
         _GROUPED | _QWEN3_MOE | {"mlp_only_layers": [0, 3], "tie_word_embeddings": True},
+    ),
+    "qwen2_moe": (
+        "Qwen2MoeConfig",
+        _GROUPED
+        | {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 20}
+        | {"shared_expert_intermediate_size": 23, "decoder_sparse_step": 2},
+    ),
+    "glm4_moe": (
+        "Glm4MoeConfig",
+        _GROUPED
+        | {"head_dim": 8, "n_routed_experts": 5, "num_experts_per_tok": 2, "n_shared_experts": 2}
+        | {"moe_intermediate_size": 20, "first_k_dense_replace": 2, "use_qk_norm": True},
+    ),
+    "deepseek_v3": ("DeepseekV3Config", _SHARED | _DEEPSEEK | {"q_lora_rank": 14}),
+    "deepseek_v3-moonlight": (
+        "DeepseekV3Config",
+        _SHARED
+        | _DEEPSEEK
+        | {"q_lora_rank": None, "n_group": 1, "topk_group": 1, "n_routed_experts": 7},
     ),
     "olmoe": (
         "OlmoeConfig",

@@ -51,12 +51,15 @@ class Routing:
         logits_TE: the router's logits.
         weights_TP: of the chosen experts.
         chosen_TP: their numbers.
+        shared_TK: what enters the last matrix of the shared expert, times its weight; None
+            without one.
     """
 
     x_TD: Tensor
     logits_TE: Tensor
     weights_TP: Tensor
     chosen_TP: Tensor
+    shared_TK: Tensor | None = None
 
     def reached(self, expert: int) -> Reached:
         """The tokens that reach an expert."""
@@ -76,6 +79,7 @@ class Experts:
         """Find the modules."""
         self.router = block.get_submodule(mixture.router)
         self.module: Any = block.get_submodule(mixture.experts)
+        self.shared = block.get_submodule(mixture.shared) if mixture.shared else None
 
     @property
     def count(self) -> int:
@@ -140,31 +144,52 @@ def _product(x: Tensor, weight: Tensor, *, transposed: bool) -> Tensor:
 
 @dataclass(slots=True)
 class Heard:
-    """What passed a block's router, piece by piece of a batch."""
+    """What passed a block's router, and its shared expert, piece by piece of a batch."""
 
-    routings: list[Routing] = field(default_factory=list)
+    routings: list[tuple[Tensor, ...]] = field(default_factory=list)
+    shared: list[Tensor] = field(default_factory=list)
+    gates: list[Tensor] = field(default_factory=list)
+
+    def clear(self, *_: object) -> None:
+        """Forget the last batch."""
+        for heard in (self.routings, self.shared, self.gates):
+            heard.clear()
+
+    def note(self, _: nn.Module, args: tuple[Tensor, ...], out: tuple[Tensor, ...]) -> None:
+        """A router has decided."""
+        self.routings.append((args[0].flatten(0, -2).detach(), *out))
+
+    def note_shared(self, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+        """The last matrix of the shared expert is reached."""
+        self.shared.append(args[0].flatten(0, -2))
+
+    def note_gate(self, _: nn.Module, args: object, out: Tensor) -> None:
+        """The shared expert's weight is known."""
+        self.gates.append(out.flatten(0, -2).sigmoid())
 
     def whole(self) -> Routing:
         """All pieces of the batch in one."""
-        parts = [(r.x_TD, r.logits_TE, r.weights_TP, r.chosen_TP) for r in self.routings]
-        return Routing(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+        shared_TK = torch.cat(self.shared) if self.shared else None
+        if shared_TK is not None and self.gates:
+            shared_TK = shared_TK * torch.cat(self.gates)
+        parts = zip(*self.routings, strict=True)
+        return Routing(*(torch.cat(tensors) for tensors in parts), shared_TK)
 
 
 @contextmanager
 def listening(block: nn.Module, mixture: Mixture) -> Generator[Callable[[], Routing]]:
     """Note what a block's router decides; gives a function for the batch that ran last."""
     heard = Heard()
-
-    def start(*_: object) -> None:
-        heard.routings.clear()
-
-    def note(_: nn.Module, args: tuple[Tensor, ...], out: tuple[Tensor, ...]) -> None:
-        logits, weights, chosen = out
-        x_TD = args[0].flatten(0, -2).detach()
-        heard.routings.append(Routing(x_TD, logits, weights, chosen))
-
     router = block.get_submodule(mixture.router)
-    handles = [block.register_forward_pre_hook(start), router.register_forward_hook(note)]
+    handles = [
+        block.register_forward_pre_hook(heard.clear), router.register_forward_hook(heard.note),
+    ]  # fmt: skip
+    if mixture.shared:
+        shared = block.get_submodule(mixture.shared)
+        handles.append(shared.register_forward_pre_hook(heard.note_shared))
+    if mixture.shared_gate:
+        gate = block.get_submodule(mixture.shared_gate)
+        handles.append(gate.register_forward_hook(heard.note_gate))
     try:
         yield heard.whole
     finally:

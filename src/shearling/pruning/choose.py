@@ -164,8 +164,10 @@ def keep_units(
             if after[axis.name] < shape[axis.name]:
                 (row,) = _of(scores, axis.name, layout, shape).rows
                 model[axis.name] = _best(row, range(len(row)), after[axis.name])
-        elif axis.inside is None:
+        elif axis.inside is None or layout.axis[axis.inside].rigid:
             inner = next((each for each in layout.axes if each.inside == axis.name), None)
+            if inner is not None and inner.rigid:
+                inner = None
             if inner is not None and not inner.of_each:
                 _check_nesting(inner.name, axis.name, shape, after)
             blocks |= _keep_nest(scores, axis, inner, layout, shape, after, layers)
@@ -189,11 +191,19 @@ def _keep_nest(
 ) -> dict[str, tuple[Indices, ...]]:
     """Choices, per surviving block, of units that hold others, and of those that they hold."""
     size, left = shape[outer.name], after[outer.name]
+    fixed = shape[outer.inside] if outer.inside else 1  # groups of it that all stay
     found: dict[str, tuple[Indices, ...]] = {}
     chosen = {layer: tuple(range(size)) for layer in layers}
     if left < size:
         values = _outer_rows(scores, outer, inner, layout, shape)
-        chosen = {layer: _best(values[layer], range(size), left) for layer in layers}
+        chosen = {
+            layer: tuple(
+                index
+                for ends in range(size // fixed, size + 1, size // fixed)
+                for index in _best(values[layer], range(ends - size // fixed, ends), left // fixed)
+            )
+            for layer in layers
+        }
         found[outer.name] = tuple(chosen.values())
     if inner is None:
         return found

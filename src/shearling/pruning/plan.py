@@ -137,7 +137,7 @@ def shape_for(checkpoint: Checkpoint, params: int, *, active: bool = False) -> S
     width = ("expert_mlp" if active else "experts") if layout.routed else "mlp"
     legality, floor = checkpoint.family.legality(checkpoint.config), _floor(checkpoint, width)
     block = count(before) - count(before.with_(layers=before["layers"] - 1))
-    give = 0.0 if width == "experts" else BLOCKS_GIVE
+    give = 0.0 if width == "experts" else 1.0 if layout.axis[width].rigid else BLOCKS_GIVE
     few = round(give * (count(before) - params) / block)
     for layers in range(max(1, before["layers"] - few), 0, -1):
         most = _largest(count, before.with_(layers=layers), width, params)
@@ -158,6 +158,8 @@ def shape_for(checkpoint: Checkpoint, params: int, *, active: bool = False) -> S
 def _floor(checkpoint: Checkpoint, width: str) -> int:
     """The fewest units that a budget leaves on an axis."""
     size, multiple = checkpoint.shape[width], MULTIPLES[width]
+    if checkpoint.layout.axis[width].rigid:
+        return size
     half = min(math.ceil(size * WIDTH_FLOOR / multiple) * multiple, size)
     return max(half, checkpoint.layout.routed) if width == "experts" else half
 

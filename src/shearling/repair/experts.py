@@ -5,7 +5,8 @@ linear in all of their last matrices at once; solving for all at once would take
 their neurons together, so that each is solved by itself, on the tokens that now reach it, towards
 what the source's block gave less what all others give now (block coordinate descent). Each step is
 the ridge regression of :mod:`shearling.engine.moments`, centred on the weights there are, its
-strength chosen on held-out tokens, and taken only where these gain.
+strength chosen on held-out tokens, and taken only where these gain. An expert that every token
+meets is solved like the others.
 
 Shapes: T tokens of a batch, D hidden, K neurons of an expert, R tokens that reach an expert, P
 experts that a token is sent to.
@@ -14,7 +15,7 @@ experts that a token is sent to.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +25,9 @@ from shearling.engine.moments import Moments, correct
 from shearling.engine.ranks import Ranks
 from shearling.engine.states import States
 
+SHARED = -1  # its number among the experts
 SWEEPS = 2  # over the experts of a block; a third gained nothing (LOG.md, 2026-11-27)
-_MISSING = "experts missing"
+_MISSING, _SHARED = "experts missing", "shared expert's inputs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,11 @@ class ExpertRepair:
         number = len(self.batches)
         self.states.put(_MISSING, number, lack.missing_TD)
         empty = lack.missing_TD.new_empty(0)
-        self.batches.append(Lack(lack.routing, empty, lack.weight_T, lack.held))
+        routing = lack.routing
+        if routing.shared_TK is not None:
+            self.states.put(_SHARED, number, routing.shared_TK)
+            routing = replace(routing, shared_TK=None)
+        self.batches.append(Lack(routing, empty, lack.weight_T, lack.held))
 
     def solve(self) -> Mended:
         """Repair every expert in turn, the one that most tokens reach first."""
@@ -96,11 +102,12 @@ class ExpertRepair:
         after = self._error()
         for number in range(len(self.batches)):
             self.states.drop(_MISSING, number)
+            self.states.drop(_SHARED, number)
         middle = sorted(self.strengths)[len(self.strengths) // 2] if self.strengths else None
         return Mended(corrections, middle, before, after)
 
     def _repair(self, expert: int, corrections: dict[int, Tensor]) -> None:
-        weight_DK = self.experts.writer(expert)
+        weight_DK = writer_of(self.experts, expert)
         fit, held = Moments(weight_DK.float()), Moments(weight_DK.float())
         for _, lack, tokens_R, missing_TD, x_RK in self._inputs(expert):
             moments = held if lack.held else fit
@@ -127,12 +134,17 @@ class ExpertRepair:
         Inputs (R, K) carry the router's weight.
         """
         for number, lack in enumerate(self.batches):
-            reached = lack.routing.reached(expert)
-            if len(reached.tokens_R):
-                a_RK = self.experts.neurons(expert, lack.routing.x_TD[reached.tokens_R])
+            if expert == SHARED:
+                x_RK = self.states.get(_SHARED, number).float()
+                tokens_R = torch.arange(len(x_RK), device=x_RK.device)
+            else:
+                reached = lack.routing.reached(expert)
+                tokens_R = reached.tokens_R
+                if not len(tokens_R):
+                    continue
+                a_RK = self.experts.neurons(expert, lack.routing.x_TD[tokens_R])
                 x_RK = a_RK.float() * reached.weights_R.float()[:, None]
-                missing_TD = self.states.get(_MISSING, number)
-                yield number, lack, reached.tokens_R, missing_TD, x_RK
+            yield number, lack, tokens_R, self.states.get(_MISSING, number), x_RK
 
     def _error(self) -> float:
         """Mean over held-out tokens of w ||missing||^2."""
@@ -151,11 +163,24 @@ class ExpertRepair:
             chosen = lack.routing.chosen_TP.flatten().cpu()
             loads_E += torch.bincount(chosen, minlength=self.experts.count)
         self.ranks.add(loads_E)
-        return loads_E.argsort(descending=True, stable=True).tolist()
+        shared = [SHARED] if self.experts.shared is not None else []
+        return [*shared, *loads_E.argsort(descending=True, stable=True).tolist()]
+
+
+def writer_of(experts: Experts, expert: int) -> Tensor:
+    """The last matrix (D, K) of an expert, or of the shared one."""
+    if expert == SHARED:
+        assert experts.shared is not None
+        return experts.shared.get_parameter("weight")
+    return experts.writer(expert)
 
 
 def apply(experts: Experts, expert: int, sums_DK: Tensor) -> None:
     """Have an expert compute with another last matrix (D, K)."""
+    if expert == SHARED:
+        with torch.no_grad():
+            writer_of(experts, SHARED).copy_(sums_DK)
+        return
     stacked: nn.Parameter = experts.module.down_proj
     own = sums_DK.T if experts.module.is_transposed else sums_DK
     with torch.no_grad():

@@ -41,7 +41,7 @@ from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
 from shearling.model.checkpoint import Checkpoint
 from shearling.repair.behind_norm import before_norm, gain_behind
-from shearling.repair.experts import ExpertRepair, Lack, Mended, apply
+from shearling.repair.experts import SHARED, ExpertRepair, Lack, Mended, apply
 from shearling.repair.final_norm import Triple, fit_gain, gain_name, some_rows
 from shearling.repair.result import Repair, Solved
 from shearling.table.axes import EXPERTS
@@ -289,11 +289,16 @@ class _SideBySide:
 
     def _apply_experts(self, experts: Experts, mended: Mended, target: int) -> dict[str, Tensor]:
         """Add corrections to experts' last matrices; gives the sums in the digits stored."""
+        mixture = self.view.family.mixture
+        assert mixture is not None
         rows = self.view.layout.block_rows(target)
         (row,) = (r for r in rows if r.in_expert and "hidden" in r.output.axes)
         sums = {}
         for expert, change_DK in sorted(mended.corrections.items()):
             name = row.name.format(target, expert)
+            if expert == SHARED:
+                assert mixture.shared is not None
+                name = f"{self.view.family.blocks}.{target}.{mixture.shared}.weight"
             stored_DK = self.cut.stream.stored(name).float()
             sums[name] = (stored_DK + change_DK).contiguous()
             apply(experts, expert, sums[name])

@@ -54,41 +54,55 @@ def score_experts(
         ShearlingError: a model without experts, an unknown criterion, or activations that are not
             finite.
     """
-    checkpoint, criterion = stream.checkpoint, find(by, "experts")
+    criterion = find(by, "experts")
+    sums, neurons = routed(stream, ids_NS, f"scoring experts by {by}", progress)
+    rows = {
+        EXPERTS: (by, [criterion.function(of_block) for of_block in sums]),
+        EXPERT_MLP: ("energy", [energy_EK.flatten() for energy_EK in neurons]),
+    }
+    return {
+        axis: Scores(
+            rows[axis][0], axis, tuple(tuple(row.tolist()) for row in rows[axis][1])
+        ).require_finite(stream.checkpoint.name)
+        for axis in axes
+    }
+
+
+@torch.inference_mode()
+def routed(
+    stream: BlockStream, ids_NS: Tensor, stage: str, progress: Progress = silent
+) -> tuple[list[Routed], list[Tensor]]:
+    """What every block's router and experts do on a text, and their neurons' energies (E, K).
+
+    Blocks without experts have zeros. Raises as :func:`score_experts`.
+    """
+    checkpoint = stream.checkpoint
     if checkpoint.family.mixture is None:
         raise ShearlingError(
             f"{checkpoint.name} has no experts to score; its axes are "
             f"{', '.join(checkpoint.layout.axis)}."
         )
-    shape, ranks = checkpoint.shape, stream.place.ranks.of(len(ids_NS))
-    rows: dict[str, list[Tensor]] = {axis: [] for axis in EXPERT_AXES}
+    ranks = stream.place.ranks.of(len(ids_NS))
+    sums, neurons = [], []
     with stream.place.running(), States(stream.place) as states:
         text = Text(stream, states).begin(stream.batches(ranks.share(ids_NS)))
-        for step in forward(text, f"scoring experts by {by}", progress):
-            if has_experts(checkpoint, step.index):
-                sums, neurons_EK = _sums(step, stream, ranks)
-                rows[EXPERTS].append(criterion.function(sums))
-                rows[EXPERT_MLP].append(neurons_EK.flatten())
-            else:
-                step.finish()
-                rows[EXPERTS].append(torch.zeros(shape[EXPERTS]))
-                rows[EXPERT_MLP].append(torch.zeros(shape[EXPERTS] * shape[EXPERT_MLP]))
-    names = {EXPERTS: by, EXPERT_MLP: "energy"}
-    return {
-        axis: Scores(
-            names[axis], axis, tuple(tuple(row.tolist()) for row in rows[axis])
-        ).require_finite(checkpoint.name)
-        for axis in axes
-    }
+        for step in forward(text, stage, progress):
+            of_block, energy_EK = _sums(step, stream, ranks)
+            sums.append(of_block)
+            neurons.append(energy_EK)
+    return sums, neurons
 
 
 def _sums(step: Step, stream: BlockStream, ranks: Ranks) -> tuple[Routed, Tensor]:
     """What a block's experts do on the text, and the energy of each neuron (E, K)."""
-    mixture = stream.checkpoint.family.mixture
+    mixture, shape = stream.checkpoint.family.mixture, stream.checkpoint.shape
     assert mixture is not None
+    sums_XE = [torch.zeros(shape[EXPERTS], dtype=torch.float64) for _ in range(4)]
+    energy_EK = torch.zeros(shape[EXPERTS], shape[EXPERT_MLP], dtype=torch.float64)
+    if not has_experts(stream.checkpoint, step.index):
+        step.finish()
+        return Routed(*sums_XE), energy_EK
     experts = Experts(step.block, mixture)
-    sums_XE = [torch.zeros(experts.count, dtype=torch.float64) for _ in range(4)]
-    energy_EK = torch.zeros(experts.count, stream.checkpoint.shape[EXPERT_MLP], dtype=torch.float64)
     with listening(step.block, mixture) as routing_of:
         for run in step.passes:
             check_state(step.index, run.after_BSD)

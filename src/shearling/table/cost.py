@@ -32,5 +32,7 @@ def flops_per_token(layout: Layout, shape: Shape, context: int = 0) -> int:
 
 def kv_cache_bytes(shape: Shape, tokens: int, itemsize: int = 2) -> int:
     """Keys and values of ``tokens`` tokens, all blocks; sliding windows would need less."""
+    if "latent" in shape:  # and the rotary part of the keys, one for all heads
+        return shape["layers"] * (shape["latent"] + shape["rotary_dim"]) * tokens * itemsize
     groups = shape.get("kv_heads", shape["heads"])
     return 2 * shape["layers"] * groups * shape["head_dim"] * tokens * itemsize

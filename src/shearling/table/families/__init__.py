@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from shearling.errors import ShearlingError
 from shearling.table.families.base import Family, Home
+from shearling.table.families.deepseek_v3 import DEEPSEEK_V3
 from shearling.table.families.gemma import GEMMA2, GEMMA3
+from shearling.table.families.glm4_moe import GLM4_MOE
 from shearling.table.families.gpt_neox import GPT_NEOX
 from shearling.table.families.llama import LLAMA
 from shearling.table.families.mistral import MISTRAL
@@ -13,6 +15,7 @@ from shearling.table.families.olmoe import OLMOE
 from shearling.table.families.opt import OPT
 from shearling.table.families.phi3 import PHI3
 from shearling.table.families.qwen2 import QWEN2
+from shearling.table.families.qwen2_moe import QWEN2_MOE
 from shearling.table.families.qwen3 import QWEN3
 from shearling.table.families.qwen3_moe import QWEN3_MOE
 
@@ -20,7 +23,7 @@ FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
         LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, PHI3, GPT_NEOX, OPT,
-        MIXTRAL, QWEN3_MOE, OLMOE,
+        MIXTRAL, QWEN2_MOE, QWEN3_MOE, OLMOE, GLM4_MOE, DEEPSEEK_V3,
     )
 }  # fmt: skip
 

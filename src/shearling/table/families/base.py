@@ -90,13 +90,15 @@ class Mixture:
         module: path inside a block of what joins the router, the experts and shared ones.
         router: path of the module that gives logits, weights and numbers of the chosen experts.
         experts: path of the module that holds all experts.
-        shared: path of the matrix that ends a shared expert, where there is one.
+        shared: path of the matrix that ends the expert that every token meets, if there is one.
+        shared_gate: path of what gives the logit of its weight, if it has one.
     """
 
     module: str = "mlp"
     router: str = "mlp.gate"
     experts: str = "mlp.experts"
     shared: str | None = None
+    shared_gate: str | None = None
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,15 @@ one for each, most of them under the names that Qwen's and DeepSeek's have.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from shearling.table.axes import EXPERT_MLP, EXPERTS, Axis, Layout, Row
-from shearling.table.families.base import GROUPED_QUERY_AXES, GROUPED_QUERY_KEYS, MLP
+from shearling.table.families.base import GROUPED_QUERY_KEYS, MLP
 from shearling.table.families.legal import Rule
+from shearling.table.values import Shape
 
 ROW = 8  # numbers of two bytes in 16
 DENSE, SPARSE = "dense", "sparse"
@@ -20,6 +22,7 @@ EXPERT_AXES = (
     Axis(EXPERTS, per_block=True),
     Axis(EXPERT_MLP, per_block=True, inside=EXPERTS, of_each=True),
 )
+GROUPS = Axis("expert_groups", per_block=True, rigid=True)
 EXPERT_KEYS = {axis: key for axis, key in GROUPED_QUERY_KEYS.items() if axis != "mlp"}
 # Names of an expert's matrices: the gate, what it gates, and what writes into the stream.
 MATRICES = ("gate_proj", "up_proj", "down_proj")
@@ -53,7 +56,9 @@ def with_experts(
     rows: Sequence[Row],
     *,
     kinds: tuple[str, ...] = (),
-    groups: Axis | None = None,
+    grouped: bool = False,
+    rigid: bool = False,
+    shared: Axis | None = None,
 ) -> Layout:
     """A table whose blocks, or those of the kind ``sparse``, have experts for their MLP.
 
@@ -63,7 +68,9 @@ def with_experts(
         rows: what stands in the MLP's place.
         kinds: of every block; none if all have experts. The width of a dense block's MLP is then
             left as it is.
-        groups: what experts are inside of, where the router picks groups of them first.
+        grouped: whether the router picks groups of experts first, which must stay even.
+        rigid: whether the neurons of an expert stay as many as they are.
+        shared: the neurons of a shared expert, where they are an axis of their own.
     """
     mixed = DENSE in kinds
     mlp = tuple(
@@ -74,13 +81,78 @@ def with_experts(
     experts, neurons = EXPERT_AXES
     axes = (*(axis for axis in dense.axes if axis.name != MLP.name),)
     axes += (replace(MLP, rigid=True),) if mixed else ()
-    axes += (groups, replace(experts, inside=groups.name)) if groups else (experts,)
+    axes += (GROUPS, replace(experts, inside=GROUPS.name)) if grouped else (experts,)
     return Layout(
-        (*axes, neurons),
+        (*axes, replace(neurons, rigid=rigid), *((shared,) if shared else ())),
         (*others, *rows),
         kinds=kinds if mixed else (),
         routed=config.num_experts_per_tok,
     )
+
+
+def shared_rows(module: str, width: str, *, kind: str | None = None) -> tuple[Row, ...]:
+    """The matrices of the expert that every token meets, ``width`` neurons wide."""
+    gate, up, down = (f"{_BLOCK}.{module}.{name}.weight" for name in MATRICES)
+    return (
+        Row.of(gate, "linear", width, "hidden", kind=kind),
+        Row.of(up, "linear", width, "hidden", kind=kind),
+        Row.of(down, "linear", "hidden", width, kind=kind),
+    )
+
+
+def leading_kinds(config: Any) -> tuple[str, ...]:
+    """Blocks of a config that says how many of the first ones have no experts."""
+    first = config.first_k_dense_replace
+    return tuple(DENSE if block < first else SPARSE for block in range(config.num_hidden_layers))
+
+
+def fewer_leading(
+    raw: dict[str, Any], config: Any, shape: Shape, layers: tuple[int, ...]
+) -> dict[str, Any]:
+    """Say how many of the blocks without experts are left."""
+    left = sum(block < config.first_k_dense_replace for block in layers)
+    return {**raw, "first_k_dense_replace": left}
+
+
+def sigmoid_mixture(dense: Layout, config: Any) -> Layout:
+    """The table of a mixture as DeepSeek-V3 has it, and GLM after it.
+
+    The router weights experts by sigmoids and chooses with a bias added to these, groups first;
+    shared experts are one wide MLP; the first blocks have no experts.
+    """
+    module, kind = "mlp", SPARSE
+    rows = (
+        Row.of(f"{_BLOCK}.{module}.gate.weight", "linear", EXPERTS, "hidden", kind=kind),
+        Row.of(f"{_BLOCK}.{module}.gate.e_score_correction_bias", "bias", EXPERTS, kind=kind),
+        *expert_rows(f"{module}.experts", kind=kind),
+        *shared_rows(
+            f"{module}.shared_experts", f"{config.n_shared_experts}*{EXPERT_MLP}", kind=kind
+        ),
+    )
+    # The config gives the shared experts' width as so many times that of one expert.
+    return with_experts(
+        dense, config, rows, kinds=leading_kinds(config), grouped=config.n_group > 1, rigid=True
+    )
+
+
+def sigmoid_rules(config: Any) -> tuple[Rule, ...]:
+    """What such a mixture must satisfy: a group is judged by its two best experts."""
+    groups, best, picked = config.n_group, config.topk_group, config.num_experts_per_tok
+    grouped = Rule(
+        (EXPERTS,),
+        f"the router picks {best} of {groups} groups by their best 2 experts and {picked} of "
+        "the experts in these",
+        lambda shape: shape[EXPERTS] // groups >= max(2, math.ceil(picked / best)),
+    )
+    return (*expert_rules(config, config.moe_intermediate_size), grouped)
+
+
+def sigmoid_sizes(config: Any) -> dict[str, int]:
+    """Sizes of such a mixture's axes that a cut leaves alone."""
+    sizes = {EXPERT_MLP: config.moe_intermediate_size}
+    if DENSE in leading_kinds(config):
+        sizes["mlp"] = config.intermediate_size
+    return sizes | ({GROUPS.name: config.n_group} if config.n_group > 1 else {})
 
 
 def expert_rules(config: Any, neurons: int) -> tuple[Rule, ...]:
@@ -105,16 +177,3 @@ def expert_rules(config: Any, neurons: int) -> tuple[Rule, ...]:
         for axis, size in sizes.items()
     )
     return enough, *whole
-
-
-__all__ = [
-    "DENSE",
-    "EXPERT_AXES",
-    "EXPERT_KEYS",
-    "GROUPED_QUERY_AXES",
-    "SPARSE",
-    "expert_rows",
-    "expert_rules",
-    "stacks",
-    "with_experts",
-]  # fmt: skip

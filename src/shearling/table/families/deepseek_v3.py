@@ -1,0 +1,104 @@
+"""DeepSeek V3 and R1, Moonlight, Kimi K2: keys and values from a latent, and a mixture.
+
+A head's query and key are a part without positions and a rotary one, and its value has a width of
+its own; the rotary part of the key is one for all heads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shearling.table.axes import Axis, Layout, Row
+from shearling.table.families.base import (
+    HEAD_DIM,
+    HIDDEN,
+    LAYERS,
+    MLP,
+    VOCAB,
+    Family,
+    Mixture,
+    embedding_rows,
+    linear,
+)
+from shearling.table.families.experts import (
+    fewer_leading,
+    sigmoid_mixture,
+    sigmoid_rules,
+    sigmoid_sizes,
+    stacks,
+)
+
+_BLOCK = "model.layers.{}"
+
+
+def _queries(config: Any) -> tuple[Row, ...]:
+    at, wide = f"{_BLOCK}.self_attn", "heads*query_dim"
+    if config.q_lora_rank is None:
+        return linear(f"{at}.q_proj", wide, "hidden", bias=False)
+    return (
+        *linear(f"{at}.q_a_proj", "query_rank", "hidden", bias=config.attention_bias),
+        Row.of(f"{at}.q_a_layernorm.weight", "norm", "query_rank"),
+        *linear(f"{at}.q_b_proj", wide, "query_rank", bias=False),
+    )
+
+
+def _layout(config: Any) -> Layout:
+    at, mlp, bias = f"{_BLOCK}.self_attn", f"{_BLOCK}.mlp", config.attention_bias
+    sizes = _sizes(config)
+    rigid = tuple(Axis(name, rigid=True) for name in sizes if name != "head_dim")
+    dense = Layout(
+        (LAYERS, HIDDEN, VOCAB, Axis("heads", per_block=True), HEAD_DIM, MLP, *rigid),
+        (
+            *embedding_rows("model.embed_tokens.weight", config.tie_word_embeddings),
+            *_queries(config),
+            *linear(f"{at}.kv_a_proj_with_mqa", "latent + rotary_dim", "hidden", bias=bias),
+            Row.of(f"{at}.kv_a_layernorm.weight", "norm", "latent"),
+            *linear(f"{at}.kv_b_proj", "heads*key_value_dim", "latent", bias=False),
+            *linear(f"{at}.o_proj", "hidden", "heads*head_dim", bias=bias),
+            *linear(f"{mlp}.gate_proj", "mlp", "hidden", bias=False),
+            *linear(f"{mlp}.up_proj", "mlp", "hidden", bias=False),
+            *linear(f"{mlp}.down_proj", "hidden", "mlp", bias=False),
+            Row.of(f"{_BLOCK}.input_layernorm.weight", "norm", "hidden"),
+            Row.of(f"{_BLOCK}.post_attention_layernorm.weight", "norm", "hidden"),
+            Row.of("model.norm.weight", "norm", "hidden"),
+        ),
+    )
+    return sigmoid_mixture(dense, config)
+
+
+def _sizes(config: Any) -> dict[str, int]:
+    """Widths inside attention, none of which a cut changes."""
+    plain, rotary, value = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
+    rank = {} if config.q_lora_rank is None else {"query_rank": config.q_lora_rank}
+    return rank | {
+        "head_dim": value,
+        "query_dim": plain + rotary,
+        "key_value_dim": plain + value,
+        "latent": config.kv_lora_rank,
+        "rotary_dim": rotary,
+    }
+
+
+def _adapt(raw: dict[str, Any], config: Any, shape: Any) -> dict[str, Any]:
+    """Every head has a key of its own, which the config counts as well."""
+    return {**raw, "num_key_value_heads": shape["heads"]}
+
+
+DEEPSEEK_V3 = Family(
+    "deepseek_v3",
+    "model.layers",
+    _layout,
+    {
+        "layers": "num_hidden_layers",
+        "hidden": "hidden_size",
+        "vocab": "vocab_size",
+        "heads": "num_attention_heads",
+        "experts": "n_routed_experts",
+    },
+    lambda config: _sizes(config) | sigmoid_sizes(config),
+    stacked=stacks("mlp.experts"),
+    mixture=Mixture(shared="mlp.shared_experts.down_proj"),
+    rules=sigmoid_rules,
+    adapt=_adapt,
+    adapt_layers=fewer_leading,
+)

@@ -1,0 +1,41 @@
+"""GLM 4.5 and later with experts: GLM's attention, and DeepSeek's mixture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shearling.table.axes import Layout
+from shearling.table.families.base import (
+    Family,
+    Mixture,
+    explicit_head_dim,
+    gated_decoder,
+    head_dim,
+)
+from shearling.table.families.experts import (
+    EXPERT_KEYS,
+    fewer_leading,
+    sigmoid_mixture,
+    sigmoid_rules,
+    sigmoid_sizes,
+    stacks,
+)
+
+
+def _layout(config: Any) -> Layout:
+    dense = gated_decoder(config, qkv_bias=config.attention_bias, qk_norm=config.use_qk_norm)
+    return sigmoid_mixture(dense, config)
+
+
+GLM4_MOE = Family(
+    "glm4_moe",
+    "model.layers",
+    _layout,
+    EXPERT_KEYS | {"experts": "n_routed_experts"},
+    lambda config: head_dim(config) | sigmoid_sizes(config),
+    stacked=stacks("mlp.experts"),
+    mixture=Mixture(shared="mlp.shared_experts.down_proj"),
+    rules=sigmoid_rules,
+    adapt=explicit_head_dim,
+    adapt_layers=fewer_leading,
+)

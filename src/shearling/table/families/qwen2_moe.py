@@ -1,0 +1,59 @@
+"""Qwen 1.5 and 2 with experts, one of which every token meets, at a weight of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shearling.table.axes import Axis, Layout, Row
+from shearling.table.families.base import Family, Mixture, gated_decoder
+from shearling.table.families.experts import (
+    DENSE,
+    EXPERT_KEYS,
+    SPARSE,
+    expert_rows,
+    expert_rules,
+    shared_rows,
+    stacks,
+    with_experts,
+)
+from shearling.table.families.legal import whole_heads
+from shearling.table.families.qwen3_moe import kinds, renumbered
+
+_MLP = "model.layers.{}.mlp"
+
+
+def _layout(config: Any) -> Layout:
+    rows = (
+        Row.of(f"{_MLP}.gate.weight", "linear", "experts", "hidden", kind=SPARSE),
+        *expert_rows("mlp.experts", kind=SPARSE),
+        *shared_rows("mlp.shared_expert", "shared_mlp", kind=SPARSE),
+        Row.of(f"{_MLP}.shared_expert_gate.weight", "linear", "1", "hidden", kind=SPARSE),
+    )
+    dense = gated_decoder(config, qkv_bias=config.qkv_bias)
+    shared = Axis("shared_mlp", rigid=True)
+    return with_experts(dense, config, rows, kinds=kinds(config), shared=shared)
+
+
+def _rigid(config: Any) -> dict[str, int]:
+    sizes = {
+        "head_dim": config.hidden_size // config.num_attention_heads,
+        "shared_mlp": config.shared_expert_intermediate_size,
+    }
+    return sizes | ({"mlp": config.intermediate_size} if DENSE in kinds(config) else {})
+
+
+QWEN2_MOE = Family(
+    "qwen2_moe",
+    "model.layers",
+    _layout,
+    EXPERT_KEYS | {"experts": "num_experts", "expert_mlp": "moe_intermediate_size"},
+    _rigid,
+    per_layer=("layer_types",),
+    stacked=stacks("mlp.experts"),
+    mixture=Mixture(shared="mlp.shared_expert.down_proj", shared_gate="mlp.shared_expert_gate"),
+    rules=lambda config: (
+        whole_heads("Qwen2-MoE"),
+        *expert_rules(config, config.moe_intermediate_size),
+    ),
+    adapt_layers=renumbered,
+)
