@@ -22,6 +22,7 @@ from shearling.errors import ShearlingError, in_words
 from shearling.files.reading import read_json
 from shearling.model.dtypes import torch_dtype
 from shearling.model.fingerprint import fingerprint
+from shearling.model.head import is_plain
 from shearling.model.loading import load_config, load_tokenizer
 from shearling.model.remote_code import check_config
 from shearling.model.sanity import check_numbers
@@ -113,8 +114,8 @@ class Checkpoint:
 
     @property
     def plain_head(self) -> bool:
-        """Whether logits are the head's product and no more: not where they are soft-capped."""
-        return getattr(self.config, "final_logit_softcapping", None) is None
+        """Whether logits are the head's product and no more: neither scaled nor soft-capped."""
+        return is_plain(self.config)
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         """Yield ``(name, tensor)`` of every name, in an order that suits where they lie.

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 from shearling.errors import ShearlingError
 from shearling.table.families.base import Family, Home
+from shearling.table.families.cohere2 import COHERE2
 from shearling.table.families.gemma import GEMMA2, GEMMA3
+from shearling.table.families.glm4 import GLM4
 from shearling.table.families.gpt_neox import GPT_NEOX
+from shearling.table.families.granite import GRANITE
 from shearling.table.families.llama import LLAMA
+from shearling.table.families.ministral import MINISTRAL, MINISTRAL3
 from shearling.table.families.mistral import MISTRAL
 from shearling.table.families.mixtral import MIXTRAL
 from shearling.table.families.olmoe import OLMOE
+from shearling.table.families.olmo2 import OLMO2, OLMO3
 from shearling.table.families.opt import OPT
 from shearling.table.families.phi3 import PHI3
 from shearling.table.families.qwen2 import QWEN2
 from shearling.table.families.qwen3 import QWEN3
 from shearling.table.families.qwen3_moe import QWEN3_MOE
+from shearling.table.families.smollm3 import SMOLLM3
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
         LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, PHI3, GPT_NEOX, OPT,
+        SMOLLM3, MINISTRAL, MINISTRAL3, OLMO2, OLMO3, GRANITE, GLM4, COHERE2,
         MIXTRAL, QWEN3_MOE, OLMOE,
     )
 }  # fmt: skip

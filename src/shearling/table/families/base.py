@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -128,6 +128,9 @@ class Family:
         additive: whether a block's output is its input plus what its halves write (it is not
             where a norm follows the addition); from a resolved config.
         gain_offset: what is added to a norm's weight before it multiplies.
+        branch_scale: what a half of a block is multiplied by before it is added to the residual
+            stream; from a resolved config.
+        centred: whether norms over the stream that are no ``nn.LayerNorm`` subtract the mean.
         llama_cpp: how llama.cpp stores and runs it; None where it does not know it.
     """
 
@@ -151,6 +154,8 @@ class Family:
     post_norms: Mapping[str, str] = field(default_factory=dict)
     additive: Callable[[Any], bool] = lambda config: True
     gain_offset: float = 0.0
+    branch_scale: Callable[[Any], float] = lambda config: 1.0
+    centred: bool = False
     llama_cpp: LlamaCppFacts | None = None
 
     def homes(self, row: Row, block: int | None, shape: Shape) -> dict[str, Home]:
@@ -285,13 +290,26 @@ def gated_decoder(
     qkv_bias: bool = False,
     o_bias: bool = False,
     mlp_bias: bool = False,
-    qk_norm: bool = False,
+    qk_norm: Literal["head", "heads"] | None = None,
+    fused_mlp: bool = False,
     norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm"),
 ) -> Layout:
-    """Llama and its kin: grouped queries, a gated MLP, RMSNorms, separate projections."""
+    """Llama and its kin: grouped queries, a gated MLP, RMSNorms, separate projections.
+
+    Args:
+        config: resolved by transformers.
+        qkv_bias, o_bias, mlp_bias: which projections have biases.
+        qk_norm: whether queries and keys are normed: each head by itself, or all heads together.
+        fused_mlp: whether gate and up are one tensor.
+        norms: those of a block, over the stream, in the order in which they run.
+    """
     block = "model.layers.{}"
     attention, mlp = f"{block}.self_attn", f"{block}.mlp"
     query, key = "heads*head_dim", "kv_heads*head_dim"
+    normed = {"head": ("head_dim", "head_dim"), "heads": (query, key), None: ()}[qk_norm]
+    gates = (("gate_up_proj", "mlp + mlp"),)
+    if not fused_mlp:
+        gates = (("gate_proj", "mlp"), ("up_proj", "mlp"))
     return Layout(
         GROUPED_QUERY_AXES,
         (
@@ -301,11 +319,14 @@ def gated_decoder(
             *linear(f"{attention}.v_proj", key, "hidden", bias=qkv_bias),
             *linear(f"{attention}.o_proj", "hidden", query, bias=o_bias),
             *(
-                Row.of(f"{attention}.{name}.weight", "norm", "head_dim")
-                for name in (("q_norm", "k_norm") if qk_norm else ())
+                Row.of(f"{attention}.{name}.weight", "norm", width)
+                for name, width in zip(("q_norm", "k_norm"), normed, strict=False)
             ),
-            *linear(f"{mlp}.gate_proj", "mlp", "hidden", bias=mlp_bias),
-            *linear(f"{mlp}.up_proj", "mlp", "hidden", bias=mlp_bias),
+            *(
+                row
+                for name, rows in gates
+                for row in linear(f"{mlp}.{name}", rows, "hidden", bias=mlp_bias)
+            ),
             *linear(f"{mlp}.down_proj", "hidden", "mlp", bias=mlp_bias),
             *(Row.of(f"{block}.{name}.weight", "norm", "hidden") for name in norms),
             Row.of("model.norm.weight", "norm", "hidden"),
