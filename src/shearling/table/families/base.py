@@ -121,6 +121,7 @@ class Family:
         adapt_layers: the same, where it matters which blocks survive; given these as well.
         remarks: what a user should know of a Shape that can be written; from the source's
             resolved config, and the new Shape.
+        frozen: axes that stay as they are, and why.
         rescale: how a row's values change between two Shapes, where code that we cannot change
             computes with a size; None where they do not.
         post_norms: axis -> module inside a block that norms what the axis' units write before it
@@ -150,6 +151,7 @@ class Family:
         lambda raw, config, shape, layers: raw
     )
     remarks: Callable[[Any, Shape], list[str]] = lambda config, shape: []
+    frozen: Mapping[str, str] = field(default_factory=dict)
     rescale: Callable[[Row, Shape, Shape], Affine | None] = lambda row, before, after: None
     post_norms: Mapping[str, str] = field(default_factory=dict)
     additive: Callable[[Any], bool] = lambda config: True
@@ -182,7 +184,9 @@ class Family:
 
         That sizes lie between 1 and the source's goes without saying.
         """
-        return (*legal.nesting(self.layout(config), self.shape(config)), *self.rules(config))
+        layout, shape = self.layout(config), self.shape(config)
+        frozen = legal.frozen(self.frozen, shape)
+        return (*frozen, *legal.nesting(layout, shape), *self.rules(config))
 
     def check(self, config: Any, after: Shape) -> None:
         """Refuse what this architecture, or transformers' code for it, cannot express.
