@@ -13,8 +13,8 @@ from shearling.table.families.llama import LLAMA
 from shearling.table.families.ministral import MINISTRAL, MINISTRAL3
 from shearling.table.families.mistral import MISTRAL
 from shearling.table.families.mixtral import MIXTRAL
-from shearling.table.families.olmoe import OLMOE
 from shearling.table.families.olmo2 import OLMO2, OLMO3
+from shearling.table.families.olmoe import OLMOE
 from shearling.table.families.opt import OPT
 from shearling.table.families.phi3 import PHI3
 from shearling.table.families.qwen2 import QWEN2
