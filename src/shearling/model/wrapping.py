@@ -17,6 +17,8 @@ from torch import Tensor
 
 from shearling.errors import ShearlingError, in_words
 from shearling.files.reading import read_json
+from shearling.files.scratch import scratch
+from shearling.files.writer import write_json
 from shearling.model.stored import StoredTensor
 from shearling.table.families.wrappers import STYLES, Wrapper, wrapper_of
 
@@ -54,9 +56,17 @@ class Wrapping:
     def config(self, text: Mapping[str, Any]) -> dict[str, Any]:
         """The whole config.json around a language model of another configuration.
 
-        Only what differs is written: all else stays as it was, whatever the defaults.
+        Only what differs is written, and what transformers would conclude wrongly from that: all
+        else stays as it was, whatever the defaults.
         """
         changed = {key: value for key, value in text.items() if self.text.get(key) != value}
+        concluded = _resolved(self.kind, self._with(changed))
+        concluded["tie_word_embeddings"] = text["tie_word_embeddings"]  # the tensors say so
+        wrong = {key for key in text.keys() & concluded if concluded[key] != text[key]}
+        return self._with(changed | {key: text[key] for key in wrong})
+
+    def _with(self, changed: Mapping[str, Any]) -> dict[str, Any]:
+        """config.json with some other keys of the language model, wherever it has these."""
         if isinstance(self.raw.get(TEXT), Mapping):
             return {**self.raw, TEXT: {**self.raw[TEXT], **changed}}
         return {**self.raw, **changed}
@@ -105,11 +115,24 @@ def wrapping_of(path: Path, headers: Mapping[str, StoredTensor] | None = None) -
     if kind is None:
         return None
     config = load_config(path)
-    text = kind.plain(config.get_text_config().to_dict())
+    text = _text_of(kind, config)
     # Both places are in use, and the outer one counts; a head that is stored is a head.
     tied = bool(config.tie_word_embeddings or text.get("tie_word_embeddings"))
     bare = Wrapping(kind, raw, text | {"tie_word_embeddings": tied})
     return bare if headers is None else _named(bare, headers, path)
+
+
+def _resolved(kind: Wrapper, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The language model's configuration as transformers reads it from a config.json."""
+    from shearling.model.loading import load_config
+
+    with scratch() as directory:
+        write_json(directory / "config.json", raw)
+        return _text_of(kind, load_config(directory))
+
+
+def _text_of(kind: Wrapper, config: Any) -> dict[str, Any]:
+    return kind.plain(config.get_text_config().to_dict())
 
 
 def plain_config(text: Mapping[str, Any], path: Path) -> Any:

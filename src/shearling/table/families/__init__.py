@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
+
 from shearling.errors import ShearlingError
 from shearling.table.families.base import Family, Home
 from shearling.table.families.cohere2 import COHERE2
@@ -33,12 +35,14 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(model_type: object, where: str) -> Family:
-    """The family of ``model_type``, or a ShearlingError that names those we know."""
+    """The family of ``model_type``, or a ShearlingError that names those there are."""
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         shown = repr(model_type)[:80]
+        near = get_close_matches(str(model_type), FAMILIES, n=1, cutoff=0.5)
+        nearest = f" ({near[0]} is the nearest by name)" if near else ""
         raise ShearlingError(
             f"{where} is of the architecture {shown}, which shearling does not know yet; "
-            f"it knows {', '.join(FAMILIES)}."
+            f"it knows {', '.join(FAMILIES)}{nearest}, and CONTRIBUTING.md says how to add one."
         )
     return FAMILIES[model_type]
 
