@@ -1,7 +1,8 @@
 """OLMo 2 and OLMo 3: norms behind the branches alone, and over all heads' queries and keys.
 
 Nothing norms the stream before it is read. The norms of queries and of keys take their mean square
-over all heads together: with fewer heads it is taken over those that stay.
+over all heads together: with fewer heads it is taken over those that stay. `shearling learn` cannot
+fade heads out one by one, therefore.
 """
 
 from __future__ import annotations
