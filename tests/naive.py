@@ -57,7 +57,7 @@ def perplexity(path: Path, ids_BS: Tensor, removed: Iterable[int] = ()) -> float
 
 # --- masking, by hooks on a stock model ----------------------------------------------------------
 
-_MLP_OUT = ("down_proj", "dense_4h_to_h", "fc2")
+_MLP_OUT = ("down_proj", "dense_4h_to_h", "fc2", "output_linear")
 _HEADS_OUT = ("o_proj", "dense", "out_proj")
 
 

@@ -170,6 +170,18 @@ PUBLISHED: dict[str, Published] = {
              rope_scaling=None, rope_theta=10000000.0, tie_word_embeddings=True,
              torch_dtype="bfloat16"),
     ),
+    "ibm-granite/granite-4.0-micro": Published(
+        _raw("granitemoehybrid", "GraniteMoeHybridForCausalLM", _OLD, hidden_act="silu",
+             attention_bias=False, attention_dropout=0.0, attention_multiplier=0.015625,
+             embedding_multiplier=12, init_method="mup", layer_types=["attention"] * 5,
+             logits_scaling=10, mamba_chunk_size=256, mamba_conv_bias=True, mamba_d_conv=4,
+             mamba_d_head=18, mamba_d_state=256, mamba_expand=2, mamba_n_groups=1,
+             mamba_n_heads=4, mamba_proj_bias=False, normalization_function="rmsnorm",
+             num_experts_per_tok=0, num_local_experts=0, output_router_logits=False,
+             position_embedding_type="rope", residual_multiplier=0.22, rms_norm_eps=1e-05,
+             rope_scaling=None, rope_theta=10000000, router_aux_loss_coef=0.01,
+             shared_intermediate_size=50, tie_word_embeddings=True, torch_dtype="bfloat16"),
+    ),
     "THUDM/GLM-4-9B-0414": Published(
         _raw("glm4", "Glm4ForCausalLM", _OLD, attention_bias=True, attention_dropout=0.0,
              head_dim=8, hidden_act="silu", num_key_value_heads=3, partial_rotary_factor=0.5,

@@ -85,6 +85,14 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         | {"tie_word_embeddings": True, "embedding_multiplier": 3.0, "logits_scaling": 1.5}
         | {"residual_multiplier": 0.4, "attention_multiplier": 0.3},
     ),
+    "granitemoehybrid": (
+        "GraniteMoeHybridConfig",
+        _GROUPED
+        | {"embedding_multiplier": 3.0, "logits_scaling": 1.5, "residual_multiplier": 0.4}
+        | {"attention_multiplier": 0.3, "num_local_experts": 0, "shared_intermediate_size": 50}
+        | {"layer_types": ["attention"] * 5, "position_embedding_type": "rope"}
+        | {"mamba_n_heads": 1, "intermediate_size": 44},
+    ),
     "glm4": ("Glm4Config", _GROUPED | {"head_dim": 8}),
     "cohere2": (
         "Cohere2Config",

@@ -82,7 +82,7 @@ def test_all_axes(models: Models, variant: str, tmp_path: Path) -> None:
 
 CACHED = (
     "llama", "phi3", "gemma3", "gpt_neox", "opt-projected", "smollm3", "ministral3", "olmo3",
-    "granite", "glm4", "cohere2",
+    "granite", "granitemoehybrid", "glm4", "cohere2",
 )  # fmt: skip
 
 

@@ -31,7 +31,10 @@ from tiny_models import VARIANTS, tiny_model
 
 Models = Callable[[str], Path]
 
-WRITERS = {"heads": ("o_proj", "dense", "out_proj"), "mlp": ("down_proj", "dense_4h_to_h", "fc2")}
+WRITERS = {
+    "heads": ("o_proj", "dense", "out_proj"),
+    "mlp": ("down_proj", "dense_4h_to_h", "fc2", "output_linear"),
+}
 POST_NORMS = {"heads": "post_attention_layernorm", "mlp": "post_feedforward_layernorm"}
 GLM_NORMS = {"heads": "post_self_attn_layernorm", "mlp": "post_mlp_layernorm"}
 POST_LN = "opt-projected"  # a norm follows every addition; its stream is no sum of branches
@@ -252,7 +255,7 @@ def test_against_whole_models(
         x, own = now[at, f"{axis} x"], source[i, f"{axis} y"][..., channels]
         given = x @ weight.T + (0 if bias is None else bias.double())
         what = "normed" if post_norms(variant) else "y"
-        times = checkpoint.config.residual_multiplier if variant == "granite" else 1.0
+        times = checkpoint.config.residual_multiplier if "granite" in variant else 1.0
         stream = source[i, "in"] + times * source[i, f"heads {what}"]
         if axis == "mlp":
             following = layers[at + 1] if at + 1 < len(layers) else 5

@@ -10,7 +10,7 @@ from shearling.table.families.cohere2 import COHERE2
 from shearling.table.families.gemma import GEMMA2, GEMMA3
 from shearling.table.families.glm4 import GLM4
 from shearling.table.families.gpt_neox import GPT_NEOX
-from shearling.table.families.granite import GRANITE
+from shearling.table.families.granite import GRANITE, GRANITE4
 from shearling.table.families.llama import LLAMA
 from shearling.table.families.ministral import MINISTRAL, MINISTRAL3
 from shearling.table.families.mistral import MISTRAL
@@ -28,7 +28,7 @@ FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
         LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, PHI3, GPT_NEOX, OPT,
-        SMOLLM3, MINISTRAL, MINISTRAL3, OLMO2, OLMO3, GRANITE, GLM4, COHERE2,
+        SMOLLM3, MINISTRAL, MINISTRAL3, OLMO2, OLMO3, GRANITE, GRANITE4, GLM4, COHERE2,
         MIXTRAL, QWEN3_MOE, OLMOE,
     )
 }  # fmt: skip

@@ -230,7 +230,7 @@ class Family:
         lists = {
             key: [values[i] for i in layers]
             for key in self.per_layer
-            if (values := getattr(config, key, None)) is not None
+            if (values := raw.get(key) or getattr(config, key, None)) is not None
         }
         adapted = self.adapt({**raw, **changed, **lists}, config, shape)
         return self.adapt_layers(adapted, config, shape, layers)
