@@ -57,7 +57,7 @@ def perplexity(path: Path, ids_BS: Tensor, removed: Iterable[int] = ()) -> float
 
 # --- masking, by hooks on a stock model ----------------------------------------------------------
 
-_MLP_OUT = ("down_proj", "dense_4h_to_h", "fc2")
+_MLP_OUT = ("down_proj", "dense_4h_to_h", "fc2", "output_linear")
 _HEADS_OUT = ("o_proj", "dense", "out_proj")
 
 
@@ -74,7 +74,7 @@ def norm_over(kept: list[int]) -> Any:
     def hook(norm: Any, args: Any, _: Tensor) -> Tensor:
         x, ones = args[0].double()[..., kept], torch.ones(args[0].shape[-1])
         weight = ones if norm.weight is None else norm.weight.double()
-        if isinstance(norm, nn.LayerNorm):
+        if "LayerNorm" in type(norm).__name__:
             x = x - x.mean(-1, keepdim=True)
         elif "Gemma" in type(norm).__name__:
             weight = 1 + weight
@@ -102,12 +102,17 @@ def masked(path: Path, keep: Any) -> Any:
     def alive(leaf: str, at: int, columns: int) -> list[int]:
         if leaf in _MLP_OUT:
             return list(keep.blocks["mlp"][at]) if "mlp" in keep.blocks else list(range(columns))
-        if "heads" in keep.blocks:
-            chosen = keep.blocks["heads"][at]
-        elif "kv_heads" in keep.blocks:
-            chosen = [h for h in range(heads) if h // each in keep.blocks["kv_heads"][at]]
+        return over_heads(False, at)
+
+    def over_heads(groups: bool, at: int) -> list[int]:
+        """Surviving positions of all queries, or of all keys, of a block."""
+        if "kv_heads" in keep.blocks:
+            held = list(keep.blocks["kv_heads"][at])
         else:
-            chosen = range(heads)
+            held = list(range(heads // each))
+        chosen = held if groups else [h for h in range(heads) if h // each in held]
+        if not groups and "heads" in keep.blocks:
+            chosen = keep.blocks["heads"][at]
         return [h * head_dim + i for h in chosen for i in range(head_dim)]
 
     for number, block in enumerate(blocks(model)):
@@ -126,6 +131,9 @@ def masked(path: Path, keep: Any) -> Any:
             module.register_forward_hook(lambda _, __, out: zeroed(out, stream))
         elif "Norm" in type(module).__name__ and not name.endswith(("q_norm", "k_norm")):
             module.register_forward_hook(norm_over(stream))
+        elif "Norm" in type(module).__name__ and len(module.weight) != head_dim:
+            at = layers.index(int(name.split(".layers.")[1].split(".")[0]))
+            module.register_forward_hook(norm_over(over_heads(name.endswith("k_norm"), at)))
     return model
 
 

@@ -12,6 +12,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from family_docs import families_page
 from shearling.cli import app
 from shearling.data.results import CacheManifest, StoreManifest
 from shearling.evaluate import results as measured
@@ -21,6 +22,8 @@ from shearling.model.manifest import ModelManifest
 from shearling.report.records.comparison import ComparisonFile
 from shearling.scoring import registry
 from shearling.scoring.results import BlockScoresFile, UnitScoresFile
+from shearling.table.families import FAMILIES
+from shearling.table.families.wrappers import WRAPPERS
 from shearling.train.results import HealingHistory, ReferenceLosses
 from shearling.train.saving import CheckpointState
 
@@ -113,6 +116,12 @@ def test_docs_show_the_results_there_are() -> None:
     assert page == with_kinds(page)
 
 
+def test_docs_show_the_families_there_are() -> None:
+    page = (ROOT / "docs" / "families.md").read_text()
+    assert page == families_page()
+    assert all(f"| `{name}` |" in page for name in [*FAMILIES, *WRAPPERS])
+
+
 def test_every_kind_is_in_the_docs() -> None:
     every = {*OwnFile.__subclasses__(), *ResultFile.__subclasses__()} - {ResultFile}
     assert set(KINDS) == {of for of in every if of.__module__.startswith("shearling.")}
@@ -137,3 +146,4 @@ if __name__ == "__main__":
     readme.write_text(with_tables(readme.read_text()))
     files_page = ROOT / "docs" / "files.md"
     files_page.write_text(with_kinds(files_page.read_text()))
+    (ROOT / "docs" / "families.md").write_text(families_page())

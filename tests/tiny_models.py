@@ -19,6 +19,7 @@ _SHARED: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 _GROUPED = {**_SHARED, "num_key_value_heads": 3}
+_KINDS = ("sliding", "full", "sliding", "full", "sliding")
 _OPT = {k: v for k, v in _SHARED.items() if k != "intermediate_size"} | {"ffn_dim": 50}
 
 _QWEN3_MOE = {
@@ -50,6 +51,53 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         | {"tie_word_embeddings": True, "sliding_window_pattern": 3},
     ),
     "phi3": ("Phi3Config", _GROUPED | {"sliding_window": 7}),
+    "smollm3": (
+        "SmolLM3Config",
+        _GROUPED
+        | {"tie_word_embeddings": True, "no_rope_layers": [1, 0, 1, 1, 0]}
+        | {"use_sliding_window": True, "sliding_window": 7},
+    ),
+    "ministral": (
+        "MinistralConfig",
+        _GROUPED
+        | {"head_dim": 6, "sliding_window": 7}
+        | {"layer_types": [f"{kind}_attention" for kind in _KINDS]},
+    ),
+    "ministral3": (
+        "Ministral3Config",
+        _GROUPED
+        | {"head_dim": 6, "sliding_window": 7}
+        | {
+            "rope_parameters": {
+                "type": "yarn",
+                "rope_theta": 100.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 8,
+                "llama_4_scaling_beta": 0.3,
+            }
+        },
+    ),
+    "olmo2": ("Olmo2Config", _GROUPED),
+    "olmo3": ("Olmo3Config", _GROUPED | {"sliding_window": 7, "attention_bias": True}),
+    "granite": (
+        "GraniteConfig",
+        _GROUPED
+        | {"tie_word_embeddings": True, "embedding_multiplier": 3.0, "logits_scaling": 1.5}
+        | {"residual_multiplier": 0.4, "attention_multiplier": 0.3},
+    ),
+    "granitemoehybrid": (
+        "GraniteMoeHybridConfig",
+        _GROUPED
+        | {"embedding_multiplier": 3.0, "logits_scaling": 1.5, "residual_multiplier": 0.4}
+        | {"attention_multiplier": 0.3, "num_local_experts": 0, "shared_intermediate_size": 50}
+        | {"layer_types": ["attention"] * 5, "position_embedding_type": "rope"}
+        | {"mamba_n_heads": 1, "intermediate_size": 44},
+    ),
+    "glm4": ("Glm4Config", _GROUPED | {"head_dim": 8}),
+    "cohere2": (
+        "Cohere2Config",
+        _GROUPED | {"tie_word_embeddings": True, "sliding_window": 7, "logit_scale": 0.3},
+    ),
     "gpt_neox": ("GPTNeoXConfig", _SHARED | {"rotary_pct": 0.5}),
     "gpt_neox-serial": (
         "GPTNeoXConfig",

@@ -80,7 +80,13 @@ def test_all_axes(models: Models, variant: str, tmp_path: Path) -> None:
     assert relative(masked_logits(checkpoint, Keep(), ids_BS)[..., :60], expected) > 1e-2
 
 
-@pytest.mark.parametrize("variant", ["llama", "phi3", "gemma3", "gpt_neox", "opt-projected"])
+CACHED = (
+    "llama", "phi3", "gemma3", "gpt_neox", "opt-projected", "smollm3", "ministral3", "olmo3",
+    "granite", "granitemoehybrid", "glm4", "cohere2",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", CACHED)
 def test_a_narrow_model_writes_with_its_cache_what_it_writes_without(
     models: Models, variant: str, tmp_path: Path
 ) -> None:

@@ -29,6 +29,8 @@ def smaller(checkpoint: Checkpoint) -> Shape:
         sizes |= {"kv_heads": 2, "heads": 4}
     if checkpoint.family.model_type in ("gpt_neox", "opt"):
         sizes |= {"hidden": 28, "heads": 7}
+    if checkpoint.family.model_type in ("olmo2", "olmo3"):  # their heads are normed together
+        sizes = {"mlp": 31, "hidden": 28}
     if checkpoint.family.model_type == "gemma2" or checkpoint.family.model_type == "gemma3_text":
         sizes |= {"hidden": 32}
     if checkpoint.family.additive(checkpoint.config):

@@ -91,7 +91,7 @@ def test_criteria(
 
 def test_default_where_repair_cannot_score(models: Models, variant: str) -> None:
     found = criteria_for(None, Checkpoint.open(models(variant)), repaired=True)
-    others = ("gemma2", "gemma3", "opt-projected")
+    others = ("gemma2", "gemma3", "olmo2", "olmo3", "glm4", "opt-projected")
     assert found == (
         "perplexity" if variant in others else "repair",
         "fisher-energy",

@@ -24,15 +24,19 @@ from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
 from shearling.pruning.cut import cut
 from shearling.repair.final_norm import gain_name
-from shearling.repair.refit import HELD_OUT, Repair
+from shearling.repair.refit import HELD_OUT, ROUNDING, Repair
 from shearling.table.values import Keep
 from tiny_cuts import AXES, PRODUCT, random_keep, relative, sizes_of
 from tiny_models import VARIANTS, tiny_model
 
 Models = Callable[[str], Path]
 
-WRITERS = {"heads": ("o_proj", "dense", "out_proj"), "mlp": ("down_proj", "dense_4h_to_h", "fc2")}
+WRITERS = {
+    "heads": ("o_proj", "dense", "out_proj"),
+    "mlp": ("down_proj", "dense_4h_to_h", "fc2", "output_linear"),
+}
 POST_NORMS = {"heads": "post_attention_layernorm", "mlp": "post_feedforward_layernorm"}
+GLM_NORMS = {"heads": "post_self_attn_layernorm", "mlp": "post_mlp_layernorm"}
 POST_LN = "opt-projected"  # a norm follows every addition; its stream is no sum of branches
 # The first block goes, the last one, and two between: the first that stays stands for three.
 DEPTH = Keep({"layers": (1, 3)})
@@ -41,6 +45,13 @@ DEPTH = Keep({"layers": (1, 3)})
 def drawn(sequences: int, seed: int = 1, length: int = 17) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(3, 101, (sequences, length), generator=generator)
+
+
+def post_norms(variant: str) -> dict[str, str]:
+    """Norms between a half of a block and the stream."""
+    if variant.startswith("glm4"):
+        return GLM_NORMS
+    return POST_NORMS if variant.startswith(("gemma", "olmo")) else {}
 
 
 @pytest.fixture(scope="session")
@@ -56,8 +67,9 @@ def mild(tmp_path_factory: pytest.TempPathFactory) -> Models:
                     path = name.split(".")
                     if path[-2] in WRITERS["heads"] + WRITERS["mlp"]:
                         tensor.mul_(0.1)
-                    if "gemma" in variant and path[-2] in POST_NORMS.values():
-                        tensor.copy_(0.1 * (1 + tensor) - 1)
+                    if path[-2] in post_norms(variant).values():
+                        one = float("gemma" in variant)
+                        tensor.copy_(0.1 * (one + tensor) - one)
             model.save_pretrained(root / variant)
         return root / variant
 
@@ -112,7 +124,7 @@ def seen(path: Path, ids_NS: Tensor) -> dict[tuple[int, str], Tensor]:
                 leaf = name.split(".")[-1]
                 if leaf in leaves:
                     watch(module, (number, f"{axis} x"), (number, f"{axis} y"))
-                if "Gemma" in type(module).__name__ and leaf == POST_NORMS[axis]:
+                if leaf == post_norms(model.config.model_type).get(axis):
                     watch(module, (number, f"{axis} x2"), (number, f"{axis} normed"))
     model(input_ids=ids_NS, use_cache=False)
     return found
@@ -203,6 +215,10 @@ REFERENCE = [
     (POST_LN, AXES[:-1]),
     ("gemma2", ("layers",)),
     ("gemma3", AXES[:-1]),
+    ("olmo2", AXES[:-1]),
+    ("glm4", AXES[:-1]),
+    ("granite", AXES[:-1]),
+    ("cohere2", AXES[:-1]),
 ]
 
 
@@ -238,18 +254,21 @@ def test_against_whole_models(
         weight, bias = before[f"{name}.weight"].double(), before.get(f"{name}.bias")
         x, own = now[at, f"{axis} x"], source[i, f"{axis} y"][..., channels]
         given = x @ weight.T + (0 if bias is None else bias.double())
-        what = "normed" if "gemma" in variant else "y"
-        stream = source[i, "in"] + source[i, f"heads {what}"]
+        what = "normed" if post_norms(variant) else "y"
+        times = checkpoint.config.residual_multiplier if "granite" in variant else 1.0
+        stream = source[i, "in"] + times * source[i, f"heads {what}"]
         if axis == "mlp":
             following = layers[at + 1] if at + 1 < len(layers) else 5
             stream = source[following - 1, "out"]
         stream = stream[..., channels] * scale
-        has = now[at, "in"] + (now[at, f"heads {what}"] if axis == "mlp" else 0)
-        wanted, w, gain = stream - has, 1 / stream.square().sum(-1), torch.ones(len(channels))
+        has = now[at, "in"] + (times * now[at, f"heads {what}"] if axis == "mlp" else 0)
+        wanted, w = (stream - has) / times, times**2 / stream.square().sum(-1)
+        gain = torch.ones(len(channels))
         if variant == POST_LN:
             wanted, w = own, 1 / own.square().sum(-1)
-        if "gemma" in variant:
-            gain = 1 + before[f"model.layers.{at}.{POST_NORMS[axis]}.weight"].double()
+        if post_norms(variant):
+            behind = before[f"model.layers.{at}.{post_norms(variant)[axis]}.weight"].double()
+            gain = float("gemma" in variant) + behind
             rms = own.square().mean(-1, keepdim=True).sqrt()
             wanted, w = wanted / gain * rms, w / rms[..., 0].square()
         r = wanted - given
@@ -285,7 +304,9 @@ def test_nothing_removed(models: Models, variant: str, tmp_path: Path) -> None:
     repair = refit(Checkpoint.open(models(variant)), Keep(), drawn(8), tmp_path)
     assert len(repair.steps) == 10
     assert {step.strength for step in repair.steps} == {None}
-    assert max(step.error_after for step in repair.steps) < 1e-10
+    # OLMo's blocks multiply the stream with itself before anything norms it, and rounding with it.
+    most = ROUNDING if variant == "olmo2" else 1e-10
+    assert max(step.error_after for step in repair.steps) < most
     assert not repair.replaced
     assert list(tmp_path.iterdir()) == []
 

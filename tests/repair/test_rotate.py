@@ -41,6 +41,10 @@ Models = Callable[[str], Path]
 REFUSED = {
     "gemma2": "norms what a block writes",
     "gemma3": "norms what a block writes",
+    "olmo2": "norms what a block writes",
+    "olmo3": "norms what a block writes",
+    "glm4": "norms what a block writes",
+    "cohere2": "LayerNorms",
     "gpt_neox": "LayerNorms",
     "gpt_neox-serial": "LayerNorms",
     "opt": "LayerNorms",
@@ -48,7 +52,7 @@ REFUSED = {
     "opt-bare": "LayerNorms",
 }
 ROTATED = [variant for variant in VARIANTS if variant not in REFUSED]
-TIED = [variant for variant in ROTATED if variant.endswith("-tied")]
+TIED = [variant for variant in ROTATED if tiny_config(variant).tie_word_embeddings]
 # A multiple of nine heads, as some configs want it, of odd size.
 WIDTH = 27
 NARROW = Keep({"hidden": tuple(range(WIDTH))})

@@ -21,7 +21,7 @@ from shearling.model.checkpoint import Checkpoint
 from shearling.table.families import FAMILIES, Family, family_of
 from shearling.table.families.legal import Rule, divided_hidden, nearest, whole_heads
 from shearling.table.values import Shape
-from tiny_models import VARIANTS
+from tiny_models import VARIANTS, tiny_config
 
 Models = Callable[[str], Path]
 
@@ -177,7 +177,7 @@ def test_unknown_keys_stay_and_the_source_is_untouched(models: Models, variant: 
     assert after["a_lab's_own_key"] == {"deep": [1, 2]}
     assert after["num_hidden_layers"] == 2
     changed = {key for key in after if after[key] != before.get(key)}
-    assert changed <= {"num_hidden_layers", "layer_types"}
+    assert changed <= {"num_hidden_layers", "layer_types", "no_rope_layers"}
     assert before.keys() - after.keys() == set()
 
 
@@ -433,6 +433,30 @@ def test_nothing_legal_is_nearer(rules, hidden: int, heads: int, mlp: int) -> No
     assert distances == sorted(distances)
     assert len(set(found)) == len(found)
     assert all(rule.holds(shape) for shape in found for rule in rules)
+
+
+def test_what_granite_4_wants_of_blocks_it_has_not(tmp_path: Path) -> None:
+    """Its config checks the widths of Mamba blocks where there are none."""
+    raw = tiny_config("granitemoehybrid").to_dict() | {"mamba_n_heads": 8, "mamba_d_head": 9}
+    config, family = resolved(raw, tmp_path), FAMILIES["granitemoehybrid"]
+    shape = family.shape(config)
+    family.check(config, shape.with_(hidden=28))
+    after = resolved(family.write(raw, config, shape.with_(hidden=28), (0, 1, 2, 3, 4)), tmp_path)
+    assert family.shape(after) == shape.with_(hidden=28)
+    with pytest.raises(ShearlingError, match="mamba_n_heads=8; .*: hidden=28 or hidden=32"):
+        family.check(config, shape.with_(hidden=30))
+    wrong = family.write(raw, config, shape.with_(hidden=30), (0, 1, 2, 3, 4))
+    with pytest.raises(StrictDataclassClassValidationError, match="mamba_n_heads must divide"):
+        resolved(wrong, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change", [{"num_local_experts": 4}, {"layer_types": ["mamba", *["attention"] * 4]}]
+)
+def test_a_granite_4_that_is_not_dense(change: dict[str, Any], tmp_path: Path) -> None:
+    config = resolved(tiny_config("granitemoehybrid").to_dict() | change, tmp_path)
+    with pytest.raises(ShearlingError, match="Mamba blocks or experts .* such as granite-4.0-mic"):
+        FAMILIES["granitemoehybrid"].layout(config)
 
 
 # --- how it is written, then ---------------------------------------------------------------------

@@ -31,33 +31,39 @@ class Branch:
         writer: path inside a block of the matrix that ends it; of experts, which have one each,
             of the module that adds up what they give.
         norm: path of the norm between the writer and the stream, or None.
+        scale: what its output is multiplied by before it is added to the stream.
     """
 
     axis: str
     writer: str
     norm: str | None
+    scale: float = 1.0
+
+    def scaled(self, out: Tensor) -> Tensor:
+        """What is added to the stream, from the output of what ends the branch."""
+        return out if self.scale == 1.0 else out * self.scale
 
     @property
     def end(self) -> str:
-        """Path of the module whose output is added to the stream."""
+        """Path of the module whose output is added to the stream, but for the scale."""
         return self.norm or self.writer
 
 
 def branches(checkpoint: Checkpoint, block: int = 0) -> tuple[Branch, ...]:
     """The branches of a block, in the order in which they run: attention, then MLP or experts."""
     family = checkpoint.family
-    prefix = f"{family.blocks}.{{}}."
+    prefix, scale = f"{family.blocks}.{{}}.", family.branch_scale(checkpoint.config)
     by_axis: dict[str, Branch] = {}
     for row in checkpoint.layout.block_rows(block):
         if row.role != "linear" or "hidden" not in row.output.axes:
             continue
         if row.in_expert:
             assert family.mixture is not None
-            by_axis["mlp"] = Branch(EXPERTS, family.mixture.module, None)
+            by_axis["mlp"] = Branch(EXPERTS, family.mixture.module, None, scale)
             continue
         for axis in row.dims[1].axes & {"heads", "mlp"}:
             writer = row.name.removeprefix(prefix).removesuffix(".weight")
-            by_axis[axis] = Branch(axis, writer, family.post_norms.get(axis))
+            by_axis[axis] = Branch(axis, writer, family.post_norms.get(axis), scale)
     return by_axis["heads"], by_axis["mlp"]
 
 
@@ -107,7 +113,7 @@ def watching(
             seen.outputs[half.axis] = shaped(_first(out))
 
         def add(_: nn.Module, args: object, out: Any, half: Branch = half) -> None:
-            seen.contributions[half.axis] = shaped(_first(out))
+            seen.contributions[half.axis] = half.scaled(shaped(_first(out)))
 
         hooks.append(block.get_submodule(half.writer).register_forward_pre_hook(enter))
         hooks.append(block.get_submodule(half.writer).register_forward_hook(leave))

@@ -75,6 +75,14 @@ def check(checkpoint: Checkpoint, bank: GateBank) -> None:
             "cannot be faded out by what it adds; learn widths alone, and remove blocks with "
             "`shearling prune`."
         )
+    shared = [row for row in checkpoint.layout.rows if row.role == "norm"]
+    for axis in bank.rows:
+        if axis != STREAM and any(axis in row.output.axes for row in shared):
+            raise ShearlingError(
+                f"{checkpoint.name} norms all {axis} of a block together, so that none can be "
+                f"faded out by its gate alone; learn other axes, and cut {axis} with "
+                "`shearling prune`."
+            )
 
 
 def folder(checkpoint: Checkpoint, bank: GateBank) -> Callable[[str, Tensor], Tensor]:
@@ -113,6 +121,7 @@ class _Gated:
         prefix = f"{checkpoint.family.blocks}.{{}}."
         self.norms = {f"{prefix}{half.norm}" for half in branches(checkpoint) if half.norm}
         self.normed = bool(self.norms)
+        self.centred = checkpoint.family.centred
         self._norm_paths = {
             row.name.rpartition(".")[0] for row in checkpoint.layout.rows if row.role == "norm"
         }
@@ -200,7 +209,7 @@ def _norm(
     stock, bank = module.forward, inside.bank
     ends = inside.ends_branch(row)
     over: Callable[[Tensor], Tensor]
-    if isinstance(module, nn.LayerNorm):
+    if isinstance(module, nn.LayerNorm) or inside.centred:
         over = partial(_live_layer_norm, module, bank)
     elif short:
         over = partial(_short_rms_norm, module, bank, inside.gain_offset)
@@ -231,12 +240,16 @@ def _short_rms_norm(module: Any, bank: GateBank, offset: float, h_BSD: Tensor) -
     The gain is the weight and, in some families, 1; stock norms differ in where they round.
     """
     assert bank.widening is not None
-    epsilon = getattr(module, "variance_epsilon", None)
-    epsilon = module.eps if epsilon is None else epsilon
     x_BSD = h_BSD.float() if h_BSD.dtype.itemsize < 4 else h_BSD
     mean_BS1 = x_BSD.square().mean(-1, keepdim=True) * bank.widening.to(x_BSD).square()
     gain_D = module.weight + offset if offset else module.weight
-    return ((x_BSD * torch.rsqrt(mean_BS1 + epsilon)) * gain_D).to(h_BSD.dtype)
+    return ((x_BSD * torch.rsqrt(mean_BS1 + _epsilon(module))) * gain_D).to(h_BSD.dtype)
+
+
+def _epsilon(module: Any) -> float:
+    """What a stock norm adds to a mean square."""
+    epsilon = getattr(module, "variance_epsilon", None)
+    return module.eps if epsilon is None else epsilon
 
 
 def _live_layer_norm(module: Any, bank: GateBank, h_BSD: Tensor) -> Tensor:
@@ -246,10 +259,11 @@ def _live_layer_norm(module: Any, bank: GateBank, h_BSD: Tensor) -> Tensor:
     count = live_D.sum()
     centred_BSD = (h_BSD - h_BSD.sum(-1, keepdim=True) / count) * live_D
     variance_BS1 = centred_BSD.square().sum(-1, keepdim=True) / count
-    found_BSD = centred_BSD * torch.rsqrt(variance_BS1 + module.eps)
+    found_BSD = centred_BSD * torch.rsqrt(variance_BS1 + _epsilon(module))
     if module.weight is not None:
         found_BSD = found_BSD * module.weight
-    return found_BSD if module.bias is None else found_BSD + module.bias * live_D
+    bias_D = getattr(module, "bias", None)
+    return found_BSD if bias_D is None else found_BSD + bias_D * live_D
 
 
 def _product(left: Tensor | None, right: Tensor | None) -> Tensor | None:

@@ -87,6 +87,11 @@ def merged(path: Path) -> Path:
                 "merged; name the model that it was made from as base_model_name_or_path in its "
                 f"{CONFIG}."
             )
+        if getattr(base, "wrapping", None) is not None:
+            raise ShearlingError(
+                f"the adapter in {path} belongs to a language model inside a larger one, into "
+                "which nothing is merged yet; merge it with peft, and give the result."
+            )
         name = f"{directory_name(path)}-merged"
         target = cache_directory() / "merged" / _key(base, path)[:16] / name
         if not (target / "config.json").is_file():

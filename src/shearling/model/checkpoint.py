@@ -22,14 +22,17 @@ from shearling.errors import ShearlingError, in_words
 from shearling.files.reading import read_json
 from shearling.model.dtypes import torch_dtype
 from shearling.model.fingerprint import fingerprint
+from shearling.model.head import is_plain
 from shearling.model.loading import load_config, load_tokenizer
 from shearling.model.remote_code import check_config
 from shearling.model.sanity import check_numbers
 from shearling.model.stored import StoredTensor, stored_tensors
 from shearling.model.tensors import StoredTensors, Tensors
 from shearling.model.weight_files import INDEX, SINGLE, indexed_files, no_weights
+from shearling.model.wrapping import Wrapping, disk_names, plain_config, wrapping_of
 from shearling.table.axes import Layout
 from shearling.table.families import Family, Home, family_of
+from shearling.table.families.wrappers import wrapper_of
 from shearling.table.values import Shape
 
 
@@ -39,13 +42,14 @@ class Checkpoint:
 
     Attributes:
         path: the directory; of what is made of another model, that model's.
-        raw: config.json as it is written.
+        raw: config.json as it is written; of a wrapped language model, what its own would be.
         config: the same, resolved by transformers.
         family, layout, shape: what the architecture's table says of it.
         dtypes: tensor name -> safetensors' name of its type, such as ``BF16``.
         tensors: the weights.
         source: the model that this one is made of as it is read, whose name, fingerprint,
             tokenizer and side files it has; None for a model on disk.
+        wrapping: what lies around a language model that is part of a larger one; None for others.
     """
 
     path: Path
@@ -57,6 +61,7 @@ class Checkpoint:
     dtypes: Mapping[str, str]
     tensors: Tensors
     source: Checkpoint | None = None
+    wrapping: Wrapping | None = None
 
     @staticmethod
     def open(model: str | Path, *, merge_adapter: bool = False) -> Checkpoint:
@@ -77,8 +82,10 @@ class Checkpoint:
         path = resolve(model, merge_adapter=merge_adapter)
         raw = read_json(path / "config.json")
         check_config(path, raw)
-        family = family_of(raw.get("model_type"), str(model))
         _require_plain(raw, model)
+        if wrapper_of(raw, str(model)) is not None:
+            return _unwrapped(path, model)
+        family = family_of(raw.get("model_type"), str(model))
         config = load_config(path)
         layout, shape = table_of(family, config, path)
         headers = stored_tensors(path, _shards(path))
@@ -113,8 +120,8 @@ class Checkpoint:
 
     @property
     def plain_head(self) -> bool:
-        """Whether logits are the head's product and no more: not where they are soft-capped."""
-        return getattr(self.config, "final_logit_softcapping", None) is None
+        """Whether logits are the head's product and no more: neither scaled nor soft-capped."""
+        return is_plain(self.config)
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         """Yield ``(name, tensor)`` of every name, in an order that suits where they lie.
@@ -158,11 +165,33 @@ class Checkpoint:
         """Another for any other byte in a tensor; see ``shearling.model.fingerprint``."""
         if self.source is not None:  # this is no model that anybody has
             return self.source.fingerprint
-        return fingerprint(self.raw, self.files)
+        if self.wrapping is None:
+            return fingerprint(self.raw, self.files)
+        files = {self.wrapping.on_disk(name): file for name, file in self.files.items()}
+        others = {name: tensor.file for name, tensor in self.wrapping.others.items()}
+        return fingerprint(self.wrapping.raw, files | others)
 
     def tokenizer(self) -> Any:
         """The tokenizer that lies beside the weights."""
         return load_tokenizer(self.path)
+
+
+def _unwrapped(path: Path, model: str | Path) -> Checkpoint:
+    """The language model inside a larger one."""
+    headers = stored_tensors(path, _shards(path))
+    wrapping = wrapping_of(path, headers)
+    assert wrapping is not None
+    where = f"the language model inside {model}, a {wrapping.kind.model_type},"
+    family = wrapping.kind.within(family_of(wrapping.text.get("model_type"), where))
+    config = plain_config(wrapping.text, path)
+    layout, shape = table_of(family, config, path)
+    own = {inner: headers[name] for name in headers if (inner := wrapping.inside(name)) is not None}
+    files, dtypes = _match(layout.tensors(shape), own, layout, family, path)
+    tensors = StoredTensors(files, disk_names(wrapping, files))
+    raw = dict(wrapping.text)
+    return Checkpoint(
+        path, raw, config, family, layout, shape, dtypes, tensors, wrapping=wrapping
+    )  # fmt: skip
 
 
 def directory_name(path: Path) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.manifest import MANIFEST, ModelManifest, describe, read_manifest
+from shearling.model.wrapping import Wrapping
 from shearling.table.axes import Layout
 from shearling.table.cost import flops_per_token, kv_cache_bytes
 from shearling.table.values import Shape
@@ -30,7 +31,13 @@ def inspect(checkpoint: Checkpoint) -> dict[str, Any]:
         "flops_per_token": flops_per_token(layout, shape, CONTEXT),
         "flops_context": CONTEXT,
         "kv_cache_bytes_per_token": kv_cache_bytes(shape, 1),
-        "prunable_axes": [axis.name for axis in layout.axes if not axis.rigid],
+        "prunable_axes": [
+            axis.name
+            for axis in layout.axes
+            if not axis.rigid and axis.name not in checkpoint.family.frozen
+        ],
+        "frozen_axes": dict(checkpoint.family.frozen),
+        "wrapper": _around(checkpoint.wrapping),
         "manifest": read_manifest(checkpoint.path),
     }
 
@@ -44,6 +51,17 @@ def _mixture(checkpoint: Checkpoint) -> dict[str, Any]:
         "active_parameters": layout.count(shape, active=True),
         "experts_per_token": layout.routed,
         "blocks_by_kind": dict(Counter(layout.kinds)),
+    }
+
+
+def _around(wrapping: Wrapping | None) -> dict[str, Any] | None:
+    """What lies around the language model, if something does."""
+    if wrapping is None:
+        return None
+    return {
+        "architecture": wrapping.kind.model_type,
+        "tensors": len(wrapping.others),
+        "bytes": wrapping.bytes,
     }
 
 
@@ -66,6 +84,16 @@ def lines(found: dict[str, Any]) -> list[str]:
             f"for a token: {found['active_parameters']:,} parameters active"
             + "".join(f"; {count} blocks {kind}" for kind, count in kinds.items())
         ]
+    text.append(f"  can be cut   {', '.join(found['prunable_axes'])}")
+    if found["wrapper"] is not None:
+        around = found["wrapper"]
+        text.append(
+            f"  inside       a {around['architecture']}, whose other {around['tensors']} tensors "
+            f"({around['bytes'] / 1e6:,.1f} MB) are copied as they are"
+        )
+    for why in dict.fromkeys(found["frozen_axes"].values()):
+        axes = [axis for axis, reason in found["frozen_axes"].items() if reason == why]
+        text.append(f"  stays        {', '.join(axes)}: {why}")
     if found["tied_embeddings"]:
         text.append("  embeddings   tied: one storage, counted once")
     file = Path(found["path"]) / MANIFEST

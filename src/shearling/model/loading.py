@@ -7,11 +7,15 @@ pickle is read, and code that a directory names is never run, nor is anybody ask
 from __future__ import annotations
 
 import logging
+from collections.abc import Generator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
+from torch import Tensor
 
 from shearling.errors import ShearlingError, in_words
 from shearling.files.quiet import no_progress_bars
@@ -28,6 +32,9 @@ from shearling.model.sanity import (
     check_tokenizer_files,
     remedy,
 )
+from shearling.model.stored import stored_tensors
+from shearling.model.wrapping import Wrapping, plain_config, wrapping_of
+from shearling.table.families.wrappers import is_known
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -140,23 +147,81 @@ def stock_model(path: Path, dtype: torch.dtype, **options: Any) -> tuple[Any, di
             transformers would add; transformers cannot load it, or one of its weights is no
             finite number.
     """
+    check_no_adapter(path)
+    wrapping = _wrapping(path)
+    with _loading(path):
+        loaded = (
+            _alone(path, dtype, options)
+            if wrapping is None
+            else _within(path, wrapping, dtype, options)
+        )
+    check_model_numbers(loaded[0], path)
+    return loaded
+
+
+def _alone(path: Path, dtype: torch.dtype, options: dict[str, Any]) -> Any:
     from transformers import AutoModelForCausalLM
 
-    config = load_config(path)
-    check_no_adapter(path)
+    # With output_loading_info this is a pair, which its annotation does not say.
+    return AutoModelForCausalLM.from_pretrained(
+        path, config=load_config(path), dtype=dtype, use_safetensors=True,
+        output_loading_info=True, **_LOCAL, **options,
+    )  # fmt: skip
+
+
+def _within(path: Path, wrapping: Wrapping, dtype: torch.dtype, options: dict[str, Any]) -> Any:
+    """The language model alone, of its own class."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    config = plain_config(wrapping.text, path)
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return kind.from_pretrained(
+        None, config=config, state_dict=_own_weights(path, wrapping), dtype=dtype,
+        output_loading_info=True, **options,
+    )  # fmt: skip
+
+
+@contextmanager
+def _loading(path: Path) -> Generator[None]:
     with (
         in_words(
             lambda why: f"The model in {path} cannot be loaded: {why}; repair or fetch it again."
         ),
         no_progress_bars(),
     ):
-        # With output_loading_info this is a pair, which its annotation does not say.
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True,
-            **_LOCAL, **options,
+        yield
+
+
+def stock_wrapper(path: Path, dtype: torch.dtype, **options: Any) -> tuple[Any, dict[str, Any]]:
+    """As :func:`stock_model`, a language model with all that it is wrapped in."""
+    from transformers import AutoModelForImageTextToText
+
+    with _loading(path):
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            path, config=load_config(path), dtype=dtype, use_safetensors=True,
+            output_loading_info=True, **_LOCAL, **options,
         )  # fmt: skip
-    check_model_numbers(loaded[0], path)
     return loaded
+
+
+def _wrapping(path: Path) -> Wrapping | None:
+    """What lies around the language model in a directory, if it is of a kind that we know."""
+    known = is_known(read_json(path / "config.json"))
+    return wrapping_of(path, stored_tensors(path)) if known else None
+
+
+def _own_weights(path: Path, wrapping: Wrapping) -> dict[str, Tensor]:
+    """The language model's tensors, mapped from their files."""
+    by_file: dict[Path, list[str]] = {}
+    for name, tensor in stored_tensors(path).items():
+        by_file.setdefault(tensor.file, []).append(name)
+    weights = {}
+    for file, names in by_file.items():
+        with safe_open(file, "pt") as shard:
+            for name in names:
+                if (inner := wrapping.inside(name)) is not None:
+                    weights[inner] = shard.get_tensor(name)
+    return weights
 
 
 def build_model(config: Any, dtype: torch.dtype | None = None) -> Any:

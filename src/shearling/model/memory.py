@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -10,8 +11,10 @@ import torch
 from shearling.errors import ShearlingError
 from shearling.files.reading import read_json
 from shearling.model.dtypes import STORED, dtype_of, name_of
-from shearling.model.stored import stored_tensors
+from shearling.model.stored import StoredTensor, stored_tensors
+from shearling.model.wrapping import disk_names, plain_config, wrapping_of
 from shearling.table.families import FAMILIES
+from shearling.table.families.wrappers import is_known
 
 
 def free_bytes(device: str = "cpu") -> int | None:
@@ -38,7 +41,7 @@ def loaded_bytes(path: Path, dtype: torch.dtype | None = None) -> int:
     """
     try:
         stored = stored_tensors(path)
-        names = _loaded_names(path)
+        names = _loaded_names(path, stored)
     except ShearlingError as error:
         raise ShearlingError(f"The model in {path} cannot be loaded: {error}") from error
     return sum(
@@ -48,16 +51,22 @@ def loaded_bytes(path: Path, dtype: torch.dtype | None = None) -> int:
     )
 
 
-def _loaded_names(path: Path) -> set[str] | None:
-    """Tensors that a model of a known family has, tied ones once; None where we do not know."""
+def _loaded_names(path: Path, stored: Mapping[str, StoredTensor]) -> set[str] | None:
+    """Tensors that a model of a known family has, tied ones once; None where we do not know.
+
+    Of a model with a language model inside, the language model's, by their names on disk.
+    """
     from shearling.model.loading import load_config
 
     raw = read_json(path / "config.json")
-    family = FAMILIES.get(str(raw.get("model_type")))
+    wrapping = wrapping_of(path, stored) if is_known(raw) else None
+    model_type = (raw if wrapping is None else wrapping.text).get("model_type")
+    family = FAMILIES.get(str(model_type))
     if family is None or raw.get("quantization_config"):
         return None
-    config = load_config(path)
-    return set(family.layout(config).tensors(family.shape(config)))
+    config = load_config(path) if wrapping is None else plain_config(wrapping.text, path)
+    names = family.layout(config).tensors(family.shape(config))
+    return set(disk_names(wrapping, names).values())
 
 
 def _itemsize(stored: str, itemsize: int, dtype: torch.dtype | None) -> int:

@@ -24,6 +24,7 @@ from shearling.model.stored import stored_tensors
 from shearling.model.weight_files import no_weights, weight_files
 from shearling.table.axes import Layout
 from shearling.table.families import FAMILIES
+from shearling.table.families.wrappers import is_known
 from shearling.table.values import Shape
 
 _AXES = {
@@ -105,7 +106,8 @@ def open_subject(model: str | Path, *, merge_adapter: bool = False) -> OpenedMod
     path = resolve(model, merge_adapter=merge_adapter)
     raw = read_json(path / "config.json")
     known = str(raw.get("model_type")) in FAMILIES
-    if known and quantization(raw) is None:
+    wrapped = is_known(raw)
+    if (known or wrapped) and quantization(raw) is None:
         return Checkpoint.open(path)
     _weights(path)
     config = load_config(path).get_text_config()

@@ -35,9 +35,11 @@ class StoredTensors:
 
     Attributes:
         files: tensor name -> shard that holds it.
+        stored: tensor name -> its name there, where that is another.
     """
 
     files: Mapping[str, Path]
+    stored: Mapping[str, str] = field(default_factory=dict)
     _checked: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
@@ -56,7 +58,7 @@ class StoredTensors:
         for file, wanted in by_file.items():
             with safe_open(file, "pt") as shard:
                 for name in wanted:
-                    tensor = shard.get_tensor(name)
+                    tensor = shard.get_tensor(self.stored.get(name, name))
                     if name not in self._checked:
                         check_numbers(name, tensor, file)
                         self._checked.add(name)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,15 +88,17 @@ def cut(
     started = time.perf_counter()
     replaced = replaced or {}
     expanded = checkpoint.layout.cut(keep, checkpoint.shape)
-    sizes = _sizes(checkpoint, expanded)
+    sizes, load = _sizes(checkpoint, expanded), partial(_load, checkpoint, expanded, replaced)
     _check(checkpoint, expanded, output, replaced.keys() - sizes.keys())
+    if checkpoint.wrapping is not None:
+        sizes, load = checkpoint.wrapping.around(sizes, load)
     check_space(output, sum(sizes.values()))
     with new_directory(output, progress) as staging, ThreadPoolExecutor(1) as reader:
         _write_side_files(checkpoint, expanded, staging)
         files = write_weights(
             staging,
             sizes,
-            lambda names: _load(checkpoint, expanded, names, replaced),
+            load,
             shard_bytes=shard_bytes,
             progress=progress,
         )
@@ -151,7 +154,7 @@ def _check(checkpoint: Checkpoint, cut: Cut, output: Path, unknown: Collection[s
 
 
 def _load(
-    checkpoint: Checkpoint, cut: Cut, names: Iterable[str], replaced: Replaced
+    checkpoint: Checkpoint, cut: Cut, replaced: Replaced, names: Iterable[str]
 ) -> dict[str, Tensor]:
     """Tensors of the result by name, in the order asked for; each source read once."""
     names = list(names)
@@ -200,4 +203,6 @@ def _write_side_files(checkpoint: Checkpoint, cut: Cut, staging: Path) -> None:
             write_json(staging / GENERATION, generation)
         if (checkpoint.path / "tokenizer.json").is_file():
             rewrite_tokenizer(checkpoint.path, vocab, staging)
+    if checkpoint.wrapping is not None:
+        config = checkpoint.wrapping.config(config)
     write_json(staging / "config.json", without_code(config))

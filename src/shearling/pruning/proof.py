@@ -23,7 +23,7 @@ from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.dtypes import name_of
-from shearling.model.loading import stock_model
+from shearling.model.loading import stock_model, stock_wrapper
 from shearling.model.proof_tokens import proof_tokens
 from shearling.table.values import Cut, Keep
 
@@ -106,7 +106,7 @@ def prove(
             max_abs_difference=difference,
             max_relative_difference=relative,
             tokens=ids_BS.numel(),
-            loaded_with="AutoModelForCausalLM" if whole else "block by block",
+            loaded_with=_loader(written) if whole else "block by block",
             computed_in=name_of(dtype),
             passed=relative <= TOLERANCE,
         )
@@ -145,9 +145,16 @@ def _streamed_logits(checkpoint: Checkpoint, ids_BS: Tensor, place: Place) -> Te
     return logits_of(BlockStream(checkpoint, place), ids_BS)
 
 
+def _loader(written: Checkpoint) -> str:
+    """The class of transformers that loads a model as its users do."""
+    wrapped = written.wrapping is not None
+    return "AutoModelForImageTextToText" if wrapped else "AutoModelForCausalLM"
+
+
 def _stock_logits(checkpoint: Checkpoint, ids_BS: Tensor, place: Place) -> Tensor:
     """Logits (B, S, V) as stock transformers gives them, every tensor accounted for."""
-    model, info = stock_model(checkpoint.path, place.dtype, **place.loading())
+    load = stock_model if checkpoint.wrapping is None else stock_wrapper
+    model, info = load(checkpoint.path, place.dtype, **place.loading())
     wrong = {key: sorted(info[key]) for key in ("missing_keys", "unexpected_keys") if info[key]}
     if wrong:
         raise ShearlingError(

@@ -197,6 +197,7 @@ class _SideBySide:
             y_BSE = _linear(step.block.get_submodule(last.writer), x_BSK)
             if last.norm is not None:
                 y_BSE = step.block.get_submodule(last.norm)(y_BSE)
+            y_BSE = last.scaled(y_BSE)
             self.states.put(CUT, number, self.states.take((last.axis, "before"), number) + y_BSE)
 
     def _advance(self, blocks: range) -> None:
@@ -322,6 +323,8 @@ class _SideBySide:
                     for before in self.halves[: self.halves.index(half)]:
                         h_BSE = h_BSE + seen.contributions[before.axis]
                     y_BSE = wanted_BSE - h_BSE
+                    if half.scale != 1.0:  # the errors are the stream's all the same
+                        y_BSE, w_BS = y_BSE / half.scale, w_BS * half.scale**2
                     if half is self.halves[-1]:
                         self.states.put((half.axis, "x"), number, x_BSK)
                         self.states.put((half.axis, "before"), number, h_BSE)

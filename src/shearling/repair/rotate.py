@@ -86,7 +86,8 @@ def refusal(checkpoint: Checkpoint) -> str | None:
     for row in rows:
         stem = row.name.rpartition(".")[0]
         biased = any(other.name == f"{stem}.bias" for other in rows)
-        if row.role == "norm" and row.dims == (STREAM,) and (row.bare or biased):
+        centred = row.bare or biased or checkpoint.family.centred
+        if row.role == "norm" and row.dims == (STREAM,) and centred:
             return (
                 f"{name} has LayerNorms, which subtract the mean over the channels as they are; "
                 "only a model with RMSNorms computes the same in another basis"

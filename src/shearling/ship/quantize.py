@@ -163,6 +163,11 @@ def plan(
 
 def check(source: Checkpoint, output: Path, wanted: QuantizePlan) -> None:
     """Refuse what cannot work before any work is done: torchao, disk, memory, the output's name."""
+    if source.wrapping is not None:
+        raise ShearlingError(
+            f"{source.name} is a language model inside a {source.wrapping.kind.model_type}, which "
+            "is not quantised yet; `shearling export` writes its language model as GGUF."
+        )
     require_torchao(f"--to {wanted.to} needs torchao")
     check_output(output)
     check_space(output, wanted.bytes)

@@ -111,6 +111,11 @@ class Cut:
         """The surviving blocks, in the source's numbering."""
         return self.keep.model.get("layers", tuple(range(self.before["layers"])))
 
+    def of(self, target: int | None = None) -> Mapping[str, Indices]:
+        """What survives by axis, outside the blocks or in block ``target`` of the result."""
+        blocks = {} if target is None else self.keep.blocks
+        return {**self.keep.model, **{axis: kept[target or 0] for axis, kept in blocks.items()}}
+
     @cached_property
     def by_target(self) -> Mapping[str, Selection]:
         """Selections by their name in the result."""

@@ -16,6 +16,7 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader
 
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.loading import build_model, stock_model
+from shearling.model.wrapping import disk_names
 from shearling.train.objective import stock
 from shearling.train.parallel import World
 
@@ -45,8 +46,9 @@ def fill(checkpoint: Checkpoint, model: Any, world: World) -> None:
     model.to_empty(device=world.device)
     model.tie_weights()
     parameters = dict(model.named_parameters(remove_duplicate=False))
+    stored = disk_names(checkpoint.wrapping, checkpoint.homes)
     state = {
-        name: home.of(parameters[home.parameter].detach())
+        stored[name]: home.of(parameters[home.parameter].detach())
         for name, home in checkpoint.homes.items()
     }
     dcp.load(state, storage_reader=HuggingFaceStorageReader(str(checkpoint.path)))

@@ -80,20 +80,23 @@ def save(
     homes = source.homes
     dtypes = {name: torch_dtype(dtype) for name, dtype in source.dtypes.items()}
 
-    def load(wanted: list[str]) -> dict[str, Tensor]:
+    def own(wanted: list[str]) -> dict[str, Tensor]:
         tensors = ((name, homes[name].of(read(homes[name].parameter))) for name in wanted)
         return {
             name: change(name, tensor.cpu()).to(dtypes[name]).contiguous()
             for name, tensor in tensors
         }
 
+    sizes, load = source.sizes, own
+    if source.wrapping is not None:
+        sizes, load = source.wrapping.around(sizes, own)
     if not world.first:
-        for shard_names in plan_shards(source.sizes, SHARD_BYTES):
+        for shard_names in plan_shards(sizes, SHARD_BYTES):
             load(shard_names)
         return {}
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
-    files = write_weights(directory, source.sizes, load, shard_bytes=SHARD_BYTES)
+    files = write_weights(directory, sizes, load, shard_bytes=SHARD_BYTES)
     copy_without_code(source.path / CONFIG, directory / CONFIG)
     copy_side_files(source.path, directory)
     return files

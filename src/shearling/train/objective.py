@@ -21,6 +21,7 @@ from torch.nn import functional
 from shearling.data.store import IGNORED
 from shearling.data.teacher import Kept, log_mass_outside
 from shearling.engine.products import preferred
+from shearling.model.head import finish
 
 if TYPE_CHECKING:
     from shearling.train.parallel import World
@@ -190,7 +191,7 @@ class Objective(nn.Module):
         with torch.no_grad():
             wanted_TV = logits(self.teacher, wanted_TD).float() / temperature
             wanted_TV = wanted_TV.log_softmax(-1)
-        found_TV = capped(self.model, functional.linear(h_TD, weight_VD, bias_V)).float()
+        found_TV = finished(self.model, functional.linear(h_TD, weight_VD, bias_V)).float()
         divergence = functional.kl_div(
             (found_TV / temperature).log_softmax(-1), wanted_TV,
             reduction="sum", log_target=True,
@@ -227,7 +228,7 @@ class Objective(nn.Module):
         ids_TK, p_TK = ids_TK.long(), logp_TK.float().exp()
         total_T = p_TK.sum(-1) + rest_T
         p_TK, rest_T = p_TK / total_T.unsqueeze(-1), rest_T / total_T
-        found_TV = capped(self.model, functional.linear(h_TD, weight_VD, bias_V)).float()
+        found_TV = finished(self.model, functional.linear(h_TD, weight_VD, bias_V)).float()
         norm_T = found_TV.logsumexp(-1)
         crossed_T = (p_TK * (found_TV.gather(-1, ids_TK) - norm_T.unsqueeze(-1))).sum(-1)
         if ids_TK.shape[1] < found_TV.shape[1]:
@@ -382,13 +383,12 @@ def _chunk_nll(h_TD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, labels_T:
 
 def logits(model: Any, h_TD: Tensor) -> Tensor:
     """Logits (T, V) of last states."""
-    return capped(model, model.get_output_embeddings()(h_TD))
+    return finished(model, model.get_output_embeddings()(h_TD))
 
 
-def capped(model: Any, logits_TV: Tensor) -> Tensor:
-    """Logits soft-capped where the model does so."""
-    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    return logits_TV if cap is None else torch.tanh(logits_TV / cap) * cap
+def finished(model: Any, product_TV: Tensor) -> Tensor:
+    """Logits, from the head's product: scaled and soft-capped where the model does so."""
+    return finish(model.config.get_text_config(), product_TV)
 
 
 def _summed_nll(logits_TV: Tensor, labels_T: Tensor) -> Tensor:

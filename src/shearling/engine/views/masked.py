@@ -3,8 +3,8 @@
 What a cut must compute, got without cutting: weights keep the source's geometry, and removed
 units are silenced where they write. A removed neuron or head has its column of the matrix that
 writes into the residual stream set to zero; a removed channel is never written to by anything,
-and norms over the stream take their statistics over the surviving channels; logits are those of
-the kept tokens; removed blocks are skipped. Readers keep all their weights.
+and norms, whether over the stream or over all heads, take their statistics over what survives;
+logits are those of the kept tokens; removed blocks are skipped. Readers keep all their weights.
 
 Shapes: B sequences of a batch, S positions, D hidden of the source, V vocabulary.
 """
@@ -133,31 +133,37 @@ class _MaskedStream(BlockStream):
 
     def __init__(self, checkpoint: Checkpoint, cut: Cut, place: Place) -> None:
         super().__init__(checkpoint, place)
-        kept = cut.keep.model.get(STREAM)
-        if kept is not None:
-            for norm in self._norms():
-                _narrow(norm, kept)
+        for norm, kept in self._norms(cut):
+            _narrow(norm, kept)
         mixture = checkpoint.family.mixture
         for block, experts in zip(cut.layers, cut.keep.blocks.get(EXPERTS, ()), strict=False):
             if mixture is not None and has_experts(checkpoint, block):
                 _narrow_router(self.shells[block].get_submodule(mixture.router), experts)
 
-    def _norms(self) -> Iterator[nn.Module]:
-        """Every norm over the residual stream, as the table tells them, parameters or none."""
-        family = self.checkpoint.family
-        for row in self.checkpoint.layout.rows:
-            if not _normalises_stream(row):
+    def _norms(self, cut: Cut) -> Iterator[tuple[nn.Module, Indices]]:
+        """Every norm that loses something, parameters or none, and what survives of its input."""
+        layout = self.checkpoint.layout
+        for row in layout.rows:
+            if row.role != "norm":
                 continue
             path = row.name.rpartition(".")[0]
-            if row.in_block:
-                inside = path.removeprefix(f"{family.blocks}.{{}}.")
-                yield from (block.get_submodule(inside) for block in self.shells)
-            else:
-                yield self._model.get_submodule(path)
+            if not row.in_block:
+                yield from _narrowed(self._model.get_submodule(path), row, cut, None)
+                continue
+            inside = path.removeprefix(f"{self.checkpoint.family.blocks}.{{}}.")
+            for target, source in enumerate(cut.layers):
+                if row.kind is not None and row.kind != layout.kinds[source]:
+                    continue
+                yield from _narrowed(self.shells[source].get_submodule(inside), row, cut, target)
 
 
-def _normalises_stream(row: Row) -> bool:
-    return row.role == "norm" and STREAM in row.output.axes
+def _narrowed(
+    norm: nn.Module, row: Row, cut: Cut, target: int | None
+) -> Iterator[tuple[nn.Module, Indices]]:
+    kept = cut.of(target)
+    indices = row.output.select(kept, cut.before)
+    if indices is not None:
+        yield norm, indices
 
 
 def _narrow(norm: nn.Module, kept: Indices) -> None:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
+
 from shearling.errors import ShearlingError
 from shearling.table.families.base import Family, Home
+from shearling.table.families.cohere2 import COHERE2
 from shearling.table.families.deepseek_v3 import DEEPSEEK_V3
 from shearling.table.families.gemma import GEMMA2, GEMMA3
+from shearling.table.families.glm4 import GLM4
 from shearling.table.families.glm4_moe import GLM4_MOE
 from shearling.table.families.gpt_neox import GPT_NEOX
+from shearling.table.families.granite import GRANITE, GRANITE4
 from shearling.table.families.llama import LLAMA
+from shearling.table.families.ministral import MINISTRAL, MINISTRAL3
 from shearling.table.families.mistral import MISTRAL
 from shearling.table.families.mixtral import MIXTRAL
+from shearling.table.families.olmo2 import OLMO2, OLMO3
 from shearling.table.families.olmoe import OLMOE
 from shearling.table.families.opt import OPT
 from shearling.table.families.phi3 import PHI3
@@ -18,23 +25,27 @@ from shearling.table.families.qwen2 import QWEN2
 from shearling.table.families.qwen2_moe import QWEN2_MOE
 from shearling.table.families.qwen3 import QWEN3
 from shearling.table.families.qwen3_moe import QWEN3_MOE
+from shearling.table.families.smollm3 import SMOLLM3
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
         LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, PHI3, GPT_NEOX, OPT,
+        SMOLLM3, MINISTRAL, MINISTRAL3, OLMO2, OLMO3, GRANITE, GRANITE4, GLM4, COHERE2,
         MIXTRAL, QWEN2_MOE, QWEN3_MOE, OLMOE, GLM4_MOE, DEEPSEEK_V3,
     )
 }  # fmt: skip
 
 
 def family_of(model_type: object, where: str) -> Family:
-    """The family of ``model_type``, or a ShearlingError that names those we know."""
+    """The family of ``model_type``, or a ShearlingError that names those there are."""
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         shown = repr(model_type)[:80]
+        near = get_close_matches(str(model_type), FAMILIES, n=1, cutoff=0.5)
+        nearest = f" ({near[0]} is the nearest by name)" if near else ""
         raise ShearlingError(
             f"{where} is of the architecture {shown}, which shearling does not know yet; "
-            f"it knows {', '.join(FAMILIES)}."
+            f"it knows {', '.join(FAMILIES)}{nearest}, and CONTRIBUTING.md says how to add one."
         )
     return FAMILIES[model_type]
 

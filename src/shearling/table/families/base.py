@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -123,6 +123,7 @@ class Family:
         adapt_layers: the same, where it matters which blocks survive; given these as well.
         remarks: what a user should know of a Shape that can be written; from the source's
             resolved config, and the new Shape.
+        frozen: axes that stay as they are, and why.
         rescale: how a row's values change between two Shapes, where code that we cannot change
             computes with a size; None where they do not.
         post_norms: axis -> module inside a block that norms what the axis' units write before it
@@ -130,6 +131,9 @@ class Family:
         additive: whether a block's output is its input plus what its halves write (it is not
             where a norm follows the addition); from a resolved config.
         gain_offset: what is added to a norm's weight before it multiplies.
+        branch_scale: what a half of a block is multiplied by before it is added to the residual
+            stream; from a resolved config.
+        centred: whether norms over the stream that are no ``nn.LayerNorm`` subtract the mean.
         llama_cpp: how llama.cpp stores and runs it; None where it does not know it.
     """
 
@@ -149,10 +153,13 @@ class Family:
         lambda raw, config, shape, layers: raw
     )
     remarks: Callable[[Any, Shape], list[str]] = lambda config, shape: []
+    frozen: Mapping[str, str] = field(default_factory=dict)
     rescale: Callable[[Row, Shape, Shape], Affine | None] = lambda row, before, after: None
     post_norms: Mapping[str, str] = field(default_factory=dict)
     additive: Callable[[Any], bool] = lambda config: True
     gain_offset: float = 0.0
+    branch_scale: Callable[[Any], float] = lambda config: 1.0
+    centred: bool = False
     llama_cpp: LlamaCppFacts | None = None
 
     def homes(self, row: Row, block: int | None, shape: Shape) -> dict[str, Home]:
@@ -179,7 +186,9 @@ class Family:
 
         That sizes lie between 1 and the source's goes without saying.
         """
-        return (*legal.nesting(self.layout(config), self.shape(config)), *self.rules(config))
+        layout, shape = self.layout(config), self.shape(config)
+        frozen = legal.frozen(self.frozen, shape)
+        return (*frozen, *legal.nesting(layout, shape), *self.rules(config))
 
     def check(self, config: Any, after: Shape) -> None:
         """Refuse what this architecture, or transformers' code for it, cannot express.
@@ -223,7 +232,7 @@ class Family:
         lists = {
             key: [values[i] for i in layers]
             for key in self.per_layer
-            if (values := getattr(config, key, None)) is not None
+            if (values := raw.get(key) or getattr(config, key, None)) is not None
         }
         adapted = self.adapt({**raw, **changed, **lists}, config, shape)
         return self.adapt_layers(adapted, config, shape, layers)
@@ -287,13 +296,26 @@ def gated_decoder(
     qkv_bias: bool = False,
     o_bias: bool = False,
     mlp_bias: bool = False,
-    qk_norm: bool = False,
+    qk_norm: Literal["head", "heads"] | None = None,
+    fused_mlp: bool = False,
     norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm"),
 ) -> Layout:
-    """Llama and its kin: grouped queries, a gated MLP, RMSNorms, separate projections."""
+    """Llama and its kin: grouped queries, a gated MLP, RMSNorms, separate projections.
+
+    Args:
+        config: resolved by transformers.
+        qkv_bias, o_bias, mlp_bias: which projections have biases.
+        qk_norm: whether queries and keys are normed: each head by itself, or all heads together.
+        fused_mlp: whether gate and up are one tensor.
+        norms: those of a block, over the stream, in the order in which they run.
+    """
     block = "model.layers.{}"
     attention, mlp = f"{block}.self_attn", f"{block}.mlp"
     query, key = "heads*head_dim", "kv_heads*head_dim"
+    normed = {"head": ("head_dim", "head_dim"), "heads": (query, key), None: ()}[qk_norm]
+    gates = (("gate_up_proj", "mlp + mlp"),)
+    if not fused_mlp:
+        gates = (("gate_proj", "mlp"), ("up_proj", "mlp"))
     return Layout(
         GROUPED_QUERY_AXES,
         (
@@ -303,11 +325,14 @@ def gated_decoder(
             *linear(f"{attention}.v_proj", key, "hidden", bias=qkv_bias),
             *linear(f"{attention}.o_proj", "hidden", query, bias=o_bias),
             *(
-                Row.of(f"{attention}.{name}.weight", "norm", "head_dim")
-                for name in (("q_norm", "k_norm") if qk_norm else ())
+                Row.of(f"{attention}.{name}.weight", "norm", width)
+                for name, width in zip(("q_norm", "k_norm"), normed, strict=False)
             ),
-            *linear(f"{mlp}.gate_proj", "mlp", "hidden", bias=mlp_bias),
-            *linear(f"{mlp}.up_proj", "mlp", "hidden", bias=mlp_bias),
+            *(
+                row
+                for name, rows in gates
+                for row in linear(f"{mlp}.{name}", rows, "hidden", bias=mlp_bias)
+            ),
             *linear(f"{mlp}.down_proj", "hidden", "mlp", bias=mlp_bias),
             *(Row.of(f"{block}.{name}.weight", "norm", "hidden") for name in norms),
             Row.of("model.norm.weight", "norm", "hidden"),

@@ -32,7 +32,7 @@ def _gemma2(config: Any) -> Layout:
 
 def _gemma3(config: Any) -> Layout:
     bias = config.attention_bias
-    return gated_decoder(config, qkv_bias=bias, o_bias=bias, norms=_NORMS, qk_norm=True)
+    return gated_decoder(config, qkv_bias=bias, o_bias=bias, norms=_NORMS, qk_norm="head")
 
 
 def _rescale(row: Row, before: Shape, after: Shape) -> Affine | None:

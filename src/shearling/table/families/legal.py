@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -47,6 +47,15 @@ def divided_hidden(name: str) -> Rule:
         f"{name}'s config refuses a hidden size that is not a multiple of heads",
         lambda shape: shape["hidden"] % shape["heads"] == 0,
     )
+
+
+def frozen(axes: Mapping[str, str], before: Shape) -> Iterator[Rule]:
+    """Axes that stay as they are, each with the reason."""
+    for axis, why in axes.items():
+        if axis in before:
+            yield Rule(
+                (axis,), why, lambda shape, axis=axis: shape.get(axis, before[axis]) == before[axis]
+            )
 
 
 def nesting(layout: Layout, before: Shape) -> Iterator[Rule]:

@@ -17,7 +17,7 @@ from shearling.table.families.llama_cpp import SILU, LlamaCppFacts
 
 def _layout(config: Any) -> Layout:
     bias = config.attention_bias
-    return gated_decoder(config, qkv_bias=bias, o_bias=bias, qk_norm=True)
+    return gated_decoder(config, qkv_bias=bias, o_bias=bias, qk_norm="head")
 
 
 QWEN3 = Family(

@@ -39,7 +39,7 @@ def kinds(config: Any) -> tuple[str, ...]:
 
 def _layout(config: Any) -> Layout:
     bias = config.attention_bias
-    dense = gated_decoder(config, qkv_bias=bias, o_bias=bias, qk_norm=True)
+    dense = gated_decoder(config, qkv_bias=bias, o_bias=bias, qk_norm="head")
     rows = (_ROUTER, *expert_rows("mlp.experts", kind=SPARSE))
     return with_experts(dense, config, rows, kinds=kinds(config))
 

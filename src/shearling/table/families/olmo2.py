@@ -1,0 +1,45 @@
+"""OLMo 2 and OLMo 3: norms behind the branches alone, and over all heads' queries and keys.
+
+Nothing norms the stream before it is read. The norms of queries and of keys take their mean square
+over all heads together: with fewer heads it is taken over those that stay. `shearling learn` cannot
+fade heads out one by one, therefore.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shearling.table.axes import Layout
+from shearling.table.families.base import (
+    GROUPED_QUERY_KEYS,
+    Family,
+    explicit_head_dim,
+    gated_decoder,
+    head_dim,
+)
+
+_POST = {"heads": "post_attention_layernorm", "mlp": "post_feedforward_layernorm"}
+
+
+def _layout(config: Any) -> Layout:
+    bias = config.attention_bias
+    return gated_decoder(
+        config, qkv_bias=bias, o_bias=bias, qk_norm="heads", norms=tuple(_POST.values())
+    )
+
+
+def _olmo(model_type: str, per_layer: tuple[str, ...] = ()) -> Family:
+    return Family(
+        model_type,
+        "model.layers",
+        _layout,
+        GROUPED_QUERY_KEYS,
+        head_dim,
+        per_layer=per_layer,
+        adapt=explicit_head_dim,
+        post_norms=_POST,
+    )
+
+
+OLMO2 = _olmo("olmo2")
+OLMO3 = _olmo("olmo3", per_layer=("layer_types",))

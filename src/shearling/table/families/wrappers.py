@@ -1,0 +1,99 @@
+"""Models that hold a language model among other parts, such as an eye: what is known of each.
+
+The language model is one of our families under names of its own; whatever else there is stays as
+it is. Images enter the stream through a projector that no table describes, so that its width stays,
+and with the tokens that stand for them the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from shearling.errors import ShearlingError
+from shearling.table.families.base import Family
+
+# Beginnings of names in the table -> on disk, by transformers' habits of different years.
+STYLES: tuple[Mapping[str, str], ...] = (
+    {"model.": "language_model.model.", "lm_head.": "language_model.lm_head."},
+    {"model.": "model.language_model.", "lm_head.": "lm_head."},
+    {"model.": "model.", "lm_head.": "lm_head."},
+)
+_MROPE = ("mrope_section", "mrope_interleaved")
+
+
+@dataclass(frozen=True)
+class Wrapper:
+    """One architecture around a language model.
+
+    Attributes:
+        model_type: of the whole.
+        plain: the language model's configuration, every key written out, as one that stands alone
+            would have it.
+        frozen: further axes that stay, and why.
+    """
+
+    model_type: str
+    plain: Callable[[dict[str, Any]], dict[str, Any]] = lambda text: text
+    frozen: Mapping[str, str] = field(default_factory=dict)
+
+    def within(self, family: Family) -> Family:
+        """A family of language models, as it can be cut inside this."""
+        frozen = {
+            "hidden": f"the projector of {self.model_type}, which is not in the table, gives "
+            "images the width of the stream",
+            "vocab": f"{self.model_type} names the tokens that stand for images by their ids",
+        }
+        return replace(family, frozen={**family.frozen, **frozen, **self.frozen})
+
+
+def _named(model_type: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Text alone has one position a token: all of a multimodal rotary table's rows are alike."""
+
+    def plain(text: dict[str, Any]) -> dict[str, Any]:
+        rope = {k: v for k, v in (text.get("rope_parameters") or {}).items() if k not in _MROPE}
+        return {**text, "model_type": model_type, "rope_parameters": rope}
+
+    return plain
+
+
+_WHOLE_HEADS = "its code computes the width of a head as hidden / heads"
+
+WRAPPERS: dict[str, Wrapper] = {
+    wrapper.model_type: wrapper
+    for wrapper in (
+        Wrapper("gemma3"),
+        Wrapper("mistral3"),
+        Wrapper("llava"),
+        Wrapper(
+            "qwen2_5_vl",
+            plain=_named("qwen2"),
+            frozen={"heads": _WHOLE_HEADS, "kv_heads": _WHOLE_HEADS},
+        ),
+        Wrapper("qwen3_vl", plain=_named("qwen3")),
+    )
+}
+
+
+def is_known(raw: Mapping[str, Any]) -> bool:
+    """Whether a config.json is of a model around a language model, and of a kind that we know."""
+    return str(raw.get("model_type")) in WRAPPERS
+
+
+def wrapper_of(raw: Mapping[str, Any], where: str) -> Wrapper | None:
+    """What is known of a model around a language model; None where config.json is of no such.
+
+    Raises:
+        ShearlingError: it is of one that is not known.
+    """
+    model_type = raw.get("model_type")
+    if is_known(raw):
+        return WRAPPERS[str(model_type)]
+    if not isinstance(raw.get("text_config"), Mapping):
+        return None
+    shown = repr(model_type)[:80]
+    raise ShearlingError(
+        f"{where} is a language model inside {shown}, which shearling does not know yet; it opens "
+        f"those inside {', '.join(WRAPPERS)}, and plain language models."
+    )

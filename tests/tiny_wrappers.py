@@ -1,0 +1,130 @@
+"""Tiny random models with a language model inside, one for every kind of wrapper we know."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+_TEXT: dict[str, Any] = {
+    "vocab_size": 101,
+    "hidden_size": 36,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "intermediate_size": 50,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_EYE: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+_QWEN_EYE: dict[str, Any] = {
+    "depth": 2,
+    "hidden_size": 16,
+    "num_heads": 2,
+    "intermediate_size": 24,
+    "out_hidden_size": 36,
+    "patch_size": 14,
+}
+_QWEN_IDS = {
+    "image_token_id": 90,
+    "video_token_id": 91,
+    "vision_start_token_id": 92,
+    "vision_end_token_id": 93,
+}
+
+
+def _rope(**more: Any) -> dict[str, Any]:
+    return {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [1, 1, 1], **more}
+
+
+# name -> (config class, arguments, model type of the language model as it stands alone)
+WRAPPED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "gemma3": (
+        "Gemma3Config",
+        {
+            "text_config": _TEXT
+            | {"head_dim": 6, "sliding_window": 7, "query_pre_attn_scalar": 6}
+            | {"sliding_window_pattern": 3},
+            "vision_config": _EYE,
+            "mm_tokens_per_image": 4,
+            "image_token_index": 90,
+        },
+        "gemma3_text",
+    ),
+    "mistral3": (
+        "Mistral3Config",
+        {
+            "text_config": _TEXT | {"model_type": "mistral", "head_dim": 6, "sliding_window": 7},
+            "vision_config": _EYE | {"model_type": "pixtral", "head_dim": 8},
+            "image_token_index": 90,
+            "tie_word_embeddings": False,
+        },
+        "mistral",
+    ),
+    "mistral3-ministral3": (
+        "Mistral3Config",
+        {
+            "text_config": _TEXT | {"model_type": "ministral3", "head_dim": 6},
+            "vision_config": _EYE | {"model_type": "pixtral", "head_dim": 8},
+            "image_token_index": 90,
+        },
+        "ministral3",
+    ),
+    "llava": (
+        "LlavaConfig",
+        {
+            "text_config": _TEXT | {"model_type": "llama"},
+            "vision_config": _EYE | {"model_type": "clip_vision_model", "projection_dim": 8},
+            "image_token_index": 90,
+            "tie_word_embeddings": False,
+        },
+        "llama",
+    ),
+    "qwen2_5_vl": (
+        "Qwen2_5_VLConfig",
+        {
+            "text_config": _TEXT
+            | {"hidden_size": 54, "rope_parameters": _rope()},  # heads of three pairs
+            "vision_config": _QWEN_EYE
+            | {"out_hidden_size": 54, "window_size": 28, "fullatt_block_indexes": [1]},
+            **_QWEN_IDS,
+        },
+        "qwen2",
+    ),
+    "qwen3_vl": (
+        "Qwen3VLConfig",
+        {
+            "text_config": _TEXT
+            | {"head_dim": 6, "rope_parameters": _rope(mrope_interleaved=True)},
+            "vision_config": _QWEN_EYE
+            | {"num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1]},
+            "tie_word_embeddings": True,
+            **_QWEN_IDS,
+        },
+        "qwen3",
+    ),
+}
+
+
+def tiny_wrapper(name: str) -> Any:
+    """A model whose every parameter is random, norms and biases included."""
+    import transformers
+    from transformers import AutoModelForImageTextToText
+
+    kind, arguments, _ = WRAPPED[name]
+    config = getattr(transformers, kind)(**arguments)
+    torch.manual_seed(0)
+    model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
