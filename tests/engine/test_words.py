@@ -16,7 +16,7 @@ from shearling.data.bos import TokenWindows
 from shearling.engine.decoding import continue_sequences
 from shearling.engine.removals import removal_nll
 from shearling.engine.stream import BlockStream
-from shearling.engine.walk import logits_of
+from shearling.engine.walk import backward, logits_of
 from shearling.engine.words import Words
 from shearling.model.checkpoint import Checkpoint
 from shearling.repair.written import PREFIX, write
@@ -135,6 +135,39 @@ def test_losses_of_removals(models: Models, ids: Tensor) -> None:
     short = removal_nll(stream, ids, wanted, abridged=True)
     assert short == pytest.approx(exact, abs=0.05)
     assert short != exact
+
+
+def gradients(stream: BlockStream, ids_NS: Tensor) -> Tensor:
+    """Of a matrix of the first block."""
+    for step in backward(stream, ids_NS, "", weights=True):
+        step.finish()
+        gradient = step.block.get_submodule("mlp.down_proj").get_parameter("weight").grad
+        assert gradient is not None
+        kept = gradient.clone()
+    return kept
+
+
+def test_gradients(models: Models, ids: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the stock model's loss over these words."""
+    path = models("llama")
+    stream = BlockStream(Checkpoint.open(path), place())
+    words = stream.likely_words([(states(stream, ids), ids)], ids)
+    assert words is not None
+    model = naive.stock(path)
+    logits = model(input_ids=ids, use_cache=False).logits
+    losses = [
+        (logits[row, at, words.ids_W] + words.log_counts_W).exp().sum().log()
+        - logits[row, at, ids[row, at + 1]]
+        for row in range(4)
+        for at in range(10)
+    ]
+    torch.stack(losses).mean().backward()
+    expected = naive.blocks(model)[0].get_submodule("mlp.down_proj").get_parameter("weight").grad
+    assert expected is not None
+    found = gradients(stream, ids)
+    assert torch.allclose(found, expected, rtol=1e-3, atol=1e-6)
+    monkeypatch.setattr(shearling.engine.words, "EXACT", VOCAB)
+    assert not torch.allclose(gradients(stream, ids), found, rtol=1e-3, atol=1e-6)
 
 
 def test_what_is_drawn(models: Models) -> None:
