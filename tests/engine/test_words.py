@@ -22,14 +22,15 @@ from shearling.model.checkpoint import Checkpoint
 from shearling.repair.written import PREFIX, write
 
 Models = Callable[[str], Path]
-LIKELY, SAMPLED, VOCAB = 30, 12, 101
+LIKELY, SAMPLED, VOCAB = 30, 40, 101
 FAMILIES = ["llama", "llama-tied", "gemma2", "gpt_neox", "opt"]  # gemma2 caps its logits
 
 
 @pytest.fixture(autouse=True)
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
     """A vocabulary of 101 words is large."""
-    for name, size in {"EXACT": 100, "LIKELY": LIKELY, "SAMPLED": SAMPLED}.items():
+    sizes = {"EXACT": 100, "LIKELY": LIKELY, "MORE": LIKELY + 20, "SAMPLED": SAMPLED}
+    for name, size in sizes.items():
         monkeypatch.setattr(shearling.engine.words, name, size)
 
 
@@ -59,27 +60,35 @@ def naive_counts(words: Words) -> dict[int, float]:
 def test_the_likeliest_and_a_sample_of_the_others() -> None:
     chances_V = torch.rand(VOCAB, generator=torch.Generator().manual_seed(2))
     chances_V[[7, 50]] = torch.inf
-    counts = naive_counts(Words.of(chances_V))
+    counts = naive_counts(Words.of(chances_V, LIKELY))
     ranked = sorted(range(VOCAB), key=lambda word: -float(chances_V[word]))
-    assert {word for word, count in counts.items() if count == 1} == set(ranked[:LIKELY])
-    others = {word: count for word, count in counts.items() if word not in ranked[:LIKELY]}
-    assert len(others) == SAMPLED
-    assert sum(others.values()) == pytest.approx(VOCAB - LIKELY, rel=1e-6)
+    assert all(counts[word] == 1 for word in ranked[:LIKELY])
+    rest = ranked[LIKELY:]
+    whole = sum(float(chances_V[word]) for word in rest)
+    drawn = 0.0
+    for word in set(counts) - set(ranked[:LIKELY]):
+        chance = (1 / len(rest) + float(chances_V[word]) / whole) / 2
+        times = counts[word] * SAMPLED * chance
+        assert times == pytest.approx(round(times), abs=1e-3)
+        drawn += times
+    assert drawn == pytest.approx(SAMPLED, abs=1e-2)
     needed = torch.zeros(VOCAB)
     needed[: LIKELY + 9] = torch.inf
-    assert [word for word, count in naive_counts(Words.of(needed)).items() if count == 1] == [
-        *range(LIKELY + 9)
-    ], "all that must be there are"
+    counts = naive_counts(Words.of(needed, LIKELY))
+    assert all(counts[word] == 1 for word in range(LIKELY + 9)), "all that must be there are"
+    assert len(counts) > LIKELY + 9, "the others are drawn evenly"
     assert naive_counts(Words.of(chances_V, VOCAB)) == dict.fromkeys(range(VOCAB), 1.0)
 
 
 def test_the_partition_function_is_right_in_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
     """Over draws; and its logarithm is too small by about Var(Z) / 2 Z^2."""
-    logits_V = torch.randn(VOCAB, generator=torch.Generator().manual_seed(3)).double()
+    generator = torch.Generator().manual_seed(3)
+    logits_V = torch.randn(VOCAB, generator=generator).double()
+    chances_V = logits_V.exp().float() * torch.rand(VOCAB, generator=generator)
     partitions = []
     for seed in range(600):
         monkeypatch.setattr(shearling.engine.words, "SEED", seed)
-        words = Words.of(logits_V)
+        words = Words.of(chances_V, LIKELY)
         partitions.append(float((logits_V[words.ids_W] + words.log_counts_W).exp().sum()))
     estimates, whole = torch.tensor(partitions).double(), logits_V.exp().sum()
     error = estimates.std() / len(estimates) ** 0.5
@@ -184,7 +193,7 @@ def test_what_is_drawn(models: Models) -> None:
     generator = torch.Generator().manual_seed(4)
     ids_BS = torch.randint(3, VOCAB, (5, 12), generator=generator)
     at_BT = torch.rand(5, 8, generator=generator)
-    words = Words.of(torch.rand(VOCAB, generator=generator))
+    words = Words.of(torch.rand(VOCAB, generator=generator), LIKELY)
     stream = BlockStream(Checkpoint.open(path), place())
     with torch.no_grad(), stream.abridged(words), stream.whole() as model:
         assert list(continue_sequences(model, ids_BS, at_BT, words)) == list(range(1, 9))
@@ -202,7 +211,8 @@ def test_what_is_written_without_copies(models: Models) -> None:
     stream = BlockStream(Checkpoint.open(models("llama")), place())
     windows = torch.randint(3, VOCAB, (3, 17), generator=torch.Generator().manual_seed(5))
     written = write(stream, TokenWindows(windows), 9)
-    words = stream.likely_words([(states(stream, windows), windows)])
+    words = stream.likely_words([(states(stream, windows), windows)], elsewhere=True)
     assert words is not None
+    assert LIKELY + 20 < len(words) < VOCAB
     assert set(written[:, PREFIX:].flatten().tolist()) <= set(words.ids_W.tolist())
     assert torch.equal(write(stream, TokenWindows(windows), 9, words=words), written)

@@ -24,7 +24,7 @@ from shearling.engine.pieces import Pieces, together
 from shearling.engine.place import Place
 from shearling.engine.ranks import ALONE, Ranks
 from shearling.engine.weights import BlockWeights, ordinary_tensors
-from shearling.engine.words import POSITIONS, Words, chances, is_large, spread
+from shearling.engine.words import HEAD_ROWS, Words, asked, chances, is_large
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.loading import build_model
@@ -158,7 +158,7 @@ class BlockStream:
 
     def likely_words(
         self, text: Iterable[tuple[Tensor, Tensor]], needed: Tensor | None = None,
-        ranks: Ranks = ALONE,
+        ranks: Ranks = ALONE, *, elsewhere: bool = False,
     ) -> Words | None:  # fmt: skip
         """The words that stand for the vocabulary on a text; None where it is small.
 
@@ -166,18 +166,20 @@ class BlockStream:
             text: this rank's batches: states (B, S, D) that left the last block, and tokens (B, S).
             needed: words that must be among them, of any shape.
             ranks: who share the text, and get the same words.
+            elsewhere: they are to serve other text as well.
         """
         vocab = self.checkpoint.shape["vocab"]
         if not is_large(vocab):
             return None
         pairs = list(text)
-        every = spread(POSITIONS, int(ranks.total(sum(ids_BS.numel() for _, ids_BS in pairs))))
+        tokens = int(ranks.total(sum(ids_BS.numel() for _, ids_BS in pairs)))
+        every, likely = asked(tokens, elsewhere=elsewhere)
         with ordinary_tensors():
             chances_V = chances(self._some_logits(pairs, every), vocab, self.place.device)
             if needed is not None:
                 chances_V[needed.flatten().to(chances_V.device)] = torch.inf
             ranks.add(chances_V)
-            return Words.of(chances_V)
+            return Words.of(chances_V, likely)
 
     def _some_logits(self, text: list[tuple[Tensor, Tensor]], every: int) -> Iterator[Tensor]:
         """Logits (1, P, V) at every so many-th position of each sequence, no two at the same."""
@@ -186,8 +188,9 @@ class BlockStream:
             for h, ids in zip(h_BSD.split(1), ids_BS.split(1), strict=True):
                 at_P = torch.arange(begin % every, ids.shape[1], every, device=h.device)
                 begin += 1
-                if len(at_P):
-                    yield self._run(ids, h, logits_to_keep=at_P)
+                for at in at_P.split(HEAD_ROWS):
+                    if len(at):
+                        yield self._run(ids, h, logits_to_keep=at)
 
     @contextmanager
     def abridged(self, words: Words | None) -> Generator[None]:

@@ -17,7 +17,7 @@ from shearling.data.bos import TokenWindows
 from shearling.engine.decoding import continue_sequences
 from shearling.engine.stream import BlockStream
 from shearling.engine.walk import last_states
-from shearling.engine.words import POSITIONS, Words, is_large, spread
+from shearling.engine.words import POSITIONS, Words, is_large
 from shearling.files.progress import Progress, silent
 from shearling.model.checkpoint import Checkpoint
 
@@ -92,10 +92,11 @@ def _words(stream: BlockStream, ids_NS: Tensor) -> Words | None:
     if not is_large(stream.checkpoint.shape["vocab"]):
         return None
     wanted = -(-HEARD // ids_NS.shape[1])
-    some_NS = ids_NS[:: spread(wanted, len(ids_NS))][:wanted]
+    some_NS = ids_NS[:: max(1, len(ids_NS) // wanted)][:wanted]
     batches = stream.batches(some_NS)
     with stream.place.running():
-        return stream.likely_words(zip(last_states(stream, batches), batches, strict=True))
+        text = zip(last_states(stream, batches), batches, strict=True)
+        return stream.likely_words(text, elsewhere=True)
 
 
 def _starts(ids_NS: Tensor, sequences: int, prefix: int, generator: torch.Generator) -> Tensor:
