@@ -43,7 +43,7 @@ def test_the_final_norm_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ("facts", "said"),
     [
         ({"final_norm": False, "divergence": None}, "; the final norm was not fitted"),
-        ({"divergence": [0.5, 0.25]}, "; the final norm was fitted: 0.5 to 0.25 nats"),
+        ({"divergence": [0.5, 0.25]}, "; the final norm was fitted: 0.500 to 0.250 nats"),
         ({"divergence": [0.5, 0.25], "divergence_words": 20111}, "over 20,111 words"),
         ({"divergence": None}, ""),
     ],
