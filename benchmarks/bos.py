@@ -1,13 +1,12 @@
 """What a BOS before every window is worth: Gemma 3 270M, cut by default and repaired.
 
     SHEARLING_BENCH_MODEL=gemma.gguf SHEARLING_BENCH_DATA=DIR python benchmarks/bos.py \\
-        [--samples 64] [--only bos|no-bos]
+        [--samples 64] [--only source|bos|no-bos]
 
 The model as it is, and the same without 15 % of its parameters (`prune --params 0.85x`), chosen and
 repaired on windows that begin with BOS and on windows that do not. Each is measured on 12 windows
 of 512 tokens of WikiText-2 and of c4 documents that calibration never saw, behind BOS and without.
-The final norm is fitted on ``--norm-tokens``; with 262 thousand words a product over all of them is
-most of that fit. Rows that are known are not run again.
+Rows that are known are not run again.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ from shearling.evaluate.perplexity import Windows, evaluate
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.manifest import read_manifest
 from shearling.pruning.prune import CalibrationText, Running, Size, prune
-from shearling.repair import final_norm
 
 PARAMS, WINDOW, WINDOWS = "0.85x", 512, 12
 SIDES = {"bos": True, "no-bos": False}
@@ -34,13 +32,12 @@ def main() -> None:
     """Measure what has not been measured."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--samples", type=int, default=64)
-    parser.add_argument("--norm-tokens", type=int, default=final_norm.TOKENS)
     parser.add_argument("--only", choices=[*SIDES, "source"])
     arguments = parser.parse_args()
     for name in ("source", *SIDES):
         known = _known()
         if arguments.only in (None, name) and all(row["calibrated"] != name for row in known):
-            row = _row(name, arguments.samples, arguments.norm_tokens)
+            row = _row(name, arguments.samples)
             save("bos", {"rows": [*known, row]})
 
 
@@ -49,7 +46,7 @@ def _known() -> list[dict[str, Any]]:
     return json.loads(file.read_text())["rows"] if file.exists() else []
 
 
-def _row(name: str, samples: int, norm_tokens: int) -> dict[str, Any]:
+def _row(name: str, samples: int) -> dict[str, Any]:
     """The source, or a cut of it, with its perplexities."""
     source = Checkpoint.open(source_directory())
     with tempfile.TemporaryDirectory() as place:
@@ -61,7 +58,6 @@ def _row(name: str, samples: int, norm_tokens: int) -> dict[str, Any]:
         row: dict[str, Any] = {"calibrated": name, "parameters": source.parameters}
         path = source.path
         if name in SIDES:
-            vars(final_norm)["TOKENS"] = norm_tokens
             path = Path(place) / "cut"
             started, processor = time.perf_counter(), time.process_time()
             text = CalibrationText(
@@ -73,7 +69,7 @@ def _row(name: str, samples: int, norm_tokens: int) -> dict[str, Any]:
             options = (read_manifest(path) or {})["options"]
             row |= {
                 "parameters": cut.parameters, "shape": str(cut.shape), "samples": samples,
-                "norm_tokens": norm_tokens, "removed": options.get("removed"),
+                "removed": options.get("removed"),
                 "divergence": options["repair"]["divergence"],
                 "seconds": round(time.perf_counter() - started),
                 "processor_seconds": round(time.process_time() - processor),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicCache, DynamicSlidingWindowLayer
 
 import naive
 from shearling.engine import decoding
@@ -41,6 +41,23 @@ def test_steps_that_can_be_recorded_change_nothing(
     list(decoding._stepwise(stock, other_BS[:, :6], at_BT[:, :2], cache))
     step = decoding._Step(stock, other_BS, at_BT, cache, 2)
     assert list(decoding._in_segments(step, fixed, recorded=False)) == list(range(3, 16))
+    assert torch.equal(other_BS, ids_BS)
+
+
+@pytest.mark.parametrize(("variant", "window"), [("mistral", 19), ("gemma3", 19), ("gemma3", 18)])
+@torch.no_grad()
+def test_a_window_that_nothing_leaves_is_room_like_any(
+    models: Models, variant: str, window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As transformers' own cache, which copies all keys at every token."""
+    stock = naive.stock(models(variant))
+    stock.config.sliding_window = window
+    ids_BS, at_BT = beginnings()
+    other_BS = ids_BS.clone()
+    list(continue_sequences(stock, ids_BS, at_BT))
+    kinds = [type(layer) for layer in decoding._growing(stock, 19).layers]
+    assert (DynamicSlidingWindowLayer in kinds) == (window < 19)
+    list(decoding._stepwise(stock, other_BS, at_BT, DynamicCache(config=stock.config)))
     assert torch.equal(other_BS, ids_BS)
 
 

@@ -69,6 +69,14 @@ Rotate = Annotated[
         "default where the architecture allows it and there is calibration text.",
     ),
 ]
+FinalNorm = Annotated[
+    bool | None,
+    typer.Option(
+        "--final-norm/--no-final-norm",
+        help="Fit the final norm's gain after the repair, so that what the cut says is nearest to "
+        "what the source does; by default with every repair.",
+    ),
+]
 KeepPattern = Annotated[
     bool,
     typer.Option(
@@ -122,6 +130,15 @@ class ModelTextOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RepairOptions:
+    """What is mended."""
+
+    refit: Refit = None
+    rotate: Rotate = None
+    final_norm: FinalNorm = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class PruneOptions:
     """What the command line says."""
 
@@ -130,8 +147,7 @@ class PruneOptions:
     size: SizeOptions
     by: By = None
     scores: OfBlocks = None
-    refit: Refit = None
-    rotate: Rotate = None
+    repair: RepairOptions
     text: TextOptions
     model_text: ModelTextOptions
     seed: Seed = 0
@@ -181,7 +197,7 @@ def _pruning(options: PruneOptions, ranks: Ranks) -> Pruning:
     from shearling.model.checkpoint import Checkpoint
     from shearling.pruning.prune import Criteria, Pruning, Repairs, Running, Size
 
-    given, protect = options.size, options.protect
+    given, protect, mend = options.size, options.protect, options.repair
     size = Size(
         shape=given.shape,
         params=given.params,
@@ -202,7 +218,7 @@ def _pruning(options: PruneOptions, ranks: Ranks) -> Pruning:
         size,
         calibration=_calibration(options),
         criteria=criteria,
-        repairs=Repairs(refit=options.refit, rotate=options.rotate),
+        repairs=Repairs(refit=mend.refit, rotate=mend.rotate, final_norm=mend.final_norm),
         running=Running(wish=options.place.wish(ranks), notify=warn),
     )
 
@@ -271,9 +287,10 @@ def _repair_line(repair: dict[str, Any] | None, tensors: int) -> str:
         warn(sentence)
     before = sum(step["error_before"] for step in repair["steps"])
     gone = 1 - sum(step["error_after"] for step in repair["steps"]) / max(before, 1e-300)
+    left = "" if repair["final_norm"] else "; the final norm as it was (--no-final-norm)"
     return (
         f"repaired    {tensors} tensors on {repair['tokens']:,} tokens in "
-        f"{repair['seconds']:.0f} s: {gone:.0%} of the held-out error gone"
+        f"{repair['seconds']:.0f} s: {gone:.0%} of the held-out error gone{left}"
     )
 
 

@@ -15,7 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
-from transformers.cache_utils import Cache, DynamicLayer, StaticLayer, StaticSlidingWindowLayer
+from transformers.cache_utils import (
+    Cache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    StaticLayer,
+    StaticSlidingWindowLayer,
+)
+
+from shearling.engine.words import Words
 
 WARM_UP = 2  # steps before one is recorded: libraries allocate on first use
 SEGMENT = 64  # positions that a recorded step sees more than the one before it
@@ -32,22 +40,26 @@ def draw(sums_TV: Tensor, at_T1: Tensor) -> Tensor:
     return drawn_T1.clamp_(max=sums_TV.shape[1] - 1)  # rounding may have drawn the very end
 
 
-def continue_sequences(model: Any, ids_BS: Tensor, at_BT: Tensor) -> Iterator[int]:
+def continue_sequences(
+    model: Any, ids_BS: Tensor, at_BT: Tensor, words: Words | None = None
+) -> Iterator[int]:
     """Fill the last T tokens of each row by its draws; tells how many are filled.
 
     Args:
         model: a stock model, weights on the device of the tokens.
         ids_BS: tokens (B, S), the first S - T of them given; filled in place.
         at_BT: a uniform draw between 0 and 1 for every token.
+        words: those that the model's logits are of, if not all.
     """
     start, steps = ids_BS.shape[1] - at_BT.shape[1], at_BT.shape[1]
     fixed = _fixed_rooms(model, ids_BS.shape[1]) if ids_BS.device.type == "cuda" else None
     if fixed is None or steps <= WARM_UP:
-        yield from _stepwise(model, ids_BS, at_BT, _growing(model, ids_BS.shape[1]))
+        yield from _stepwise(model, ids_BS, at_BT, _growing(model, ids_BS.shape[1]), words)
         return
     cache = Cache(layers=list(fixed))
-    yield from _stepwise(model, ids_BS[:, : start + WARM_UP], at_BT[:, :WARM_UP], cache)
-    yield from _in_segments(_Step(model, ids_BS, at_BT, cache, WARM_UP), fixed, recorded=True)
+    yield from _stepwise(model, ids_BS[:, : start + WARM_UP], at_BT[:, :WARM_UP], cache, words)
+    step = _Step(model, ids_BS, at_BT, cache, WARM_UP, words)
+    yield from _in_segments(step, fixed, recorded=True)
 
 
 def _in_segments(step: _Step, fixed: list[_Fixed], *, recorded: bool) -> Iterator[int]:
@@ -67,20 +79,26 @@ def _in_segments(step: _Step, fixed: list[_Fixed], *, recorded: bool) -> Iterato
         done = seen - step.start + 1
 
 
-def _stepwise(model: Any, ids_BS: Tensor, at_BT: Tensor, cache: Cache) -> Iterator[int]:
+def _stepwise(
+    model: Any, ids_BS: Tensor, at_BT: Tensor, cache: Cache, words: Words | None = None
+) -> Iterator[int]:
     """Step by step, as Python says."""
     start = ids_BS.shape[1] - at_BT.shape[1]
     feed_BS = ids_BS[:, :start]
     for step, at_B in enumerate(at_BT.unbind(1)):
-        feed_BS = _next(model, feed_BS, cache, at_B[:, None])
+        feed_BS = _next(model, feed_BS, cache, at_B[:, None], words)
         ids_BS[:, start + step] = feed_BS[:, 0]
         yield step + 1
 
 
-def _next(model: Any, feed_BS: Tensor, cache: Cache, at_B1: Tensor) -> Tensor:
+def _next(model: Any, feed_BS: Tensor, cache: Cache, at_B1: Tensor, words: Words | None) -> Tensor:
     """The tokens (B, 1) drawn behind those fed."""
     out = model(feed_BS, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return draw(out.logits[:, -1].float().softmax(-1).cumsum_(-1), at_B1)
+    logits_BW = out.logits[:, -1].float()
+    if words is not None:
+        logits_BW = logits_BW + words.log_counts_W
+    drawn_B1 = draw(logits_BW.softmax(-1).cumsum_(-1), at_B1)
+    return drawn_B1 if words is None else words.ids_W[drawn_B1]
 
 
 class _Step:
@@ -88,10 +106,15 @@ class _Step:
 
     Attributes:
         done: tokens drawn when it was made.
+        words: those that the model's logits are of, if not all.
     """
 
-    def __init__(self, model: Any, ids_BS: Tensor, at_BT: Tensor, cache: Cache, done: int) -> None:
+    def __init__(
+        self, model: Any, ids_BS: Tensor, at_BT: Tensor, cache: Cache, done: int,
+        words: Words | None = None,
+    ) -> None:  # fmt: skip
         """Nothing runs yet."""
+        self.words = words
         self.model, self.ids_BS, self.at_BT, self.cache = model, ids_BS, at_BT, cache
         self.start, self.done = ids_BS.shape[1] - at_BT.shape[1], done
         self._at_1 = torch.tensor([done], device=ids_BS.device)
@@ -101,7 +124,8 @@ class _Step:
         position_1 = self._at_1 + self.start
         feed_B1 = self.ids_BS.index_select(1, position_1 - 1)
         at_B1 = self.at_BT.index_select(1, self._at_1)
-        self.ids_BS.index_copy_(1, position_1, _next(self.model, feed_B1, self.cache, at_B1))
+        drawn_B1 = _next(self.model, feed_B1, self.cache, at_B1, self.words)
+        self.ids_BS.index_copy_(1, position_1, drawn_B1)
         self._at_1 += 1
 
 
@@ -146,8 +170,15 @@ def _fixed_rooms(model: Any, length: int) -> list[_Fixed] | None:
 
 def _growing(model: Any, length: int) -> DynamicCache:
     cache = DynamicCache(config=model.config)
-    cache.layers = [_Room(length) if type(x) is DynamicLayer else x for x in cache.layers]
+    cache.layers = [_Room(length) if _grows(x, length) else x for x in cache.layers]
     return cache
+
+
+def _grows(layer: Any, length: int) -> bool:
+    """Whether a block keeps all of so many tokens: a window that nothing leaves is none."""
+    if type(layer) is DynamicSlidingWindowLayer:
+        return layer.sliding_window >= length
+    return type(layer) is DynamicLayer
 
 
 class _Room(DynamicLayer):

@@ -33,6 +33,7 @@ def removal_nll(
     *,
     progress: Progress = silent,
     stage: str = "running the blocks",
+    abridged: bool = False,
 ) -> list[float]:
     """Mean negative log-likelihood of the model without each of some sets of blocks.
 
@@ -44,6 +45,8 @@ def removal_nll(
         removals: sets of block numbers; the empty set is the intact model.
         progress: told the block runs done, of a total known beforehand.
         stage: what to call this in the progress.
+        abridged: let some words stand for a large vocabulary (:mod:`shearling.engine.words`):
+            those that the variant with most blocks finds likely, and the text's own.
 
     Returns:
         Nats per predicted token (the first of each sequence is not predicted), by removal.
@@ -69,13 +72,19 @@ def removal_nll(
                 done += 1
                 progress(stage, done, total)
         sums: list[float] = []
-        for key in wanted:
-            nll = []
-            for number, ids_BS in enumerate(batches):
-                nll.append(stream.nll(states.get(key, number), ids_BS).double().sum())
-                done += 1
-                progress(stage, done, total)
-            sums.append(float(sum(nll)))
+        words = None
+        if abridged:
+            fullest = min(wanted, key=len)
+            last = ((states.get(fullest, number), ids) for number, ids in enumerate(batches))
+            words = stream.likely_words(last, ids_NS, ranks)
+        with stream.abridged(words):
+            for key in wanted:
+                nll = []
+                for number, ids_BS in enumerate(batches):
+                    nll.append(stream.nll(states.get(key, number), ids_BS).double().sum())
+                    done += 1
+                    progress(stage, done, total)
+                sums.append(float(sum(nll)))
     predicted = ids_NS.shape[0] * (ids_NS.shape[1] - 1)
     losses = dict(zip(wanted, (nats / predicted for nats in ranks.totals(sums)), strict=True))
     return [losses[removed] for removed in removals]

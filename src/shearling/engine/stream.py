@@ -11,7 +11,7 @@ Shapes: B sequences of a batch, S positions, D hidden, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,7 +22,9 @@ from shearling.engine.branches import Branch, branches, run_until, watching
 from shearling.engine.calls import Call, cast
 from shearling.engine.pieces import Pieces, together
 from shearling.engine.place import Place
+from shearling.engine.ranks import ALONE, Ranks
 from shearling.engine.weights import BlockWeights, ordinary_tensors
+from shearling.engine.words import HEAD_ROWS, Words, asked, chances, is_large
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.loading import build_model
@@ -68,6 +70,7 @@ class BlockStream:
         self._put(self._stand_ins)
         self._calls: dict[tuple[int, ...], list[Call]] = {}
         self.pieces, self._head_pieces = Pieces(place), Pieces(place)
+        self.words: Words | None = None
         self._halves: list[tuple[Branch, ...]] = []
         if place.dtype != outer_dtype and checkpoint.family.additive(checkpoint.config):
             self._halves = [branches(checkpoint, block) for block in range(self.depth)]
@@ -151,8 +154,65 @@ class BlockStream:
         return h_BSD
 
     def logits(self, h_BSD: Tensor, ids_BS: Tensor) -> Tensor:
-        """Logits (B, S, V) of the state that left the last block."""
+        """Logits (B, S, V) of the state that left the last block; (B, S, W) of :meth:`abridged`."""
         return self._run(ids_BS, h_BSD, logits_to_keep=0)
+
+    def likely_words(
+        self, text: Iterable[tuple[Tensor, Tensor]], needed: Tensor | None = None,
+        ranks: Ranks = ALONE, *, elsewhere: bool = False,
+    ) -> Words | None:  # fmt: skip
+        """The words that stand for the vocabulary on a text; None where it is small.
+
+        Args:
+            text: this rank's batches: states (B, S, D) that left the last block, and tokens (B, S).
+            needed: words that must be among them, of any shape.
+            ranks: who share the text, and get the same words.
+            elsewhere: they are to serve other text as well.
+        """
+        vocab = self.checkpoint.shape["vocab"]
+        if not is_large(vocab):
+            return None
+        pairs = list(text)
+        tokens = int(ranks.total(sum(ids_BS.numel() for _, ids_BS in pairs)))
+        every, likely = asked(tokens, elsewhere=elsewhere)
+        with ordinary_tensors():
+            chances_V = chances(self._some_logits(pairs, every), vocab, self.place.device)
+            if needed is not None:
+                chances_V[needed.flatten().to(chances_V.device)] = torch.inf
+            ranks.add(chances_V)
+            return Words.of(chances_V, likely)
+
+    def _some_logits(self, text: list[tuple[Tensor, Tensor]], every: int) -> Iterator[Tensor]:
+        """Logits (1, P, V) at every so many-th position of each sequence, no two at the same."""
+        begin = 0
+        for h_BSD, ids_BS in text:
+            for h, ids in zip(h_BSD.split(1), ids_BS.split(1), strict=True):
+                at_P = torch.arange(begin % every, ids.shape[1], every, device=h.device)
+                begin += 1
+                for at in at_P.split(HEAD_ROWS):
+                    if len(at):
+                        yield self._run(ids, h, logits_to_keep=at)
+
+    @contextmanager
+    def abridged(self, words: Words | None) -> Generator[None]:
+        """Let some words stand for the vocabulary meanwhile; with None, nothing changes.
+
+        Logits are then of these words, the logarithm of how many each stands for added, so that
+        softmax and cross-entropy over them are estimates of those over all.
+        """
+        if words is None:
+            yield
+            return
+        model: Any = self._model
+        whole = model.get_output_embeddings()
+        with ordinary_tensors():
+            model.set_output_embeddings(words.head(whole))
+        self.words = words
+        try:
+            yield
+        finally:
+            model.set_output_embeddings(whole)
+            self.words = None
 
     def outside(self, name: str) -> nn.Parameter:
         """A parameter that lies outside the blocks, by its name in the checkpoint."""
@@ -164,7 +224,8 @@ class BlockStream:
 
     def slices(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """As many sequences (of tensors B, S, ...) at a time as logits are to be alive of."""
-        rows = self.place.rows(tensors[0].shape[1], self.checkpoint.shape["vocab"])
+        vocab = self.checkpoint.shape["vocab"] if self.words is None else len(self.words)
+        rows = self.place.rows(tensors[0].shape[1], vocab)
         yield from zip(*(tensor.split(rows) for tensor in tensors), strict=True)
 
     def nll(self, h_BSD: Tensor, ids_BS: Tensor) -> Tensor:
@@ -175,13 +236,14 @@ class BlockStream:
         # The last position predicts nothing; leaving it to the head to drop saves copying logits.
         predicting = torch.arange(ids_BS.shape[1] - 1, device=h_BSD.device)
         ids_BS = ids_BS.to(h_BSD.device)
+        targets_BS = ids_BS if self.words is None else self.words.places(ids_BS)
         return torch.cat(
             [
                 nll
-                for slices in self.slices(h_BSD, ids_BS)
+                for slices in self.slices(h_BSD, ids_BS, targets_BS)
                 for nll in self.run_head(
-                    lambda h, ids: token_nll(
-                        self._run(ids, h, logits_to_keep=predicting), ids[:, 1:]
+                    lambda h, ids, targets: token_nll(
+                        self._run(ids, h, logits_to_keep=predicting), targets[:, 1:]
                     ),
                     *slices,
                 )
@@ -227,7 +289,7 @@ class BlockStream:
         ids_BS = ids_BS.to(self.place.device)
         try:
             out = self._model(input_ids=ids_BS, use_cache=False, logits_to_keep=logits_to_keep)
-            return out.logits
+            return out.logits if self.words is None else out.logits + self.words.log_counts_W
         finally:
             for stand_in in self._stand_ins:
                 stand_in.state = None

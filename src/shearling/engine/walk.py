@@ -183,7 +183,8 @@ def backward(
         forward_check: told each state (B, S, D) on the way forward, and the block that it leaves.
 
     Yields:
-        A step for each block, last one first; a pass runs a batch through it and back. Ranks share
+        A step for each block, last one first; before a large vocabulary, some words stand for it
+        (:mod:`shearling.engine.words`). A pass runs a batch through it and back. Ranks share
         the sequences; behind the last pass every rank has the gradients of all.
     """
     depth, ranks = stream.depth, stream.place.ranks.of(len(ids_NS))
@@ -194,9 +195,13 @@ def backward(
         for _, number in text.runs():
             states.move(MAIN, 0, number)
         _keep_all(text, stage, tell, forward_check)
-        for number, ids_BS in enumerate(text.batches):
-            after_BSD = states.take(depth, number)
-            states.put(_GRADIENT, number, _head_gradient(stream, after_BSD, ids_BS, predicted))
+        last = ((states.get(depth, number), ids) for number, ids in enumerate(text.batches))
+        words = stream.likely_words(last, ids_NS, ranks)
+        with stream.abridged(words):
+            for number, ids_BS in enumerate(text.batches):
+                after_BSD = states.take(depth, number)
+                gradient_BSD = _head_gradient(stream, after_BSD, ids_BS, predicted)
+                states.put(_GRADIENT, number, gradient_BSD)
         for index in reversed(range(depth)):
             with stream.block(index, index - 1 if index else None) as block:
                 block.requires_grad_(weights)

@@ -22,6 +22,7 @@ from shearling.pruning.plan import parse_layers, parse_params, parse_shape, shap
 from shearling.pruning.run import Run, Wanted, repair_need
 from shearling.pruning.settle import (
     Notify,
+    settle_final_norm,
     settle_pattern,
     settle_repaired,
     settle_rotated,
@@ -203,10 +204,12 @@ class Repairs:
     Attributes:
         refit: solve the matrices that write into the residual stream anew.
         rotate: cut hidden channels in the stream's principal axes.
+        final_norm: fit the final norm's gain behind a refit.
     """
 
     refit: bool | None = None
     rotate: bool | None = None
+    final_norm: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -306,6 +309,7 @@ class Pruning:
         repaired = settle_repaired(repairs.refit, text, notify)
         keep_blocks, after = size.keep_blocks(source), size.after(source)
         rotated = settle_rotated(repairs.rotate, source, after, text, notify)
+        final_norm = settle_final_norm(repairs.final_norm, repaired=repaired, notify=notify)
         tell_unused(source, after, criteria, rotated=rotated, notify=notify)
         pattern = settle_pattern(source, after, size, criteria, notify)
         scores = criteria.scores
@@ -317,7 +321,8 @@ class Pruning:
         by_blocks, *_ = criteria_for(criteria.by, source, repaired=repaired)
         wanted = Wanted(
             after, by=criteria.by, scores=scores, keep_blocks=keep_blocks, repaired=repaired,
-            rotated=rotated, protect=criteria.protect(by_blocks), pattern=pattern,
+            rotated=rotated, final_norm=final_norm, protect=criteria.protect(by_blocks),
+            pattern=pattern,
         )  # fmt: skip
         return Pruning(source, wanted, text, place or Place.best(source, wish))
 

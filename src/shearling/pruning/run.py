@@ -52,11 +52,13 @@ class Choice:
         keep: the choice.
         options: for the manifest.
         rotated: whether ``keep`` has the first channels of a rotated stream, not the source's own.
+        final_norm: whether a repair fits the final norm's gain.
     """
 
     keep: Keep
     options: Mapping[str, Any]
     rotated: bool = False
+    final_norm: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ class Wanted:
         repaired: whether a repair will follow.
         rotated: cut ``hidden``, if it shrinks, in the stream's principal basis
             (:mod:`shearling.repair.rotate`); no criterion then chooses channels.
+        final_norm: whether a repair fits the final norm's gain.
         protect: how many of the first and of the last blocks are never removed.
         pattern: the removal must leave the blocks in this.
     """
@@ -81,6 +84,7 @@ class Wanted:
     keep_blocks: Keep | None = None
     repaired: bool = True
     rotated: bool = False
+    final_norm: bool = True
     protect: tuple[int, int] | None = None
     pattern: Pattern | None = None
 
@@ -196,7 +200,7 @@ class Run:
             read = {"bos": self.windows.bos is not None} if "windows" in vars(self) else {}
             options["calibration"] = self.calibration.as_json() | read
         options["seconds_choosing"] = round(time.perf_counter() - started, 2)
-        return Choice(_agreed(self.place.ranks, keep), options, rotated)
+        return Choice(_agreed(self.place.ranks, keep), options, rotated, wanted.final_norm)
 
     def write(
         self, choice: Choice, output: Path, *, repaired: bool = True, shard_bytes: int = SHARD_BYTES
@@ -227,7 +231,7 @@ class Run:
                 cuttable, exact = turned.cuttable, turned.exact
             solved = None
             if repaired:
-                solved = self._repair(expanded, cuttable, exact, directory)
+                solved = self._repair(expanded, cuttable, exact, directory, choice.final_norm)
                 options["repair"] = solved.as_json()
             written = None
             if ranks.first:
@@ -240,8 +244,9 @@ class Run:
         return written or Checkpoint.open(output)
 
     def _repair(
-        self, expanded: Cut, cuttable: Checkpoint, exact: Checkpoint, directory: Path
-    ) -> Repair:
+        self, expanded: Cut, cuttable: Checkpoint, exact: Checkpoint, directory: Path,
+        final_norm: bool,
+    ) -> Repair:  # fmt: skip
         """Solve what a cut of ``cuttable`` leaves anew, towards ``exact``, the source's equal."""
         assert self.calibration is not None
         ids_NS = repair_text(self.stream, self.calibration, self.windows, progress=self.progress)
@@ -252,7 +257,7 @@ class Run:
         )
         return refit(
             source, expanded, ids_NS, directory, cuttable=cuttable,
-            windows=self.calibration.samples, progress=self.progress,
+            windows=self.calibration.samples, final_norm=final_norm, progress=self.progress,
         )  # fmt: skip
 
 

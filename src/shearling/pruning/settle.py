@@ -44,6 +44,14 @@ def settle_repaired(refit: bool | None, text: Calibration | None, notify: Notify
     return False
 
 
+def settle_final_norm(fit: bool | None, *, repaired: bool, notify: Notify) -> bool:
+    """Whether a repair fits the final norm's gain: unless the user says not to."""
+    if not repaired:
+        option = "--final-norm" if fit else "--no-final-norm"
+        tell_ignored(notify, {option: fit}, "nothing is repaired")
+    return fit is not False
+
+
 def settle_pattern(
     source: Checkpoint, after: Shape, size: Size, criteria: Criteria, notify: Notify
 ) -> Pattern | None:

@@ -20,7 +20,7 @@ from shearling.data.text import calibration_windows, documents
 from shearling.engine.stream import BlockStream
 from shearling.files.progress import Progress, silent
 from shearling.model.checkpoint import Checkpoint
-from shearling.repair.rewritten import SHARES, augment
+from shearling.repair.rewritten import SHARES, rewrite
 from shearling.repair.written import write
 
 WRITTEN = 4  # sequences of the model's own for each window
@@ -106,7 +106,10 @@ def repair_text(
         ``calibration.samples`` behind a window derives from it.
     """
     seed, ids_NS = calibration.seed, windows.ids_NS
-    parts = [augment(source, ids_NS, shares=calibration.shares, seed=seed, progress=progress)]
-    if source.place.weights == "resident":
-        parts.append(write(source, windows, calibration.sequences, seed=seed, progress=progress))
-    return torch.cat(parts)
+    rewritten = rewrite(source, ids_NS, shares=calibration.shares, seed=seed, progress=progress)
+    if source.place.weights != "resident":
+        return rewritten.ids_NS
+    written_NS = write(
+        source, windows, calibration.sequences, words=rewritten.words, seed=seed, progress=progress
+    )
+    return torch.cat([rewritten.ids_NS, written_NS])

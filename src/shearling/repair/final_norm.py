@@ -9,9 +9,10 @@ divergence of the next-token distributions
 is convex in it (x, y: the source's and the cut's normed states, W the head; soft-capping aside).
 Minimised by L-BFGS on some thousand tokens; kept only if tokens that it has not seen say so. With
 p what the source says, it is the mean of log sum exp z_t - p_t . z_t and a constant, the logits z
-affine in g: p . z and its slope are had once, and an evaluation runs the cut's head alone. On
-SmolLM2 it takes 1.6 % off a cut model's perplexity, and nothing off the source's own (LOG.md,
-2026-11-22).
+affine in g: p . z and its slope are had once, and an evaluation runs the cut's head alone. Before a
+large vocabulary both softmaxes are over the words that stand for it (shearling.engine.words), of
+fewer tokens, and the descent ends with the first step that is not worth it. On SmolLM2 the fit
+takes 1.6 % off a cut model's perplexity, and nothing off the source's own (LOG.md, 2026-11-22).
 
 Shapes: B sequences of a batch, S positions, D hidden, V vocabulary.
 """
@@ -19,20 +20,40 @@ Shapes: B sequences of a batch, S positions, D hidden, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from shearling.engine.ranks import ALONE, Ranks
 from shearling.engine.stream import BlockStream
+from shearling.engine.words import is_large
 from shearling.files.progress import Progress, silent
 
 TOKENS = 6144  # a vector of some hundred numbers is settled by less
+FEWER_TOKENS = 2048  # with a large vocabulary
+WORTH = 1e-4  # nats; with a large vocabulary, a step that gains less is the last
 STEPS = 8
 STAGE = "fitting the final norm"
 ROUNDING = 1e-9  # nats; the cut and the source say the same
 
 Triple = tuple[Tensor, Tensor, Tensor]  # tokens (B, S), the source's last state, the cut's
+
+
+@dataclass(frozen=True, slots=True)
+class FittedGain:
+    """A gain, and what it is worth.
+
+    Attributes:
+        gain_D: as the checkpoint holds it.
+        before, after: the held-out divergence without it and with it, in nats a token.
+        words: how many words of a large vocabulary that is over; None over all.
+    """
+
+    gain_D: Tensor
+    before: float
+    after: float
+    words: int | None = None
 
 
 def gain_name(stream: BlockStream) -> str | None:
@@ -45,18 +66,23 @@ def gain_name(stream: BlockStream) -> str | None:
     return found[-1] if found else None
 
 
-def some(numbers: Sequence[int], tokens: int) -> list[int]:
-    """As many of the batches, each of so many ``tokens``, as are enough; evenly spread."""
-    wanted = max(1, TOKENS // tokens)
+def enough(vocab: int) -> int:
+    """How many tokens settle the gain before a head of so many words."""
+    return FEWER_TOKENS if is_large(vocab) else TOKENS
+
+
+def some(numbers: Sequence[int], tokens: int, wanted: int) -> list[int]:
+    """As many of the batches, each of so many ``tokens``, as make up ``wanted``; evenly spread."""
+    wanted = max(1, wanted // tokens)
     step = max(1, len(numbers) // wanted)
     return list(numbers[::step])[:wanted]
 
 
-def some_rows(count: int, rows: int, length: int) -> Tensor:
+def some_rows(count: int, rows: int, length: int, wanted: int) -> Tensor:
     """Which of so many sequences of a length to take (N): whole batches of ``rows``, as `some`."""
     parts = torch.arange(count).split(rows)
     chosen_N = torch.zeros(count, dtype=torch.bool)
-    for number in some(range(len(parts)), rows * length):
+    for number in some(range(len(parts)), rows * length, wanted):
         chosen_N[parts[number]] = True
     return chosen_N
 
@@ -69,8 +95,8 @@ def fit_gain(
     *,
     ranks: Ranks = ALONE,
     progress: Progress = silent,
-) -> tuple[Tensor, float, float] | None:
-    """The gain (D,) as the checkpoint holds it, and the held-out divergence before and after.
+) -> FittedGain | None:
+    """The gain that brings what the cut says nearest to what the source does.
 
     Args:
         source: the model the cut comes from.
@@ -85,29 +111,55 @@ def fit_gain(
     name = gain_name(cut)
     if name is None:
         return None
-    parameter = cut.outside(name)
-    before = parameter.detach().clone()
+    words = source.likely_words(((h_BSD, ids_BS) for ids_BS, h_BSD, _ in fit), ranks=ranks)
+    with source.abridged(words), cut.abridged(words):
+        return _fitted(_Fit(source, cut, fit, held, ranks), cut.outside(name), progress)
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """What a gain is fitted on, and judged by."""
+
+    source: BlockStream
+    cut: BlockStream
+    fit: Sequence[Triple]
+    held: Sequence[Triple]
+    ranks: Ranks
+
+    def judged(self) -> float:
+        """The held-out divergence with the gain as it is."""
+        total = int(self.ranks.total(_tokens(self.held)))
+        return self.ranks.total(
+            _divergence(self.source, self.cut, self.held, total, backward=False)
+        )
+
+
+def _fitted(on: _Fit, parameter: nn.Parameter, progress: Progress) -> FittedGain | None:
+    """As :func:`fit_gain`, of the gain ``parameter``."""
+    before, words = parameter.detach().clone(), on.cut.words
     with torch.inference_mode(False), torch.enable_grad():
         parameter.requires_grad_(True)
         # Line searches may take a few more evaluations than there are steps.
         optimiser = torch.optim.LBFGS(
-            [parameter], max_iter=STEPS, max_eval=2 * STEPS, line_search_fn="strong_wolfe"
-        )
+            [parameter], max_iter=STEPS, max_eval=2 * STEPS, line_search_fn="strong_wolfe",
+            tolerance_change=1e-9 if words is None else WORTH,
+        )  # fmt: skip
         try:
-            judged = int(ranks.total(_tokens(held)))
-            unfitted = ranks.total(_divergence(source, cut, held, judged, backward=False))
+            unfitted = on.judged()
             if unfitted < ROUNDING:
                 return None
-            objective = _Objective(source, cut, fit, parameter, ranks)
+            objective = _Objective(on.source, on.cut, on.fit, parameter, on.ranks)
             optimiser.step(_closure(objective, optimiser, progress))
             progress(STAGE, 2 * STEPS, 2 * STEPS)
-            fitted = ranks.total(_divergence(source, cut, held, judged, backward=False))
-            after = ranks.same(parameter.detach().clone())
+            fitted = on.judged()
+            after = on.ranks.same(parameter.detach().clone())
         finally:
             parameter.requires_grad_(False)
             parameter.data.copy_(before)
             parameter.grad = None
-    return (after, unfitted, fitted) if fitted < unfitted else None
+    if fitted >= unfitted:
+        return None
+    return FittedGain(after, unfitted, fitted, None if words is None else len(words))
 
 
 def _closure(

@@ -42,7 +42,7 @@ from shearling.files.progress import Progress, silent
 from shearling.model.checkpoint import Checkpoint
 from shearling.repair.behind_norm import before_norm, gain_behind
 from shearling.repair.experts import SHARED, ExpertRepair, Lack, Mended, apply
-from shearling.repair.final_norm import Triple, fit_gain, gain_name, some_rows
+from shearling.repair.final_norm import FittedGain, Triple, enough, fit_gain, gain_name, some_rows
 from shearling.repair.result import Repair, Solved
 from shearling.table.axes import EXPERTS
 from shearling.table.families.base import Mixture
@@ -64,6 +64,7 @@ def refit(
     *,
     cuttable: Checkpoint | None = None,
     windows: int | None = None,
+    final_norm: bool = True,
     progress: Progress = silent,
 ) -> Repair:
     """Solve the writers of a cut anew, on tokens.
@@ -81,6 +82,8 @@ def refit(
         windows: how many of the sequences are texts of their own, if those behind them are copies
             of them in the same order (:func:`shearling.repair.rewritten.augment`); all, if not
             given.
+        final_norm: whether the final norm's gain is fitted as well
+            (:mod:`shearling.repair.final_norm`).
         progress: told the blocks done.
 
     Raises:
@@ -98,11 +101,13 @@ def refit(
         for target, block in enumerate(layers):
             solved += both.repair(target, block)
             progress("repairing the cut", target + 1, len(layers))
-        divergence = both.fit_readout(progress)
+        gain = both.fit_readout(progress) if final_norm else None
         both.finish()
     return Repair(
         both.replaced(), tuple(solved), both.warnings(ids_NS.shape[1]),
-        time.perf_counter() - started, ids_NS.numel(), divergence,
+        time.perf_counter() - started, ids_NS.numel(),
+        divergence=None if gain is None else (gain.before, gain.after),
+        divergence_words=None if gain is None else gain.words, final_norm=final_norm,
     )  # fmt: skip
 
 
@@ -284,8 +289,9 @@ class _SideBySide:
                 h_BSE = self.states.get(CUT, number)
                 after_BSE = self.cut.stream.run(step.block, calls[step.index], h_BSE)
                 wanted_BSE = self.states.get((half.axis, "stream"), number)
-                missing_BSE = wanted_BSE - after_BSE
-                weight_T = _inverse_energy(wanted_BSE).flatten()
+                # What is missing from the experts' sum, whose errors are the stream's all the same.
+                missing_BSE = (wanted_BSE - after_BSE) / half.scale
+                weight_T = _inverse_energy(wanted_BSE).flatten() * half.scale**2
                 yield Lack(routing(), missing_BSE.flatten(0, 1), weight_T, self.held[number])
 
     def _apply_experts(self, experts: Experts, mended: Mended, target: int) -> dict[str, Tensor]:
@@ -366,25 +372,24 @@ class _SideBySide:
             writing.result()
         self.writer.shutdown()
 
-    def fit_readout(self, progress: Progress) -> tuple[float, float] | None:
-        """Fit the final norm's gain; the divergence before and after, unless it is left alone."""
+    def fit_readout(self, progress: Progress) -> FittedGain | None:
+        """Fit the final norm's gain, unless it is better left alone."""
         fit, held = (self._some(is_held) for is_held in (False, True))
         source, cut = self.source.stream, self.cut.stream
         fitted = fit_gain(source, cut, fit, held, ranks=self.ranks, progress=progress)
-        if fitted is None:
-            return None
-        gain_D, before, after = fitted
-        name = gain_name(cut)
-        assert name is not None
-        self._save({name: gain_D.contiguous()}, "readout")
-        return before, after
+        if fitted is not None:
+            name = gain_name(cut)
+            assert name is not None
+            self._save({name: fitted.gain_D.contiguous()}, "readout")
+        return fitted
 
     def _some(self, is_held: bool) -> list[Triple]:
         """This rank's tokens and both streams' states of some sequences, to fit or judge by."""
         length = self.cut.batches[0].shape[1]
         rows = self.source.stream.rows(length)
         count = int((held_rows(self.sequences, self.windows) == is_held).sum())
-        mine_N = self.ranks.share(some_rows(count, rows, length), backward=is_held)
+        wanted = enough(self.source.stream.checkpoint.shape["vocab"])
+        mine_N = self.ranks.share(some_rows(count, rows, length, wanted), backward=is_held)
         numbers = [n for n, other in enumerate(self.held) if other == is_held]
         triples: list[Triple] = []
         for n, wanted_B in zip(numbers, mine_N.split(rows), strict=False):

@@ -40,6 +40,9 @@ class Repair:
         tokens: how many it was solved on.
         divergence: of the next-token distribution from the source's on held-out tokens, in nats,
             before and after the final norm's gain was fitted; None where it was left alone.
+        divergence_words: over how many words of a large vocabulary that is
+            (:mod:`shearling.engine.words`); None over all.
+        final_norm: whether fitting it was asked for.
     """
 
     replaced: Mapping[str, Callable[[], Tensor]]
@@ -48,6 +51,8 @@ class Repair:
     seconds: float
     tokens: int
     divergence: tuple[float, float] | None = None
+    divergence_words: int | None = None
+    final_norm: bool = True
 
     def as_json(self) -> dict[str, Any]:
         """For the manifest."""
@@ -55,6 +60,8 @@ class Repair:
             "seconds": round(self.seconds, 2),
             "tokens": self.tokens,
             "warnings": list(self.warnings),
+            "final_norm": self.final_norm,
             "divergence": None if self.divergence is None else list(self.divergence),
+            "divergence_words": self.divergence_words,
             "steps": [asdict(step) for step in self.steps],
         }

@@ -15,6 +15,7 @@ vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,13 +24,26 @@ from shearling.engine.decoding import draw
 from shearling.engine.states import MAIN, States
 from shearling.engine.stream import BlockStream
 from shearling.engine.walk import Text, forward
+from shearling.engine.words import Words
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
 
 SHARES = (0.5,)
 
 
-@torch.inference_mode()
+@dataclass(frozen=True, slots=True)
+class Rewritten:
+    """Sequences and their copies.
+
+    Attributes:
+        ids_NS: the sequences themselves, then a rewritten copy of all of them for each share.
+        words: those that stand for the source's vocabulary on this text, if it is large.
+    """
+
+    ids_NS: Tensor
+    words: Words | None = None
+
+
 def augment(
     stream: BlockStream,
     ids_NS: Tensor,
@@ -53,13 +67,26 @@ def augment(
     Raises:
         ShearlingError: a share that is not between 0 and 1.
     """
+    return rewrite(stream, ids_NS, shares=shares, seed=seed, progress=progress).ids_NS
+
+
+@torch.inference_mode()
+def rewrite(
+    stream: BlockStream,
+    ids_NS: Tensor,
+    *,
+    shares: Sequence[float] = SHARES,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Rewritten:
+    """As :func:`augment`, with the words that stand for a large vocabulary."""
     if not all(0 < share <= 1 for share in shares):
         raise ShearlingError(
             f"shares of tokens to rewrite {list(shares)} were given, but each must lie between "
             "0 and 1, such as 0.5."
         )
     if not shares:
-        return ids_NS
+        return Rewritten(ids_NS)
     ranks = stream.place.ranks.of(len(ids_NS))
     draws = [
         tuple(ranks.share(torch.cat(parts)) for parts in zip(*copy, strict=True))
@@ -71,16 +98,20 @@ def augment(
         text = Text(stream, states).begin(stream.batches(ranks.share(ids_NS)))
         for step in forward(text, "rewriting calibration text", progress):
             step.finish()
-        for number, ids_BS in enumerate(text.batches):
-            for ids, h in stream.slices(ids_BS, states.take(MAIN, number)):
-                # One running sum serves the draws of all copies.
-                sums_TV = stream.logits(h, ids)[:, :-1].flatten(0, 1).float().softmax(-1)
-                sums_TV.cumsum_(-1)
-                mine = slice(done, done + len(ids))
-                for copy, (at_NP, chosen_NP) in zip(copies, draws, strict=True):
-                    copy.append(_rewritten(ids, sums_TV, at_NP[mine], chosen_NP[mine]))
-                done += len(ids)
-    return torch.cat([ids_NS, *(ranks.gather(torch.cat(copy), len(ids_NS)) for copy in copies)])
+        last = ((states.get(MAIN, n), ids_BS) for n, ids_BS in enumerate(text.batches))
+        words = stream.likely_words(last, ranks=ranks, elsewhere=True)
+        with stream.abridged(words):
+            for number, ids_BS in enumerate(text.batches):
+                for ids, h in stream.slices(ids_BS, states.take(MAIN, number)):
+                    # One running sum serves the draws of all copies.
+                    sums_TV = stream.logits(h, ids)[:, :-1].flatten(0, 1).float().softmax(-1)
+                    sums_TV.cumsum_(-1)
+                    mine = slice(done, done + len(ids))
+                    for copy, (at_NP, chosen_NP) in zip(copies, draws, strict=True):
+                        copy.append(_rewritten(ids, sums_TV, at_NP[mine], chosen_NP[mine], words))
+                    done += len(ids)
+    whole = [ranks.gather(torch.cat(copy), len(ids_NS)) for copy in copies]
+    return Rewritten(torch.cat([ids_NS, *whole]), words)
 
 
 def _draws(
@@ -104,8 +135,11 @@ def _draws(
             ]
 
 
-def _rewritten(ids_BS: Tensor, sums_TV: Tensor, at_BP: Tensor, chosen_BP: Tensor) -> Tensor:
+def _rewritten(
+    ids_BS: Tensor, sums_TV: Tensor, at_BP: Tensor, chosen_BP: Tensor, words: Words | None
+) -> Tensor:
     """A copy of sequences in which the chosen tokens behind the first are drawn anew."""
     said = draw(sums_TV, at_BP.reshape(-1, 1).to(sums_TV.device)).view(at_BP.shape)
+    said = said if words is None else words.ids_W[said]
     said_BP = said.to(ids_BS.device)
     return torch.cat([ids_BS[:, :1], torch.where(chosen_BP, said_BP, ids_BS[:, 1:])], 1)

@@ -16,10 +16,13 @@ from torch import Tensor
 from shearling.data.bos import TokenWindows
 from shearling.engine.decoding import continue_sequences
 from shearling.engine.stream import BlockStream
+from shearling.engine.walk import last_states
+from shearling.engine.words import POSITIONS, Words, is_large
 from shearling.files.progress import Progress, silent
 from shearling.model.checkpoint import Checkpoint
 
 PREFIX = 4  # tokens of the real text: enough for a subject, too few to bind the rest
+HEARD = 4 * POSITIONS  # tokens that are read to learn which words are likely
 CACHE_BYTES = 2 * 2**30  # of keys and values alive at once; half of what a GPU has to spare
 
 
@@ -29,6 +32,7 @@ def write(
     windows: TokenWindows,
     sequences: int,
     *,
+    words: Words | None = None,
     seed: int = 0,
     progress: Progress = silent,
 ) -> Tensor:
@@ -45,6 +49,8 @@ def write(
         stream: the model that writes.
         windows: (N, S) of real text.
         sequences: how many to write.
+        words: those that stand for a large vocabulary (:mod:`shearling.engine.words`), if they are
+            known; asked of the model, if not. Of a small one, every word may be drawn.
         seed: of every draw.
         progress: told the tokens done.
 
@@ -56,6 +62,7 @@ def write(
     prefix = min(PREFIX + opened, length)
     if sequences == 0 or prefix == length:
         return ids_NS[:0]
+    words = words or _words(stream, ids_NS)
     generator = torch.Generator().manual_seed(seed)
     starts = _starts(ids_NS[:, opened:], sequences, prefix - opened, generator)
     starts = TokenWindows.of(starts, windows.bos).ids_NS
@@ -68,16 +75,28 @@ def write(
     written_NS, at_NT = ranks.share(written_NS), ranks.share(at_NT)
     batches = -(-len(written_NS) // most)
     parts = []
-    with stream.place.running(packed=None), stream.whole() as model:
+    with stream.place.running(packed=None), stream.abridged(words), stream.whole() as model:
         for number, (ids_BS, at_BT) in enumerate(
             zip(written_NS.tensor_split(batches), at_NT.tensor_split(batches), strict=True)
         ):
             done = number * at_BT.shape[1]
             ids_BS, at_BT = ids_BS.to(stream.place.device), at_BT.to(stream.place.device)
-            for step in continue_sequences(model, ids_BS, at_BT):
+            for step in continue_sequences(model, ids_BS, at_BT, words):
                 progress("writing calibration text", done + step, batches * at_BT.shape[1])
             parts.append(ids_BS.cpu())
     return ranks.gather(torch.cat(parts), sequences)
+
+
+def _words(stream: BlockStream, ids_NS: Tensor) -> Words | None:
+    """Those that stand for a large vocabulary, by the model's word on some of the text."""
+    if not is_large(stream.checkpoint.shape["vocab"]):
+        return None
+    wanted = -(-HEARD // ids_NS.shape[1])
+    some_NS = ids_NS[:: max(1, len(ids_NS) // wanted)][:wanted]
+    batches = stream.batches(some_NS)
+    with stream.place.running():
+        text = zip(last_states(stream, batches), batches, strict=True)
+        return stream.likely_words(text, elsewhere=True)
 
 
 def _starts(ids_NS: Tensor, sequences: int, prefix: int, generator: torch.Generator) -> Tensor:

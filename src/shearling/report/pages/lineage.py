@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from typing import Any
 
 from shearling.report import numbers
 from shearling.report.decide.compare import AXES
@@ -165,7 +166,21 @@ def _repair(step: Manifest) -> str:
     before = sum(one.get("error_before") or 0.0 for one in steps)
     after = sum(one.get("error_after") or 0.0 for one in steps)
     gone = f", {1 - after / before:.0%} of the held-out error gone" if before > 0 else ""
+    gone += _final_norm(repair)
     return f"{changed} of {len(steps)} matrices on {repair.get('tokens', 0):,} tokens{gone}"
+
+
+def _final_norm(repair: dict[str, Any]) -> str:
+    """What became of the final norm's gain, where it was fitted or not to be."""
+    if repair.get("final_norm") is False:
+        return "; the final norm was not fitted"
+    divergence = repair.get("divergence")
+    if not isinstance(divergence, list) or len(divergence) != 2:
+        return ""
+    before, after = (figure(nats) for nats in divergence)
+    words = repair.get("divergence_words")
+    over = f" over {words:,} words that stand for all" if isinstance(words, int) else ""
+    return f"; the final norm was fitted: {before} to {after} nats from the source{over}"
 
 
 def _lost(step: Manifest) -> str:

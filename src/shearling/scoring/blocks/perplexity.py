@@ -29,8 +29,9 @@ def perplexity(
     """exp(mean NLL) of the model without each block, exact, in one walk through the weights."""
     singles = [frozenset({block}) for block in range(stream.depth)]
     nll = removal_nll(
-        stream, ids_NS, [frozenset(), *singles], progress=progress, stage="scoring by perplexity"
-    )
+        stream, ids_NS, [frozenset(), *singles], progress=progress,
+        stage="scoring by perplexity", abridged=True,
+    )  # fmt: skip
     baseline, *values = [exp_of(value) for value in nll]
     return Scores("perplexity", "layers", (tuple(values),), protected, baseline_perplexity=baseline)
 
@@ -73,7 +74,7 @@ def greedy(
         # The intact model is measured once, with the first round, which shares its states.
         wanted = [gone | {block} for block in left] + ([gone] if turn == 0 else [])
         stage = f"greedy removal {turn + 1} of {remove}"
-        nll = removal_nll(stream, ids_NS, wanted, progress=progress, stage=stage)
+        nll = removal_nll(stream, ids_NS, wanted, progress=progress, stage=stage, abridged=True)
         if turn == 0:
             baseline = exp_of(nll.pop())
         for block, value in zip(left, nll, strict=True):

@@ -196,7 +196,11 @@ class _Gaps:
         """Mean nats per token on the held-out sequences, by the run's first block."""
         held = [n for n, is_held in enumerate(self.held) if is_held]
         predicted = [self.text.batches[n][:, 1:].numel() for n in held]
-        sums = [self._nats((REPAIRED, start), held) for start in self.starts]
+        last = ((self.states.get(MAIN, n), self.text.batches[n]) for n in held)
+        needed = torch.cat([self.text.batches[n].flatten() for n in held]) if held else None
+        words = self.stream.likely_words(last, needed, self.ranks)
+        with self.stream.abridged(words):
+            sums = [self._nats((REPAIRED, start), held) for start in self.starts]
         *sums, tokens = self.ranks.totals([*sums, float(sum(predicted))])
         return {start: nats / tokens for start, nats in zip(self.starts, sums, strict=True)}
 
