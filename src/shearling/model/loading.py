@@ -21,7 +21,6 @@ from shearling.model.adapters import check_no_adapter
 from shearling.model.dtypes import dtype_of
 from shearling.model.memory import check_fits
 from shearling.model.sanity import (
-    IGNORED,
     check_depth,
     check_ids_of,
     check_model_numbers,
@@ -51,8 +50,9 @@ def load_config(path: Path | str) -> PretrainedConfig:
     file = path / "config.json"
     with in_words(lambda why: f"{file} is refused by transformers: {why}; {remedy(raw)}."):
         config = AutoConfig.from_pretrained(path, **_LOCAL)
-        for key in IGNORED & raw.keys():  # a wish of the machine that the model was saved on
-            setattr(config, f"_{key.removeprefix('_')}", None)
+        for key in remote_code.IMPLEMENTATIONS:
+            if key in raw:  # a wish of the machine that the model was saved on
+                setattr(config, f"_{key.removeprefix('_')}", None)
     return config
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from shearling.errors import ShearlingError, reason
+from shearling.errors import ShearlingError, reason, shortened
 from shearling.model.gguf.header import GgufFile
 from shearling.model.gguf.rotary import Read, rope_parameters
 from shearling.table.families import FAMILIES, Family
@@ -117,7 +117,8 @@ class _Values:
 
     def wrong(self, what: str) -> ShearlingError:
         return ShearlingError(
-            f"{self.file.path} states {what}; fetch it again, or give the model's safetensors."
+            f"{self.file.path} states {shortened(what)}; fetch it again, or give the model's "
+            "safetensors."
         )
 
     def size(self, name: str, default: int | None = None) -> int:

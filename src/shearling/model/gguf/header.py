@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shearling.errors import ShearlingError
+from shearling.errors import ShearlingError, shortened
 
 MAGIC, VERSIONS, ALIGNMENT = b"GGUF", (2, 3), 32
 _FORMATS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
@@ -84,7 +84,7 @@ class GgufFile:
 def damaged(path: Path, why: str) -> ShearlingError:
     """The sentence for a file that is not what it should be."""
     return ShearlingError(
-        f"{path} is no whole GGUF file ({why}); fetch it again, or give the model's safetensors."
+        f"{path} is no whole GGUF file ({shortened(why)}); fetch it again, or give the model's safetensors."
     )
 
 

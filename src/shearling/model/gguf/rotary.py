@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from shearling.errors import ShearlingError
+from shearling.errors import ShearlingError, shortened
 from shearling.model.gguf.header import GgufFile
 
 FACTORS, LONG, SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
@@ -186,6 +186,6 @@ def _wavelengths(theta: float, width: int) -> list[float]:
 
 def _refusal(file: GgufFile, what: str) -> ShearlingError:
     return ShearlingError(
-        f"{file.path} states {what}, which transformers cannot be told for {file.architecture}; "
-        "give the model's safetensors instead."
+        f"{file.path} states {shortened(what)}, which transformers cannot be told for "
+        f"{file.architecture}; give the model's safetensors instead."
     )

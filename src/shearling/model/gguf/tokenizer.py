@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shearling.errors import ShearlingError
+from shearling.errors import ShearlingError, shortened
 from shearling.files.writer import write_json, write_text
 from shearling.model.gguf.header import GgufFile
 
@@ -278,6 +278,6 @@ def _template(bos: str | None, eos: str | None, name: str, kind: int) -> list[st
 
 def _wrong(file: GgufFile, what: str) -> ShearlingError:
     return ShearlingError(
-        f"{file.path} holds no tokenizer that can be read ({what}); give the model's safetensors, "
+        f"{file.path} holds no tokenizer that can be read ({shortened(what)}); give the model's safetensors, "
         "with its tokenizer, instead."
     )
