@@ -84,7 +84,8 @@ class GgufFile:
 def damaged(path: Path, why: str) -> ShearlingError:
     """The sentence for a file that is not what it should be."""
     return ShearlingError(
-        f"{path} is no whole GGUF file ({shortened(why)}); fetch it again, or give the model's safetensors."
+        f"{path} is no whole GGUF file ({shortened(why)}); fetch it again, or give the model's "
+        "safetensors."
     )
 
 

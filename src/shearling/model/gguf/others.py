@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shearling.errors import ShearlingError
+from shearling.errors import ShearlingError, reason
 from shearling.files.quiet import no_progress_bars
 from shearling.model.gguf.header import GgufFile
 
@@ -52,11 +52,11 @@ def convert_by_transformers(file: GgufFile, directory: Path) -> None:
     except ShearlingError:
         raise
     except Exception as error:  # whatever the readers raise, struct.error among it
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        lacking = isinstance(error, ImportError) or "pip install" in reason
+        why = reason(error)
+        lacking = isinstance(error, ImportError) or "pip install" in why
         remedy = "install shearling[gguf]" if lacking else "give the model's safetensors instead"
         raise ShearlingError(
-            f"{gguf} cannot be converted by transformers ({reason}); {remedy}."
+            f"{gguf} cannot be converted by transformers ({why}); {remedy}."
         ) from error
 
 

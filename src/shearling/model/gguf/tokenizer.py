@@ -278,6 +278,6 @@ def _template(bos: str | None, eos: str | None, name: str, kind: int) -> list[st
 
 def _wrong(file: GgufFile, what: str) -> ShearlingError:
     return ShearlingError(
-        f"{file.path} holds no tokenizer that can be read ({shortened(what)}); give the model's safetensors, "
-        "with its tokenizer, instead."
+        f"{file.path} holds no tokenizer that can be read ({shortened(what)}); give the model's "
+        "safetensors, with its tokenizer, instead."
     )
