@@ -79,7 +79,7 @@ def measure(index: int, count: int, answer: Connection) -> None:
 
 def measured(index: int, kind: str, count: int) -> dict[str, Any]:
     """A row of the table, from a process of its own; one that died is a row as well."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")  # libraries take longer to import than to run
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=measure, args=(index, count, theirs))
     process.start()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import io
 import json
 import os
 import struct
@@ -165,7 +167,8 @@ def _converted(root: Path) -> None:
     before = os.environ.get("SHEARLING_CACHE")
     os.environ["SHEARLING_CACHE"] = str(root / "cache")
     try:
-        Checkpoint.open(root / "model.gguf")
+        with contextlib.redirect_stderr(io.StringIO()):  # a line for each that is converted
+            Checkpoint.open(root / "model.gguf")
     finally:
         del os.environ["SHEARLING_CACHE"]
         if before is not None:
