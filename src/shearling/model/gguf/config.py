@@ -38,6 +38,7 @@ _TOKENS = {
     "bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id",
     "pad_token_id": "padding_token_id", "unk_token_id": "unknown_token_id",
 }  # fmt: skip
+_ORIGINAL = "original_max_position_embeddings"
 _ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
@@ -81,16 +82,15 @@ def read_config(file: GgufFile, read: Read) -> tuple[Family, Any]:
         "eos_token_id": end_tokens(file.metadata),
         "architectures": None, "dtype": "float32",
     }  # fmt: skip
+    turned = values.size("rope.dimension_count", default=width)
     if "kv_heads" in family.keys:
         config["num_key_value_heads"] = values.size("attention.head_count_kv", default=heads)
-        turned = values.size("rope.dimension_count", default=width)
         if "attention.key_length" not in values.keys and not facts.partial:
             width = turned  # llama.cpp's older files give no other
         config["head_dim"] = width
     else:
-        turned = values.size("rope.dimension_count", default=width)
         config["use_parallel_residual"] = bool(file.get("use_parallel_residual", True))
-    config["rope_parameters"] = _rope(values, facts, read, (turned, width, positions))
+    config |= _rope(values, family, read, (turned, width, positions))
     config |= _attention(values, facts, depth, facts.scaled_by(depth, hidden, heads, width))
     try:
         built = AutoConfig.for_model(family.model_type, **config)
@@ -175,22 +175,25 @@ def _window(values: _Values, default: int | None) -> int | None:
 
 
 def _rope(
-    values: _Values, facts: LlamaCppFacts, read: Read, sizes: tuple[int, int, int]
+    values: _Values, family: Family, read: Read, sizes: tuple[int, int, int]
 ) -> dict[str, Any]:
-    """Rotary positions, by block type where block types differ."""
-    turned, width, positions = sizes
+    """Keys that speak of rotary positions, by block type where block types differ."""
+    from transformers import CONFIG_MAPPING
+
+    facts, (turned, width, positions) = family.llama_cpp, sizes
+    assert facts is not None, "such a family is not read"
     rope = rope_parameters(values.file, read, turned, positions)
     if turned > width or (turned < width and not facts.partial):
         raise values.wrong(f"rotary positions in {turned} of {width} channels of a head")
     if facts.partial:
         rope["partial_rotary_factor"] = turned / width
-    if facts.local_theta is None:
-        return rope
-    local = float(values.file.get("rope.freq_base_swa", facts.local_theta))
-    return {
-        "full_attention": rope,
-        "sliding_attention": {"rope_type": "default", "rope_theta": local},
-    }
+    if facts.local_theta is not None:
+        local = float(values.file.get("rope.freq_base_swa", facts.local_theta))
+        slides = {"rope_type": "default", "rope_theta": local}
+        return {"rope_parameters": {"full_attention": rope, SLIDING: slides}}
+    # Phi-3's configuration says it twice, and has a value of its own where it is said once.
+    twice = _ORIGINAL in rope and hasattr(CONFIG_MAPPING[family.model_type], _ORIGINAL)
+    return {"rope_parameters": rope} | ({_ORIGINAL: rope[_ORIGINAL]} if twice else {})
 
 
 def _attention(values: _Values, facts: LlamaCppFacts, depth: int, scaled_by: int) -> dict[str, Any]:
