@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from judge_stub import Stub
 from shearling.cli import main
 from shearling.model import checkpoint
 from shearling.model.sanity import _COUNTS
@@ -257,23 +258,29 @@ def test_sizes_that_no_memory_holds(told: Told, model: Path, key: str, value: in
     assert time.perf_counter() - begun < 5
 
 
-@pytest.mark.parametrize("threads", [10**12, 10**6, 0, -1])
-def test_more_threads_than_there_can_be(told: Told, plain: Path, threads: int) -> None:
-    given = told("bench", plain, "--threads", threads, "--prompt", "4", "--new", "2",
-                 "--repeats", "1", "--batch", "1")  # fmt: skip
-    refused(given, "threads")
+@pytest.mark.parametrize("command", ["bench", "compare", "studio"])
+@pytest.mark.parametrize("threads", [10**12, 10**6])
+def test_more_threads_than_there_can_be(
+    told: Told, plain: Path, text: Path, tmp_path: Path, command: str, threads: int
+) -> None:
+    more = ()
+    if command == "compare":
+        more = (plain, "--text", text, "--window", 16, "--output", tmp_path / "c.html")
+    begun = time.perf_counter()
+    refused(told(command, plain, *more, "--threads", threads), f"threads is {threads}")
+    assert time.perf_counter() - begun < 5
 
 
 # --- templates that raise
 
 
 def test_a_template_that_raises_in_judge(
-    told: Told, model: Path, plain: Path, tmp_path: Path
+    stub: Stub, told: Told, model: Path, plain: Path, tmp_path: Path
 ) -> None:
     (model / "chat_template.jinja").write_text("{{ raise_exception('Roles must alternate.') }}")
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("Who?\n")
-    given = told("judge", model, plain, "--prompts", prompts, "--endpoint", "http://127.0.0.1:9",
+    given = told("judge", model, plain, "--prompts", prompts, "--endpoint", stub.address,
                  "--output", tmp_path / "j.json", "--max-new-tokens", "2")  # fmt: skip
     refused(given, "Roles must alternate")
 

@@ -7,6 +7,7 @@ read back through stock transformers: no code of ours is on both sides.
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,57 @@ def test_every_token_that_ends_a_text_is_kept(tmp_path):
     said = json.loads((tmp_path / "a" / "generation_config.json").read_text())
     assert said["eos_token_id"] == [1, 3]
     assert load_tokenizer(tmp_path / "a").eos_token_id == 1
+
+
+def fields(held: bytes) -> list[tuple[int, Any]]:
+    """Number and value of every field of a protobuf message, whatever it means."""
+    found, at = [], 0
+
+    def varint() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = held[at]
+            at, value, shift = at + 1, value | (byte & 127) << shift, shift + 7
+            if byte < 128:
+                return value
+
+    while at < len(held):
+        number, wire = divmod(varint(), 8)
+        if wire == 0:
+            found.append((number, varint()))
+            continue
+        size = 4 if wire == 5 else varint()
+        found.append((number, held[at : at + size]))
+        at += size
+    return found
+
+
+def test_a_sentencepiece_vocabulary_is_written_as_one_too(tmp_path):
+    """llama.cpp's converter reads Gemma's and Phi-3's from tokenizer.model alone."""
+    tokens = ["<unk>", "<s>", "</s>", "<turn>", "▁", "a", "b", "▁a", "ab", "  "]
+    scores = [0.0, 0.0, 0.0, -1000.0, -4.0, -5.0, -6.0, -1.0, -2.0, -3.0]
+    kinds = [2, 3, 3, 4, 1, 1, 1, 1, 1, 4]
+    model = random_model(type(tiny_llama().config)(**tiny_llama().config.to_dict()))
+    model.resize_token_embeddings(len(tokens))
+    told = {"tokens": tokens, "scores": scores, "token_type": kinds, "model": "llama",
+            "merges": None, "pre": None, "bos_token_id": 1, "eos_token_id": 2,
+            "unknown_token_id": 0}  # fmt: skip
+    metadata = {f"tokenizer.ggml.{key}": value for key, value in told.items()}
+    read_back(write_gguf(model, tmp_path / "a.gguf", "llama", metadata), tmp_path / "a")
+    message = fields((tmp_path / "a" / "tokenizer.model").read_bytes())
+    pieces = [dict(fields(value)) for number, value in message if number == 1]
+    assert [piece[1].decode() for piece in pieces] == [*tokens[:-1], "▁▁"]
+    assert [struct.unpack("<f", piece[2])[0] for piece in pieces] == scores
+    assert [piece[3] for piece in pieces] == kinds
+    said = json.loads((tmp_path / "a" / "tokenizer_config.json").read_text())
+    users = {key: value["content"] for key, value in said["added_tokens_decoder"].items()}
+    assert users == {"3": "<turn>", "9": "▁▁"}
+    tokenizer = load_tokenizer(tmp_path / "a")
+    assert tokenizer("a<turn>ab", add_special_tokens=False)["input_ids"] == [7, 3, 8]
+    library = pytest.importorskip("sentencepiece")
+    whole = library.SentencePieceProcessor(model_file=str(tmp_path / "a" / "tokenizer.model"))
+    assert whole.encode("a<turn>ab") == [7, 3, 8]
 
 
 @pytest.mark.parametrize(

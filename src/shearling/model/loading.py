@@ -31,6 +31,7 @@ from shearling.model.sanity import (
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+MOST_THREADS = 4096  # beyond what processors have; each takes memory, and torch makes them all
 _LOCAL: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 
 
@@ -192,6 +193,20 @@ def check_positive(**values: int | None) -> None:
     for name, value in values.items():
         if value is not None and value < 1:
             raise ShearlingError(f"{name} is {value}, but it must be at least 1.")
+
+
+def check_threads(threads: int | None) -> None:
+    """Refuse a number of CPU threads below 1, or above what any machine has.
+
+    Raises:
+        ShearlingError: the number is named.
+    """
+    check_positive(threads=threads)
+    if threads is not None and threads > MOST_THREADS:
+        raise ShearlingError(
+            f"threads is {threads}, but it must be at most {MOST_THREADS:,}; give as many as there "
+            "are cores."
+        )
 
 
 def _check_library(path: Path) -> None:
