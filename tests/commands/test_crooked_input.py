@@ -265,7 +265,7 @@ def test_more_threads_than_there_can_be(
 ) -> None:
     more = ()
     if command == "compare":
-        more = (plain, "--text", text, "--window", 16, "--output", tmp_path / "c.html")
+        more = (plain, "--text", text, "--bench", "--output", tmp_path / "c.html")
     begun = time.perf_counter()
     refused(told(command, plain, *more, "--threads", threads), f"threads is {threads}")
     assert time.perf_counter() - begun < 5
