@@ -38,6 +38,7 @@ _TOKENS = {
     "bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id",
     "pad_token_id": "padding_token_id", "unk_token_id": "unknown_token_id",
 }  # fmt: skip
+_PATTERN = "attention.sliding_window_pattern"
 _ORIGINAL = "original_max_position_embeddings"
 _ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
@@ -188,7 +189,7 @@ def _rope(
     if facts.partial:
         rope["partial_rotary_factor"] = turned / width
     if facts.local_theta is not None:
-        local = float(values.file.get("rope.freq_base_swa", facts.local_theta))
+        local = values.file.number("rope.freq_base_swa", facts.local_theta)
         slides = {"rope_type": "default", "rope_theta": local}
         return {"rope_parameters": {"full_attention": rope, SLIDING: slides}}
     # Phi-3's configuration says it twice, and has a value of its own where it is said once.
@@ -199,7 +200,9 @@ def _rope(
 def _attention(values: _Values, facts: LlamaCppFacts, depth: int, scaled_by: int) -> dict[str, Any]:
     """Windows, block types, the scale of attention and soft caps."""
     config: dict[str, Any] = {}
-    window, scale = _window(values, facts.widest), values.file.get("attention.scale")
+    window, scale = _window(values, facts.widest), values.file.number("attention.scale", 0.0)
+    if scale and not 1e-6 < scale < 1e6:
+        raise values.wrong(f"attention.scale={scale:g}, which scales everything away")
     if facts.window is not None:
         config[facts.window] = window
     elif window is not None and window < values.size("context_length", default=2048):
@@ -211,7 +214,7 @@ def _attention(values: _Values, facts: LlamaCppFacts, depth: int, scaled_by: int
     elif scale and abs(scale * scaled_by**0.5 - 1) > 1e-3:
         raise values.wrong(f"attention.scale={scale}, where its architecture has no other scale")
     for key, (name, default) in facts.softcaps.items():
-        config[key] = values.file.get(name, default) or None
+        config[key] = values.file.number(name, default or 0.0) or None
     for name in ("attn_logit_softcapping", "final_logit_softcapping"):
         if values.file.get(name) and name not in facts.softcaps:
             raise values.wrong(f"{name}, which its architecture does not have")
@@ -220,12 +223,13 @@ def _attention(values: _Values, facts: LlamaCppFacts, depth: int, scaled_by: int
 
 def _kinds(values: _Values, facts: LlamaCppFacts, depth: int, window: int | None) -> list[str]:
     """Block types: as a file lists them, or as llama.cpp counts."""
-    stated = values.file.get("attention.sliding_window_pattern")
+    stated = values.file.get(_PATTERN)
     if isinstance(stated, list):
         if len(stated) != depth:
             raise values.wrong(f"block types for {len(stated)} of {depth} blocks")
         return [SLIDING if slides else "full_attention" for slides in stated]
-    counted = facts.kinds(depth, stated)
+    period = None if stated is None else int(values.file.number(_PATTERN, 0))
+    counted = facts.kinds(depth, period)
     assert counted is not None, "the architecture has a period"
     return list(counted) if window is not None else ["full_attention"] * depth
 
