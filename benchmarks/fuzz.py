@@ -4,8 +4,9 @@
 
 Each format runs in a process of its own, which is stopped at 10 seconds for one file. Prints a
 table; results are added to results/fuzz.json after every format, from where a further call goes
-on, and --seconds ends a call early. Exits with 1 if anything ended in a traceback. The formats and
-the mutations are those of tests/fuzzing.py; a format is added by one function there.
+on, and --seconds ends a call early. Exits with 1 if anything ended in a traceback or took more than
+1 GiB. The formats and the mutations are those of tests/fuzzing.py; a format is added by one
+function there.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from fuzzing import attempts  # ty: ignore[import-not-found]
 from input_formats import input_formats  # ty: ignore[import-not-found]
 from own_formats import own_formats  # ty: ignore[import-not-found]
 
-LONGEST = 10  # seconds for one file
+LONGEST, MOST = 10, 1024  # seconds for one file, and MiB for all of a format
 
 
 def formats() -> list[Any]:
@@ -132,7 +133,7 @@ def main() -> int:
         rows[kind] = measured(index, kind, given.mutations)
         show(rows[kind])
         save("fuzz", {"rows": [rows[kind] for kind in kinds if kind in rows]}, shown=False)
-    return int(any(row["tracebacks"] for row in rows.values()))
+    return int(any(row["tracebacks"] or row["peak_mib"] > MOST for row in rows.values()))
 
 
 if __name__ == "__main__":

@@ -260,11 +260,11 @@ def _make(given: Path) -> None:
 
 def _judge() -> str:
     """The address of a judge, in a process of its own, which likes the longer answer."""
-    ready, told = os.pipe()
+    (ready, told), parent = os.pipe(), os.getpid()
     if os.fork() == 0:
         stub = importlib.import_module("judge_stub")
         os.write(told, stub.Stub(stub.longer).address.encode() + b"\n")
-        while os.getppid() != 1:
+        while os.getppid() == parent:
             time.sleep(1)
         os._exit(0)
     os.close(told)
