@@ -38,11 +38,12 @@ def first_nine_tenths(text: Path, directory: Path) -> Path:
     return file
 
 
-def save(name: str, result: dict[str, Any]) -> None:
+def save(name: str, result: dict[str, Any], *, shown: bool = True) -> None:
     """Write a result with the machine it was taken on, and show it."""
     result = stamp() | {"machine": machine(), "versions": versions()} | result
     write_json(RESULTS / f"{name}.json", result)
-    print(json.dumps(result, indent=2))
+    if shown:
+        print(json.dumps(result, indent=2))
 
 
 def measured(arguments: list[str]) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Kills at moments nobody chose, and whether the same command then ends as if nothing had happened.
 
-    python benchmarks/kills.py [--kills 200] [--seconds 280] [--stages heal,learn] [--anew]
+    python benchmarks/kills.py [--kills 200] [--seconds 280] [--stages "heal;learn"] [--anew]
 
 Every stage runs on a tiny random model. A run is killed (SIGKILL, SIGTERM, SIGINT in turns) at a
 moment drawn evenly from the time that an undisturbed run takes, start-up excluded, and the command
@@ -41,6 +41,15 @@ RESULTS = Path(__file__).parent / "results" / "kills.json"
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 TIMES = ("created", "seconds", "tokens_per_s", "seconds_choosing", "versions", "shearling")
 PATIENCE = 120  # seconds that a run may take
+CONVERTER = """
+import os, shutil, sys, time
+output = sys.argv[sys.argv.index("--outfile") + 1]
+with open(os.path.join(os.path.dirname(__file__), "model.gguf"), "rb") as made:
+    with open(output, "wb") as file:
+        while held := made.read(20000):
+            file.write(held)
+            time.sleep(0.05)
+"""
 
 # Arguments of each stage, in a directory that holds model/, cut/, store/ and three texts.
 STAGES: dict[str, list[str]] = {
@@ -72,6 +81,12 @@ STAGES: dict[str, list[str]] = {
     "quantize": ["quantize", "model", "--to", "int8", "--output", "out/quantized"],
     "compare": ["compare", "model", "cut", "--text", "fell.jsonl", "--window", "24", "--prompt",
                 "the sheep", "--max-new-tokens", "6", "--output", "out/comparison.html"],
+    "export": ["export", "model", "--type", "f32", "--output", "out/model.gguf"],
+    "judge": ["judge", "model", "cut", "--prompts", "prompts.txt", "--endpoint", "{judge}",
+              "--max-new-tokens", "6", "--output", "out/judgement.json"],
+    "bench": ["bench", "model", "cut", "--prompt", "16", "--new", "4", "--batch", "1",
+              "--repeats", "2", "--output", "out/bench.json"],
+    "demo": ["demo", "--model", "model", "--text", "hill.jsonl", "--output", "out/demo"],
 }  # fmt: skip
 
 
@@ -105,6 +120,7 @@ class Bench:
         self.given.mkdir()
         made = self.forked(lambda: _make(self.given), self.given)
         assert made.code == 0, made.said
+        self.judge = _judge()
         self.whole: dict[str, tuple[float, dict[str, str]]] = {}
 
     def undisturbed(self, stage: str) -> tuple[float, dict[str, str]]:
@@ -133,6 +149,7 @@ class Bench:
         if "Traceback" in again.said:
             faults.append(f"a traceback, given again: {again.said[-600:]}")
         faults += differences(whole, contents(place))
+        faults += [f"{name} still runs" for name in _left_running(place)]
         if faults and again.code:
             faults.append(f"given again it said: {again.said[-300:]}")
         shutil.rmtree(place)
@@ -153,8 +170,10 @@ class Bench:
 
         def run() -> None:
             from shearling.cli import main
+            from shearling.commands import demo_run
 
-            sys.argv = ["shearling", *STAGES[stage]]
+            vars(demo_run)["_busy_cores"] = lambda: 0.0  # else how much text is taken is chance
+            sys.argv = ["shearling", *(one.format(judge=self.judge) for one in STAGES[stage])]
             main()
 
         return self.forked(run, place, kill)
@@ -212,7 +231,8 @@ def _become(place: Path, said: Path) -> None:
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.environ |= {"TMPDIR": str(place / "tmp"), "SHEARLING_CACHE": str(place / "cache"),
-                   "SHEARLING_SCRATCH": str(place / "tmp")}  # fmt: skip
+                   "SHEARLING_SCRATCH": str(place / "tmp"),
+                   "LLAMA_CPP": str(place / "llama.cpp")}  # fmt: skip
     tempfile.tempdir = None
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's & switches off
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -226,6 +246,50 @@ def _make(given: Path) -> None:
         longer = json.loads(file.read_text()) | {"max_position_embeddings": 256}
         file.write_text(json.dumps(longer))
     importlib.import_module("tiny_store").write_store(given)
+    (given / "prompts.txt").write_text("the sheep\nthe wool\nthe gate\n")
+    lines = [json.dumps({"text": f"{n} sheep went through the gate to the hill " * 12}) for n in
+             range(40)]  # fmt: skip
+    (given / "hill.jsonl").write_text("\n".join(lines))
+    # llama.cpp's converter is not installed everywhere: this one copies what was made before.
+    home, load = given / "llama.cpp", importlib.import_module("shearling.model.loading").load_model
+    home.mkdir()
+    write_gguf = importlib.import_module("tiny_gguf").write_gguf
+    write_gguf(load(given / "model"), home / "model.gguf", "llama")
+    (home / "convert_hf_to_gguf.py").write_text(CONVERTER)
+
+
+def _judge() -> str:
+    """The address of a judge, in a process of its own, which likes the longer answer."""
+    (ready, told), parent = os.pipe(), os.getpid()
+    if os.fork() == 0:
+        stub = importlib.import_module("judge_stub")
+        os.write(told, stub.Stub(stub.longer).address.encode() + b"\n")
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(0)
+    os.close(told)
+    with os.fdopen(ready) as address:
+        return address.readline().strip()
+
+
+def _left_running(place: Path) -> list[str]:
+    """Processes that were begun in a directory and are there two seconds later."""
+    import psutil
+
+    def there() -> list[str]:
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if Path(process.cwd()).is_relative_to(place):
+                    found.append(" ".join(process.cmdline())[:80])
+            except psutil.Error:  # gone meanwhile, or somebody else's
+                continue
+        return found
+
+    until = time.monotonic() + 2
+    while (left := there()) and time.monotonic() < until:
+        time.sleep(0.05)
+    return left
 
 
 def contents(place: Path) -> dict[str, str]:
@@ -240,10 +304,15 @@ def contents(place: Path) -> dict[str, str]:
 
 
 def _digest(path: Path) -> str:
-    if path.suffix == ".json":
+    if path.name == "bench.json":  # nothing but times
+        data = json.loads(path.read_text())["kind"]
+    elif path.suffix == ".json":
         data = _timeless(json.loads(path.read_text()))
     elif path.suffix == ".jsonl" and path.name == "log.jsonl":
         data = [_timeless(json.loads(line)) for line in path.read_text().splitlines()]
+    elif path.suffix == ".jsonl" and "judgement" in path.as_posix():  # in any order
+        lines = (_timeless(json.loads(line)) for line in path.read_text().splitlines())
+        data = sorted(json.dumps(line, sort_keys=True) for line in lines)
     elif path.suffix == ".html":  # drawn from the rest, and dated
         return "page"
     else:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import io
 import json
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +27,7 @@ from shearling.model.checkpoint import Checkpoint
 from shearling.model.loading import load_model, load_tokenizer
 from shearling.model.subject import open_subject
 from shearling.train.options import parse
+from tiny_gguf import encoded, metadata_of, tensors_of, tiny_llama
 from tiny_tokenizer import CHAT, write_llama
 
 RECORDS = [
@@ -54,6 +58,8 @@ def input_formats() -> list[Format]:
         Format("index", _sharded, _read_all, "model.safetensors.index.json"),
         Format("safetensors", _model, _read_all, "model.safetensors", "bytes"),
         Format("safetensors header", _header, _from_header, "header.json"),
+        Format("GGUF", _gguf, _converted, "header.bin", "bytes"),
+        Format("GGUF metadata", _gguf, _from_values, "header.json"),
         Format("tokenizer.json", _model, _tokenizer, "tokenizer.json"),
         Format("tokenizer_config.json", _model, _tokenizer, "tokenizer_config.json"),
         Format(
@@ -136,6 +142,48 @@ def _from_header(root: Path) -> None:
     content = struct.pack("<Q", len(header)) + header + (root / "numbers").read_bytes()
     (root / "model.safetensors").write_bytes(content)
     _read_all(root)
+
+
+def _gguf(root: Path) -> None:
+    """A GGUF file in two parts, and its header once more, as JSON."""
+    tensors = tensors_of(tiny_llama(), "llama")
+    places, weights = {}, b""
+    for name, tensor in tensors.items():
+        places[name] = [list(tensor.shape)[::-1], 0, len(weights)]
+        weights += tensor.numpy().tobytes()
+        weights += bytes(-len(weights) % 32)
+    metadata = metadata_of(tiny_llama().config, "llama")
+    values = {"metadata": metadata, "tensors": places}
+    (root / "header.json").write_text(json.dumps(values))
+    (root / "header.bin").write_bytes(encoded(metadata, places))
+    (root / "weights.bin").write_bytes(weights)
+
+
+def _converted(root: Path) -> None:
+    """Put a GGUF file together, and open what it is converted to."""
+    header = (root / "header.bin").read_bytes()
+    header += bytes(-len(header) % 32)
+    (root / "model.gguf").write_bytes(header + (root / "weights.bin").read_bytes())
+    before = os.environ.get("SHEARLING_CACHE")
+    os.environ["SHEARLING_CACHE"] = str(root / "cache")
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # a line for each that is converted
+            Checkpoint.open(root / "model.gguf")
+    finally:
+        del os.environ["SHEARLING_CACHE"]
+        if before is not None:
+            os.environ["SHEARLING_CACHE"] = before
+
+
+def _from_values(root: Path) -> None:
+    """As above, the header made of its JSON; what is no JSON is no GGUF file either."""
+    try:
+        values = json.loads((root / "header.json").read_bytes())
+    except (ValueError, RecursionError):
+        values = None
+    values = values if isinstance(values, dict) else {}
+    (root / "header.bin").write_bytes(encoded(values.get("metadata"), values.get("tensors")))
+    _converted(root)
 
 
 def _tokenizer(root: Path) -> None:

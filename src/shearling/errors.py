@@ -27,7 +27,11 @@ def reason(error: BaseException) -> str:
     said, kind = " ".join(str(error).split()).rstrip(".:; "), type(error).__name__
     if not said:
         return kind
-    said = f"{kind}: {said}" if isinstance(error, _TERSE) else said
+    return shortened(f"{kind}: {said}" if isinstance(error, _TERSE) else said)
+
+
+def shortened(said: str) -> str:
+    """A reason as a sentence shows it: what a file holds may be of any length."""
     return said if len(said) <= LONGEST else said[: LONGEST - 3] + "..."
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from process_work import learn_rank
@@ -185,6 +187,46 @@ def test_what_other_options_began_with_is_made_anew(
     learn(model, after, store, other, tmp_path / "whole")
     weights = [(tmp_path / n / "model.safetensors").read_bytes() for n in ("out", "whole")]
     assert weights[0] == weights[1]
+
+
+def emptied(kept: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {axis: a for axis, a in kept.items() if axis != "mlp"}
+
+
+def narrower(kept: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return kept | {"mlp": kept["mlp"][:, 1:].contiguous()}
+
+
+def no_numbers(kept: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return kept | {"mlp": kept["mlp"] * torch.nan}
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [(emptied, "'mlp'"), (narrower, "mlp is of"), (no_numbers, "finite numbers"), (None, "read")],
+)
+def test_where_gates_began_is_read_with_care(
+    model: Checkpoint, store: Store, tmp_path: Path, damage: Any, said: str
+) -> None:
+    """Stopped after a checkpoint, and the file damaged by hand, its digest kept."""
+    after = model.shape.with_(**SIZES)
+
+    def stop(stage: str, done: float, total: float, /) -> None:
+        if stage == "training" and done == 4:
+            raise KeyboardInterrupt
+
+    given = options(warm_start=False, refit=False)
+    with pytest.raises(KeyboardInterrupt):
+        learn(model, after, store, given, tmp_path / "out", progress=stop)
+    file = tmp_path / "out" / "learning" / "start.safetensors"
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    if damage is None:
+        file.write_bytes(file.read_bytes()[:-9])
+    else:
+        save_file(damage(load_file(file)), file, metadata=metadata)
+    with pytest.raises(ShearlingError, match=f"where gates began, is damaged .*{said}"):
+        learn(model, after, store, given, tmp_path / "out")
 
 
 def test_other_options_do_not_touch_what_was_trained(

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from shearling.evaluate.generation import Sampling, generate
+from shearling.model import templates
 from shearling.model.loading import load_model, load_tokenizer
 from shearling.studio.worker import Done, Failed, Job, Piece, Ready, _serve, weight_bytes
 from tiny_models import tiny_model
+from tiny_tokenizer import write_llama
 
 SAMPLED = Sampling(max_new_tokens=20, temperature=0.8, top_p=0.9, seed=3)
 
@@ -104,6 +106,35 @@ def test_a_process_ends_with_its_parent(pruned, busy):
         ours.send(Job(1, "a", False, Sampling(max_new_tokens=60, temperature=1.0)))
         assert isinstance(ours.recv(), Piece)
     ours.close()  # a parent that was killed leaves no more
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{ raise_exception('Roles must alternate.') }}", "(Roles must alternate);"),
+        (
+            "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+            "longer",
+        ),
+        ("{% for a in", "unexpected 'end of"),
+    ],
+)
+def test_a_template_that_fails_is_said_and_the_next_question_answered(
+    tmp_path, monkeypatch, template, said
+):
+    monkeypatch.setattr(templates, "SECONDS", 0.3)
+    thread, ours = serving(write_llama(tmp_path / "model", layers=1, template=template))
+    assert isinstance(ours.recv(), Ready)
+    ours.send(Job(1, "a", True, SAMPLED))
+    failed = ours.recv()
+    assert isinstance(failed, Failed)
+    assert said in failed.message
+    assert "\n" not in failed.message
+    ours.send(Job(2, "a", False, Sampling(max_new_tokens=1)))
+    assert isinstance(ours.recv(), Piece | Done)
+    ours.close()
     thread.join(20)
     assert not thread.is_alive()
 

@@ -169,6 +169,7 @@ def prune(options: PruneOptions) -> None:
 def _run(options: PruneOptions, ranks: Ranks) -> None:
     from shearling.files.terminal import progress_bars
     from shearling.files.writer import claimed
+    from shearling.pruning.settle import tell_pattern
 
     pruning = _pruning(options, ranks)
     wanted = pruning.wanted
@@ -182,6 +183,8 @@ def _run(options: PruneOptions, ranks: Ranks) -> None:
     with alone, progress_bars() as progress:
         run = pruning.run(progress, note)
         choice = run.choose(wanted)
+        if ranks.first:
+            tell_pattern(pruning.source, choice.keep, warn)
         if not options.dry_run:
             shard_bytes = int(options.shard_size * 1e9)
             run.write(choice, options.output, repaired=wanted.repaired, shard_bytes=shard_bytes)

@@ -33,7 +33,7 @@ from shearling.evaluate.ratios import ratio, spread
 from shearling.evaluate.results import Bench, BenchRun, Spread
 from shearling.files.progress import Progress, silent
 from shearling.model.dtypes import dtype_of
-from shearling.model.loading import check_positive, load_config, longest_input
+from shearling.model.loading import check_positive, check_threads, load_config, longest_input
 from shearling.model.manifest import ref
 from shearling.model.subject import OpenedModel, open_subject
 from shearling.table.cost import kv_cache_bytes
@@ -98,7 +98,8 @@ class Workload:
         for name, values in sizes:
             for value in values:
                 check_positive(**{name: value})
-        check_positive(repeats=self.repeats, threads=self.threads)
+        check_positive(repeats=self.repeats)
+        check_threads(self.threads)
         if self.budget is not None and not 0 < self.budget < math.inf:
             raise ShearlingError(f"A budget of {self.budget:g} s was given; give some, such as 90.")
         dtype_of(self.dtype)

@@ -9,7 +9,7 @@ import multiprocessing
 import signal
 import threading
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from typing import Any
 
@@ -36,7 +36,8 @@ class Child:
         """
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(theirs, *arguments), daemon=True)
+        given = (serve, theirs, *arguments)
+        self._process = context.Process(target=_serving, args=given, daemon=True)
         self._sending = threading.Lock()  # a stop may come from another thread than a job
         self._died = died
         with _interrupts_blocked():
@@ -77,6 +78,12 @@ class Child:
     def _death(self) -> ShearlingError:
         self._process.join(timeout=10)
         return ShearlingError(self._died(self._process.exitcode))
+
+
+def _serving(serve: Callable[..., None], connection: Any, *arguments: Any) -> None:
+    """The process's life; that its parent is gone, and with it the pipe, is no error to report."""
+    with suppress(EOFError, ConnectionError):
+        serve(connection, *arguments)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from torch import Tensor
 from shearling.data.bos import TokenWindows
 from shearling.data.store import Store
 from shearling.engine.place import Place, Wish
-from shearling.errors import ShearlingError
+from shearling.errors import ShearlingError, reason
 from shearling.files.progress import Progress, silent
 from shearling.files.reading import read_json
 from shearling.files.staging import partial
@@ -164,9 +164,7 @@ def _learner(
         save_file(first_gates, staging, metadata={RUN: told})
         staging.replace(file)
     world.wait_for(file)
-    with torch.no_grad():
-        for axis, a in load_file(file).items():
-            bank.log_alpha[axis].copy_(a)
+    _set(bank, file)
     steps = options.steps(training.store.length)
     kind: Any = options.gates
     return Learner(
@@ -174,6 +172,31 @@ def _learner(
         rise=round(options.rise * steps), lr=options.gate_lr,
         multiplier_lr=options.multiplier_lr,
     )  # fmt: skip
+
+
+def _set(bank: GateBank, file: Path) -> None:
+    """Put gates where a file has them (ShearlingError if it has others, or is damaged)."""
+    try:
+        kept = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise _damaged(file, f"it cannot be read: {reason(error)}") from error
+    if set(kept) != set(bank.log_alpha):
+        raise _damaged(file, f"it holds {sorted(kept)}, and {sorted(bank.log_alpha)} are learned")
+    for axis, gates_RU in bank.log_alpha.items():
+        a, wanted = kept[axis], list(gates_RU.shape)
+        if list(a.shape) != wanted or not a.is_floating_point() or not bool(a.isfinite().all()):
+            raise _damaged(
+                file, f"{axis} is of {list(a.shape)} {a.dtype}, and finite numbers of {wanted} fit"
+            )
+        with torch.no_grad():
+            gates_RU.copy_(a)
+
+
+def _damaged(file: Path, why: str) -> ShearlingError:
+    return ShearlingError(
+        f"{file}, where gates began, is damaged ({why}); remove the output directory, or name a "
+        "new one."
+    )
 
 
 def _told(training: Training, options: LearnOptions, after: Shape, ids_NS: Tensor) -> str:

@@ -25,7 +25,6 @@ from shearling.model.adapters import check_no_adapter
 from shearling.model.dtypes import dtype_of
 from shearling.model.memory import check_fits
 from shearling.model.sanity import (
-    IGNORED,
     check_depth,
     check_ids_of,
     check_model_numbers,
@@ -39,6 +38,7 @@ from shearling.table.families.wrappers import is_known
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+MOST_THREADS = 4096  # beyond what processors have; each takes memory, and torch makes them all
 _LOCAL: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 
 
@@ -58,8 +58,9 @@ def load_config(path: Path | str) -> PretrainedConfig:
     file = path / "config.json"
     with in_words(lambda why: f"{file} is refused by transformers: {why}; {remedy(raw)}."):
         config = AutoConfig.from_pretrained(path, **_LOCAL)
-        for key in IGNORED & raw.keys():  # a wish of the machine that the model was saved on
-            setattr(config, f"_{key.removeprefix('_')}", None)
+        for key in remote_code.IMPLEMENTATIONS:
+            if key in raw:  # a wish of the machine that the model was saved on
+                setattr(config, f"_{key.removeprefix('_')}", None)
     return config
 
 
@@ -257,6 +258,20 @@ def check_positive(**values: int | None) -> None:
     for name, value in values.items():
         if value is not None and value < 1:
             raise ShearlingError(f"{name} is {value}, but it must be at least 1.")
+
+
+def check_threads(threads: int | None) -> None:
+    """Refuse a number of CPU threads below 1, or above what any machine has.
+
+    Raises:
+        ShearlingError: the number is named.
+    """
+    check_positive(threads=threads)
+    if threads is not None and threads > MOST_THREADS:
+        raise ShearlingError(
+            f"threads is {threads}, but it must be at most {MOST_THREADS:,}; give as many as there "
+            "are cores."
+        )
 
 
 def _check_library(path: Path) -> None:

@@ -14,11 +14,13 @@ from shearling.files.reading import read_json
 
 AUTO_MAP = "auto_map"
 CONFIG, TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
-# How a configuration chooses kernels; a name with a slash is fetched from the hub, and is code.
-_IMPLEMENTATIONS = (
+# What a configuration says of the machine that it was saved on: which kernels attention and experts
+# run on. A name with a slash is fetched from the hub, and is code.
+IMPLEMENTATIONS = (
     "attn_implementation", "_attn_implementation", "experts_implementation",
     "_experts_implementation",
 )  # fmt: skip
+NOT_COPIED = (AUTO_MAP, *IMPLEMENTATIONS)
 
 
 def check_config(path: Path, raw: Mapping[str, Any]) -> None:
@@ -34,7 +36,7 @@ def check_config(path: Path, raw: Mapping[str, Any]) -> None:
     Raises:
         ShearlingError: it cannot be run without such code.
     """
-    for key in _IMPLEMENTATIONS:
+    for key in IMPLEMENTATIONS:
         if "/" in str(raw.get(key) or ""):
             raise ShearlingError(
                 f"{path / CONFIG} names {raw[key]} as {key}, code from the hub that is never run; "
@@ -75,5 +77,5 @@ def named_class(auto_map: Any, wanted: str) -> str:
 
 
 def without_code(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration without the names of code, which we never copy; all else as it was."""
-    return {key: value for key, value in raw.items() if key != AUTO_MAP}
+    """A configuration without names of code and kernels, never copied; all else as it was."""
+    return {key: value for key, value in raw.items() if key not in NOT_COPIED}

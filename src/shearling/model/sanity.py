@@ -14,13 +14,6 @@ from shearling.errors import ShearlingError, in_words
 from shearling.files.reading import LARGEST, check_size
 from shearling.model.weight_files import weight_files
 
-# What a configuration says of the machine that it was saved on: which kernels attention runs on.
-IGNORED = frozenset(
-    {
-        "attn_implementation", "_attn_implementation", "experts_implementation",
-        "_experts_implementation",
-    }
-)  # fmt: skip
 _DEPTHS = (
     "num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers",
     "num_decoder_layers",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from shearling.files.reading import read_json
 from shearling.files.writer import write_json
-from shearling.model.remote_code import AUTO_MAP, without_code
+from shearling.model.remote_code import NOT_COPIED, without_code
 
 # Names in lower case. What gives ids to text, in every form: a cut vocabulary rewrites these.
 TOKENIZER = (
@@ -68,7 +68,7 @@ def tokenizer_files(directory: Path) -> list[Path]:
 
 
 def copy_side_files(source: Path, target: Path, *, tokenizer: bool = True) -> None:
-    """Copy a model's side files byte for byte, but for the names of code in their ``auto_map``.
+    """Copy a model's side files byte for byte, but for the names of code and kernels in them.
 
     Args:
         source: the model's directory; nothing in it is changed.
@@ -80,9 +80,10 @@ def copy_side_files(source: Path, target: Path, *, tokenizer: bool = True) -> No
 
 
 def copy_without_code(file: Path, target: Path) -> None:
-    """Copy a file; a JSON object loses its ``auto_map``, which names code that is not copied."""
+    """Copy a file; a configuration loses the names of code, which is not copied, and of kernels."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    if file.name.endswith("config.json") and f'"{AUTO_MAP}"'.encode() in file.read_bytes():
+    held = file.read_bytes() if file.name.endswith("config.json") else b""
+    if any(f'"{key}"'.encode() in held for key in NOT_COPIED):
         write_json(target, without_code(read_json(file)))
     else:
         shutil.copyfile(file, target)

@@ -27,6 +27,7 @@ from shearling.pruning.settle import (
     settle_repaired,
     settle_rotated,
     tell_ignored,
+    tell_pattern,
     tell_unused,
 )
 from shearling.repair.calibration import Calibration
@@ -266,6 +267,7 @@ def prune(
     run = pruning.run(running.progress)
     with claimed(output):
         choice = run.choose(pruning.wanted)
+        tell_pattern(source, choice.keep, running.notify)
         return run.write(
             choice, output, repaired=pruning.wanted.repaired, shard_bytes=running.shard_bytes
         )

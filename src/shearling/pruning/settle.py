@@ -14,7 +14,7 @@ from shearling.repair.refit import HELD_OUT
 from shearling.repair.rotate import refusal, require_rotatable
 from shearling.scoring.registry import criteria_for, kinds
 from shearling.scoring.score_experts import EXPERT_AXES
-from shearling.table.values import Shape
+from shearling.table.values import Keep, Shape
 
 if TYPE_CHECKING:
     from shearling.pruning.prune import Criteria, Size
@@ -65,6 +65,18 @@ def settle_pattern(
         return None
     check_pattern(pattern, after["layers"], size.remove)
     return pattern
+
+
+def tell_pattern(source: Checkpoint, keep: Keep, notify: Notify) -> None:
+    """Say that llama.cpp would take the blocks that stay for others, where it took all aright."""
+    pattern, kept = pattern_of(source.family, source.config), keep.model.get("layers")
+    if pattern is None or kept is None or not getattr(source.config, "sliding_window", None):
+        return
+    if pattern.holds(range(len(pattern.kinds))) and not pattern.holds(kept):
+        notify(
+            "the blocks that stay break the pattern of sliding and full attention that llama.cpp "
+            "counts, so that `shearling export` will refuse the result; --keep-pattern avoids that."
+        )
 
 
 def settle_rotated(

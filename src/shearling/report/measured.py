@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from shearling.data.bos import adds_bos
 from shearling.files.progress import Progress, silent
 from shearling.files.writer import file_digest, write_json
+from shearling.model.loading import check_threads
 from shearling.model.subject import OpenedModel
 from shearling.report.decide.selection import ComparedModel
 from shearling.report.records.collect import read_directory
@@ -26,13 +27,17 @@ ENDINGS = (".jsonl", ".txt", ".md")  # which a report leaves out of a text's nam
 
 @dataclass(frozen=True)
 class Load:
-    """What a short benchmark runs: tokens, and how often."""
+    """What a short benchmark runs: tokens, and how often (ShearlingError for too many threads)."""
 
     batches: tuple[int, ...] = (1,)
     prompt: int = 128
     new: int = 32
     repeats: int = 3
     threads: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what would be refused only after all that is measured before."""
+        check_threads(self.threads)
 
 
 @dataclass(frozen=True)

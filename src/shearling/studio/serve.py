@@ -18,7 +18,7 @@ import uvicorn
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
 from shearling.model.dtypes import dtype_of
-from shearling.model.loading import check_positive
+from shearling.model.loading import check_threads
 from shearling.model.memory import free_bytes, loaded_bytes
 from shearling.model.subject import OpenedModel, open_subject
 from shearling.studio.app import application
@@ -67,7 +67,7 @@ def serve(
         ShearlingError: an address that cannot be used, a model that cannot be opened, loaded or
             held in memory.
     """
-    check_positive(threads=serving.threads)
+    check_threads(serving.threads)
     dtype = serving.dtype
     dtype_of(dtype)
     subjects = [open_subject(model) for model in models]

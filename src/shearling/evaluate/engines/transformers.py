@@ -17,7 +17,7 @@ import transformers
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from shearling.errors import ShearlingError
+from shearling.errors import ShearlingError, reason
 from shearling.evaluate.engines.base import (
     ITEMSIZE,
     Candidate,
@@ -128,7 +128,8 @@ class ModelProcess:
         """The worker's next answer: its threads once loaded, then what each job took."""
         answer = self.child.receive()
         if isinstance(answer, str):
-            raise ShearlingError(f"The model in {self.candidate.path} could not be timed: {answer}")
+            why = answer.rstrip(".")
+            raise ShearlingError(f"The model in {self.candidate.path} could not be timed: {why}.")
         return answer
 
 
@@ -148,7 +149,7 @@ def _serve(connection: Connection, candidate: Candidate, setting: Setting) -> No
     except ShearlingError as error:
         connection.send(str(error))
     except Exception as error:
-        connection.send(f"{type(error).__name__}: {' '.join(str(error).split())}")
+        connection.send(reason(error))
 
 
 class Session:

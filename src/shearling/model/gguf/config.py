@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from shearling.errors import ShearlingError, reason
+from shearling.errors import ShearlingError, reason, shortened
 from shearling.model.gguf.header import GgufFile
 from shearling.model.gguf.rotary import Read, rope_parameters
 from shearling.table.families import FAMILIES, Family
@@ -38,6 +38,8 @@ _TOKENS = {
     "bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id",
     "pad_token_id": "padding_token_id", "unk_token_id": "unknown_token_id",
 }  # fmt: skip
+_PATTERN = "attention.sliding_window_pattern"
+_ORIGINAL = "original_max_position_embeddings"
 _ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
@@ -81,16 +83,15 @@ def read_config(file: GgufFile, read: Read) -> tuple[Family, Any]:
         "eos_token_id": end_tokens(file.metadata),
         "architectures": None, "dtype": "float32",
     }  # fmt: skip
+    turned = values.size("rope.dimension_count", default=width)
     if "kv_heads" in family.keys:
         config["num_key_value_heads"] = values.size("attention.head_count_kv", default=heads)
-        turned = values.size("rope.dimension_count", default=width)
         if "attention.key_length" not in values.keys and not facts.partial:
             width = turned  # llama.cpp's older files give no other
         config["head_dim"] = width
     else:
-        turned = values.size("rope.dimension_count", default=width)
         config["use_parallel_residual"] = bool(file.get("use_parallel_residual", True))
-    config["rope_parameters"] = _rope(values, facts, read, (turned, width, positions))
+    config |= _rope(values, family, read, (turned, width, positions))
     config |= _attention(values, facts, depth, facts.scaled_by(depth, hidden, heads, width))
     try:
         built = AutoConfig.for_model(family.model_type, **config)
@@ -117,7 +118,8 @@ class _Values:
 
     def wrong(self, what: str) -> ShearlingError:
         return ShearlingError(
-            f"{self.file.path} states {what}; fetch it again, or give the model's safetensors."
+            f"{self.file.path} states {shortened(what)}; fetch it again, or give the model's "
+            "safetensors."
         )
 
     def size(self, name: str, default: int | None = None) -> int:
@@ -174,28 +176,33 @@ def _window(values: _Values, default: int | None) -> int | None:
 
 
 def _rope(
-    values: _Values, facts: LlamaCppFacts, read: Read, sizes: tuple[int, int, int]
+    values: _Values, family: Family, read: Read, sizes: tuple[int, int, int]
 ) -> dict[str, Any]:
-    """Rotary positions, by block type where block types differ."""
-    turned, width, positions = sizes
+    """Keys that speak of rotary positions, by block type where block types differ."""
+    from transformers import CONFIG_MAPPING
+
+    facts, (turned, width, positions) = family.llama_cpp, sizes
+    assert facts is not None, "such a family is not read"
     rope = rope_parameters(values.file, read, turned, positions)
     if turned > width or (turned < width and not facts.partial):
         raise values.wrong(f"rotary positions in {turned} of {width} channels of a head")
     if facts.partial:
         rope["partial_rotary_factor"] = turned / width
-    if facts.local_theta is None:
-        return rope
-    local = float(values.file.get("rope.freq_base_swa", facts.local_theta))
-    return {
-        "full_attention": rope,
-        "sliding_attention": {"rope_type": "default", "rope_theta": local},
-    }
+    if facts.local_theta is not None:
+        local = values.file.number("rope.freq_base_swa", facts.local_theta)
+        slides = {"rope_type": "default", "rope_theta": local}
+        return {"rope_parameters": {"full_attention": rope, SLIDING: slides}}
+    # Phi-3's configuration says it twice, and has a value of its own where it is said once.
+    twice = _ORIGINAL in rope and hasattr(CONFIG_MAPPING[family.model_type], _ORIGINAL)
+    return {"rope_parameters": rope} | ({_ORIGINAL: rope[_ORIGINAL]} if twice else {})
 
 
 def _attention(values: _Values, facts: LlamaCppFacts, depth: int, scaled_by: int) -> dict[str, Any]:
     """Windows, block types, the scale of attention and soft caps."""
     config: dict[str, Any] = {}
-    window, scale = _window(values, facts.widest), values.file.get("attention.scale")
+    window, scale = _window(values, facts.widest), values.file.number("attention.scale", 0.0)
+    if scale and not 1e-6 < scale < 1e6:
+        raise values.wrong(f"attention.scale={scale:g}, which scales everything away")
     if facts.window is not None:
         config[facts.window] = window
     elif window is not None and window < values.size("context_length", default=2048):
@@ -207,7 +214,7 @@ def _attention(values: _Values, facts: LlamaCppFacts, depth: int, scaled_by: int
     elif scale and abs(scale * scaled_by**0.5 - 1) > 1e-3:
         raise values.wrong(f"attention.scale={scale}, where its architecture has no other scale")
     for key, (name, default) in facts.softcaps.items():
-        config[key] = values.file.get(name, default) or None
+        config[key] = values.file.number(name, default or 0.0) or None
     for name in ("attn_logit_softcapping", "final_logit_softcapping"):
         if values.file.get(name) and name not in facts.softcaps:
             raise values.wrong(f"{name}, which its architecture does not have")
@@ -216,12 +223,13 @@ def _attention(values: _Values, facts: LlamaCppFacts, depth: int, scaled_by: int
 
 def _kinds(values: _Values, facts: LlamaCppFacts, depth: int, window: int | None) -> list[str]:
     """Block types: as a file lists them, or as llama.cpp counts."""
-    stated = values.file.get("attention.sliding_window_pattern")
+    stated = values.file.get(_PATTERN)
     if isinstance(stated, list):
         if len(stated) != depth:
             raise values.wrong(f"block types for {len(stated)} of {depth} blocks")
         return [SLIDING if slides else "full_attention" for slides in stated]
-    counted = facts.kinds(depth, stated)
+    period = None if stated is None else int(values.file.number(_PATTERN, 0))
+    counted = facts.kinds(depth, period)
     assert counted is not None, "the architecture has a period"
     return list(counted) if window is not None else ["full_attention"] * depth
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from shearling.errors import ShearlingError
+from shearling.errors import ShearlingError, shortened
 from shearling.files.progress import Progress, silent
 from shearling.files.writer import check_space, write_json, write_weights
 from shearling.model.gguf.config import end_tokens, families_of, read_config
@@ -95,5 +95,5 @@ def architecture_of(family: Family) -> str:
 
 def _wrong(file: GgufFile, what: str) -> ShearlingError:
     return ShearlingError(
-        f"{file.path} {what}; fetch it again, or give the model's safetensors instead."
+        f"{file.path} {shortened(what)}; fetch it again, or give the model's safetensors instead."
     )

@@ -12,10 +12,11 @@ import mmap
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from shearling.errors import ShearlingError
+from shearling.errors import ShearlingError, shortened
 
 MAGIC, VERSIONS, ALIGNMENT = b"GGUF", (2, 3), 32
 _FORMATS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
@@ -75,6 +76,17 @@ class GgufFile:
         """A value behind the architecture's name, such as ``block_count``."""
         return self.metadata.get(f"{self.architecture}.{key}", default)
 
+    def number(self, key: str, default: float) -> float:
+        """A number behind the architecture's name; ``default`` where there is none.
+
+        Raises:
+            ShearlingError: it is something else, infinite or none (NaN).
+        """
+        value = self.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+            raise damaged(self.path, f"{key} is {value!r}, and a number was expected")
+        return float(value)
+
     def own_keys(self) -> list[str]:
         """Keys behind the architecture's name, without it."""
         prefix = f"{self.architecture}."
@@ -84,7 +96,8 @@ class GgufFile:
 def damaged(path: Path, why: str) -> ShearlingError:
     """The sentence for a file that is not what it should be."""
     return ShearlingError(
-        f"{path} is no whole GGUF file ({why}); fetch it again, or give the model's safetensors."
+        f"{path} is no whole GGUF file ({shortened(why)}); fetch it again, or give the model's "
+        "safetensors."
     )
 
 
@@ -136,9 +149,10 @@ def _read(path: Path, data: mmap.mmap) -> GgufFile:
     metadata = _metadata(cursor, keys)
     if not isinstance(metadata.get("general.architecture"), str):
         raise damaged(path, "it does not name an architecture")
-    if int(metadata.get("split.count") or 0) > 1:
+    parts = metadata.get("split.count")
+    if isinstance(parts, int) and parts > 1:
         raise ShearlingError(
-            f"{path} is one part of {metadata['split.count']}; join them with llama.cpp's "
+            f"{path} is one part of {parts}; join them with llama.cpp's "
             "`llama-gguf-split --merge` and give the whole."
         )
     return GgufFile(path, metadata, _tensors(cursor, tensors, metadata))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shearling.errors import ShearlingError
+from shearling.errors import ShearlingError, reason
 from shearling.files.quiet import no_progress_bars
 from shearling.model.gguf.header import GgufFile
 
@@ -32,25 +33,42 @@ def convert_by_transformers(file: GgufFile, directory: Path) -> None:
     gguf = file.path
     try:
         with no_progress_bars():
-            model = AutoModelForCausalLM.from_pretrained(
+            # With output_loading_info this is a pair, which its annotation does not say.
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 gguf.parent,
                 gguf_file=gguf.name,
                 quantization_config=GgufConfig(dequantize=True),
                 dtype=torch.float32,
+                output_loading_info=True,
                 **_LOCAL,
             )
+            model, report = loaded
+            _require_all_loaded(file, report)
             tokenizer: Any = AutoTokenizer.from_pretrained(
                 gguf.parent, gguf_file=gguf.name, **_LOCAL
             )
             model.save_pretrained(directory)
             tokenizer.save_pretrained(directory)
+    except ShearlingError:
+        raise
     except Exception as error:  # whatever the readers raise, struct.error among it
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        lacking = isinstance(error, ImportError) or "pip install" in reason
+        why = reason(error)
+        lacking = isinstance(error, ImportError) or "pip install" in why
         remedy = "install shearling[gguf]" if lacking else "give the model's safetensors instead"
         raise ShearlingError(
-            f"{gguf} cannot be converted by transformers ({reason}); {remedy}."
+            f"{gguf} cannot be converted by transformers ({why}); {remedy}."
         ) from error
+
+
+def _require_all_loaded(file: GgufFile, report: Mapping[str, Any]) -> None:
+    """Refuse a file that lacks tensors: transformers draws such at random, and says little."""
+    lacking = sorted(report["missing_keys"])
+    lacking += sorted(name for name, *_ in report["mismatched_keys"])
+    if lacking:
+        raise ShearlingError(
+            f"{file.path} lacks {len(lacking)} tensors that a {file.architecture} model has, the "
+            f"first being {lacking[0]}; fetch it again, or give the model's safetensors instead."
+        )
 
 
 def _require_read_whole(file: GgufFile) -> None:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from shearling.errors import ShearlingError
+from shearling.errors import ShearlingError, shortened
 from shearling.model.gguf.header import GgufFile
 
 FACTORS, LONG, SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
@@ -36,13 +36,15 @@ def rope_parameters(file: GgufFile, read: Read, width: int, positions: int) -> d
     Raises:
         ShearlingError: a scaling that transformers cannot be told.
     """
-    theta = float(file.get("rope.freq_base", 10000.0))
+    theta = file.number("rope.freq_base", 10000.0)
+    if theta <= 0:
+        raise _refusal(file, f"a base of rotary positions of {theta:g}")
     scaling = _by_tensors(file, read, theta, width, positions) or _by_metadata(file)
     return {"rope_type": "default"} | scaling | {"rope_theta": theta}
 
 
 def _by_metadata(file: GgufFile) -> dict[str, Any]:
-    factor = float(file.get(f"{_SCALING}factor") or file.get("rope.scale_linear") or 1.0)
+    factor = file.number(f"{_SCALING}factor", 0.0) or file.number("rope.scale_linear", 0.0) or 1.0
     # As llama.cpp reads it: a factor without a kind is linear.
     kind = str(file.get(f"{_SCALING}type") or "linear")
     if kind == "none" or (kind == "linear" and factor == 1.0):
@@ -51,9 +53,10 @@ def _by_metadata(file: GgufFile) -> dict[str, Any]:
         return {"rope_type": "linear", "factor": factor}
     if kind != "yarn":
         raise _refusal(file, f"a rotary scaling of the kind {kind!r} without its factors")
-    if float(file.get(_NO_EXTRAPOLATION, 1.0)) != 1.0 or file.get(f"{_SCALING}yarn_log_multiplier"):
+    plain = file.get(_NO_EXTRAPOLATION, 1.0) == 1.0
+    if not plain or file.get(f"{_SCALING}yarn_log_multiplier"):
         raise _refusal(file, "a yarn scaling whose strength differs")
-    original = file.get(f"{_SCALING}original_context_length")
+    original = int(file.number(f"{_SCALING}original_context_length", 0))
     if not original:
         raise _refusal(file, "a yarn scaling without the context it was trained with")
     yarn = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
@@ -62,14 +65,14 @@ def _by_metadata(file: GgufFile) -> dict[str, Any]:
         ("yarn_beta_fast", "beta_fast"), ("yarn_beta_slow", "beta_slow"),
     ):  # fmt: skip
         if file.get(f"{_SCALING}{key}") is not None:
-            yarn.setdefault(name, float(file.get(f"{_SCALING}{key}")))
+            yarn.setdefault(name, file.number(f"{_SCALING}{key}", 0.0))
     return yarn
 
 
 def _by_tensors(
     file: GgufFile, read: Read, theta: float, width: int, positions: int
 ) -> dict[str, Any]:
-    original = file.get(f"{_SCALING}original_context_length") or positions
+    original = int(file.number(f"{_SCALING}original_context_length", 0)) or positions
     if FACTORS in file.tensors:
         if _by_metadata(file):
             raise _refusal(file, "a rotary scaling in its metadata and another in a tensor")
@@ -82,11 +85,10 @@ def _by_tensors(
         raise _refusal(file, f"rotary factors without {names[0]}")
     short, long = (_pairs(file, read, name, width) for name in (SHORT, LONG))
     scaling: dict[str, Any] = _written_out(short, long, original)
-    attention = file.get(f"{_SCALING}attn_factor")
-    if attention is None:
+    if file.get(f"{_SCALING}attn_factor") is None:
         del scaling["attention_factor"]
     else:
-        scaling["attention_factor"] = float(attention)
+        scaling["attention_factor"] = file.number(f"{_SCALING}attn_factor", 0.0)
     scaling["factor"] = max(1.0, positions / original)
     return scaling
 
@@ -186,6 +188,6 @@ def _wavelengths(theta: float, width: int) -> list[float]:
 
 def _refusal(file: GgufFile, what: str) -> ShearlingError:
     return ShearlingError(
-        f"{file.path} states {what}, which transformers cannot be told for {file.architecture}; "
-        "give the model's safetensors instead."
+        f"{file.path} states {shortened(what)}, which transformers cannot be told for "
+        f"{file.architecture}; give the model's safetensors instead."
     )

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shearling.errors import ShearlingError
+from shearling.errors import ShearlingError, shortened
 from shearling.files.writer import write_json, write_text
 from shearling.model.gguf.header import GgufFile
+from shearling.model.gguf.sentencepiece import sentencepiece_model
 
 _CONTROL, _USER_DEFINED = 3, 4
 _SPACE = "▁"
@@ -82,6 +83,8 @@ def write_tokenizer(file: GgufFile, directory: Path) -> None:
     }  # fmt: skip
     if file.architecture.startswith(_GEMMA):  # as its own tokenizer pads
         settings["padding_side"] = "left"
+    if words.kind == "llama":
+        settings["added_tokens_decoder"] = _write_pieces(file, words, directory)
     write_json(directory / "tokenizer_config.json", settings)
     template = file.metadata.get("tokenizer.chat_template")
     if isinstance(template, str) and template:
@@ -152,11 +155,7 @@ def _gemma(file: GgufFile, words: _Vocabulary) -> Any:
     """Spaces are letters; merges follow the order of the tokens, not the scores."""
     from tokenizers import decoders, normalizers, pre_tokenizers
 
-    tokens = [
-        _SPACE * len(token) if " " in token and not token.strip() else token
-        for token in words.tokens
-    ]
-    vocab = {token: number for number, token in enumerate(tokens)}
+    vocab = {token: number for number, token in enumerate(_spelled(words.tokens))}
     merges = _given(words.merges) if words.merges is not None else implied_merges(vocab)
     raw = _bpe(
         file, vocab, merges, fuse_unk=True, byte_fallback=True,
@@ -189,6 +188,32 @@ def _sentencepiece(file: GgufFile, words: _Vocabulary) -> Any:
     steps = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     raw.decoder = decoders.Sequence([*steps, *[decoders.Strip(content=" ", left=1)] * prefix])
     return raw
+
+
+def _write_pieces(file: GgufFile, words: _Vocabulary, directory: Path) -> dict[str, Any]:
+    """Write tokenizer.model, if sentencepiece could load it; its tokens of the user's, by id."""
+    pieces = _spelled(words.tokens)
+    gemma = file.architecture.startswith(_GEMMA)
+    prefix = words.add["add_space_prefix"] is not False and not gemma
+    model = sentencepiece_model(pieces, words.scores, words.types, prefix=prefix)
+    if model is None:
+        return {}
+    (directory / "tokenizer.model").write_bytes(model)
+    return {
+        str(number): {
+            "content": token, "lstrip": False, "normalized": False, "rstrip": False,
+            "single_word": False, "special": False,
+        }
+        for number, (token, kind) in enumerate(zip(pieces, words.types, strict=True))
+        if kind == _USER_DEFINED
+    }  # fmt: skip
+
+
+def _spelled(tokens: Sequence[str]) -> list[str]:
+    """Tokens of spaces alone as sentencepiece spells them; a file has real spaces there."""
+    return [
+        _SPACE * len(token) if " " in token and not token.strip() else token for token in tokens
+    ]
 
 
 def _given(merges: Sequence[str]) -> list[tuple[str, str]]:
@@ -278,6 +303,6 @@ def _template(bos: str | None, eos: str | None, name: str, kind: int) -> list[st
 
 def _wrong(file: GgufFile, what: str) -> ShearlingError:
     return ShearlingError(
-        f"{file.path} holds no tokenizer that can be read ({what}); give the model's safetensors, "
-        "with its tokenizer, instead."
+        f"{file.path} holds no tokenizer that can be read ({shortened(what)}); give the model's "
+        "safetensors, with its tokenizer, instead."
     )

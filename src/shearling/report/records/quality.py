@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeGuard
 
 from shearling.evaluate.results import TaskResult, TaskResults
 from shearling.files.results import refuse
 from shearling.model.refs import ModelRef
+from shearling.report.records.fields import as_number
 
 
 @dataclass(frozen=True)
@@ -58,20 +58,17 @@ def _figure(name: str, result: TaskResult, path: Path) -> TaskFigure | None:
     value = metrics.get(metric)
     if value is None:
         return None
-    if not _is_number(value):
+    number = as_number(value)
+    if number is None:
         refuse(path, f"tasks.{name}.metrics.{metric}", "a number", value)
     base, _, chosen = metric.partition(",")  # "exact_match,strict-match": a filter of lm-eval's
-    error = metrics.get(f"{base}_stderr,{chosen}" if chosen else f"{base}_stderr")
+    error = as_number(metrics.get(f"{base}_stderr,{chosen}" if chosen else f"{base}_stderr"))
     return TaskFigure(
         name=name,
         metric=metric,
-        value=float(value),
-        stderr=float(error) if _is_number(error) and math.isfinite(error) else None,
+        value=number,
+        stderr=error if error is not None and math.isfinite(error) else None,
         shots=result.shots,
         limit=result.limit,
         samples=result.samples,
     )
-
-
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -59,6 +59,7 @@ GPT_NEOX = Family(
     llama_cpp=LlamaCppFacts(
         "gptneox",
         fixed={"hidden_act": "gelu"},
+        biases={"attention_bias": "attn_output.bias"},
         epsilon=("layer_norm_eps", "attention.layer_norm_epsilon"),
         fused=("query_key_value",),
         partial=True,
