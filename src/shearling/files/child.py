@@ -34,7 +34,7 @@ class Child:
                 processes of this machine, never from a file.
             died: the sentence to raise with once it has died, from its exit code.
         """
-        context = multiprocessing.get_context("spawn")
+        context = _context()
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=serve, args=(theirs, *arguments), daemon=True)
         self._sending = threading.Lock()  # a stop may come from another thread than a job
@@ -77,6 +77,11 @@ class Child:
     def _death(self) -> ShearlingError:
         self._process.join(timeout=10)
         return ShearlingError(self._died(self._process.exitcode))
+
+
+def _context() -> Any:
+    """How processes are started; tests start theirs in a way that imports nothing anew."""
+    return multiprocessing.get_context("spawn")
 
 
 @contextmanager
