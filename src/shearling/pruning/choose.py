@@ -189,19 +189,19 @@ def _keep_nest(
 ) -> dict[str, tuple[Indices, ...]]:
     """Choices, per surviving block, of units that hold others, and of those that they hold."""
     size, left = shape[outer.name], after[outer.name]
-    found: dict[str, tuple[Indices, ...]] = {}
+    kept: dict[str, tuple[Indices, ...]] = {}
     chosen = {layer: tuple(range(size)) for layer in layers}
     if left < size:
         values = _outer_rows(scores, outer, inner, layout, shape)
         chosen = {layer: _best(values[layer], range(size), left) for layer in layers}
-        found[outer.name] = tuple(chosen.values())
+        kept[outer.name] = tuple(chosen.values())
     if inner is None:
-        return found
+        return kept
     groups_after, groups_before = (1, 1) if inner.of_each else (left, size)
     each, most = after[inner.name] // groups_after, shape[inner.name] // groups_before
     if each < most:
         values = _of(scores, inner.name, layout, shape).rows
-        found[inner.name] = tuple(
+        kept[inner.name] = tuple(
             tuple(
                 index
                 for group in groups
@@ -209,7 +209,7 @@ def _keep_nest(
             )
             for layer, groups in chosen.items()
         )
-    return found
+    return kept
 
 
 def _outer_rows(
