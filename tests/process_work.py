@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
+import sys
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -89,6 +91,17 @@ def killed_pack(
 def die(*_: object) -> None:
     """What becomes of a worker for which memory is wanting."""
     os._exit(9)
+
+
+def import_everything() -> None:
+    """Import the package and modules that names of its API are taken for, anew."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "shearling"]:
+        del sys.modules[name]
+    package = importlib.import_module("shearling")
+    for module in ("pruning.prune", "pruning.cut", "scoring"):
+        importlib.import_module(f"shearling.{module}")
+    for name in package.__all__:
+        assert name == "__version__" or callable(getattr(package, name)), name
 
 
 # What walks are compared on: an odd number of sequences, in batches of two, so that the shares of

@@ -8,6 +8,7 @@ import random
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +45,19 @@ def tokenizer_with(template: str | None = CHATML) -> PreTrainedTokenizerBase:
 
 def byte_ids(text: str) -> list[int]:
     """What a token a byte means, without a tokenizer: the special ones are in angle brackets."""
-    found = byte_tokenizer().get_vocab()
-    table = {byte: found[symbol] for byte, symbol in zip(range(256), _symbols(), strict=True)}
+    table = _table()
     parts = text.replace("</s>", "\0e").replace("<s>", "\0b").split("\0")
     ids = [table[byte] for byte in parts[0].encode()]
     for part in parts[1:]:
         ids += [BOS if part[0] == "b" else EOS, *(table[byte] for byte in part[1:].encode())]
     return ids
+
+
+@cache
+def _table() -> dict[int, int]:
+    """The id of each byte."""
+    vocabulary = byte_tokenizer().get_vocab()
+    return {byte: vocabulary[symbol] for byte, symbol in zip(range(256), _symbols(), strict=True)}
 
 
 def _symbols() -> list[str]:
