@@ -80,10 +80,10 @@ def documents(path: Path | str) -> list[str]:
         )
     else:
         files = [path]
-    found = list(_held((text for file in files for text in _read(file) if text.strip()), path))
-    if not found:
+    texts = list(_held((text for file in files for text in _read(file) if text.strip()), path))
+    if not texts:
         raise ShearlingError(f"{path} holds no text; give a file with at least one document.")
-    return [_LONE_SURROGATE.sub("\ufffd", text) for text in found]
+    return [_LONE_SURROGATE.sub("\ufffd", text) for text in texts]
 
 
 def lines_of(stream: IO[bytes], most: int) -> Iterator[bytes]:
