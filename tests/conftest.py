@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -12,6 +12,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
+import processes
+from shearling.files import child
 from tiny_models import VARIANTS, tiny_model
 
 torch.set_num_threads(1)
@@ -24,6 +26,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(reason)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _children_import_nothing() -> Iterator[None]:
+    """A model's own process begins at once; tests/files/test_child.py starts one as users do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(child, "_context", processes.context)
+        yield
 
 
 @pytest.fixture(scope="session")

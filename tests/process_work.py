@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
+import sys
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import peft  # noqa: F401 - what the work imports only as it goes on: 4 s in every process
 import torch
+from transformers.models.llama import modeling_llama  # noqa: F401
 
 from shearling.cli import app
+from shearling.data.pack import PackPlan, pack
 from shearling.data.store import Store
 from shearling.data.teacher import Cache
 from shearling.engine.place import Place, Wish
@@ -28,6 +33,8 @@ from shearling.train.options import Options
 from shearling.train.parallel import join
 from shearling.train.reference import measure
 from shearling.train.teach import teach
+
+IMPORTED_BY = os.getpid()  # the server's, not that of a process which would have to import it all
 
 
 def heal_rank(
@@ -67,6 +74,34 @@ def learn_rank(
     after = checkpoint.shape.with_(**sizes)
     learn(checkpoint, after, Store.open(store), given, output, world=world, progress=progress)
     leave()
+
+
+def killed_pack(
+    plan: PackPlan, output: Path, workers: int, shard_bytes: int, stage: str, share: float
+) -> None:
+    """Pack, and be killed once more than a share of a stage is done."""
+
+    def progress(at: str, done: float, total: float, /) -> None:
+        if at == stage and done > share * total:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    pack(plan, output, workers=workers, shard_bytes=shard_bytes, progress=progress)
+
+
+def die(*_: object) -> None:
+    """What becomes of a worker for which memory is wanting."""
+    os._exit(9)
+
+
+def import_everything() -> None:
+    """Import the package and modules that names of its API are taken for, anew."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "shearling"]:
+        del sys.modules[name]
+    package = importlib.import_module("shearling")
+    for module in ("pruning.prune", "pruning.cut", "scoring"):
+        importlib.import_module(f"shearling.{module}")
+    for name in package.__all__:
+        assert name == "__version__" or callable(getattr(package, name)), name
 
 
 # What walks are compared on: an odd number of sequences, in batches of two, so that the shares of

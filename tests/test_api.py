@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,8 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import shearling
+from process_work import import_everything
+from processes import ended, started
 from shearling.cli import app
 from shearling.files.writer import file_digest
 from tiny_tokenizer import write_llama
@@ -86,13 +86,8 @@ def test_no_module_takes_the_place_of_a_name() -> None:
     assert modules & set(shearling.__all__) == set()
 
 
-def test_names_survive_the_import_of_everything() -> None:
-    program = (
-        "import shearling, shearling.pruning.prune, shearling.pruning.cut, shearling.scoring\n"
-        "names = [name for name in shearling.__all__ if name != '__version__']\n"
-        "assert all(callable(getattr(shearling, name)) for name in names)"
-    )
-    subprocess.run([sys.executable, "-c", program], check=True)
+def test_names_survive_the_import_of_everything(tmp_path: Path) -> None:
+    ended(started(import_everything, said=tmp_path), tmp_path)
 
 
 def test_every_name_has_a_type_for_checkers() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -41,10 +42,17 @@ COMPARISONS_ELSEWHERE = {
 }
 
 
+@cache
+def parsed(file: Path) -> ast.Module:
+    """A file's syntax, read once for all tests."""
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+@cache
 def imports(file: Path) -> set[str]:
     """Modules of ours that a file imports, wherever in it."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(file)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("shearling"):
             if node.module in ("shearling", "shearling.report"):  # what is named is a module of it
                 found |= {f"{node.module}.{each.name}" for each in node.names}
@@ -116,7 +124,7 @@ def test_the_report_knows_only_what_lies_below() -> None:
 def test_a_class_name_stands_once() -> None:
     seen: dict[str, list[str]] = {}
     for _, file in files():
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(file)):
             if isinstance(node, ast.ClassDef):
                 seen.setdefault(node.name, []).append(str(file.relative_to(SOURCE)))
     assert {
@@ -177,7 +185,7 @@ def test_only_engine_and_train_name_a_device() -> None:
     naming = {
         str(file.relative_to(SOURCE))
         for room, file in files()
-        if room not in DEVICE_ROOMS and names_a_device(ast.parse(file.read_text(encoding="utf-8")))
+        if room not in DEVICE_ROOMS and names_a_device(parsed(file))
     }
     assert naming == DEVICES_ELSEWHERE.keys()
 
@@ -188,7 +196,7 @@ def test_only_families_compare_model_types() -> None:
         f"{inside}: {comparison}"
         for _, file in files()
         if not (inside := file.relative_to(SOURCE)).is_relative_to("table/families")
-        for comparison in model_type_comparisons(ast.parse(file.read_text(encoding="utf-8")))
+        for comparison in model_type_comparisons(parsed(file))
     }
     assert comparing == COMPARISONS_ELSEWHERE.keys()
 

@@ -1,7 +1,7 @@
 """The command line's front door: the list of commands, signals, and the border of errors.
 
-Each command is a file of :mod:`shearling.commands`. torch and transformers take seconds to import,
-so every command imports what it needs when it is run.
+Each command is a file of :mod:`shearling.commands`, imported when it is called. torch and
+transformers take seconds to import, so a command imports what it needs when it is run.
 """
 
 # ruff: noqa: E402 - what Ctrl-C does has to be said before the imports
@@ -33,29 +33,14 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from shearling.commands.bench import bench
-from shearling.commands.compare import compare
-from shearling.commands.demo import demo
-from shearling.commands.eval import evaluate
-from shearling.commands.export import export
-from shearling.commands.heal import heal
-from shearling.commands.inspect import inspect
-from shearling.commands.judge import judge
-from shearling.commands.learn import learn
-from shearling.commands.pack import pack
-from shearling.commands.prune import prune
-from shearling.commands.quantize import quantize
-from shearling.commands.reference import reference
-from shearling.commands.report import report
-from shearling.commands.score import score
-from shearling.commands.studio import studio
-from shearling.commands.teach import teach
+from shearling.commands.listed import Listed
 from shearling.errors import LONGEST, ShearlingError, lacks_memory, reason
 from shearling.files.progress import first_process, processes
 from shearling.version import __version__
 
 app = typer.Typer(
     name="shearling",
+    cls=Listed,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -88,25 +73,6 @@ def _root(
             f"{processes()} processes were started, but `shearling {command}` is one process's "
             f"work; start it without torchrun, which {', '.join(SHARED)} can use."
         )
-
-
-app.command()(inspect)
-app.command()(score)
-app.command()(prune)
-app.command()(pack)
-app.command()(learn)
-app.command()(heal)
-app.command()(teach)
-app.command()(reference)
-app.command("eval")(evaluate)
-app.command()(bench)
-app.command()(judge)
-app.command()(compare)
-app.command()(studio)
-app.command()(quantize)
-app.command()(export)
-app.command()(report)
-app.command()(demo)
 
 
 def _stop(_signal: int, _frame: object) -> NoReturn:

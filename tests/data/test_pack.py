@@ -4,13 +4,11 @@ import errno
 import hashlib
 import json
 import multiprocessing
-import os
 import random
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from process_work import die, killed_pack
+from processes import ended, serve, started
 from shearling.data import encode, merge, shards
 from shearling.data.encode import Encoder
 from shearling.data.merge import DOCUMENT, choose_held_out
@@ -45,13 +45,19 @@ def tokenizer_with(template: str | None = CHATML) -> PreTrainedTokenizerBase:
 
 def byte_ids(text: str) -> list[int]:
     """What a token a byte means, without a tokenizer: the special ones are in angle brackets."""
-    found = byte_tokenizer().get_vocab()
-    table = {byte: found[symbol] for byte, symbol in zip(range(256), _symbols(), strict=True)}
+    table = _table()
     parts = text.replace("</s>", "\0e").replace("<s>", "\0b").split("\0")
     ids = [table[byte] for byte in parts[0].encode()]
     for part in parts[1:]:
         ids += [BOS if part[0] == "b" else EOS, *(table[byte] for byte in part[1:].encode())]
     return ids
+
+
+@cache
+def _table() -> dict[int, int]:
+    """The id of each byte."""
+    vocabulary = byte_tokenizer().get_vocab()
+    return {byte: vocabulary[symbol] for byte, symbol in zip(range(256), _symbols(), strict=True)}
 
 
 def _symbols() -> list[str]:
@@ -214,6 +220,12 @@ def test_parts_share_no_document(tmp_path: Path) -> None:
 # --- the same store, whatever happens
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _server() -> None:
+    """Workers are forked from the server that has imported everything, and begin at once."""
+    serve()
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Text, a second domain of two files, and a third with masks in some of its shards only."""
@@ -266,20 +278,6 @@ def test_batches_and_chunks_do_not_show(
     assert contents(tmp_path / "s") == reference
 
 
-KILLED = """
-import os, signal, sys
-sys.path[:0] = [{tests!r}, {data!r}]
-from pathlib import Path
-from test_pack import corpus_plan, pack
-def progress(stage, done, total):
-    if stage == {stage!r} and done > {share} * total:
-        os.kill(os.getpid(), signal.SIGKILL)
-if __name__ == "__main__":
-    pack(corpus_plan(Path({corpus!r})), Path({output!r}), workers={workers}, shard_bytes=700,
-         progress=progress)
-"""
-
-
 @pytest.mark.parametrize(
     ("stage", "share", "workers"),
     [("tokenising", 0.4, 1), ("tokenising", 0.4, 2), ("packing domains", 0.5, 1)],
@@ -288,17 +286,11 @@ def test_a_killed_pack_goes_on(
     corpus: Path, reference: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     stage: str, share: float, workers: int,
 ) -> None:  # fmt: skip
-    data = Path(__file__).parent
-    output = tmp_path / "store"
-    script = tmp_path / "killed.py"
-    script.write_text(
-        KILLED.format(
-            tests=str(data.parent), data=str(data), corpus=str(corpus), output=str(output),
-            stage=stage, share=share, workers=workers,
-        )
-    )  # fmt: skip
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    output, said = tmp_path / "store", tmp_path / "said"
+    running = started(
+        killed_pack, corpus_plan(corpus), output, workers, 700, stage, share, said=said
+    )
+    assert ended(running, said, fails=True) == [-signal.SIGKILL], list(said.iterdir())
     with pytest.raises(ShearlingError, match="still being written"):
         Store.open(output)
     before = {
@@ -682,10 +674,6 @@ def test_a_full_disk(web: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         refused(lambda: pack(plan(web), tmp_path / "s"), "disk ran full", "same command again")
     monkeypatch.setattr(shards, "_write", lambda *_: pytest.fail("tokenised again"))
     pack(plan(web), tmp_path / "s")
-
-
-def die(*_: object) -> None:
-    os._exit(9)
 
 
 def test_a_killed_worker(web: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

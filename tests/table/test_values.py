@@ -110,7 +110,7 @@ def cases(draw: st.DrawFn):
 
 
 @given(cases())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_a_cut_says_of_every_tensor_what_its_row_says(case) -> None:
     table, shape, keep, _ = case
     cut = table.cut(keep, shape)
@@ -127,7 +127,7 @@ def test_a_cut_says_of_every_tensor_what_its_row_says(case) -> None:
 
 
 @given(cases())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_a_cut_of_a_cut_is_one_cut(case) -> None:
     table, shape, keep, then = case
     first = table.cut(keep, shape)

@@ -63,10 +63,13 @@ def test_a_large_order_has_no_row_twice(size: int, seed: int, data: st.DataObjec
 def test_all_orders_are_as_likely(size: int) -> None:
     """Pearson's statistic over all permutations, for fixed seeds; 4.5 deviations is one in 1e5."""
     kinds = math.factorial(size)
+    expected = 60 if size < 5 else 20  # of each order; with 5 or more the statistic is chi-squared
     found = Counter(
-        tuple(Order(size, seed, "web", 0)(np.arange(size))) for seed in range(60 * kinds)
+        tuple(Order(size, seed, "web", 0)(np.arange(size))) for seed in range(expected * kinds)
     )
-    statistic = sum((found[order] - 60) ** 2 / 60 for order in permutations(range(size)))
+    statistic = sum(
+        (found[order] - expected) ** 2 / expected for order in permutations(range(size))
+    )
     assert abs(statistic - (kinds - 1)) < 4.5 * math.sqrt(2 * (kinds - 1))
 
 
@@ -206,7 +209,7 @@ def test_a_pass_that_ends_with_a_batch_is_announced_when_the_next_begins() -> No
     assert first != second
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.integers(0, 99), st.sampled_from([4, 8, 24]), st.data())
 def test_ranks_share_one_batch(seed: int, batch: int, data: st.DataObject) -> None:
     """Each of 1, 2 or 4 ranks computes the batch itself and takes its slots."""
@@ -257,7 +260,7 @@ def test_the_order_stays_from_release_to_release() -> None:
 # --- state ---------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(all_sizes, st.integers(0, 99), st.integers(1, 20), st.data())
 def test_a_state_goes_on_exactly(
     sizes: dict[str, int], seed: int, batch: int, data: st.DataObject

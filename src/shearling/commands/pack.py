@@ -109,19 +109,19 @@ def _lines(manifest: dict[str, Any]) -> list[str]:
     """A row for each domain: sequences of both parts, tokens, and what was left out."""
     width = max(map(len, [*manifest["domains"], "domain"]))
     rows = [f"{'domain':<{width}} {'train':>10} {'held out':>10} {'documents':>12} {'tokens':>16}"]
-    for domain, found in manifest["domains"].items():
-        parts = (found["train"], found["held_out"])
+    for domain, described in manifest["domains"].items():
+        parts = (described["train"], described["held_out"])
         documents, tokens = (sum(part[key] for part in parts) for key in ("documents", "tokens"))
         sizes = " ".join(f"{part['sequences']:>10,}" for part in parts)
         rows.append(f"{domain:<{width}} {sizes} {documents:>12,} {tokens:>16,}")
         learned = sum(part["learned_tokens"] for part in parts)
         if learned < tokens:
             rows[-1] += f", {learned:,} of them in answers"
-        if found["left_out"]:
-            rows[-1] += f"; {found['left_out']:,} blank records left out"
+        if described["left_out"]:
+            rows[-1] += f"; {described['left_out']:,} blank records left out"
     dropped = sum(
-        found[part]["dropped_remainder"] + found[part]["dropped_without_answer"]
-        for found in manifest["domains"].values()
+        described[part]["dropped_remainder"] + described[part]["dropped_without_answer"]
+        for described in manifest["domains"].values()
         for part in ("train", "held_out")
     )
     return [*rows, f"{dropped:,} tokens that fill no sequence, or hold no answer, were dropped"]

@@ -32,7 +32,7 @@ def find_domains(specs: Sequence[str]) -> dict[str, list[Source]]:
         ShearlingError: nothing is there, a file has another suffix, a directory holds nothing
             that is read, a name cannot be a directory, or two domains have the same.
     """
-    found: dict[str, list[Source]] = {}
+    domains: dict[str, list[Source]] = {}
     for spec in specs:
         name, pattern = _split(spec)
         paths = _matches(pattern)
@@ -42,15 +42,15 @@ def find_domains(specs: Sequence[str]) -> dict[str, list[Source]]:
                     f"{spec!r} would make a domain called {chosen!r}, but a name has letters, "
                     f"digits, '_', '-' and '.' only; give it as NAME={pattern}."
                 )
-            if chosen.casefold() in map(str.casefold, found):
+            if chosen.casefold() in map(str.casefold, domains):
                 raise ShearlingError(
                     f"two domains are called {chosen!r}; name them apart as NAME=PATH, or give "
                     "all the files of one domain as one directory or one glob."
                 )
-            found[chosen] = _sources(group)
-    if not found:
+            domains[chosen] = _sources(group)
+    if not domains:
         raise ShearlingError("no files were given; give NAME=PATH or a path for every domain.")
-    return dict(sorted(found.items()))
+    return dict(sorted(domains.items()))
 
 
 def _split(spec: str) -> tuple[str | None, str]:
@@ -65,13 +65,13 @@ def _matches(pattern: str) -> list[Path]:
     path = Path(pattern).expanduser()
     if path.exists():
         return [path]
-    found = sorted(map(Path, glob.glob(str(path), recursive=True)))
-    if not found:
+    matches = sorted(map(Path, glob.glob(str(path), recursive=True)))
+    if not matches:
         raise ShearlingError(
             f"There is no text at {pattern}; give an existing directory, a glob that matches, or "
             f"a file ending in {', '.join(SUFFIXES)}."
         )
-    return found
+    return matches
 
 
 def _name_of(path: Path) -> str:
@@ -82,7 +82,7 @@ def _name_of(path: Path) -> str:
 
 def _sources(paths: Sequence[Path]) -> list[Source]:
     """The files of one domain, each once, sorted by what they are called."""
-    found: dict[Path, Source] = {}
+    by_file: dict[Path, Source] = {}
     for path in paths:
         if path.is_dir():
             below = [
@@ -96,15 +96,15 @@ def _sources(paths: Sequence[Path]) -> list[Source]:
                     f"{', '.join(SUFFIXES)}."
                 )
             names = [(f"{path.name}/{s.name}" if len(paths) > 1 else s.name, s) for s in below]
-            found |= {s.file.resolve(): Source(s.file, name) for name, s in names}
+            by_file |= {s.file.resolve(): Source(s.file, name) for name, s in names}
         elif not suffix_of(path):
             raise ShearlingError(
                 f"{path} is not a kind of text file that is read here; give a file ending in "
                 f"{', '.join(SUFFIXES)}, or a directory of such."
             )
         else:
-            found[path.resolve()] = Source(path, path.name)
-    return sorted(found.values(), key=lambda source: (source.name, str(source.file)))
+            by_file[path.resolve()] = Source(path, path.name)
+    return sorted(by_file.values(), key=lambda source: (source.name, str(source.file)))
 
 
 def _hidden(path: Path) -> bool:

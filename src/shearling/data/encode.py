@@ -109,16 +109,16 @@ class Encoder:
                 f"{where()} has a prompt and an answer, but this tokenizer does not tell which "
                 "characters a token stands for; save it as a fast tokenizer (tokenizer.json)."
             )
-        found = self.tokenizer(
+        encoded = self.tokenizer(
             text, add_special_tokens=False, verbose=False, return_offsets_mapping=True
         )
-        begin, end = np.array(found["offset_mapping"], dtype=np.int64).reshape(-1, 2).T
+        begin, end = np.array(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2).T
         # Of blanks some tokenizers report the end only.
         begin = np.minimum(begin, end - 1)
         mask = np.zeros(len(begin), dtype=bool)
         for start, stop in spans:
             mask |= (begin < stop) & (end > start)
-        return found["input_ids"], mask
+        return encoded["input_ids"], mask
 
 
 def answers(
@@ -163,8 +163,8 @@ def _span(
     thought before the last answer only. So a stand-in shows what comes before and after one.
     """
     stand_in = [*messages[:turn], {"role": "assistant", "content": _ANSWER}]
-    head, found, tail = render_chat(tokenizer, stand_in).partition(_ANSWER)
-    if not found:
+    head, marker, tail = render_chat(tokenizer, stand_in).partition(_ANSWER)
+    if not marker:
         raise ValueError(f"it leaves out message {turn + 1}")
     tail = tail.rstrip()
     start = len(head)

@@ -44,13 +44,13 @@ def choose_held_out(documents: np.ndarray, share: float, length: int) -> np.ndar
     np.add.at(tokens, inverse, documents["tokens"].astype(np.int64))
     held = digests.astype(np.float64) < share * 2.0**64
     left = int(tokens[~held].sum())
-    found = int(tokens[held].sum())
+    held_tokens = int(tokens[held].sum())
     for i in np.flatnonzero(~held):  # already sorted by digest
-        if found >= length:
+        if held_tokens >= length:
             break
         if left - tokens[i] >= length:
             held[i] = True
-            left, found = left - int(tokens[i]), found + int(tokens[i])
+            left, held_tokens = left - int(tokens[i]), held_tokens + int(tokens[i])
     return held[inverse]
 
 

@@ -215,15 +215,15 @@ def _processors() -> int:
 def _digests(plan: PackPlan, workers: int, progress: Progress) -> dict[Path, str]:
     """SHA-256 of every file. Threads do: hashing leaves the interpreter free."""
     files = [source.file for sources in plan.domains.values() for source in sources]
-    found: dict[Path, str] = {}
+    digests: dict[Path, str] = {}
     done, total = 0, plan.bytes
     with ThreadPoolExecutor(workers) as pool:
         futures = {pool.submit(file_digest, file): file for file in files}
         for future in as_completed(futures):
-            found[futures[future]] = future.result()
+            digests[futures[future]] = future.result()
             done += futures[future].stat().st_size
             progress("hashing files", done, total)
-    return found
+    return digests
 
 
 def _tasks(
@@ -278,5 +278,6 @@ def _merge(
 def _versions() -> dict[str, str]:
     from shearling.version import __version__
 
-    found = versions()
-    return {"shearling": __version__} | {key: found[key] for key in ("tokenizers", "transformers")}
+    installed = versions()
+    named = ("tokenizers", "transformers")
+    return {"shearling": __version__} | {name: installed[name] for name in named}

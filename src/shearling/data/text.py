@@ -80,10 +80,10 @@ def documents(path: Path | str) -> list[str]:
         )
     else:
         files = [path]
-    found = list(_held((text for file in files for text in _read(file) if text.strip()), path))
-    if not found:
+    texts = list(_held((text for file in files for text in _read(file) if text.strip()), path))
+    if not texts:
         raise ShearlingError(f"{path} holds no text; give a file with at least one document.")
-    return [_LONE_SURROGATE.sub("\ufffd", text) for text in found]
+    return [_LONE_SURROGATE.sub("\ufffd", text) for text in texts]
 
 
 def lines_of(stream: IO[bytes], most: int) -> Iterator[bytes]:
@@ -212,11 +212,11 @@ def evaluation_windows(
         _positive("max_windows", max_windows)
     begin = opening(tokenizer, bos)
     need = None if max_windows is None else window * max_windows
-    found: list[np.ndarray] = []
+    ids_by_piece: list[np.ndarray] = []
     tokens = 0
     for piece in _pieces(documents):
-        found.append(_ids(tokenizer, piece))
-        tokens += len(found[-1])
+        ids_by_piece.append(_ids(tokenizer, piece))
+        tokens += len(ids_by_piece[-1])
         if need is not None and tokens >= need:
             break
     if tokens < window:
@@ -224,7 +224,7 @@ def evaluation_windows(
             f"The text has {tokens:,} tokens, but one window needs {window:,}; give more text or "
             f"a smaller window."
         )
-    ids = np.concatenate(found)
+    ids = np.concatenate(ids_by_piece)
     rows_NT = torch.from_numpy(ids[: tokens // window * window].reshape(-1, window)[:max_windows])
     return TokenWindows.of(rows_NT, begin)
 
@@ -323,12 +323,12 @@ def _enough_tokens(
     total = sum(map(len, documents))
     while True:
         start = int(rng.integers(total - budget + 1)) if total > budget else 0
-        found: list[np.ndarray] = []
+        ids_by_part: list[np.ndarray] = []
         for part in _stretch(documents, start, start + budget):
-            if found and tokenizer.eos_token_id is not None:
-                found.append(np.asarray([tokenizer.eos_token_id], dtype=np.int64))
-            found.append(_ids(tokenizer, part))
-        ids = np.concatenate(found) if found else np.empty(0, dtype=np.int64)
+            if ids_by_part and tokenizer.eos_token_id is not None:
+                ids_by_part.append(np.asarray([tokenizer.eos_token_id], dtype=np.int64))
+            ids_by_part.append(_ids(tokenizer, part))
+        ids = np.concatenate(ids_by_part) if ids_by_part else np.empty(0, dtype=np.int64)
         if len(ids) >= need or budget >= total:
             return ids
         budget *= 4

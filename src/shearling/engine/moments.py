@@ -170,12 +170,14 @@ def solve(moments: Moments, strength: float, *, bias: bool) -> Tensor:
     info = torch.empty((), dtype=torch.int32, device=factor.device)
     torch.linalg.cholesky_ex(factor, out=(factor, info))  # in place: these matrices are large
     if int(info) == 0:
-        found = torch.cholesky_solve(cross, factor)
+        correction = torch.cholesky_solve(cross, factor)
     else:
         # Rare, and this driver is there for the processor alone.
         gram = _penalised(moments, strength, bias=bias).cpu()
-        found = torch.linalg.lstsq(gram, cross.cpu(), driver="gelsd").solution.to(cross.device)
-    return found if bias else torch.cat([found, found.new_zeros(1, found.shape[1])])
+        correction = torch.linalg.lstsq(gram, cross.cpu(), driver="gelsd").solution.to(cross.device)
+    if bias:
+        return correction
+    return torch.cat([correction, correction.new_zeros(1, correction.shape[1])])
 
 
 def _inputs(moments: Moments, bias: bool) -> int:
@@ -254,13 +256,13 @@ def _corrected(
 ) -> Correction:
     ranks = errors.ranks
     if best is None:
-        found = torch.zeros_like(fit.cross_KD)
+        correction = torch.zeros_like(fit.cross_KD)
     else:
         if refit:
             fit += held
         if ranks.first:
-            found = solve(fit, best, bias=errors.bias)
+            correction = solve(fit, best, bias=errors.bias)
         else:
-            found = torch.empty_like(fit.cross_KD)
-        found = ranks.same(found)
-    return Correction(found[:-1], found[-1], best, held.square, errors.asked[best])
+            correction = torch.empty_like(fit.cross_KD)
+        correction = ranks.same(correction)
+    return Correction(correction[:-1], correction[-1], best, held.square, errors.asked[best])

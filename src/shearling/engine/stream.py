@@ -329,8 +329,8 @@ def _outside(checkpoint: Checkpoint, dtype: torch.dtype, like: nn.Module | None)
     setattr(model.config, depth_key, checkpoint.shape["layers"])
     renamed = checkpoint.family.renamed
     if like is not None:
-        found = like.state_dict().items()
-        weights = {name: tensor if tensor.ndim > 1 else tensor.clone() for name, tensor in found}
+        state = like.state_dict().items()
+        weights = {name: tensor if tensor.ndim > 1 else tensor.clone() for name, tensor in state}
     else:
         weights = {
             renamed.get(name, name): tensor

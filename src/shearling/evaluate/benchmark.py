@@ -55,7 +55,7 @@ def bench_lines(result: dict[str, Any]) -> list[str]:
         f"{_spread(run['decode_tokens_per_s']):>22} {_mebibytes(run['peak_memory_bytes']):>9}"
         for run in result["runs"]
     ]
-    ratios = [sentence(found) for found in result["ratios"]]
+    ratios = [sentence(ratio) for ratio in result["ratios"]]
     return [head, *rows, *([""] if ratios else []), *ratios, *result.get("budget_notes", ())]
 
 

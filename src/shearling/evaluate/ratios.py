@@ -93,25 +93,26 @@ def _removed_from_blocks(first: OpenedModel, other: OpenedModel) -> float | None
     return 1 - sizes[1] / sizes[0] if len(sizes) == 2 else None
 
 
-def sentence(found: dict[str, Any]) -> str:
+def sentence(compared: dict[str, Any]) -> str:
     """An entry of ``ratios`` for a person."""
-    decode = found["decode_speedup"]
+    decode = compared["decode_speedup"]
     text = (
-        f"{found['model']['name']}: {decode['median']:.2f}x ({decode['min']:.2f}-"
-        f"{decode['max']:.2f}) the decode speed of {found['against']['name']}"
+        f"{compared['model']['name']}: {decode['median']:.2f}x ({decode['min']:.2f}-"
+        f"{decode['max']:.2f}) the decode speed of {compared['against']['name']}"
     )
-    removed = found["block_parameters_removed"]
+    removed = compared["block_parameters_removed"]
     if removed:
         text += f" for {_percent(removed)} block parameters"
-        text += f" ({_percent(found['parameters_removed'])} in all)"
-    elif found["parameters_removed"]:
-        text += f" for {_percent(found['parameters_removed'])} parameters"
-    if found["promised_decode_speedup"]:
+        text += f" ({_percent(compared['parameters_removed'])} in all)"
+    elif compared["parameters_removed"]:
+        text += f" for {_percent(compared['parameters_removed'])} parameters"
+    if compared["promised_decode_speedup"]:
         text += (
-            f"; its FLOPs promise {found['promised_decode_speedup']:.2f}x, "
-            f"of which it gives {found['share_of_promise']:.2f}"
+            f"; its FLOPs promise {compared['promised_decode_speedup']:.2f}x, "
+            f"of which it gives {compared['share_of_promise']:.2f}"
         )
-    where = f"{found['engine']}, batch {found['batch']}, {found['prompt']}+{found['new']} tokens"
+    load = f"{compared['prompt']}+{compared['new']} tokens"
+    where = f"{compared['engine']}, batch {compared['batch']}, {load}"
     return f"{text} ({where})"
 
 

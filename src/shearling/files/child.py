@@ -34,7 +34,7 @@ class Child:
                 processes of this machine, never from a file.
             died: the sentence to raise with once it has died, from its exit code.
         """
-        context = multiprocessing.get_context("spawn")
+        context = _context()
         self._connection, theirs = context.Pipe()
         given = (serve, theirs, *arguments)
         self._process = context.Process(target=_serving, args=given, daemon=True)
@@ -84,6 +84,11 @@ def _serving(serve: Callable[..., None], connection: Any, *arguments: Any) -> No
     """The process's life; that its parent is gone, and with it the pipe, is no error to report."""
     with suppress(EOFError, ConnectionError):
         serve(connection, *arguments)
+
+
+def _context() -> Any:
+    """How processes are started; tests start theirs in a way that imports nothing anew."""
+    return multiprocessing.get_context("spawn")
 
 
 @contextmanager

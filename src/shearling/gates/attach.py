@@ -151,8 +151,8 @@ class _Gated:
 
 
 def _tied_head(checkpoint: Checkpoint) -> Row | None:
-    found = [row for row in checkpoint.layout.rows if row.role == "head" and row.tied_to]
-    return found[0] if found else None
+    heads = [row for row in checkpoint.layout.rows if row.role == "head" and row.tied_to]
+    return heads[0] if heads else None
 
 
 def _linear(module: Any, inside: _Gated, row: Row, block: int | None) -> Callable[[Tensor], Tensor]:
@@ -193,11 +193,13 @@ def _before_head(inner: Any, inside: _Gated, head: Row) -> Callable[..., Any]:
     stock = inner.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        found = stock(*args, **kwargs)
+        outputs = stock(*args, **kwargs)
         gates_D = inside.along(head, 1, None)
         assert gates_D is not None
-        found.last_hidden_state = found.last_hidden_state * gates_D.to(found.last_hidden_state)
-        return found
+        outputs.last_hidden_state = outputs.last_hidden_state * gates_D.to(
+            outputs.last_hidden_state
+        )
+        return outputs
 
     return forward
 
@@ -217,9 +219,9 @@ def _norm(
         over = partial(_live_rms_norm, stock, bank)
 
     def forward(h_BSD: Tensor) -> Tensor:
-        found = stock(h_BSD) if bank.live is None else over(h_BSD)
+        normed = stock(h_BSD) if bank.live is None else over(h_BSD)
         layer = bank.of("layers", block) if ends else None
-        return found if layer is None else found * layer.to(found)
+        return normed if layer is None else normed * layer.to(normed)
 
     return forward
 

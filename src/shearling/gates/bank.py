@@ -47,7 +47,7 @@ def lay_out(layout: Layout, before: Shape, after: Shape) -> tuple[Rows, ...]:
 
     The vocabulary has no gates: which tokens stay follows from how often they are used.
     """
-    found = []
+    rows = []
     for axis in layout.axes:
         name = axis.name
         if axis.rigid or name == "vocab" or after[name] == before[name]:
@@ -58,8 +58,8 @@ def lay_out(layout: Layout, before: Shape, after: Shape) -> tuple[Rows, ...]:
             groups = before[axis.inside]
             units, target = units // groups, target // after[axis.inside]
         if target < units:
-            found.append(Rows(name, blocks * groups, units, target, axis.per_block))
-    return tuple(found)
+            rows.append(Rows(name, blocks * groups, units, target, axis.per_block))
+    return tuple(rows)
 
 
 class GateBank(nn.Module):
@@ -127,8 +127,8 @@ class GateBank(nn.Module):
         For ``layers`` that is the block's own gate (1,).
         """
         if axis == "layers":
-            found = self.values.get(axis)
-            return None if found is None or block is None else found[0, block : block + 1]
+            gates = self.values.get(axis)
+            return None if gates is None or block is None else gates[0, block : block + 1]
         known = self.layout.axis[axis]
         own = self._own(known, block)
         if known.inside is None:
@@ -147,13 +147,13 @@ class GateBank(nn.Module):
             return None
         segments = []
         for segment in dim.segments:
-            found = some.new_ones(1)
+            inner = some.new_ones(1)
             for factor in segment:
                 gate = gates[factor] if isinstance(factor, str) else None
                 size = self.shape[factor] if isinstance(factor, str) else factor
                 gate = some.new_ones(size) if gate is None else gate
-                found = (found[:, None] * gate).flatten()
-            segments.append(found)
+                inner = (inner[:, None] * gate).flatten()
+            segments.append(inner)
         return torch.cat(segments)
 
     def expected(self) -> dict[str, Tensor]:

@@ -87,15 +87,17 @@ def export(
         )
     shutil.rmtree(staging, ignore_errors=True)
     gated = Checkpoint.open(whole)
-    found = cut(gated, keep, staging, progress=progress)
+    cut_model = cut(gated, keep, staging, progress=progress)
     if options.refit:
-        found = _repaired(source, gated, keep, found, store, options, ids_NS, progress, notify)
+        cut_model = _repaired(
+            source, gated, keep, cut_model, store, options, ids_NS, progress, notify
+        )
     made = ModelManifest.load(staging)  # of a cut, which was made under another name
     assert made is not None, "cut wrote it"
     write_json(staging / MANIFEST, replace(made, model=replace(made.model, name=name)).to_json())
     write_json(
         output / RUN / FILE,
-        _history(found, learner, log, keep, looks, name)
+        _history(cut_model, learner, log, keep, looks, name)
         | {"reference": dict(reference) if reference and options.mix == "dynamic" else None},
     )
     shutil.rmtree(whole)

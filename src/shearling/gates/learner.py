@@ -102,12 +102,12 @@ class Learner(nn.Module):
         self.bank.gather()
         gradients = []
         for axis, drawn in self._drawn.items():
-            found = self.bank.values[axis].grad
-            found = torch.zeros_like(drawn) if found is None else found
+            gradient = self.bank.values[axis].grad
+            gradient = torch.zeros_like(drawn) if gradient is None else gradient
             if world.size > 1:  # like those of sharded weights: averaged
-                dist.all_reduce(found)
-                found /= world.size
-            gradients.append(found)
+                dist.all_reduce(gradient)
+                gradient /= world.size
+            gradients.append(gradient)
         torch.autograd.backward(list(self._drawn.values()), gradients)
         if self.linear:
             self.penalty(step).backward()
@@ -177,22 +177,22 @@ class Learner(nn.Module):
     def record(self, step: int) -> dict[str, Any]:
         """Mean units open in a row of each axis, what is wanted, and the multipliers (0-dim)."""
         with torch.no_grad():
-            found = self._counts(step) if self.kind == "top-k" else self.bank.expected()
+            expected = self._counts(step) if self.kind == "top-k" else self.bank.expected()
             wanted = self.wanted(step)
             return {
-                "expected": _means(found), "wanted": _means(wanted),
+                "expected": _means(expected), "wanted": _means(wanted),
                 "multipliers": _means({axis: m.detach() for axis, m in self.linear.items()}),
             }  # fmt: skip
 
     def lost(self) -> dict[str, float]:
         """Axis -> share of all open probability that lies on gates which the target closes."""
         with torch.no_grad():
-            found = {}
+            shares = {}
             for axis, a in self._alphas():
                 mass = hard_concrete.open_probability(a)
                 kept = mass * top(a, self.bank.targets()[axis])
-                found[axis] = float(1 - kept.sum() / mass.sum())
-            return found
+                shares[axis] = float(1 - kept.sum() / mass.sum())
+            return shares
 
     def _counts(self, step: int) -> dict[str, Tensor]:
         """How many of each row (R,) are open at a step: whole numbers, at least one."""

@@ -42,18 +42,18 @@ def read_prompts(file: Path, limit: int | None = None) -> Prompts:
         ShearlingError: no such file, another kind of file, a line without a prompt, or no prompt.
     """
     if file.suffix == ".txt":
-        found = [line for _, line in _lines(file)]
+        prompts = [line for _, line in _lines(file)]
     elif file.suffix == ".jsonl":
-        found = [_prompt(record, where) for where, record in _records(file)]
+        prompts = [_prompt(record, where) for where, record in _records(file)]
     else:
         raise ShearlingError(
             f"{file} is neither .jsonl nor .txt; give prompts as JSON lines with a 'prompt', or "
             "as text with one on each line."
         )
-    distinct = list(dict.fromkeys(found))[:limit]
+    distinct = list(dict.fromkeys(prompts))[:limit]
     if not distinct:
         raise ShearlingError(f"{file} holds no prompt; give at least one.")
-    repeated = len(found) - len(set(found)) if limit is None else 0
+    repeated = len(prompts) - len(set(prompts)) if limit is None else 0
     return Prompts(file, tuple(distinct), repeated)
 
 
@@ -63,16 +63,16 @@ def read_answers(file: Path) -> dict[str, str]:
     Raises:
         ShearlingError: no such file, a line without the fields, or two answers to one prompt.
     """
-    found: dict[str, str] = {}
+    answers: dict[str, str] = {}
     for where, record in _records(file):
         prompt, answer = _prompt(record, where), record.get("answer")
         if not isinstance(answer, str):
             raise ShearlingError(f"{where} has no 'answer' that is text.")
-        if found.setdefault(prompt, answer) != answer:
+        if answers.setdefault(prompt, answer) != answer:
             raise ShearlingError(
                 f"{where} answers a prompt that has another answer above; keep one."
             )
-    return found
+    return answers
 
 
 def _prompt(record: dict[str, Any], where: str) -> str:

@@ -69,8 +69,8 @@ def read_verdict(reply: str) -> Verdict | None:
     text = _from_json(reply) or reply
     text = re.sub(r"""[*`_"'“”]""", "", text).lower().strip()
     said = [line for line in text.splitlines() if re.search(r"\bverdict\b", line)]
-    if said and (found := _NAMED.search(said[-1])):
-        return _MEANING[found[1]] if _CERTAIN.match(found[2]) else None
+    if said and (named := _NAMED.search(said[-1])):
+        return _MEANING[named[1]] if _CERTAIN.match(named[2]) else None
     bracketed = _BRACKETS.findall(text)
     if bracketed:
         return _MEANING[bracketed[-1]]
@@ -82,8 +82,8 @@ def _from_json(reply: str) -> str | None:
     """``Verdict: …`` for a reply that is a JSON object with one, fenced or not."""
     body = re.sub(r"^```(?:json)?|```$", "", reply.strip()).strip()
     try:
-        found = json.loads(body)
+        said = json.loads(body)
     except ValueError:
         return None
-    verdict = found.get("verdict") if isinstance(found, dict) else None
+    verdict = said.get("verdict") if isinstance(said, dict) else None
     return f"Verdict: {verdict}" if isinstance(verdict, str) else None

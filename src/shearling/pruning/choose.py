@@ -192,7 +192,7 @@ def _keep_nest(
     """Choices, per surviving block, of units that hold others, and of those that they hold."""
     size, left = shape[outer.name], after[outer.name]
     fixed = shape[outer.inside] if outer.inside else 1  # groups of it that all stay
-    found: dict[str, tuple[Indices, ...]] = {}
+    kept: dict[str, tuple[Indices, ...]] = {}
     chosen = {layer: tuple(range(size)) for layer in layers}
     if left < size:
         values = _outer_rows(scores, outer, inner, layout, shape)
@@ -204,14 +204,14 @@ def _keep_nest(
             )
             for layer in layers
         }
-        found[outer.name] = tuple(chosen.values())
+        kept[outer.name] = tuple(chosen.values())
     if inner is None:
-        return found
+        return kept
     groups_after, groups_before = (1, 1) if inner.of_each else (left, size)
     each, most = after[inner.name] // groups_after, shape[inner.name] // groups_before
     if each < most:
         values = _of(scores, inner.name, layout, shape).rows
-        found[inner.name] = tuple(
+        kept[inner.name] = tuple(
             tuple(
                 index
                 for group in groups
@@ -219,7 +219,7 @@ def _keep_nest(
             )
             for layer, groups in chosen.items()
         )
-    return found
+    return kept
 
 
 def _outer_rows(

@@ -42,12 +42,12 @@ class Pattern:
 
     def removals(self, removed: int, limit: int = 3) -> list[tuple[int, ...]]:
         """The first few sets of so many blocks that can go; fewer or none if there are no more."""
-        found = []
+        sets = []
         for kept in self._kept(len(self.kinds) - removed):
-            found.append(tuple(block for block in range(len(self.kinds)) if block not in kept))
-            if len(found) == limit:
+            sets.append(tuple(block for block in range(len(self.kinds)) if block not in kept))
+            if len(sets) == limit:
                 break
-        return found
+        return sets
 
     def depths(self) -> list[int]:
         """Numbers of blocks, below the model's own, that some removal leaves in order."""

@@ -106,14 +106,14 @@ def parse_count(text: str, option: str) -> int:
         raise ShearlingError(
             f"{option} {text!r} was given, but a number such as 200k, 1.5M or 2B was expected."
         )
-    found = int(Fraction(match[1]) * _UNITS[match[2].upper()])
-    if found > _MOST:
+    count = int(Fraction(match[1]) * _UNITS[match[2].upper()])
+    if count > _MOST:
         raise ShearlingError(
             f"{option} {text} is more than there is text for; give at most {_MOST // 10**9:,}B."
         )
-    if found < 1:
+    if count < 1:
         raise ShearlingError(f"{option} {text} is nothing; give a number such as 200k.")
-    return found
+    return count
 
 
 def shape_for(checkpoint: Checkpoint, params: int, *, active: bool = False) -> Shape:

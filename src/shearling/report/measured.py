@@ -135,36 +135,36 @@ class Missing:
 
     def jobs(self) -> list[Measurement]:
         """Everything missing, model by model, the benchmark last."""
-        found = [job for subject in self.subjects for job in self._of(subject)]
+        missing = [job for subject in self.subjects for job in self._of(subject)]
         bench = self._bench()
-        return [*found, *([bench] if bench else [])]
+        return [*missing, *([bench] if bench else [])]
 
     def _of(self, subject: OpenedModel) -> list[Measurement]:
-        wanted, found = self.wanted, []
+        wanted, missing = self.wanted, []
         for text in (self._settled(subject, text) for text in wanted.suite.texts):
             file = self._file(subject, f"evaluation-{text.stem}", self._key(text))
             if not (file.is_file() or self._has_evaluation(subject, text)):
                 windows = f"{text.max_windows} windows" if text.max_windows else "all windows"
                 what = f"perplexity on {text.label}, {windows} of {text.window} tokens"
-                found.append(Measurement(subject, "evaluation", what, file, text))
+                missing.append(Measurement(subject, "evaluation", what, file, text))
         tasks = [task.model_dump(mode="json") for task in wanted.suite.tasks]
         file = self._file(subject, f"tasks-{wanted.name}", [tasks, wanted.limit, wanted.seed])
         if tasks and not (file.is_file() or self._has_tasks(subject)):
             few = f", {wanted.limit} questions each" if wanted.limit else ""
             what = f"{len(tasks)} tasks of {wanted.name}{few}"
-            found.append(Measurement(subject, "tasks", what, file))
+            missing.append(Measurement(subject, "tasks", what, file))
         for each in (self._settled(subject, text) for text in wanted.suite.degeneration):
             file = self._file(subject, f"degeneration-{each.stem}", self._key(each))
             if not (file.is_file() or self._has_degeneration(subject, each)):
                 what = f"repetition in {each.prompts} continuations of {each.label}"
-                found.append(Measurement(subject, "degeneration", what, file, each))
+                missing.append(Measurement(subject, "degeneration", what, file, each))
         prompts = [one for one in wanted.prompts if one not in self._said(subject)]
         if prompts:
             key = [prompts, wanted.max_new_tokens]
             file = self._file(subject, "generations", key)
             what = f"{len(prompts)} prompts continued by up to {wanted.max_new_tokens} tokens"
-            found.append(Measurement(subject, "generations", what, file, prompts))
-        return found
+            missing.append(Measurement(subject, "generations", what, file, prompts))
+        return missing
 
     def _settled(self, subject: Any, text: Any) -> Any:
         """A text of the suite, and whether this model reads it after a BOS."""

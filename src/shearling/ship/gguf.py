@@ -113,8 +113,8 @@ def estimated_bytes(source: Checkpoint, outtype: str) -> int:
 def types() -> tuple[str, ...]:
     """Names of the types that a file can be written in, the converter's own first."""
     gguf = gguf_package()
-    found = [kind.name.removeprefix("MOSTLY_").lower() for kind in gguf.LlamaFileType]
-    known = [name for name in found if name not in (*CONVERTED, "all_f32", "guessed")]
+    names = [kind.name.removeprefix("MOSTLY_").lower() for kind in gguf.LlamaFileType]
+    known = [name for name in names if name not in (*CONVERTED, "all_f32", "guessed")]
     return (*CONVERTED, *sorted(known))
 
 

@@ -302,13 +302,13 @@ def _rounded(source: Checkpoint, wanted: QuantizePlan) -> Any:
     options = TorchAoConfig(how, modules_to_not_convert=["lm_head", *wanted.kept])
     loaded, _ = stock_model(source.path, DTYPES[wanted.dtype], quantization_config=options)
     model = loaded.eval().requires_grad_(False)
-    found = {
+    rounded = {
         name
         for name, module in model.named_modules()
         if type(getattr(module, "weight", None)).__module__.startswith("torchao")
     }
-    if found != set(wanted.quantized):
-        other = min(found ^ set(wanted.quantized))
+    if rounded != set(wanted.quantized):
+        other = min(rounded ^ set(wanted.quantized))
         raise ShearlingError(
             f"torchao {version('torchao')} did not round what was planned, {other} being the first "
             "difference; nothing was written, please report this with the model's name."
@@ -337,8 +337,8 @@ def _proof(
     dense_BSV: Tensor, memory_BSV: Tensor, found_BSV: Tensor, wanted: QuantizePlan
 ) -> RoundingProof:
     difference = float((found_BSV - dense_BSV).abs().max())
-    dense, found = dense_BSV.double().log_softmax(-1), found_BSV.double().log_softmax(-1)
-    divergence = float((dense.exp() * (dense - found)).sum(-1).mean())
+    dense, rounded = dense_BSV.double().log_softmax(-1), found_BSV.double().log_softmax(-1)
+    divergence = float((dense.exp() * (dense - rounded)).sum(-1).mean())
     return RoundingProof(
         identical=torch.equal(memory_BSV, found_BSV),
         max_abs_difference=difference,

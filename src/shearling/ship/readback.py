@@ -82,10 +82,10 @@ def prove(source: Checkpoint, file: Path, *, progress: Progress = silent) -> Ggu
         progress("reading the file back", done, len(names))
         row, kind = places[name][0], kinds[names[name]]
         expected = to_file(source.family, source.shape, name, row, tensor)
-        found = weights.read(names[name])
+        stored = weights.read(names[name])
         if row.role == "embedding":  # Gemma's loses rows that no token has
-            expected = expected[: len(found)]
-        error = _difference(name, expected, found, kind)
+            expected = expected[: len(stored)]
+        error = _difference(name, expected, stored, kind)
         exact += kind in _TYPES
         largest = max(largest, error)
     progress("reading the file back", len(names), len(names))
@@ -111,12 +111,12 @@ def _check_sizes(source: Checkpoint, file: GgufFile) -> None:
     for axis, key in _KEYS.items():
         if axis not in source.shape:
             continue
-        found = size(key)
-        if found is None and axis == "head_dim":  # then llama.cpp divides
-            found = (size(_KEYS["hidden"]) or 0) // (size(_KEYS["heads"]) or 1)
-        if found is not None and found != source.shape[axis]:
+        stored = size(key)
+        if stored is None and axis == "head_dim":  # then llama.cpp divides
+            stored = (size(_KEYS["hidden"]) or 0) // (size(_KEYS["heads"]) or 1)
+        if stored is not None and stored != source.shape[axis]:
             raise differs(
-                f"gives {axis}={found} where the model has {source.shape[axis]}, which llama.cpp "
+                f"gives {axis}={stored} where the model has {source.shape[axis]}, which llama.cpp "
                 f"cannot express for {file.architecture}"
             )
 
@@ -152,18 +152,18 @@ def _names(source: Checkpoint, architecture: str, held: set[str]) -> dict[str, s
     return {name: str(other) for name, other in names.items()}
 
 
-def _difference(name: str, expected: Tensor, found: Tensor, kind: str) -> float:
+def _difference(name: str, expected: Tensor, stored: Tensor, kind: str) -> float:
     """How far a tensor is from the source's, relative; types of 16 bits and more must keep it."""
-    if expected.shape != found.shape:
-        raise differs(f"stores {name} as {list(found.shape)} instead of {list(expected.shape)}")
+    if expected.shape != stored.shape:
+        raise differs(f"stores {name} as {list(stored.shape)} instead of {list(expected.shape)}")
     if kind in _TYPES:
         rounded = expected.to(_TYPES[kind]).float()
         if not torch.isfinite(rounded).all():
             raise differs(f"cannot hold {name} in {kind}, whose range it exceeds (use bf16)")
-        if not torch.equal(rounded, found):
+        if not torch.equal(rounded, stored):
             raise differs(f"stores other values for {name}")
         return 0.0
-    error = float((found - expected).norm() / expected.norm().clamp_min(1e-30))
+    error = float((stored - expected).norm() / expected.norm().clamp_min(1e-30))
     if not error < LOSSY:
         raise differs(f"stores {name} with a relative error of {error:.2f}")
     return error

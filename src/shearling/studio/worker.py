@@ -261,12 +261,12 @@ def _stopped(connection: Connection, number: int) -> bool:
 
 def weight_bytes(model: torch.nn.Module) -> int:
     """Bytes of all parameters and buffers, those that share storage once."""
-    found: dict[tuple[int, int], int] = {}
+    storages: dict[tuple[int, int], int] = {}
     for tensor in [*model.parameters(), *model.buffers()]:
         for plain in _plain(tensor):
             storage = plain.untyped_storage()
-            found[storage.data_ptr(), storage.nbytes()] = plain.numel() * plain.element_size()
-    return sum(found.values())
+            storages[storage.data_ptr(), storage.nbytes()] = plain.numel() * plain.element_size()
+    return sum(storages.values())
 
 
 def _plain(tensor: Any) -> Iterable[torch.Tensor]:

@@ -189,11 +189,11 @@ def _elapsed(records: list[dict[str, Any]]) -> list[float]:
 
     A run that was taken up again counts from zero; what was done before counts as well.
     """
-    found = []
+    elapsed = []
     total = last = 0.0
     for record in records:
         seconds = record.get("seconds", last)
         total += seconds - last if seconds >= last else seconds
         last = seconds
-        found.append(total)
-    return found
+        elapsed.append(total)
+    return elapsed

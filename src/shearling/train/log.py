@@ -117,13 +117,13 @@ def _lines(file: Path) -> list[dict[str, Any]]:
 
 def _flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     """Numbers of a record by dotted name."""
-    found: dict[str, float] = {}
+    numbers: dict[str, float] = {}
     for key, value in record.items():
         if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{key}/")
+            numbers |= _flat(value, f"{prefix}{key}/")
         elif isinstance(value, int | float):
-            found[f"{prefix}{key}"] = float(value)
-    return found
+            numbers[f"{prefix}{key}"] = float(value)
+    return numbers
 
 
 def _tracker(name: str, folder: Path) -> Any:

@@ -162,14 +162,14 @@ class Objective(nn.Module):
         own, theirs = self._places()
         with torch.no_grad():
             wanted = states(self.teacher, ids_BS, theirs)
-        found = states(self.model, ids_BS, own)
+        own_states = states(self.model, ids_BS, own)
         wanted_TD, _ = predicting(wanted[-1], labels_BS, counting)
-        h_TD, labels_T = predicting(found[-1], labels_BS, counting)
+        h_TD, labels_T = predicting(own_states[-1], labels_BS, counting)
         model: Any = self.model
         head = model.get_output_embeddings()
         total = in_chunks(self._chunk, h_TD, head.weight, head.bias, wanted_TD, labels_T)
         if self.distillation.hidden_share:
-            pairs = zip(found, wanted, strict=True)
+            pairs = zip(own_states, wanted, strict=True)
             errors = [_error(*(predicting(h, labels_BS, counting)[0] for h in p)) for p in pairs]
             total = total + self.distillation.hidden_share * torch.stack(errors).mean()
         return total
@@ -291,10 +291,10 @@ class _InChunks(torch.autograd.Function):
                 ]
                 for i in needed:
                     inputs[i].requires_grad_(True)
-                found = loss(*inputs, *rest)
-            total += found.detach()
+                loss_sum = loss(*inputs, *rest)
+            total += loss_sum.detach()
             if needed:
-                gradients = torch.autograd.grad(found, [inputs[i] for i in needed])
+                gradients = torch.autograd.grad(loss_sum, [inputs[i] for i in needed])
                 for i, gradient in zip(needed, gradients, strict=True):
                     of_h.append(gradient) if i == 0 else sums[i].add_(gradient)
         ctx.gradients = {**sums, **({0: torch.cat(of_h)} if of_h else {})}
@@ -305,10 +305,10 @@ class _InChunks(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients taken in the forward pass, scaled."""
-        found = [ctx.gradients.get(i) for i in range(3)]
+        gradients = [ctx.gradients.get(i) for i in range(3)]
         scaled = [
             None if g is None else (g * outer[0]).to(dtype)
-            for g, dtype in zip(found, ctx.dtypes, strict=True)
+            for g, dtype in zip(gradients, ctx.dtypes, strict=True)
         ]
         return None, None, *scaled, *[None] * ctx.others
 
@@ -332,8 +332,8 @@ def last_state(model: Any, ids_BS: Tensor) -> Tensor:
 
 def states(model: Any, ids_BS: Tensor, blocks: tuple[int, ...]) -> list[Tensor]:
     """The states (B, S, D) that enter some blocks, and at the end the one that the head reads."""
-    found = decoder(model)(input_ids=ids_BS, use_cache=False, output_hidden_states=bool(blocks))
-    return [*(found.hidden_states[block] for block in blocks), found.last_hidden_state]
+    outputs = decoder(model)(input_ids=ids_BS, use_cache=False, output_hidden_states=bool(blocks))
+    return [*(outputs.hidden_states[block] for block in blocks), outputs.last_hidden_state]
 
 
 def _error(h_TD: Tensor, wanted_TD: Tensor) -> Tensor:

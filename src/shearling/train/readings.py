@@ -35,12 +35,12 @@ class Reading:
         """The numbers, in the mappings that they came in; waits for their step alone."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        found: dict[str, Any] = {}
+        nested: dict[str, Any] = {}
         for path in self._empty:
-            _inside(found, path)
+            _inside(nested, path)
         for path, number in zip(self._paths, self._numbers.tolist(), strict=True):
-            _inside(found, path[:-1])[path[-1]] = number
-        return found
+            _inside(nested, path[:-1])[path[-1]] = number
+        return nested
 
 
 def _leaves(values: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[tuple[Any, Tensor]]:
@@ -58,7 +58,7 @@ def _branches(values: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[tupl
             yield from _branches(value, (*path, key))
 
 
-def _inside(found: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+def _inside(nested: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
     for key in path:
-        found = found.setdefault(key, {})
-    return found
+        nested = nested.setdefault(key, {})
+    return nested

@@ -105,17 +105,17 @@ class Point:
     @staticmethod
     def load(path: Path) -> Point:
         """A file of losses measured on one model (ShearlingError if it names no size)."""
-        found = Reference.load(path)
-        parameters = found.how.get("parameters")
+        reference = Reference.load(path)
+        parameters = reference.how.get("parameters")
         whole = isinstance(parameters, int) and not isinstance(parameters, bool)
         if not whole or not 0 < parameters < MOST_PARAMETERS:
             raise ShearlingError(
                 f"{path} does not say of a model of which size its losses are (how.parameters is "
                 f"{repr(parameters)[:40]}); give the file of one measured model."
             )
-        model = found.how.get("model")
+        model = reference.how.get("model")
         name = model.get("name") if isinstance(model, dict) else model
-        return Point(str(name or path.stem), parameters, found.losses, found.tokenizer)
+        return Point(str(name or path.stem), parameters, reference.losses, reference.tokenizer)
 
 
 def measure(
@@ -284,18 +284,20 @@ def _held_out(store: Held, domain: str, sequences: int) -> tuple[Tensor, Tensor]
 
 def _warnings(points: Sequence[Point], target: int, laws: Mapping[str, Law]) -> list[str]:
     sizes = sorted({point.parameters for point in points})
-    found = []
+    warnings = []
     if target < sizes[0] or target > sizes[-1]:
         near, side = (sizes[0], "smaller") if target < sizes[0] else (sizes[-1], "larger")
-        found.append(
+        warnings.append(
             f"the target of {target:,} parameters is {max(target / near, near / target):.2g} times "
             f"{side} than any model measured; the law is extrapolated"
         )
     if len(sizes) == 2:
-        found.append("models of two sizes determine no constant; c is taken to be 0")
+        warnings.append("models of two sizes determine no constant; c is taken to be 0")
     elif len(points) == 3:
-        found.append("three models determine the three numbers of a law; errors say little")
+        warnings.append("three models determine the three numbers of a law; errors say little")
     for domain, law in laws.items():
         if len(sizes) > 2 and not EXPONENTS[0] * 1.01 < law.b < EXPONENTS[1] / 1.01:
-            found.append(f"the exponent {law.b:.3g} in {domain} is at the limit of what is tried")
-    return found
+            warnings.append(
+                f"the exponent {law.b:.3g} in {domain} is at the limit of what is tried"
+            )
+    return warnings

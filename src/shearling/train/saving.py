@@ -36,14 +36,14 @@ _NAME = re.compile(r"step-(\d{8})")
 
 def tensors(module: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Trained parameters and their moments by name; moments are made if there are none yet."""
-    found: dict[str, Tensor] = {}
+    by_name: dict[str, Tensor] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
-        found[f"weight.{name}"] = parameter.detach()
+        by_name[f"weight.{name}"] = parameter.detach()
         for moment, tensor in moments(optimiser, parameter).items():
-            found[f"{moment}.{name}"] = tensor
-    return found
+            by_name[f"{moment}.{name}"] = tensor
+    return by_name
 
 
 def save(

@@ -260,13 +260,13 @@ def _likeliest(
     """Ids (B, P, K), log-probabilities and the rest (B, P), as stored, a slice of B at a time."""
     vocab = walk.checkpoint.shape["vocab"]
     for ids, h in walk.slices(ids_BS, h_BSD):
-        found = []
+        slices = []
         for logits_TV in walk.logits(h, ids)[:, :-1].flatten(0, 1).float().split(CHUNK):
             norm_T1 = logits_TV.logsumexp(-1, keepdim=True)
             logits_TK, ids_TK = logits_TV.topk(top)
             rest_T = (log_mass_outside(logits_TV, ids_TK) - norm_T1.squeeze(-1)).exp()
-            found.append((ids_TK, logits_TK - norm_T1, rest_T))
-        ids_TK, logp_TK, rest_T = (torch.cat(each).cpu() for each in zip(*found, strict=True))
+            slices.append((ids_TK, logits_TK - norm_T1, rest_T))
+        ids_TK, logp_TK, rest_T = (torch.cat(each).cpu() for each in zip(*slices, strict=True))
         shape = (len(ids), -1, top)
         yield (
             ids_TK.to(torch.int32).to(id_dtype(vocab)).view(shape),

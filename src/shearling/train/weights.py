@@ -151,8 +151,10 @@ class Dynamic(Constant):
         Raises:
             ShearlingError: a loss that is missing or not a number; the weights stay as they were.
         """
-        found = losses_of(self.current, losses, f"held-out losses of step {step}")
-        over = {name: max(found[name] - self.reference[name], 0.0) for name in self.current}
+        current_losses = losses_of(self.current, losses, f"held-out losses of step {step}")
+        over = {
+            name: max(current_losses[name] - self.reference[name], 0.0) for name in self.current
+        }
         # exp relative to the greatest, which normalising undoes: exp(800) is beyond a float.
         top = max(over[name] for name, weight in self.current.items() if weight > 0)
         grown = {

@@ -99,9 +99,9 @@ class MaskedTensors:
         """The source's tensor, or what stands in its place, as the source would hold it."""
         rescale = self.family.rescale(selection.row, self.cut.before, self.cut.after)
         if selection.target in self.replaced:
-            found = self.replaced[selection.target].to(tensor.device)
-            found = found if rescale is None else rescale.undo(found)
-            return _scatter(found, selection, tuple(tensor.shape))
+            source_tensor = self.replaced[selection.target].to(tensor.device)
+            source_tensor = source_tensor if rescale is None else rescale.undo(source_tensor)
+            return _scatter(source_tensor, selection, tuple(tensor.shape))
         # The result holds rescaled values rounded; the rounding is no fault of the surgery.
         return tensor if rescale is None else rescale.undo(rescale.apply(tensor))
 
@@ -180,8 +180,8 @@ def _narrow(norm: nn.Module, kept: Indices) -> None:
         }
         if isinstance(narrow, nn.LayerNorm):
             narrow.normalized_shape = (len(kept),)
-        found = narrow.forward(h_BSD[..., alive])
-        return torch.zeros_like(h_BSD).index_copy(-1, alive, found)
+        normed = narrow.forward(h_BSD[..., alive])
+        return torch.zeros_like(h_BSD).index_copy(-1, alive, normed)
 
     norm.register_forward_hook(over_kept)
 

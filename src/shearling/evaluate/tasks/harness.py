@@ -104,9 +104,9 @@ class Scorer(HFLM):
             starts[key] = min(starts.get(key, first), first)
         self._starts = starts
         self._count(len(requests), sum(map(len, starts)))
-        found = super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
+        scored = super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
         self._listen(self._stage, len(requests), len(requests))
-        return found
+        return scored
 
     def _model_call(self, inps: torch.Tensor, attn_mask: Any = None, labels: Any = None) -> Any:
         keys = [_key(row) for row in inps.tolist()]
@@ -170,14 +170,14 @@ def run_task(
                 each.set_config(key="num_fewshot", value=0)
             each.set_fewshot_seed(seed=SEED + seed)
         try:
-            found = evaluate(lm=scorer, task_dict=loaded, limit=limit, log_samples=False)
+            results = evaluate(lm=scorer, task_dict=loaded, limit=limit, log_samples=False)
         except (AssertionError, ValueError) as error:
             raise ShearlingError(
                 f"lm-eval cannot run {name_of(task)} with this model: "
                 f"{' '.join(str(error).split()).rstrip('.') or 'an assertion failed'}."
             ) from error
-    assert found is not None  # on the only rank there is
-    return dict(found)
+    assert results is not None  # on the only rank there is
+    return dict(results)
 
 
 def _seed(seed: int) -> None:

@@ -78,8 +78,8 @@ class TaskRunner:
 
     def recalled(self, subject: OpenedModel) -> dict[str, dict[str, Any]]:
         """Results that were kept, by the label of the task; a tag's holds several."""
-        found = {task.label: cache.recall(self.key(subject, task)) for task in self.tasks}
-        return {label: results for label, results in found.items() if results is not None}
+        kept = {task.label: cache.recall(self.key(subject, task)) for task in self.tasks}
+        return {label: results for label, results in kept.items() if results is not None}
 
     def check(self, labels: Sequence[str], progress: Progress = silent) -> None:
         """Build these tasks, which finds unknown names and data that cannot be had.
@@ -121,13 +121,13 @@ class TaskRunner:
         scorer: Any = None
         results: dict[str, Any] = {}
         for number, task in enumerate(self.tasks, start=1):
-            found = recalled.get(task.label)
-            if found is None:
+            by_name = recalled.get(task.label)
+            if by_name is None:
                 scorer = scorer or self._scorer(load, progress)
                 stage = f"{task.label} ({number} of {len(self.tasks)})"
-                found = self._run(scorer, task, stage)
-                cache.keep(self.key(subject, task), found)
-            results |= {name: _with_primary(r, task) for name, r in found.items()}
+                by_name = self._run(scorer, task, stage)
+                cache.keep(self.key(subject, task), by_name)
+            results |= {name: _with_primary(r, task) for name, r in by_name.items()}
         return self._file(subject, results)
 
     def _file(self, subject: OpenedModel, results: dict[str, Any]) -> dict[str, Any]:
@@ -155,23 +155,23 @@ class TaskRunner:
         """Results by the name lm-eval gives them; a tag has one for each of its tasks."""
         from shearling.evaluate.tasks.harness import name_of, run_task
 
-        found = {}
+        by_name = {}
         for built in self._built[task.label]:
             scorer.begin(stage)
             started = time.perf_counter()
             raw = run_task(scorer, built, limit=self.limit, seed=self.seed)
             name = name_of(built)
-            found[name] = _result(raw, name) | {
+            by_name[name] = _result(raw, name) | {
                 "limit": self.limit,
                 "seconds": round(time.perf_counter() - started, 3),
                 "batch": self.batch,
                 "prompt_sha256": scorer.asked,
             }
             if scorer.truncated:
-                found[name]["truncated"] = scorer.truncated
+                by_name[name]["truncated"] = scorer.truncated
             if task.label in self._digests:
-                found[name]["data_sha256"] = self._digests[task.label]
-        return found
+                by_name[name]["data_sha256"] = self._digests[task.label]
+        return by_name
 
     def _build(self, task: Task, manager: Any) -> list[Any]:
         from lm_eval.api.group import Group

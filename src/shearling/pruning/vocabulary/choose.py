@@ -126,22 +126,22 @@ def embedding_rows(directory: Path) -> float:
 
 def _named(directory: Path, raw: dict[str, Any], tokenizer: Any) -> set[int]:
     """Ids that some file names: special and added tokens, and those of the configurations."""
-    found = {added["id"] for added in raw.get("added_tokens") or []}
-    found |= set(tokenizer.added_tokens_decoder)  # special tokens that tokenizer.json lacks
+    ids = {added["id"] for added in raw.get("added_tokens") or []}
+    ids |= set(tokenizer.added_tokens_decoder)  # special tokens that tokenizer.json lacks
     for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
         if (directory / name).is_file():
             config = read_json(directory / name)
-            found |= named_ids(config)
-            found |= {int(old) for old in config.get("added_tokens_decoder", {})}
+            ids |= named_ids(config)
+            ids |= {int(old) for old in config.get("added_tokens_decoder", {})}
     if (directory / "added_tokens.json").is_file():
-        found |= set(read_json(directory / "added_tokens.json").values())
+        ids |= set(read_json(directory / "added_tokens.json").values())
 
     def note(old: int) -> int:
-        found.add(old)
+        ids.add(old)
         return old
 
     visit_tokenizer(raw, note)
-    return found
+    return ids
 
 
 def _nothing(_: int) -> tuple[int, ...]:
@@ -151,12 +151,12 @@ def _nothing(_: int) -> tuple[int, ...]:
 
 def _closed(ids: set[int], needs: Parts) -> set[int]:
     """``ids`` and all they are merged from."""
-    found, left = set(ids), list(ids)
+    closed, left = set(ids), list(ids)
     while left:
-        new = [part for part in needs(left.pop()) if part not in found]
-        found.update(new)
+        new = [part for part in needs(left.pop()) if part not in closed]
+        closed.update(new)
         left.extend(new)
-    return found
+    return closed
 
 
 def _count(tokenizer: Any, documents: Iterable[str]) -> Counter[int]:

@@ -84,20 +84,20 @@ def indispensable(raw: dict[str, Any]) -> set[int]:
         leaf for name in ("normalizer", "pre_tokenizer", "decoder") for leaf in _leaves(raw[name])
     ]
     byte_level = ("type", "ByteLevel") in around
-    found = {i for token, i in tokens.items() if _BYTE.fullmatch(token)}
-    complete = byte_level or bool(model.get("byte_fallback") and len(found) == 256)
+    needed = {i for token, i in tokens.items() if _BYTE.fullmatch(token)}
+    complete = byte_level or bool(model.get("byte_fallback") and len(needed) == 256)
     if byte_level:
-        found |= {tokens[symbol] for symbol in ByteLevel.alphabet() if symbol in tokens}
+        needed |= {tokens[symbol] for symbol in ByteLevel.alphabet() if symbol in tokens}
     if not complete:
-        found |= {i for token, i in tokens.items() if len(token) == 1}
+        needed |= {i for token, i in tokens.items() if len(token) == 1}
     # Decoders turn "▁" back into a space before they join bytes, so bytes cannot stand for it.
     inserted = {"▁"}.union(*(value for key, value in around if key != "type"))
-    found |= {tokens[character] for character in inserted if character in tokens}
+    needed |= {tokens[character] for character in inserted if character in tokens}
     if model.get("unk_token") in tokens:
-        found.add(tokens[model["unk_token"]])
+        needed.add(tokens[model["unk_token"]])
     if model.get("unk_id") is not None:
-        found.add(model["unk_id"])
-    return found
+        needed.add(model["unk_id"])
+    return needed
 
 
 def spelling(model: dict[str, Any]) -> Parts:
@@ -160,14 +160,14 @@ def _bpe_parts(model: dict[str, Any]) -> Callable[[str], tuple[int, ...]]:
 def _merge(symbols: list[str], ranks: dict[tuple[str, str], int], stop: str) -> list[str]:
     """Apply merges in order of rank, leftmost first, up to the one that would make ``stop``."""
     while True:
-        found = [
+        candidates = [
             (rank, place)
             for place in range(len(symbols) - 1)
             if (rank := ranks.get((symbols[place], symbols[place + 1]))) is not None
         ]
-        if not found:
+        if not candidates:
             return symbols
-        place = min(found)[1]
+        place = min(candidates)[1]
         merged = symbols[place] + symbols[place + 1]
         if merged == stop:
             return symbols

@@ -91,17 +91,17 @@ def _check_tokens(source: Path, before: Any, target: Path, after: Any) -> None:
 def _compare(text: str, before: Any, after: Any) -> tuple[int, int]:
     """Numbers of tokens of a text that both give back alike."""
     encoded = [t(text, verbose=False)["input_ids"] for t in (before, after)]
-    expected, found = (
+    expected, actual = (
         t.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         for t, ids in zip((before, after), encoded, strict=True)
     )
-    if expected != found:
-        pairs = enumerate(zip(expected, found, strict=False))
-        shorter = min(len(expected), len(found))
+    if expected != actual:
+        pairs = enumerate(zip(expected, actual, strict=False))
+        shorter = min(len(expected), len(actual))
         place = next((i for i, (one, other) in pairs if one != other), shorter)
         here = slice(max(0, place - 20), place + 20)
         raise ShearlingError(
-            f"the cut tokenizer gives {found[here]!r} where its source gives {expected[here]!r}, "
+            f"the cut tokenizer gives {actual[here]!r} where its source gives {expected[here]!r}, "
             f"in the text that begins {text[:40]!r}; keep more tokens, and please report this."
         )
     return len(encoded[0]), len(encoded[1])
@@ -109,10 +109,10 @@ def _compare(text: str, before: Any, after: Any) -> tuple[int, int]:
 
 def _chat(source: Path, before: Any, target: Path, after: Any) -> list[str]:
     """The rendered conversation, or nothing if there is no chat template."""
-    expected, found = _render(before), _render(after)
-    if expected != found:
+    expected, actual = _render(before), _render(after)
+    if expected != actual:
         raise ShearlingError(
-            f"the chat template of {target} renders {found!r}, but that of {source} "
+            f"the chat template of {target} renders {actual!r}, but that of {source} "
             f"{expected!r}; copy chat_template.jinja, or tokenizer_config.json's, unchanged."
         )
     return [] if expected is None else [expected]

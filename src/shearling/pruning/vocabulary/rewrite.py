@@ -153,9 +153,9 @@ def _check_numbers(source: Path, kept: tuple[int, ...], target: Path) -> None:
     before = Tokenizer.from_file(str(source / TOKENIZER))
     after = Tokenizer.from_file(str(target / TOKENIZER))
     for new, old in enumerate(kept):
-        expected, found = before.id_to_token(old), after.id_to_token(new)
-        if expected != found:
+        expected, actual = before.id_to_token(old), after.id_to_token(new)
+        if expected != actual:
             raise ShearlingError(
-                f"the cut tokenizer reads token {new} as {found!r}, but it is token {old} of "
+                f"the cut tokenizer reads token {new} as {actual!r}, but it is token {old} of "
                 f"{source}, {expected!r}; keep the whole vocabulary, and please report this."
             )

@@ -112,14 +112,14 @@ def _speed(results: Results) -> Measure | None:
     known = {model.fingerprint for model in results.models}
     loads = {load: {k: run for k, run in runs.items() if k in known}
              for load, runs in by_load(results).items()}  # fmt: skip
-    found = [load for load, runs in loads.items() if runs]
-    if not found:
+    timed = [load for load, runs in loads.items() if runs]
+    if not timed:
         return None
 
     def rank(load: Load) -> tuple[int, int, bool]:
         return -len(loads[load]), load[0], load[4] != "transformers"
 
-    batch, prompt, new, machine, engine = best = min(found, key=rank)
+    batch, prompt, new, machine, engine = best = min(timed, key=rank)
     values = {
         key: Value(run.decode.median, run.decode.min, run.decode.max)
         for key, run in loads[best].items()
@@ -130,7 +130,7 @@ def _speed(results: Results) -> Measure | None:
 
 def _quality(results: Results) -> list[Measure]:
     known = {model.fingerprint for model in results.models}
-    found = []
+    measures = []
     accuracies = {
         key: Value(one.value, one.value - (one.margin or 0), one.value + (one.margin or 0))
         for key, one in means(results).items()
@@ -139,8 +139,8 @@ def _quality(results: Results) -> list[Measure]:
     if accuracies:
         tasks = plural(len(shared_tasks(results)), "task")
         name = f"mean accuracy of {tasks}" if tasks != "1 task" else "accuracy on one task"
-        found.append(Measure(name, "accuracy", accuracies, True))
-    return found + _perplexities(results)
+        measures.append(Measure(name, "accuracy", accuracies, True))
+    return measures + _perplexities(results)
 
 
 def _perplexities(results: Results) -> list[Measure]:

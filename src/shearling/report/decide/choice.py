@@ -99,10 +99,10 @@ def _deciding(field: Field) -> tuple[Measure, ...]:
     def covered(measure: Measure) -> int:
         return sum(measure.of(model) is not None for model in others)
 
-    found = [one for one in on_baseline if 2 * covered(one) >= len(others)]
-    if not found and on_baseline:
-        found = [max(on_baseline, key=covered)]
-    return tuple(found)
+    measures = [one for one in on_baseline if 2 * covered(one) >= len(others)]
+    if not measures and on_baseline:
+        measures = [max(on_baseline, key=covered)]
+    return tuple(measures)
 
 
 def _pick(field: Field, good: Sequence[Model], losses: dict[str, float | None]) -> Model | None:
@@ -147,12 +147,12 @@ def _dominated(field: Field) -> dict[str, Model]:
         loser.fingerprint: [one for one in field.models if _beats(field, one, loser)]
         for loser in field.models
     }
-    found = {}
+    beaten_by = {}
     for model in field.models:
         winners = [one for one in beaten[model.fingerprint] if not beaten[one.fingerprint]]
         if winners:
-            found[model.fingerprint] = min(winners, key=lambda one: _size_of(field, one))
-    return found
+            beaten_by[model.fingerprint] = min(winners, key=lambda one: _size_of(field, one))
+    return beaten_by
 
 
 def _size_of(field: Field, model: Model) -> float:

@@ -103,13 +103,13 @@ def groups(results: Results) -> list[tuple[str, list[TableRow]]]:
         _row(results, text, note, evaluations, _perplexity_cell, same_tokens)
         for (text, note), evaluations in texts.items()
     ]
-    found = [
+    headed = [
         ("Size", _size_rows(results)),
         ("Perplexity, lower is better", perplexity),
         ("Speed, higher is better", speed),
         ("Memory, lower is better", peaks),
     ]
-    return [(heading, rows) for heading, rows in found if rows]
+    return [(heading, rows) for heading, rows in headed if rows]
 
 
 def _size_rows(results: Results) -> list[TableRow]:

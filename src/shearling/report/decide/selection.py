@@ -76,16 +76,16 @@ def select(records: Records, candidates: Sequence[ComparedModel]) -> ComparisonR
                 if ref.fingerprint not in named:
                     ancestors.setdefault(ref.fingerprint, Model(ref.name, ref.fingerprint,
                                                                 "reference", {}))  # fmt: skip
-    found = measurements(records)
+    results = measurements(records)
     columns = (
         replace(models[0], role="source"),
         *(replace(model, role="made") for model in models[1:]),
     )
     return ComparisonResults(
         tuple(candidates),
-        _restricted(found, columns),
-        tuple(_family(found, source, models) for source in sources.values()),
-        _restricted(found, (*columns, *ancestors.values())),
+        _restricted(results, columns),
+        tuple(_family(results, source, models) for source in sources.values()),
+        _restricted(results, (*columns, *ancestors.values())),
     )
 
 
@@ -96,7 +96,7 @@ def _model(one: ComparedModel, manifests: dict[str, Manifest]) -> Model:
     return Model(one.name, one.fingerprint, "made", shape, one.parameters, one.bytes, chain)
 
 
-def _family(found: Results, source: Model, models: Iterable[Model]) -> Results:
+def _family(results: Results, source: Model, models: Iterable[Model]) -> Results:
     """A source and those of the models that were made of it, the least cut first."""
     made = [
         replace(model, role="made")
@@ -106,10 +106,10 @@ def _family(found: Results, source: Model, models: Iterable[Model]) -> Results:
     made.sort(key=lambda model: -(model.parameters or 0))
     # as a manifest knows it, it has a shape whatever the model directory says of itself
     shape = source.shape or made[0].chain[0].source.shape
-    return _restricted(found, (replace(source, role="source", shape=shape, chain=()), *made))
+    return _restricted(results, (replace(source, role="source", shape=shape, chain=()), *made))
 
 
-def _restricted(found: Results, models: Sequence[Model]) -> Results:
+def _restricted(results: Results, models: Sequence[Model]) -> Results:
     """The measurements of some models alone, named as on the page."""
     names = {model.fingerprint for model in models}
 
@@ -117,17 +117,19 @@ def _restricted(found: Results, models: Sequence[Model]) -> Results:
         return model.fingerprint in names
 
     return replace(
-        found,
+        results,
         models=tuple(models),
-        scores=tuple(one for one in found.scores if speaks_of(one.model)),
-        damages=tuple(one for one in found.damages if speaks_of(one.model)),
-        evaluations=tuple(one for one in found.evaluations if speaks_of(one.model)),
-        runs=tuple(one for one in found.runs if speaks_of(one.model)),
-        generations=tuple(one for one in found.generations if speaks_of(one.model)),
-        healings=tuple(one for one in found.healings if speaks_of(one.model)),
-        learnings=tuple(one for one in found.learnings if speaks_of(one.model)),
-        tasks=tuple(one for one in found.tasks if speaks_of(one.model)),
-        degenerations=tuple(one for one in found.degenerations if speaks_of(one.model)),
-        judgements=tuple(one for one in found.judgements if speaks_of(one.a) and speaks_of(one.b)),
+        scores=tuple(one for one in results.scores if speaks_of(one.model)),
+        damages=tuple(one for one in results.damages if speaks_of(one.model)),
+        evaluations=tuple(one for one in results.evaluations if speaks_of(one.model)),
+        runs=tuple(one for one in results.runs if speaks_of(one.model)),
+        generations=tuple(one for one in results.generations if speaks_of(one.model)),
+        healings=tuple(one for one in results.healings if speaks_of(one.model)),
+        learnings=tuple(one for one in results.learnings if speaks_of(one.model)),
+        tasks=tuple(one for one in results.tasks if speaks_of(one.model)),
+        degenerations=tuple(one for one in results.degenerations if speaks_of(one.model)),
+        judgements=tuple(
+            one for one in results.judgements if speaks_of(one.a) and speaks_of(one.b)
+        ),
         comparisons=(),
     )

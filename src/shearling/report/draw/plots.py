@@ -54,16 +54,16 @@ def log_ticks(low: float, high: float, most: int, also: float | None = None) -> 
     ``also`` gets a tick of its own, and round numbers that would touch it give way.
     """
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    found: list[float] = []
+    ticks: list[float] = []
     for steps in TICKS:
-        found = [s * 10.0**d for d in decades for s in steps if low <= s * 10.0**d <= high]
-        if len(found) <= most:
+        ticks = [s * 10.0**d for d in decades for s in steps if low <= s * 10.0**d <= high]
+        if len(ticks) <= most:
             break
     if also is not None and low <= also <= high:
         room = 0.6 * math.log(high / low) / most
-        found = [one for one in found if abs(math.log(one / also)) > room]
-        found = sorted([also, *found])
-    return found[:: math.ceil(len(found) / most)] if len(found) > most + 1 else found
+        ticks = [one for one in ticks if abs(math.log(one / also)) > room]
+        ticks = sorted([also, *ticks])
+    return ticks[:: math.ceil(len(ticks) / most)] if len(ticks) > most + 1 else ticks
 
 
 def is_shown(value: float) -> bool:
@@ -257,9 +257,9 @@ def _dots(axes: Axes, at: int, values: Sequence[float], span: Span) -> None:
     """The variants of one line; one that lies beyond the axis is written at its edge."""
     beyond = sorted(value for value in values if value > span.high)
     if beyond:
-        found = [tick(float(f"{one:.2g}")) if is_shown(one) else "∞" for one in beyond]
+        labels = [tick(float(f"{one:.2g}")) if is_shown(one) else "∞" for one in beyond]
         axes.annotate(
-            f"{' … '.join(dict.fromkeys((found[0], found[-1])))} →", (span.high, at),
+            f"{' … '.join(dict.fromkeys((labels[0], labels[-1])))} →", (span.high, at),
             xytext=(-3, 0), textcoords="offset points", ha="right", va="center", fontsize=10.5,
             color=MUTED,
         )  # fmt: skip

@@ -57,13 +57,13 @@ def anatomy(results: Results) -> list[Markup | None] | None:
 
 def shading(results: Results, model: Model) -> BlockScores | None:
     """The scores to shade by: those the primary model was cut by, or else the first there are."""
-    found = [
+    scores = [
         one
         for one in results.scores
         if one.model.fingerprint == model.fingerprint and one.axis == "layers"
     ]
     wanted = criterion_used(results)
-    return next((one for one in found if one.criterion == wanted), found[0] if found else None)
+    return next((one for one in scores if one.criterion == wanted), scores[0] if scores else None)
 
 
 def criterion_used(results: Results) -> str:

@@ -37,14 +37,14 @@ SHAPES = {  # the markers of the plot, drawn by hand for its key
 def scores_section(results: Results) -> Markup:
     """A bar chart a criterion, and the numbers behind them."""
     title = "Scores"
-    found = [one for one in results.scores if one.scores]
-    if not found:
+    scored = [one for one in results.scores if one.scores]
+    if not scored:
         return absent(title, "No scores yet: `shearling score MODEL` writes them.")
     wanted = criterion_used(results)
-    found.sort(key=lambda one: one.criterion != wanted)  # a stable sort: the one used comes first
+    scored.sort(key=lambda one: one.criterion != wanted)  # a stable sort: the one used comes first
     intro = el("p", "The higher a block’s bar, the more its removal hurts; the lowest goes first.")
-    figures = [_scores_figure(results, one, place) for place, one in enumerate(found)]
-    return section(title, intro, figures, _score_numbers(results, found))
+    figures = [_scores_figure(results, one, place) for place, one in enumerate(scored)]
+    return section(title, intro, figures, _score_numbers(results, scored))
 
 
 def _scores_figure(results: Results, one: BlockScores, place: int) -> Markup:
@@ -118,12 +118,12 @@ def _gone(results: Results, one: BlockScores) -> list[int]:
     return [] if kept is None else sorted(set(range(len(one.scores))) - set(kept))
 
 
-def _score_numbers(results: Results, found: list[BlockScores]) -> Markup:
+def _score_numbers(results: Results, scored: list[BlockScores]) -> Markup:
     """The bars as a table, folded away."""
-    first = found[0]
+    first = scored[0]
     same = [
         one
-        for one in found
+        for one in scored
         if (one.model.fingerprint, one.axis) == (first.model.fingerprint, first.axis)
     ]
     gone = set(_gone(results, first))
@@ -168,10 +168,10 @@ def damage_figures(
     Args:
         named: mark every model made, by its name, rather than only the one the report is about.
     """
-    found = [one for one in results.damages if one.curves]
+    damages = [one for one in results.damages if one.curves]
     return [
         _damage_figure(results, f"{prefix}-{place}", one, _marks(results, one, named))
-        for place, one in enumerate(found)
+        for place, one in enumerate(damages)
     ]
 
 

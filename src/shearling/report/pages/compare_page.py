@@ -153,9 +153,9 @@ def _shown(choice: Decision) -> list[Measure]:
     """The accuracy and some perplexities: first what decided, then what several models have."""
     known = [one for one in choice.field.quality if one not in choice.deciding]
     several = [one for one in known if len(one.values) > 1]
-    found = [*choice.deciding, *several] or known
-    accuracies = [one for one in found if one.kind == "accuracy"]
-    return accuracies + [one for one in found if one.kind == "perplexity"][:TEXTS]
+    measures = [*choice.deciding, *several] or known
+    accuracies = [one for one in measures if one.kind == "accuracy"]
+    return accuracies + [one for one in measures if one.kind == "perplexity"][:TEXTS]
 
 
 def _quality_cell(results: Results, measure: Measure, model: Model) -> object:
@@ -179,13 +179,13 @@ def _peaks(results: Results, field: Field) -> dict[str, str]:
     """Peak memory by fingerprint, at the load the speeds are of."""
     if field.speed is None:
         return {}
-    found = {}
+    peaks = {}
     for run in results.runs:
         speed = field.speed.values.get(run.model.fingerprint)
         same = speed is not None and speed.value == run.decode.median
         if same and run.peak_memory is not None:
-            found[run.model.fingerprint] = memory(run.peak_memory)
-    return found
+            peaks[run.model.fingerprint] = memory(run.peak_memory)
+    return peaks
 
 
 def _verdict(choice: Decision, model: Model) -> Markup:
@@ -217,7 +217,7 @@ def _verdict(choice: Decision, model: Model) -> Markup:
 
 def _figures(results: Results) -> Markup | None:
     """Everything that was measured, as in a report."""
-    found = groups(results)
+    headed = groups(results)
     title = "All figures"
     baseline = results.models[0]
 
@@ -225,7 +225,7 @@ def _figures(results: Results) -> Markup | None:
         stage = model.manifest.stage if model.manifest else ""
         return ", ".join(one for one in ("baseline" * (model is baseline), stage) if one)
 
-    return section(title, figures_table(results, found, title, role))
+    return section(title, figures_table(results, headed, title, role))
 
 
 def _cuts(selection: ComparisonResults) -> list[Markup | None]:

@@ -24,8 +24,8 @@ def comparisons_section(results: Results) -> Markup | None:
     if not results.comparisons:
         return None
     alone = not results.models and len(results.comparisons) == 1  # the page bears its title
-    found = [_shown(*pair, titled=not alone) for pair in enumerate(results.comparisons)]
-    return section("Comparison", found)
+    panels = [_shown(*pair, titled=not alone) for pair in enumerate(results.comparisons)]
+    return section("Comparison", panels)
 
 
 def _shown(place: int, one: Comparison, *, titled: bool) -> Markup:
@@ -105,8 +105,8 @@ def _speeds(panel: Panel, one: Comparison) -> Markup | None:
     """Tokens a second of this panel's shape, and how that compares with the baseline."""
     before = {speed.batch: speed for speed in one.baseline_speeds}
     parts = [_speed(speed, before.get(speed.batch)) for speed in panel.speeds]
-    found = [part for part in parts if part]
-    return el("p", f"Decode: {'; '.join(found)}.", class_="small muted") if found else None
+    said = [part for part in parts if part]
+    return el("p", f"Decode: {'; '.join(said)}.", class_="small muted") if said else None
 
 
 def _speed(speed: Speed, before: Speed | None) -> str:

@@ -351,9 +351,9 @@ def proof_sentence(
     if proof.passed:
         source = f"{against} run without the removed parts"
         same = f"logits equal those of {source}"
-        found = f"{differs} from {source}" if proof.max_abs_difference else same
+        outcome = f"{differs} from {source}" if proof.max_abs_difference else same
         since = " Its weights were trained since." if trained else ""
-        return render(f"Proof of surgery passed: {found}.{since}")
+        return render(f"Proof of surgery passed: {outcome}.{since}")
     failed = f"Proof of surgery failed: {differs}. Do not use this model."
     return el("b", failed, class_="failed")
 

@@ -36,20 +36,20 @@ class Line:
 
 def healing_section(results: Results) -> Markup | None:
     """All runs in one drawing, then each by domain; nothing without a run."""
-    found = [one for one in results.healings if one.tokens]
-    if not found:
+    healings = [one for one in results.healings if one.tokens]
+    if not healings:
         return None
     intro = el(
         "p",
         "Loss on held-out text while the model was trained, in nats a token; lower is better.",
     )
-    together = [_together(results, *pair) for pair in enumerate(_comparable(found))]
-    found.sort(key=lambda one: mean_loss(one)[-1])
-    runs = [_run(results, place, one) for place, one in enumerate(found)]
+    together = [_together(results, *pair) for pair in enumerate(_comparable(healings))]
+    healings.sort(key=lambda one: mean_loss(one)[-1])
+    runs = [_run(results, place, one) for place, one in enumerate(healings)]
     if len(runs) > OPEN:
         runs = [
             runs[0],
-            *(_folded(results, *pair) for pair in zip(found[1:], runs[1:], strict=True)),
+            *(_folded(results, *pair) for pair in zip(healings[1:], runs[1:], strict=True)),
         ]
     return section("Healing", intro, together, runs)
 
@@ -58,10 +58,10 @@ def _folded(results: Results, one: Healing, run: Markup) -> Markup:
     return el("details", el("summary", f"{_title(results, one)}, by domain"), run)
 
 
-def _comparable(found: Sequence[Healing]) -> list[list[Healing]]:
+def _comparable(runs: Sequence[Healing]) -> list[list[Healing]]:
     """Runs held out on the same domains, where there are several."""
     groups: dict[frozenset[str], list[Healing]] = {}
-    for one in found:
+    for one in runs:
         groups.setdefault(frozenset(one.losses), []).append(one)
     return [group for group in groups.values() if len(group) > 1]
 

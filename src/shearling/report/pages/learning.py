@@ -21,15 +21,15 @@ WIDTHS = {1: 440, 2: 440, 3: 290}  # of a small drawing, in CSS pixels, by how m
 
 def learning_section(results: Results) -> Markup | None:
     """Every run that learned what to keep; nothing without one."""
-    found = [one for one in results.learnings if one.axes]
-    if not found:
+    runs = [one for one in results.learnings if one.axes]
+    if not runs:
         return None
     intro = el(
         "p",
         "Every unit that might go had a gate, and gates were trained together with the weights; "
         "those that were open in the end were kept.",
     )
-    return section("Learning", intro, [_run(results, *pair) for pair in enumerate(found)])
+    return section("Learning", intro, [_run(results, *pair) for pair in enumerate(runs)])
 
 
 def _run(results: Results, place: int, one: Learning) -> Markup:

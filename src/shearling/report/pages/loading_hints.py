@@ -36,19 +36,19 @@ def loading(candidate: ComparedModel, model: Model) -> list[tuple[str, str]]:
     where = candidate.where
     if where.endswith(".gguf"):
         return [("llama.cpp", f'llama-cli -m {shlex.quote(where)} -p "The shepherd"')]
-    found = snippets(where)
+    hints = snippets(where)
     if "/" in where:  # a hub's id, which is no directory
-        found = [(name, code.replace("serve ./", "serve ")) for name, code in found]
+        hints = [(name, code.replace("serve ./", "serve ")) for name, code in hints]
     if model.manifest is not None and model.manifest.stage == "quantize":
         source = model.manifest.source.ref.name
-        found = [(name, f"{QUANTISED.get(name, '')}{code}") for name, code in found]
-        found[-1] = (
+        hints = [(name, f"{QUANTISED.get(name, '')}{code}") for name, code in hints]
+        hints[-1] = (
             "llama.cpp",
             f"# it reads no torchao weights: convert {source} and let llama.cpp quantise it\n"
             f"python convert_hf_to_gguf.py {shlex.quote(source)} --outfile model.gguf\n"
             "llama-quantize model.gguf model-q4.gguf Q4_K_M",
         )
-    return found
+    return hints
 
 
 QUANTISED = {

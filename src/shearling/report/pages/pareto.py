@@ -41,7 +41,7 @@ def points_of(
     models: Sequence[Model], across: Measure, up: Measure, chosen: Model | None
 ) -> list[FrontPoint]:
     """The models that have both figures; which of them no other beats in both."""
-    found = [
+    measured = [
         (model, x, y)
         for model in models
         if (x := across.of(model))
@@ -49,10 +49,10 @@ def points_of(
         and is_shown(x.value)
         and is_shown(y.value)
     ]
-    ahead = front([model for model, _, _ in found], across, up)
+    ahead = front([model for model, _, _ in measured], across, up)
     return [
         FrontPoint(model.name, x, y, is_ahead, model is chosen, model is models[0])
-        for (model, x, y), is_ahead in zip(found, ahead, strict=True)
+        for (model, x, y), is_ahead in zip(measured, ahead, strict=True)
     ]
 
 
@@ -90,18 +90,18 @@ def _front(points: Sequence[FrontPoint]) -> Line:
 
 def _bars(points: Sequence[FrontPoint], across: Measure) -> list[Line]:
     """The intervals that are wide enough to be seen."""
-    found: list[Line] = [
+    bars: list[Line] = [
         [(one.x.value, one.y.low), (one.x.value, one.y.high)]
         for one in points
         if one.y.high > one.y.low
     ]
     if across.kind == "speed":
-        found += [
+        bars += [
             [(one.x.low, one.y.value), (one.x.high, one.y.value)]
             for one in points
             if one.x.high > one.x.low
         ]
-    return found
+    return bars
 
 
 def _axes(
@@ -216,20 +216,20 @@ def _pixels(axes: Axes, x: float, y: float, per_pixel: float) -> tuple[float, fl
 
 def _along(line: Line) -> list[Box]:
     """Small boxes along a line of CSS pixels, for names to keep off."""
-    found = []
+    boxes = []
     for (x, y), (u, v) in pairwise(line):
         steps = max(1, round(math.hypot(u - x, v - y) / STEP))
         for step in range(steps + 1):
             a, b = x + (u - x) * step / steps, y + (v - y) * step / steps
-            found.append((a - 2, b - 2, a + 2, b + 2))
-    return found
+            boxes.append((a - 2, b - 2, a + 2, b + 2))
+    return boxes
 
 
 def _places(x: float, y: float, width: float) -> list[Box]:
     """Where a name may stand: right, left, above, below, and at the corners, then further off."""
-    found = []
+    boxes = []
     for off in (10.0, 24.0, 38.0):
-        found += (
+        boxes += (
             [
                 (x + 10, y - HEIGHT / 2, x + 10 + width, y + HEIGHT / 2),
                 (x - 10 - width, y - HEIGHT / 2, x - 10, y + HEIGHT / 2),
@@ -239,8 +239,8 @@ def _places(x: float, y: float, width: float) -> list[Box]:
         )
         for low in (y + off, y - off - HEIGHT):
             for left in (x - width / 2, x, x - width):
-                found.append((left, low, left + width, low + HEIGHT))
-    return found
+                boxes.append((left, low, left + width, low + HEIGHT))
+    return boxes
 
 
 def _covered(box: Box, taken: Sequence[Box], inside: Box) -> float:

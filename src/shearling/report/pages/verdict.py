@@ -138,11 +138,11 @@ def _written(measure: Measure, model: Model) -> str:
 
 def _tiles(choice: Decision, model: Model) -> list[Markup | None]:
     field, baseline = choice.field, choice.field.baseline
-    found: list[Markup | None] = [_size_tile(field, model)]
+    tiles: list[Markup | None] = [_size_tile(field, model)]
     if field.speed and (speed := field.speed.of(model)) and (first := field.speed.of(baseline)):
         note = [f"from {figure(first.value)} · ", el("b", ratio(first.value, speed.value))]
         slower = bool(field.speed.better(baseline, model))
-        found.append(tile("Decode", figure(speed.value), "tokens/s", note, slower))
+        tiles.append(tile("Decode", figure(speed.value), "tokens/s", note, slower))
     for measure in choice.deciding[:2]:
         before, after = measure.of(baseline), measure.of(model)
         if before is None or after is None:
@@ -157,8 +157,8 @@ def _tiles(choice: Decision, model: Model) -> list[Markup | None]:
             baseline, model
         )
         label = measure.name[0].upper() + measure.name[1:]
-        found.append(tile(label, _written(measure, model), unit, note, worse))
-    return found
+        tiles.append(tile(label, _written(measure, model), unit, note, worse))
+    return tiles
 
 
 def _size_tile(field: Field, model: Model) -> Markup | None:

@@ -90,8 +90,7 @@ def _expansion(
                     "weights hold NaN or infinity, or overflow: fetch the checkpoint again."
                 )
     return {
-        axis: [torch.stack(found).sum(0)] if axis == STREAM else found
-        for axis, found in rows.items()
+        axis: [torch.stack(sums).sum(0)] if axis == STREAM else sums for axis, sums in rows.items()
     }
 
 

@@ -99,7 +99,7 @@ def tap(checkpoint: Checkpoint, axis: str) -> Tap:
     """Where the units of ``axis`` can be heard."""
     layout, prefix = checkpoint.layout, f"{checkpoint.family.blocks}.{{}}."
     # From the stream's side every in-block matrix that reads it; from a block's, what writes it.
-    found = [
+    writers = [
         slot
         for slot in slots(layout, checkpoint.shape, axis)
         if slot.row.role == "linear"
@@ -107,10 +107,10 @@ def tap(checkpoint: Checkpoint, axis: str) -> Tap:
         and slot.dim == 1
         and (axis == STREAM or slot.row.output.axes == {STREAM})
     ]
-    assert found, f"nothing writes from {axis}"
-    assert {(slot.start, slot.outer, slot.inner) for slot in found} == {(0, 1, found[0].inner)}
-    paths = [slot.row.name.removeprefix(prefix).rpartition(".")[0] for slot in found]
-    return Tap(axis, tuple(paths), found[0].inner)
+    assert writers, f"nothing writes from {axis}"
+    assert {(slot.start, slot.outer, slot.inner) for slot in writers} == {(0, 1, writers[0].inner)}
+    paths = [slot.row.name.removeprefix(prefix).rpartition(".")[0] for slot in writers]
+    return Tap(axis, tuple(paths), writers[0].inner)
 
 
 def unit_sums(

@@ -46,8 +46,8 @@ class Sums:
             "fisher": lambda: self._units(x * _given(gradient_TC).double()).square().sum(0),
         }
         for name in self._wanted:
-            found = taken[name]()
-            self.sums[name] = self.sums[name] + found if name in self.sums else found
+            added = taken[name]()
+            self.sums[name] = self.sums[name] + added if name in self.sums else added
 
     def add_up(self, ranks: Ranks) -> None:
         """Have every rank hold the sums over the tokens of all."""

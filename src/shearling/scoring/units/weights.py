@@ -100,8 +100,8 @@ def _norms(
     return {axis: [row ** (1 / power) for row in rows[axis]] for axis in axes}
 
 
-def _by_name(found: Iterator[Slot]) -> dict[str, list[Slot]]:
+def _by_name(places: Iterator[Slot]) -> dict[str, list[Slot]]:
     by_name: dict[str, list[Slot]] = {}
-    for slot in found:
+    for slot in places:
         by_name.setdefault(slot.row.name, []).append(slot)
     return by_name

@@ -1,0 +1,46 @@
+"""The list of commands: what it says is what they say, and it waits for none of them."""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import typer
+
+from shearling import commands
+from shearling.cli import app
+from shearling.commands.listed import SUMMARIES
+
+# Files beside the commands that are none.
+OTHERS = {"demo_run", "demo_text", "listed", "options", "takes"}
+
+
+@pytest.mark.parametrize("name", SUMMARIES)
+def test_a_summary_is_the_docstrings_first_sentence(name: str) -> None:
+    group: Any = typer.main.get_command(app)
+    first = inspect.cleandoc(group.commands[name].help).split("\n\n")[0]
+    assert " ".join(first.split()) == SUMMARIES[name]
+
+
+def test_every_command_is_listed() -> None:
+    files = {module.name for module in pkgutil.iter_modules(commands.__path__)}
+    assert set(SUMMARIES) == files - OTHERS
+
+
+def test_help_imports_no_command() -> None:
+    code = (
+        "import sys; sys.argv = ['shearling', '--help']\n"
+        "from shearling.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print([m for m in sys.modules if m.startswith('shearling.commands.')], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "['shearling.commands.listed']"
+    for name, summary in SUMMARIES.items():
+        assert f"  {name} " in done.stdout
+        assert summary.split()[0] in done.stdout
