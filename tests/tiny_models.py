@@ -141,6 +141,18 @@ MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
         | {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 20}
         | {"shared_expert_intermediate_size": 23, "decoder_sparse_step": 2},
     ),
+    "gpt_oss": (
+        "GptOssConfig",
+        _GROUPED
+        | {"head_dim": 6, "num_local_experts": 5, "num_experts_per_tok": 2}
+        | {"intermediate_size": 20, "sliding_window": 7},
+    ),
+    "granitemoe": (
+        "GraniteMoeConfig",
+        _GROUPED
+        | {"num_local_experts": 5, "num_experts_per_tok": 2, "intermediate_size": 20}
+        | {"residual_multiplier": 0.4, "embedding_multiplier": 3.0, "logits_scaling": 2.0},
+    ),
     "glm4_moe": (
         "Glm4MoeConfig",
         _GROUPED

@@ -57,7 +57,7 @@ def branches(checkpoint: Checkpoint, block: int = 0) -> tuple[Branch, ...]:
     for row in checkpoint.layout.block_rows(block):
         if row.role != "linear" or "hidden" not in row.output.axes:
             continue
-        if row.in_expert:
+        if row.of_experts:
             assert family.mixture is not None
             by_axis["mlp"] = Branch(EXPERTS, family.mixture.module, None, scale)
             continue

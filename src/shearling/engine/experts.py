@@ -24,7 +24,7 @@ from shearling.table.families.base import Mixture
 
 def has_experts(checkpoint: Checkpoint, block: int) -> bool:
     """Whether a block has experts, and is not one of those without in a model of both."""
-    return any(row.in_expert for row in checkpoint.layout.block_rows(block))
+    return any(row.of_experts for row in checkpoint.layout.block_rows(block))
 
 
 @dataclass(frozen=True, slots=True)

@@ -299,7 +299,11 @@ class _SideBySide:
         mixture = self.view.family.mixture
         assert mixture is not None
         rows = self.view.layout.block_rows(target)
-        (row,) = (r for r in rows if r.in_expert and "hidden" in r.output.axes)
+        (row,) = (
+            r for r in rows if r.of_experts and r.role == "linear" and "hidden" in r.output.axes
+        )
+        if row.stacked:
+            return self._apply_stacked(experts, mended, row.name.format(target))
         sums = {}
         for expert, change_DK in sorted(mended.corrections.items()):
             name = row.name.format(target, expert)
@@ -310,6 +314,15 @@ class _SideBySide:
             sums[name] = (stored_DK + change_DK).contiguous()
             apply(experts, expert, sums[name])
         return sums
+
+    def _apply_stacked(self, experts: Experts, mended: Mended, name: str) -> dict[str, Tensor]:
+        """The same where one tensor holds the matrices of all experts."""
+        stacked = self.cut.stream.stored(name).float().clone()
+        for expert, change_DK in mended.corrections.items():
+            transposed = experts.module.is_transposed
+            stacked[expert] += change_DK.T if transposed else change_DK
+            apply(experts, expert, stacked[expert].T if transposed else stacked[expert])
+        return {name: stacked}
 
     def _missing(self, step: Step, half: Branch) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
         """Batch, writer's inputs, what its outputs lack, and the tokens' weights."""

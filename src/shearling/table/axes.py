@@ -122,6 +122,8 @@ class Row:
         bare: nothing is stored under this name, and yet something reduces over these axes: a
             norm without parameters.
         kind: the kind of block that has it; None for all.
+        stacked: which dimension is that of the output, in a tensor that holds a matrix of every
+            expert of a block, the experts being its first dimension; 0 elsewhere.
     """
 
     name: str
@@ -130,25 +132,33 @@ class Row:
     tied_to: str | None = None
     bare: bool = False
     kind: str | None = None
+    stacked: int = 0
 
     @staticmethod
     def of(
         name: str, role: Role, *formulas: str, tied_to: str | None = None, bare: bool = False,
-        kind: str | None = None,
+        kind: str | None = None, stacked: int = 0,
     ) -> Row:  # fmt: skip
         """A row from formulas: ``Row.of("lm_head.weight", "head", "vocab", "hidden")``."""
         dims = tuple(Dim.parse(formula) for formula in formulas)
-        return Row(name, dims, role, tied_to, bare, kind)
+        return Row(name, dims, role, tied_to, bare, kind, stacked)
 
     @property
     def output(self) -> Dim:
         """Where the result lies: the columns of a look-up, the rows of everything else."""
+        if self.stacked:
+            return self.dims[self.stacked]
         return self.dims[-1] if self.role == "embedding" else self.dims[0]
 
     @property
     def in_block(self) -> bool:
         """Whether blocks have such a tensor."""
         return "{}" in self.name
+
+    @property
+    def of_experts(self) -> bool:
+        """Whether it is what experts compute with, in a tensor for each or in one for all."""
+        return self.in_expert or bool(self.stacked)
 
     @property
     def in_expert(self) -> bool:
@@ -411,8 +421,10 @@ class Layout:
 
     def _numel(self, row: Row, shape: Shape, *, active: bool = False) -> int:
         """Numbers that a block, or what is outside, stores of a row."""
+        if active and row.of_experts:
+            shape = shape.with_(**{EXPERTS: self.routed})
         count = math.prod(dim.size(shape) for dim in row.dims)
-        return count * (self.routed if active else shape[EXPERTS]) if row.in_expert else count
+        return count * shape[EXPERTS] if row.in_expert else count
 
 
 def _chosen(

@@ -12,7 +12,9 @@ from shearling.table.families.gemma import GEMMA2, GEMMA3
 from shearling.table.families.glm4 import GLM4
 from shearling.table.families.glm4_moe import GLM4_MOE
 from shearling.table.families.gpt_neox import GPT_NEOX
+from shearling.table.families.gpt_oss import GPT_OSS
 from shearling.table.families.granite import GRANITE, GRANITE4
+from shearling.table.families.granitemoe import GRANITEMOE
 from shearling.table.families.llama import LLAMA
 from shearling.table.families.ministral import MINISTRAL, MINISTRAL3
 from shearling.table.families.mistral import MISTRAL
@@ -32,7 +34,7 @@ FAMILIES: dict[str, Family] = {
     for family in (
         LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, PHI3, GPT_NEOX, OPT,
         SMOLLM3, MINISTRAL, MINISTRAL3, OLMO2, OLMO3, GRANITE, GRANITE4, GLM4, COHERE2,
-        MIXTRAL, QWEN2_MOE, QWEN3_MOE, OLMOE, GLM4_MOE, DEEPSEEK_V3,
+        MIXTRAL, QWEN2_MOE, QWEN3_MOE, OLMOE, GLM4_MOE, DEEPSEEK_V3, GPT_OSS, GRANITEMOE,
     )
 }  # fmt: skip
 

@@ -1,0 +1,53 @@
+"""gpt-oss: sinks beside the keys of each head, experts with biases, gate and up interleaved.
+
+One tensor holds the matrices of all experts, inputs first. The files of the hub hold them in four
+bits, which stock transformers turns back: the model that it then saves is what is read here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shearling.table.axes import Layout, Row
+from shearling.table.families.base import (
+    Family,
+    Mixture,
+    explicit_head_dim,
+    gated_decoder,
+    head_dim,
+)
+from shearling.table.families.experts import EXPERT_KEYS, expert_rules, with_experts
+
+_BLOCK = "model.layers.{}"
+_EXPERTS = f"{_BLOCK}.mlp.experts"
+
+
+def _layout(config: Any) -> Layout:
+    bias = config.attention_bias
+    rows = (
+        Row.of(f"{_BLOCK}.self_attn.sinks", "bias", "heads"),
+        Row.of(f"{_BLOCK}.mlp.router.weight", "linear", "experts", "hidden"),
+        Row.of(f"{_BLOCK}.mlp.router.bias", "bias", "experts"),
+        Row.of(
+            f"{_EXPERTS}.gate_up_proj", "linear", "experts", "hidden", "expert_mlp*2", stacked=2
+        ),
+        Row.of(f"{_EXPERTS}.gate_up_proj_bias", "bias", "experts", "expert_mlp*2", stacked=1),
+        Row.of(f"{_EXPERTS}.down_proj", "linear", "experts", "expert_mlp", "hidden", stacked=2),
+        Row.of(f"{_EXPERTS}.down_proj_bias", "bias", "experts", "hidden", stacked=1),
+    )
+    # Every expert would keep other neurons, where one tensor has the same ones for all.
+    dense = gated_decoder(config, qkv_bias=bias, o_bias=bias)
+    return with_experts(dense, config, rows, rigid=True)
+
+
+GPT_OSS = Family(
+    "gpt_oss",
+    "model.layers",
+    _layout,
+    EXPERT_KEYS | {"experts": "num_local_experts"},
+    lambda config: head_dim(config) | {"expert_mlp": config.intermediate_size},
+    per_layer=("layer_types",),
+    mixture=Mixture(router="mlp.router"),
+    rules=lambda config: expert_rules(config, config.intermediate_size),
+    adapt=explicit_head_dim,
+)
