@@ -76,7 +76,7 @@ def removal_nll(
         if abridged:
             fullest = min(wanted, key=len)
             last = ((states.get(fullest, number), ids) for number, ids in enumerate(batches))
-            words = stream.likely_words(last, ids_NS, ranks)
+            words = stream.likely_words(last, ids_NS, ranks, tokens=ids_NS.numel())
         with stream.abridged(words):
             for key in wanted:
                 nll = []

@@ -159,7 +159,7 @@ class BlockStream:
 
     def likely_words(
         self, text: Iterable[tuple[Tensor, Tensor]], needed: Tensor | None = None,
-        ranks: Ranks = ALONE, *, elsewhere: bool = False,
+        ranks: Ranks = ALONE, *, tokens: int | None = None, elsewhere: bool = False,
     ) -> Words | None:  # fmt: skip
         """The words that stand for the vocabulary on a text; None where it is small.
 
@@ -167,22 +167,24 @@ class BlockStream:
             text: this rank's batches: states (B, S, D) that left the last block, and tokens (B, S).
             needed: words that must be among them, of any shape.
             ranks: who share the text, and get the same words.
+            tokens: of all ranks together; counted if not given, all states at once in memory.
             elsewhere: they are to serve other text as well.
         """
         vocab = self.checkpoint.shape["vocab"]
         if not is_large(vocab):
             return None
-        pairs = list(text)
-        tokens = int(ranks.total(sum(ids_BS.numel() for _, ids_BS in pairs)))
+        if tokens is None:
+            text = list(text)
+            tokens = int(ranks.total(sum(ids_BS.numel() for _, ids_BS in text)))
         every, likely = asked(tokens, elsewhere=elsewhere)
         with ordinary_tensors():
-            chances_V = chances(self._some_logits(pairs, every), vocab, self.place.device)
+            chances_V = chances(self._some_logits(text, every), vocab, self.place.device)
             if needed is not None:
                 chances_V[needed.flatten().to(chances_V.device)] = torch.inf
             ranks.add(chances_V)
             return Words.of(chances_V, likely)
 
-    def _some_logits(self, text: list[tuple[Tensor, Tensor]], every: int) -> Iterator[Tensor]:
+    def _some_logits(self, text: Iterable[tuple[Tensor, Tensor]], every: int) -> Iterator[Tensor]:
         """Logits (1, P, V) at every so many-th position of each sequence, no two at the same."""
         begin = 0
         for h_BSD, ids_BS in text:

@@ -196,7 +196,7 @@ def backward(
             states.move(MAIN, 0, number)
         _keep_all(text, stage, tell, forward_check)
         last = ((states.get(depth, number), ids) for number, ids in enumerate(text.batches))
-        words = stream.likely_words(last, ids_NS, ranks)
+        words = stream.likely_words(last, ids_NS, ranks, tokens=ids_NS.numel())
         with stream.abridged(words):
             for number, ids_BS in enumerate(text.batches):
                 after_BSD = states.take(depth, number)

@@ -99,7 +99,7 @@ def rewrite(
         for step in forward(text, "rewriting calibration text", progress):
             step.finish()
         last = ((states.get(MAIN, n), ids_BS) for n, ids_BS in enumerate(text.batches))
-        words = stream.likely_words(last, ranks=ranks, elsewhere=True)
+        words = stream.likely_words(last, ranks=ranks, tokens=ids_NS.numel(), elsewhere=True)
         with stream.abridged(words):
             for number, ids_BS in enumerate(text.batches):
                 for ids, h in stream.slices(ids_BS, states.take(MAIN, number)):

@@ -96,7 +96,7 @@ def _words(stream: BlockStream, ids_NS: Tensor) -> Words | None:
     batches = stream.batches(some_NS)
     with stream.place.running():
         text = zip(last_states(stream, batches), batches, strict=True)
-        return stream.likely_words(text, elsewhere=True)
+        return stream.likely_words(text, tokens=some_NS.numel(), elsewhere=True)
 
 
 def _starts(ids_NS: Tensor, sequences: int, prefix: int, generator: torch.Generator) -> Tensor:
