@@ -30,8 +30,8 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from common import RESULTS, save, source_directory
-from moe_measure import figures
+from common import source_directory
+from moe_measure import figures, record
 from moe_split import Mlp, centred_ridge, contributions, equal_clusters, ridge, seen_firing, shares
 from moe_text import calibration_rows
 from shearling.model.loading import load_model, load_tokenizer
@@ -212,14 +212,6 @@ def write(mixture: MixtralForCausalLM, source: Path, output: Path) -> None:
             shutil.copyfile(source / name, output / name)
 
 
-def record(split: Split, measured: dict[str, Any]) -> None:
-    """Put a row into results/experts.json, in the place of one of the same split."""
-    file = RESULTS / "experts.json"
-    rows = json.loads(file.read_text())["rows"] if file.exists() else []
-    row = {"split": asdict(split)} | measured
-    save("experts", {"rows": [r for r in rows if r["split"] != row["split"]] + [row]})
-
-
 def main() -> None:
     """Make, measure, heal, measure."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -238,10 +230,10 @@ def main() -> None:
     mixture = split_model(source, ids_NL, split)
     write(mixture, directory, given.output)
     print(f"written to {given.output}", flush=True)
-    measured = figures(mixture, tokenizer, data)
+    measured = {"dense": figures(source, tokenizer, data)} | figures(mixture, tokenizer, data)
     print(json.dumps(measured, indent=1))
     if not given.no_record:
-        record(split, measured)
+        record("made", asdict(split), measured)
 
 
 if __name__ == "__main__":

@@ -13,22 +13,25 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
-from moe_measure import figures
+from moe_measure import figures, record
 from moe_text import mixed_rows
 from shearling.engine.products import fast_products
 from shearling.model.loading import load_tokenizer
-from shearling.train.objective import head_loss, predicting
+from shearling.train.objective import predicting
 
+EXPERTS = ("num_local_experts", "num_experts_per_tok")
 CLIP = 1.0  # of the gradient's norm
 WARM, FALLING = 0.03, 0.3  # shares of the steps in which the rate rises, and falls to nothing
 
@@ -65,7 +68,7 @@ def heal(
     """Train the model, in place, on each window once; ``save`` is called every few minutes."""
     steps = len(ids_NL) // healing.batch
     optimiser = torch.optim.AdamW(
-        model.parameters(), lr=healing.rate, betas=(0.9, 0.95), weight_decay=0.0
+        model.parameters(), lr=healing.rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, steps))
     model.train()
@@ -95,11 +98,15 @@ def _rate(step: int, steps: int) -> float:
 
 
 def losses(model: PreTrainedModel, ids_BL: Tensor) -> tuple[Tensor, Tensor]:
-    """The text's loss (nats a token), and how unevenly blocks load their experts (1 if evenly)."""
+    """The text's loss (nats a token), and how unevenly blocks load their experts (1 if evenly).
+
+    The balance is stock's, but of each block by itself: summed over blocks first, as stock does
+    it, uneven loads of different blocks cancel out.
+    """
     config = model.config
     outputs = model.model(ids_BL, output_router_logits=True, use_cache=False)
     states_TC, next_T = predicting(outputs.last_hidden_state, ids_BL)
-    text = head_loss(model, states_TC, next_T) / len(next_T)
+    text = cross_entropy(model.lm_head(states_TC), next_T)
     experts, active = config.num_local_experts, config.num_experts_per_tok
     uneven = [
         torch.as_tensor(load_balancing_loss_func((r,), experts, active))
@@ -116,6 +123,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=Healing.rate)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--no-record", action="store_true", help="leave results/ alone")
     given = parser.parse_args()
     healing = Healing(given.tokens, rate=given.rate, seed=given.seed)
     data = Path(os.environ["SHEARLING_BENCH_DATA"])
@@ -126,14 +134,20 @@ def main() -> None:
     def save() -> None:
         beside = given.output.with_name(given.output.name + ".partial")
         model.save_pretrained(beside)
-        tokenizer.save_pretrained(beside)
+        for file in given.model.glob("*"):
+            if file.stem in ("tokenizer", "tokenizer_config", "chat_template"):
+                shutil.copyfile(file, beside / file.name)
         given.output.mkdir(exist_ok=True)
         for file in beside.iterdir():
             file.replace(given.output / file.name)
 
     with fast_products():
         heal(model, ids_NL, healing, save, lambda line: print(line, flush=True))
-        print(json.dumps(figures(model, tokenizer, data), indent=1))
+        measured = figures(model, tokenizer, data)
+    print(json.dumps(measured, indent=1))
+    if not given.no_record:
+        experts = {key: getattr(model.config, key) for key in EXPERTS}
+        record("healed", experts | asdict(healing), measured)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Legend: N windows, L tokens in each, T tokens, E experts, D domains.
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from common import RESULTS, save
 from moe_text import DOMAINS, held_back, rows
 from shearling.data.text import documents
 from shearling.evaluate.perplexity import Windows, perplexity
@@ -78,4 +80,20 @@ def _row(load_DE: Tensor, firsts: list[float]) -> dict[str, float]:
     return {name: round(value, 3) for name, value in row.items()}
 
 
-__all__ = ["figures", "routing"]
+def record(stage: str, settings: dict[str, Any], measured: dict[str, Any]) -> None:
+    """Put a row into results/experts.json, in the place of one of the same settings.
+
+    Args:
+        stage: ``made`` or ``healed``.
+        settings: of the stage.
+        measured: :func:`figures`, and whatever else came of it.
+    """
+    file = RESULTS / "experts.json"
+    kept = json.loads(file.read_text()) if file.exists() else {}
+    rows = {name: kept.get(name, []) for name in ("made", "healed")}
+    row = json.loads(json.dumps({"settings": settings} | measured))
+    others = [other for other in rows[stage] if other["settings"] != row["settings"]]
+    save("experts", rows | {stage: [*others, row]})
+
+
+__all__ = ["figures", "record", "routing"]

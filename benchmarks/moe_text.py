@@ -5,8 +5,10 @@ Legend: N windows, L tokens in each.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import pyarrow
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -61,6 +63,13 @@ def calibration_rows(
     return ids_NL[torch.randperm(len(ids_NL), generator=generator)][: tokens // length]
 
 
+def _compressed(file: Path) -> list[str]:
+    """The texts of a .jsonl.zst."""
+    with pyarrow.CompressedInputStream(pyarrow.OSFile(str(file)), "zstd") as stream:
+        lines = stream.read().decode("utf-8").split("\n")
+    return [json.loads(line)["text"] for line in lines if line]
+
+
 def mixed_rows(
     data: Path, tokenizer: PreTrainedTokenizerBase, tokens: int, length: int, seed: int
 ) -> Tensor:
@@ -70,7 +79,7 @@ def mixed_rows(
     for domain, share in MIX.items():
         texts, more = seen(data, domain), data / f"more/{domain}.jsonl.zst"
         if more.exists():
-            texts = texts + documents(more)
+            texts = texts + _compressed(more)
         order = torch.randperm(len(texts), generator=generator).tolist()
         count = -(-int(share * tokens) // length)
         parts.append(rows([texts[i] for i in order], tokenizer, count, length))
