@@ -8,7 +8,7 @@ into experts of equal size by the part of their firing that a linear router can 
 a ridge regression of what each expert writes; then all down-projections of the block are solved at
 once on the tokens that reach them, so that the stream after the block is the source's, errors of
 earlier blocks included. Nothing is trained: moe_heal.py does that. Writes what came of it to
-results/experts.json, a row for each split. Needs DIR, which holds redpajama/*.jsonl and
+results/mixture.json, a row for each split. Needs DIR, which holds redpajama/*.jsonl and
 wikitext2-test.txt; the last tenth of a domain is never fitted to.
 
 Legend: N windows, L tokens in each, T tokens, C hidden channels, U neurons, E experts.

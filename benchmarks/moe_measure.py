@@ -81,19 +81,19 @@ def _row(load_DE: Tensor, firsts: list[float]) -> dict[str, float]:
 
 
 def record(stage: str, settings: dict[str, Any], measured: dict[str, Any]) -> None:
-    """Put a row into results/experts.json, in the place of one of the same settings.
+    """Put a row into results/mixture.json, in the place of one of the same settings.
 
     Args:
         stage: ``made`` or ``healed``.
         settings: of the stage.
         measured: :func:`figures`, and whatever else came of it.
     """
-    file = RESULTS / "experts.json"
+    file = RESULTS / "mixture.json"
     kept = json.loads(file.read_text()) if file.exists() else {}
     rows = {name: kept.get(name, []) for name in ("made", "healed")}
     row = json.loads(json.dumps({"settings": settings} | measured))
     others = [other for other in rows[stage] if other["settings"] != row["settings"]]
-    save("experts", rows | {stage: [*others, row]})
+    save("mixture", rows | {stage: [*others, row]})
 
 
 __all__ = ["figures", "record", "routing"]

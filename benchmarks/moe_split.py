@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-ROUNDS = 12  # of k-means
-SINKHORN_ROUNDS = 40
+ROUNDS = 20  # of k-means
+SINKHORN_ROUNDS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +99,9 @@ def equal_clusters(features_UD: Tensor, experts: int, seed: int) -> Tensor:
     if len(features_UD) % experts:
         raise ValueError(f"{len(features_UD)} neurons do not divide over {experts} experts")
     centres_ED = _far_apart(features_UD, experts, torch.Generator().manual_seed(seed))
-    clusters_U, price_E = torch.full((len(features_UD),), -1), torch.zeros(experts)
+    clusters_U = torch.full((len(features_UD),), -1)
     for _ in range(ROUNDS):
-        cost_UE = torch.cdist(features_UD, centres_ED).square()
-        before_U, clusters_U = clusters_U, _balanced(cost_UE, price_E)
+        before_U, clusters_U = clusters_U, _balanced(torch.cdist(features_UD, centres_ED).square())
         if torch.equal(before_U, clusters_U):
             break
         centres_ED = torch.stack([features_UD[clusters_U == e].mean(0) for e in range(experts)])
@@ -120,15 +119,16 @@ def _far_apart(features_UD: Tensor, experts: int, generator: torch.Generator) ->
     return centres_ED
 
 
-def _balanced(cost_UE: Tensor, price_E: Tensor) -> Tensor:
+def _balanced(cost_UE: Tensor) -> Tensor:
     """Rows to columns, equally many to each, at little cost.
 
-    Prices of the columns come from Sinkhorn's iteration, which changes ``price_E``, in place, from
-    where it was left; then rows choose, those first that lose most by their second choice.
+    Prices of the columns come from Sinkhorn's iteration; then rows choose, those first that lose
+    most by their second choice.
     """
     rows, columns = cost_UE.shape
     size = rows // columns
     softness = 0.02 * cost_UE.std()
+    price_E = torch.zeros(columns)
     for _ in range(SINKHORN_ROUNDS):
         taken_E = torch.softmax((price_E - cost_UE) / softness, 1).sum(0)
         price_E -= softness * torch.log(taken_E / size).clamp(-20, 20)
