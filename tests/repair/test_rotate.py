@@ -86,7 +86,7 @@ def projected(source: Path, path: Path) -> Path:
     for name, tensor in tensors.items():
         if "embed_tokens" in name:
             tensors[name] = tensor @ onto_DD
-        elif "o_proj" in name or "down_proj" in name:
+        elif name.split(".")[-2] in ("o_proj", "down_proj", "output_linear"):
             tensors[name] = onto_DD @ tensor
     save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
     return path

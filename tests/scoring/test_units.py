@@ -29,7 +29,7 @@ Models = Callable[[str], Path]
 Pieces = dict[str, list[Tensor]]
 DEPTH, HEADS, HIDDEN, MLP = 5, 9, 36, 50
 # Matrices whose inputs hold an axis; those in brackets share an input.
-MLP_OUT = [("down_proj",), ("dense_4h_to_h",), ("fc2",)]
+MLP_OUT = [("down_proj",), ("dense_4h_to_h",), ("fc2",), ("output_linear",)]
 HEADS_OUT = [("o_proj",), ("dense",), ("out_proj",)]
 READERS = [
     ("q_proj", "k_proj", "v_proj"),
@@ -37,6 +37,7 @@ READERS = [
     ("query_key_value",),
     ("gate_proj", "up_proj"),
     ("gate_up_proj",),
+    ("input_linear",),
     ("dense_h_to_4h",),
     ("fc1",),
 ]
@@ -170,10 +171,10 @@ def pieces(tensors: dict[str, Tensor], whole: Whole) -> Pieces:
         weight = tensor if kind == "weight" else tensor[:, None]
         if leaf in ("gate_proj", "up_proj", "dense_h_to_4h", "fc1"):
             add("mlp", weight, MLP)
-        elif leaf == "gate_up_proj":
+        elif leaf in ("gate_up_proj", "input_linear"):
             add("mlp", weight[:MLP], MLP)
             add("mlp", weight[MLP:], MLP)
-        elif leaf in ("down_proj", "dense_4h_to_h", "fc2") and kind == "weight":
+        elif leaf in ("down_proj", "dense_4h_to_h", "fc2", "output_linear") and kind == "weight":
             add("mlp", weight.T, MLP)
         elif leaf in ("o_proj", "dense", "out_proj") and kind == "weight":
             queries(weight.T)
