@@ -43,6 +43,10 @@ READERS = [
 ]
 
 
+# Cohere's attention and MLP stand side by side behind one norm.
+BESIDE = [("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")]
+
+
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four sequences of 17 tokens in a batch, the last of two."""
@@ -118,7 +122,8 @@ class Whole:
                 ]
                 for f, e in rows
             ]
-        groups = {"mlp": MLP_OUT, "hidden": READERS}.get(axis, HEADS_OUT)
+        readers = BESIDE if self.model.config.model_type == "cohere2" else READERS
+        groups = {"mlp": MLP_OUT, "hidden": readers}.get(axis, HEADS_OUT)
         width = {"heads": self.head_dim}.get(axis, 1)
         width = self.head_dim * HEADS // self.kv if axis == "kv_heads" else width
         rows = []
@@ -187,6 +192,10 @@ def pieces(tensors: dict[str, Tensor], whole: Whole) -> Pieces:
             queries(query)
             add("kv_heads", key, kv)
             add("kv_heads", value, kv)
+        if leaf == "q_norm" and len(weight) == HEADS * hd:  # over all heads
+            queries(weight)
+        elif leaf == "k_norm" and len(weight) == kv * hd:
+            add("kv_heads", weight, kv)
         if "norm" in leaf and leaf not in ("q_norm", "k_norm"):
             add("hidden", weight if weight.ndim == 2 else weight[:, None], HIDDEN)
         elif any(leaf in group for group in READERS):
