@@ -14,7 +14,7 @@ import torch
 
 import processes
 from shearling.files import child
-from tiny_models import VARIANTS, tiny_model
+from tiny_models import LEADING, VARIANTS, tiny_model
 
 torch.set_num_threads(1)
 
@@ -50,8 +50,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return directory
 
 
-@pytest.fixture(params=list(VARIANTS))
+@pytest.fixture(params=list(LEADING))
 def variant(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(params=list(VARIANTS))
+def every_variant(request: pytest.FixtureRequest) -> str:
+    """Those as well that are another's kin: for tests that cost next to nothing."""
     return request.param
 
 

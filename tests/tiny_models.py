@@ -116,6 +116,17 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+# What sets these apart from others here lies in transformers' own code and in the table. Tests of
+# the table and of cuts try them as well; those that run models many times leave them out.
+KIN = {
+    "smollm3": "llama-tied",
+    "ministral": "mistral",
+    "ministral3": "mistral",
+    "olmo3": "olmo2",
+    "granitemoehybrid": "granite",
+}
+LEADING = {name: arguments for name, arguments in VARIANTS.items() if name not in KIN}
+
 _DEEPSEEK = {
     "n_routed_experts": 12, "n_group": 3, "topk_group": 2, "num_experts_per_tok": 3,
     "n_shared_experts": 1, "moe_intermediate_size": 12, "first_k_dense_replace": 1,

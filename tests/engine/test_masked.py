@@ -23,7 +23,7 @@ from shearling.pruning.cut import cut
 from shearling.pruning.proof import prove
 from shearling.table.values import Keep
 from tiny_cuts import AXES, PRODUCT, prepared, random_keep, relative, sizes_of, tokens
-from tiny_models import VARIANTS
+from tiny_models import LEADING
 from tiny_tokenizer import write_llama
 
 Models = Callable[[str], Path]
@@ -54,7 +54,7 @@ def check(checkpoint: Checkpoint, keep: Keep, output: Path) -> Checkpoint:
 # have nothing to do with each other; neurons alone are in test_cut.py.
 SINGLE = [
     (variant, axes)
-    for variant in VARIANTS
+    for variant in LEADING
     for axes in (("hidden",), ("heads",), ("kv_heads",), ("mlp", "vocab"))
     if variant not in PRODUCT or axes not in (("heads",), ("kv_heads",))
 ]
@@ -67,8 +67,8 @@ def test_one_axis(models: Models, variant: str, axes: tuple[str, ...], tmp_path:
     assert all(result.shape[axis] < checkpoint.shape[axis] for axis in axes)
 
 
-def test_all_axes(models: Models, variant: str, tmp_path: Path) -> None:
-    checkpoint, keep = prepared(models, variant, AXES)
+def test_all_axes(models: Models, every_variant: str, tmp_path: Path) -> None:
+    checkpoint, keep = prepared(models, every_variant, AXES)
     result = check(checkpoint, keep, tmp_path / "out")
     changed = {axis for axis in result.shape if result.shape[axis] != checkpoint.shape[axis]}
     assert changed == set(AXES) & checkpoint.shape.keys()

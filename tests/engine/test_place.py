@@ -27,7 +27,7 @@ from shearling.model.checkpoint import Checkpoint
 from shearling.repair.refit import refit
 from shearling.scoring.score_units import score_units
 from shearling.table.values import Keep
-from tiny_models import VARIANTS
+from tiny_models import LEADING
 from tiny_tokenizer import write_llama
 
 Models = Callable[[str], Path]
@@ -203,7 +203,7 @@ def narrow(dtype: torch.dtype = torch.bfloat16) -> Place:
     return replace(place(), dtype=dtype)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", LEADING)
 def test_blocks_of_a_narrower_type(models: Models, variant: str, tmp_path: Path) -> None:
     """Losses, a repair and the choice of neurons stay near what float32 gives."""
     checkpoint = Checkpoint.open(models(variant))

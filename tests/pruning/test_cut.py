@@ -563,7 +563,7 @@ def silence(matrix: nn.Linear, columns: set[int]) -> None:
         matrix.weight[:, sorted(columns)] = 0
 
 
-_MLP_OUT = ("mlp.down_proj", "mlp.dense_4h_to_h", "fc2")
+_MLP_OUT = ("mlp.down_proj", "mlp.dense_4h_to_h", "fc2", "shared_mlp.output_linear")
 
 
 def test_removed_neurons_are_silenced_neurons(
@@ -685,7 +685,7 @@ def test_the_residual_stream_is_cut_everywhere(models: Models, variant: str) -> 
     assert found.keys() == source.keys()
     # In what is named so, rows (0) or columns (1) are heads or neurons; all else follows.
     heads_on = {"q_proj": 0, "k_proj": 0, "v_proj": 0, "o_proj": 1, "out_proj": 1}
-    heads_on |= {"qkv_proj": 0, "query_key_value": 0, "dense": 1}
+    heads_on |= {"qkv_proj": 0, "query_key_value": 0, "dense": 1, "q_norm": 0, "k_norm": 0}
     for name, tensor in source.items():
         owner = name.split(".")[-2]
         expected = tensor

@@ -27,7 +27,7 @@ from shearling.repair.final_norm import gain_name
 from shearling.repair.refit import HELD_OUT, ROUNDING, Repair
 from shearling.table.values import Keep
 from tiny_cuts import AXES, PRODUCT, random_keep, relative, sizes_of
-from tiny_models import VARIANTS, tiny_model
+from tiny_models import LEADING, tiny_model
 
 Models = Callable[[str], Path]
 
@@ -148,7 +148,7 @@ _TURNS = (("layers",), ("mlp",), ("heads",), ("kv_heads",), ("hidden",))
 _COUPLED_TURNS = (("layers",), ("mlp",), ("hidden", "heads"))
 CASES = [
     (variant, axes)
-    for number, variant in enumerate(VARIANTS)
+    for number, variant in enumerate(LEADING)
     for turns in (_COUPLED_TURNS if variant in PRODUCT else _TURNS,)
     for axes in (turns[number % len(turns)], AXES[:-1])
 ]

@@ -33,7 +33,7 @@ from shearling.table.axes import Row
 from shearling.table.families.base import Affine
 from shearling.table.values import Keep, Shape
 from tiny_cuts import relative
-from tiny_models import VARIANTS, tiny_config, tiny_model
+from tiny_models import LEADING, tiny_config, tiny_model
 from tiny_tokenizer import VOCAB, byte_tokenizer, write_llama
 
 Models = Callable[[str], Path]
@@ -51,7 +51,7 @@ REFUSED = {
     "opt-projected": "LayerNorms",
     "opt-bare": "LayerNorms",
 }
-ROTATED = [variant for variant in VARIANTS if variant not in REFUSED]
+ROTATED = [variant for variant in LEADING if variant not in REFUSED]
 TIED = [variant for variant in ROTATED if tiny_config(variant).tie_word_embeddings]
 # A multiple of nine heads, as some configs want it, of odd size.
 WIDTH = 27
@@ -86,7 +86,7 @@ def projected(source: Path, path: Path) -> Path:
     for name, tensor in tensors.items():
         if "embed_tokens" in name:
             tensors[name] = tensor @ onto_DD
-        elif "o_proj" in name or "down_proj" in name:
+        elif name.split(".")[-2] in ("o_proj", "down_proj", "output_linear"):
             tensors[name] = onto_DD @ tensor
     save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
     return path

@@ -24,7 +24,7 @@ from shearling.scoring.score import score_tokens
 
 Models = Callable[[str], Path]
 DEPTH = 5
-LAST = ("down_proj", "dense_4h_to_h", "fc2")
+LAST = ("down_proj", "dense_4h_to_h", "fc2", "output_linear")
 REPAIRABLE = [
     "llama", "llama-biases", "mistral", "qwen2-tied", "qwen3", "phi3", "gpt_neox",
     "gpt_neox-serial", "opt", "opt-bare",

@@ -29,7 +29,7 @@ Models = Callable[[str], Path]
 Pieces = dict[str, list[Tensor]]
 DEPTH, HEADS, HIDDEN, MLP = 5, 9, 36, 50
 # Matrices whose inputs hold an axis; those in brackets share an input.
-MLP_OUT = [("down_proj",), ("dense_4h_to_h",), ("fc2",)]
+MLP_OUT = [("down_proj",), ("dense_4h_to_h",), ("fc2",), ("output_linear",)]
 HEADS_OUT = [("o_proj",), ("dense",), ("out_proj",)]
 READERS = [
     ("q_proj", "k_proj", "v_proj"),
@@ -37,9 +37,14 @@ READERS = [
     ("query_key_value",),
     ("gate_proj", "up_proj"),
     ("gate_up_proj",),
+    ("input_linear",),
     ("dense_h_to_4h",),
     ("fc1",),
 ]
+
+
+# Cohere's attention and MLP stand side by side behind one norm.
+BESIDE = [("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")]
 
 
 @pytest.fixture(autouse=True)
@@ -117,7 +122,8 @@ class Whole:
                 ]
                 for f, e in rows
             ]
-        groups = {"mlp": MLP_OUT, "hidden": READERS}.get(axis, HEADS_OUT)
+        readers = BESIDE if self.model.config.model_type == "cohere2" else READERS
+        groups = {"mlp": MLP_OUT, "hidden": readers}.get(axis, HEADS_OUT)
         width = {"heads": self.head_dim}.get(axis, 1)
         width = self.head_dim * HEADS // self.kv if axis == "kv_heads" else width
         rows = []
@@ -170,10 +176,10 @@ def pieces(tensors: dict[str, Tensor], whole: Whole) -> Pieces:
         weight = tensor if kind == "weight" else tensor[:, None]
         if leaf in ("gate_proj", "up_proj", "dense_h_to_4h", "fc1"):
             add("mlp", weight, MLP)
-        elif leaf == "gate_up_proj":
+        elif leaf in ("gate_up_proj", "input_linear"):
             add("mlp", weight[:MLP], MLP)
             add("mlp", weight[MLP:], MLP)
-        elif leaf in ("down_proj", "dense_4h_to_h", "fc2") and kind == "weight":
+        elif leaf in ("down_proj", "dense_4h_to_h", "fc2", "output_linear") and kind == "weight":
             add("mlp", weight.T, MLP)
         elif leaf in ("o_proj", "dense", "out_proj") and kind == "weight":
             queries(weight.T)
@@ -186,6 +192,10 @@ def pieces(tensors: dict[str, Tensor], whole: Whole) -> Pieces:
             queries(query)
             add("kv_heads", key, kv)
             add("kv_heads", value, kv)
+        if leaf == "q_norm" and len(weight) == HEADS * hd:  # over all heads
+            queries(weight)
+        elif leaf == "k_norm" and len(weight) == kv * hd:
+            add("kv_heads", weight, kv)
         if "norm" in leaf and leaf not in ("q_norm", "k_norm"):
             add("hidden", weight if weight.ndim == 2 else weight[:, None], HIDDEN)
         elif any(leaf in group for group in READERS):

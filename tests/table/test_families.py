@@ -33,6 +33,11 @@ WHOLE = ("gpt_neox", "gpt_neox-serial", "opt", "opt-projected", "opt-bare")
 SEPARATE = [variant for variant in VARIANTS if variant not in WHOLE]
 
 
+@pytest.fixture
+def variant(every_variant: str) -> str:
+    return every_variant
+
+
 def stock(config: Any) -> Any:
     """A stock model without weights."""
     from transformers import AutoModelForCausalLM

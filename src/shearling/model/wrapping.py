@@ -76,25 +76,30 @@ class Wrapping:
         """Of what is not the language model's."""
         return sum(tensor.bytes for tensor in self.others.values())
 
-    def around(self, sizes: Mapping[str, int], load: Load) -> tuple[dict[str, int], Load]:
-        """Bytes by name on disk of all that is to be written, and what gives tensors by these.
 
-        Args:
-            sizes: bytes of the language model's tensors, in the order in which they are stored.
-            load: gives some of these by name.
-        """
-        own = {self.on_disk(name): name for name in sizes}
-        whole = {disk: sizes[name] for disk, name in own.items()}
-        whole |= {name: tensor.bytes for name, tensor in self.others.items()}
+def around(
+    wrapping: Wrapping | None, sizes: Mapping[str, int], load: Load
+) -> tuple[Mapping[str, int], Load]:
+    """Bytes by name on disk of all that is to be written, and what gives tensors by these.
 
-        def load_all(names: list[str]) -> dict[str, Tensor]:
-            inner = load([own[name] for name in names if name in own])
-            return {
-                name: inner[own[name]] if name in own else _read(self.others[name], name)
-                for name in names
-            }
+    Args:
+        wrapping: what lies around the language model; None where it stands alone.
+        sizes: bytes of the language model's tensors, in the order in which they are stored.
+        load: gives some of these by name.
+    """
+    if wrapping is None:
+        return sizes, load
+    own, others = {wrapping.on_disk(name): name for name in sizes}, wrapping.others
+    whole = {disk: sizes[name] for disk, name in own.items()}
+    whole |= {name: tensor.bytes for name, tensor in others.items()}
 
-        return whole, load_all
+    def load_all(names: list[str]) -> dict[str, Tensor]:
+        inner = load([own[name] for name in names if name in own])
+        return {
+            name: inner[own[name]] if name in own else _read(others[name], name) for name in names
+        }
+
+    return whole, load_all
 
 
 def wrapping_of(path: Path, headers: Mapping[str, StoredTensor] | None = None) -> Wrapping | None:

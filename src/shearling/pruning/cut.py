@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +39,7 @@ from shearling.model.manifest import (
 )
 from shearling.model.remote_code import without_code
 from shearling.model.side_files import copy_side_files, tokenizer_files
+from shearling.model.wrapping import around
 from shearling.pruning.proof import prove, require
 from shearling.table.values import Cut, Keep, Selection
 
@@ -88,17 +88,20 @@ def cut(
     started = time.perf_counter()
     replaced = replaced or {}
     expanded = checkpoint.layout.cut(keep, checkpoint.shape)
-    sizes, load = _sizes(checkpoint, expanded), partial(_load, checkpoint, expanded, replaced)
+    sizes = _sizes(checkpoint, expanded)
+
+    def load(names: list[str]) -> dict[str, Tensor]:
+        return _load(checkpoint, expanded, names, replaced)
+
     _check(checkpoint, expanded, output, replaced.keys() - sizes.keys())
-    if checkpoint.wrapping is not None:
-        sizes, load = checkpoint.wrapping.around(sizes, load)
+    sizes, load_all = around(checkpoint.wrapping, sizes, load)
     check_space(output, sum(sizes.values()))
     with new_directory(output, progress) as staging, ThreadPoolExecutor(1) as reader:
         _write_side_files(checkpoint, expanded, staging)
         files = write_weights(
             staging,
             sizes,
-            load,
+            load_all,
             shard_bytes=shard_bytes,
             progress=progress,
         )
@@ -154,7 +157,7 @@ def _check(checkpoint: Checkpoint, cut: Cut, output: Path, unknown: Collection[s
 
 
 def _load(
-    checkpoint: Checkpoint, cut: Cut, replaced: Replaced, names: Iterable[str]
+    checkpoint: Checkpoint, cut: Cut, names: Iterable[str], replaced: Replaced
 ) -> dict[str, Tensor]:
     """Tensors of the result by name, in the order asked for; each source read once."""
     names = list(names)

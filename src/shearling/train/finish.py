@@ -18,6 +18,7 @@ from shearling.model.dtypes import torch_dtype
 from shearling.model.manifest import MANIFEST, ModelManifest, made_from, made_of
 from shearling.model.refs import ModelRef
 from shearling.model.side_files import copy_side_files, copy_without_code
+from shearling.model.wrapping import around
 from shearling.train import adapters
 from shearling.train.log import read as read_log
 from shearling.train.options import Options
@@ -87,9 +88,7 @@ def save(
             for name, tensor in tensors
         }
 
-    sizes, load = source.sizes, own
-    if source.wrapping is not None:
-        sizes, load = source.wrapping.around(sizes, own)
+    sizes, load = around(source.wrapping, source.sizes, own)
     if not world.first:
         for shard_names in plan_shards(sizes, SHARD_BYTES):
             load(shard_names)

@@ -23,7 +23,9 @@ from shearling.table.families.experts import (
 
 
 def _layout(config: Any) -> Layout:
-    dense = gated_decoder(config, qkv_bias=config.attention_bias, qk_norm=config.use_qk_norm)
+    dense = gated_decoder(
+        config, qkv_bias=config.attention_bias, qk_norm="head" if config.use_qk_norm else None
+    )
     return sigmoid_mixture(dense, config)
 
 
