@@ -15,29 +15,16 @@ from shearling.table.families.experts import (
 )
 from shearling.table.families.legal import Rule, whole_heads
 
-_ATTENTION = "model.layers.{}.self_attn"
-
 
 def _layout(config: Any) -> Layout:
     bias = config.attention_bias
-    dense = gated_decoder(config, qkv_bias=bias, o_bias=bias)
-    rows = (
-        Row.of(f"{_ATTENTION}.q_norm.weight", "norm", "heads*head_dim"),
-        Row.of(f"{_ATTENTION}.k_norm.weight", "norm", "kv_heads*head_dim"),
-        Row.of("model.layers.{}.mlp.gate.weight", "linear", "experts", "hidden"),
-    )
-    return with_experts(dense, config, (*rows, *expert_rows("mlp.experts")))
+    dense = gated_decoder(config, qkv_bias=bias, o_bias=bias, qk_norm="heads")
+    router = Row.of("model.layers.{}.mlp.gate.weight", "linear", "experts", "hidden")
+    return with_experts(dense, config, (router, *expert_rows("mlp.experts")))
 
 
 def _rules(config: Any) -> tuple[Rule, ...]:
-    """Norms over all heads of a token compute with every one of them."""
-    heads = config.num_attention_heads, config.num_key_value_heads
-    fixed = Rule(
-        ("heads", "kv_heads"),
-        f"OLMoE norms the queries of all {heads[0]} heads together, and its keys likewise",
-        lambda shape: (shape["heads"], shape["kv_heads"]) == heads,
-    )
-    return whole_heads("OLMoE"), fixed, *expert_rules(config, config.intermediate_size)
+    return whole_heads("OLMoE"), *expert_rules(config, config.intermediate_size)
 
 
 OLMOE = Family(
