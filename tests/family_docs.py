@@ -30,7 +30,7 @@ here tests prove on random models of odd geometry that
 - a repair never makes a cut worse, and leaves what was not cut alone.
 
 Checkpoints named as *published* are tried with their configuration as hubs hold it, at smaller
-sizes: opened, cut by layers, cut again by widths, trained a step, and loaded by stock transformers.
+sizes: opened, cut by layers and by widths, trained a step, and loaded by stock transformers.
 
 `head_dim` can be cut nowhere. What cannot be written in a family, such as a hidden size that heads
 do not divide, is refused with the nearest shapes that can.

@@ -1,4 +1,4 @@
-"""Checkpoints as hubs hold them, shrunk: inspected, cut twice, trained a step, and loaded again."""
+"""Checkpoints as hubs hold them, shrunk: inspected, cut, trained a step, and loaded again."""
 
 from __future__ import annotations
 
@@ -75,9 +75,9 @@ def reload(path: Path) -> Any:
     return model.eval()
 
 
-def widths(checkpoint: Checkpoint) -> Keep:
+def smaller(checkpoint: Checkpoint) -> Keep:
     """Fewer of all that may shrink; heads keep the width that hidden / heads gives."""
-    shape, frozen, layers = checkpoint.shape, checkpoint.family.frozen, checkpoint.shape["layers"]
+    shape, frozen, layers = checkpoint.shape, checkpoint.family.frozen, 3
     blocks = {"mlp": (tuple(range(3, 34)),) * layers}
     if "heads" not in frozen:
         grouped = shape.get("kv_heads") == 3
@@ -85,7 +85,7 @@ def widths(checkpoint: Checkpoint) -> Keep:
         if "kv_heads" in shape:
             blocks["kv_heads"] = ((0, 2) if grouped else (0, 1, 2, 6, 7, 8),) * layers
     model = {} if "hidden" in frozen else {"hidden": tuple(range(5, 29))}
-    return Keep(model, blocks)
+    return Keep({"layers": (0, 1, 3), **model}, blocks)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -98,8 +98,7 @@ def test_a_published_checkpoint(name: str, tmp_path: Path) -> None:
     told = inspect(source)
     assert lines(told)
     assert told["parameters"] == source.parameters
-    shallow = cut(source, Keep({"layers": (0, 1, 3)}), tmp_path / "shallow")
-    narrow = cut(shallow, widths(shallow), tmp_path / "narrow")
+    narrow = cut(source, smaller(source), tmp_path / "narrow")
     assert narrow.shape["mlp"] == 31
     assert narrow.shape["layers"] == 3
     kept = {key for key in published.raw if key != "auto_map"}
