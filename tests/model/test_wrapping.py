@@ -256,6 +256,15 @@ def test_what_is_not_known(
         Checkpoint.open(source)
 
 
+def test_a_language_model_alone_may_still_name_a_text_config(tmp_path: Path) -> None:
+    from tiny_models import tiny_model
+
+    tiny_model("gemma3").save_pretrained(tmp_path)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(raw | {"text_config": {"hidden_size": 7}}))
+    assert Checkpoint.open(tmp_path).wrapping is None
+
+
 def test_inspect_says_what_stays(wrapped: Wrapped) -> None:
     told = inspect(Checkpoint.open(wrapped("qwen2_5_vl")))
     assert told["prunable_axes"] == ["layers", "mlp"]

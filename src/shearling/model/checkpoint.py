@@ -31,7 +31,7 @@ from shearling.model.tensors import StoredTensors, Tensors
 from shearling.model.weight_files import INDEX, SINGLE, indexed_files, no_weights
 from shearling.model.wrapping import Wrapping, disk_names, plain_config, wrapping_of
 from shearling.table.axes import Layout
-from shearling.table.families import Family, Home, family_of
+from shearling.table.families import FAMILIES, Family, Home, family_of
 from shearling.table.families.wrappers import wrapper_of
 from shearling.table.values import Shape
 
@@ -83,7 +83,8 @@ class Checkpoint:
         raw = read_json(path / "config.json")
         check_config(path, raw)
         _require_plain(raw, model)
-        if wrapper_of(raw, str(model)) is not None:
+        alone = str(raw.get("model_type")) in FAMILIES
+        if not alone and wrapper_of(raw, str(model)) is not None:
             return _unwrapped(path, model)
         family = family_of(raw.get("model_type"), str(model))
         config = load_config(path)
