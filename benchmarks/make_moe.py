@@ -213,7 +213,7 @@ def write(mixture: MixtralForCausalLM, source: Path, output: Path) -> None:
 
 
 def main() -> None:
-    """Make, measure, heal, measure."""
+    """Make a mixture, write it, measure it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--experts", type=int, default=16)
     parser.add_argument("--active", type=int, default=8)
