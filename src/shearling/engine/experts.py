@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from shearling.model.checkpoint import Checkpoint
-from shearling.table.families.base import Mixture
+from shearling.table.families.base import ExpertModules
 
 
 def has_experts(checkpoint: Checkpoint, block: int) -> bool:
@@ -28,7 +28,7 @@ def has_experts(checkpoint: Checkpoint, block: int) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Reached:
+class Arrivals:
     """The tokens that reach one expert.
 
     Attributes:
@@ -61,10 +61,10 @@ class Routing:
     chosen_TP: Tensor
     shared_TK: Tensor | None = None
 
-    def reached(self, expert: int) -> Reached:
+    def reached(self, expert: int) -> Arrivals:
         """The tokens that reach an expert."""
         tokens_R, places_R = (self.chosen_TP == expert).nonzero(as_tuple=True)
-        return Reached(expert, tokens_R, self.weights_TP[tokens_R, places_R])
+        return Arrivals(expert, tokens_R, self.weights_TP[tokens_R, places_R])
 
 
 class Experts:
@@ -75,7 +75,7 @@ class Experts:
         mixture: where they are in it.
     """
 
-    def __init__(self, block: nn.Module, mixture: Mixture) -> None:
+    def __init__(self, block: nn.Module, mixture: ExpertModules) -> None:
         """Find the modules."""
         self.router = block.get_submodule(mixture.router)
         self.module: Any = block.get_submodule(mixture.experts)
@@ -177,7 +177,7 @@ class Heard:
 
 
 @contextmanager
-def listening(block: nn.Module, mixture: Mixture) -> Generator[Callable[[], Routing]]:
+def listening(block: nn.Module, mixture: ExpertModules) -> Generator[Callable[[], Routing]]:
     """Note what a block's router decides; gives a function for the batch that ran last."""
     heard = Heard()
     router = block.get_submodule(mixture.router)
@@ -197,7 +197,7 @@ def listening(block: nn.Module, mixture: Mixture) -> Generator[Callable[[], Rout
             handle.remove()
 
 
-def every(experts: Experts, routing: Routing) -> Iterator[tuple[Reached, Tensor, Tensor]]:
+def every(experts: Experts, routing: Routing) -> Iterator[tuple[Arrivals, Tensor, Tensor]]:
     """Every expert that tokens reach: these, what enters its last matrix, and what it gives."""
     for expert in range(experts.count):
         reached = routing.reached(expert)

@@ -45,7 +45,7 @@ from shearling.repair.experts import SHARED, ExpertRepair, Lack, Mended, apply
 from shearling.repair.final_norm import FittedGain, Triple, enough, fit_gain, gain_name, some_rows
 from shearling.repair.result import Repair, Solved
 from shearling.table.axes import EXPERTS
-from shearling.table.families.base import Mixture
+from shearling.table.families.base import ExpertModules
 from shearling.table.values import Cut, Keep
 
 ROUNDING = 1e-9  # share of a stream's squared norm; less is no fault of the cut
@@ -282,7 +282,7 @@ class _SideBySide:
             self._save(self._apply_experts(experts, mended, step.index), f"{step.index}.{EXPERTS}")
         return Solved(index, EXPERTS, mended.strength, mended.error_before, mended.error_after)
 
-    def _lacks(self, step: Step, half: Branch, mixture: Mixture) -> Iterator[Lack]:
+    def _lacks(self, step: Step, half: Branch, mixture: ExpertModules) -> Iterator[Lack]:
         """What the block's experts lack, batch by batch."""
         with listening(step.block, mixture) as routing:
             for number, calls in enumerate(self.cut.calls):

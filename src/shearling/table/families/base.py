@@ -83,7 +83,7 @@ class Home:
 
 
 @dataclass(frozen=True, slots=True)
-class Mixture:
+class ExpertModules:
     """The experts of a block of transformers' model.
 
     Attributes:
@@ -146,7 +146,7 @@ class Family:
     ignored: tuple[str, ...] = (".rotary_emb.inv_freq",)
     renamed: Mapping[str, str] = field(default_factory=dict)
     stacked: Mapping[str, tuple[str, int, int]] = field(default_factory=dict)
-    mixture: Mixture | None = None
+    mixture: ExpertModules | None = None
     rules: Callable[[Any], tuple[legal.Rule, ...]] = lambda config: ()
     adapt: Callable[[dict[str, Any], Any, Shape], dict[str, Any]] = lambda raw, config, shape: raw
     adapt_layers: Callable[[dict[str, Any], Any, Shape, tuple[int, ...]], dict[str, Any]] = (

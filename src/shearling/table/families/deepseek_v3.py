@@ -15,8 +15,8 @@ from shearling.table.families.base import (
     LAYERS,
     MLP,
     VOCAB,
+    ExpertModules,
     Family,
-    Mixture,
     embedding_rows,
     linear,
 )
@@ -97,7 +97,7 @@ DEEPSEEK_V3 = Family(
     },
     lambda config: _sizes(config) | sigmoid_sizes(config),
     stacked=stacks("mlp.experts"),
-    mixture=Mixture(shared="mlp.shared_experts.down_proj"),
+    mixture=ExpertModules(shared="mlp.shared_experts.down_proj"),
     rules=sigmoid_rules,
     adapt=_adapt,
     adapt_layers=fewer_leading,

@@ -6,8 +6,8 @@ from typing import Any
 
 from shearling.table.axes import Layout
 from shearling.table.families.base import (
+    ExpertModules,
     Family,
-    Mixture,
     explicit_head_dim,
     gated_decoder,
     head_dim,
@@ -36,7 +36,7 @@ GLM4_MOE = Family(
     EXPERT_KEYS | {"experts": "n_routed_experts"},
     lambda config: head_dim(config) | sigmoid_sizes(config),
     stacked=stacks("mlp.experts"),
-    mixture=Mixture(shared="mlp.shared_experts.down_proj"),
+    mixture=ExpertModules(shared="mlp.shared_experts.down_proj"),
     rules=sigmoid_rules,
     adapt=explicit_head_dim,
     adapt_layers=fewer_leading,

@@ -10,8 +10,8 @@ from typing import Any
 
 from shearling.table.axes import Layout, Row
 from shearling.table.families.base import (
+    ExpertModules,
     Family,
-    Mixture,
     explicit_head_dim,
     gated_decoder,
     head_dim,
@@ -47,7 +47,7 @@ GPT_OSS = Family(
     EXPERT_KEYS | {"experts": "num_local_experts"},
     lambda config: head_dim(config) | {"expert_mlp": config.intermediate_size},
     per_layer=("layer_types",),
-    mixture=Mixture(router="mlp.router"),
+    mixture=ExpertModules(router="mlp.router"),
     rules=lambda config: expert_rules(config, config.intermediate_size),
     adapt=explicit_head_dim,
 )

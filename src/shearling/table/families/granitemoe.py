@@ -6,8 +6,8 @@ from typing import Any
 
 from shearling.table.axes import Layout, Row
 from shearling.table.families.base import (
+    ExpertModules,
     Family,
-    Mixture,
     explicit_head_dim,
     gated_decoder,
     head_dim,
@@ -42,7 +42,9 @@ GRANITEMOE = Family(
         _INPUT: f"{_MODULE}.experts.gate_up_proj",
         _OUTPUT: f"{_MODULE}.experts.down_proj",
     },
-    mixture=Mixture("block_sparse_moe", "block_sparse_moe.router", "block_sparse_moe.experts"),
+    mixture=ExpertModules(
+        "block_sparse_moe", "block_sparse_moe.router", "block_sparse_moe.experts"
+    ),
     rules=lambda config: expert_rules(config, config.intermediate_size),
     adapt=explicit_head_dim,
     branch_scale=lambda config: config.residual_multiplier,

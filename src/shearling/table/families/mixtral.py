@@ -6,8 +6,8 @@ from typing import Any
 
 from shearling.table.axes import Layout, Row
 from shearling.table.families.base import (
+    ExpertModules,
     Family,
-    Mixture,
     explicit_head_dim,
     gated_decoder,
     head_dim,
@@ -37,7 +37,7 @@ MIXTRAL = Family(
     head_dim,
     renamed={_ROUTER: "model.layers.{}.mlp.gate.weight"},
     stacked=stacks(_MODULE, _MATRICES),
-    mixture=Mixture(),
+    mixture=ExpertModules(),
     rules=lambda config: expert_rules(config, config.intermediate_size),
     adapt=explicit_head_dim,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from shearling.table.axes import Layout, Row
-from shearling.table.families.base import Family, Mixture, gated_decoder
+from shearling.table.families.base import ExpertModules, Family, gated_decoder
 from shearling.table.families.experts import (
     EXPERT_KEYS,
     expert_rows,
@@ -34,6 +34,6 @@ OLMOE = Family(
     EXPERT_KEYS | {"experts": "num_experts", "expert_mlp": "intermediate_size"},
     lambda config: {"head_dim": config.hidden_size // config.num_attention_heads},
     stacked=stacks("mlp.experts"),
-    mixture=Mixture(),
+    mixture=ExpertModules(),
     rules=_rules,
 )

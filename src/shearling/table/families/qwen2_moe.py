@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from shearling.table.axes import Axis, Layout, Row
-from shearling.table.families.base import Family, Mixture, gated_decoder
+from shearling.table.families.base import ExpertModules, Family, gated_decoder
 from shearling.table.families.experts import (
     DENSE,
     EXPERT_KEYS,
@@ -50,7 +50,9 @@ QWEN2_MOE = Family(
     _rigid,
     per_layer=("layer_types",),
     stacked=stacks("mlp.experts"),
-    mixture=Mixture(shared="mlp.shared_expert.down_proj", shared_gate="mlp.shared_expert_gate"),
+    mixture=ExpertModules(
+        shared="mlp.shared_expert.down_proj", shared_gate="mlp.shared_expert_gate"
+    ),
     rules=lambda config: (
         whole_heads("Qwen2-MoE"),
         *expert_rules(config, config.moe_intermediate_size),

@@ -6,8 +6,8 @@ from typing import Any
 
 from shearling.table.axes import Layout, Row
 from shearling.table.families.base import (
+    ExpertModules,
     Family,
-    Mixture,
     explicit_head_dim,
     gated_decoder,
     head_dim,
@@ -67,7 +67,7 @@ QWEN3_MOE = Family(
     _rigid,
     per_layer=("layer_types",),
     stacked=stacks("mlp.experts"),
-    mixture=Mixture(),
+    mixture=ExpertModules(),
     rules=lambda config: expert_rules(config, config.moe_intermediate_size),
     adapt=explicit_head_dim,
     adapt_layers=renumbered,
