@@ -10,6 +10,7 @@ from typing import Any
 
 import shearling.table.families as package
 from real_configs import PUBLISHED
+from real_mixtures import PUBLISHED_MIXTURES
 from shearling.table.families import FAMILIES
 from shearling.table.families.wrappers import WRAPPERS
 from tiny_models import MIXTURES, VARIANTS, tiny_config
@@ -25,14 +26,17 @@ here tests prove on random models of odd geometry that
 - the table names and counts every tensor exactly;
 - a cut of every axis, written out and loaded with stock transformers, gives the logits of the
   source with the removed units masked, in one step or in several;
-- gates that are neither 0 nor 1 fold into exactly the model that computed with them;
+- gates that are neither 0 nor 1 fold into exactly the model that computed with them (models with
+  experts have no gates yet);
 - a model run block by block, from memory or from disk, is the stock model;
 - a repair never makes a cut worse, and leaves what was not cut alone.
 
 Checkpoints named as *published* are tried with their configuration as hubs hold it, at smaller
 sizes: opened, cut by layers and by widths, trained a step, and loaded by stock transformers.
 
-`head_dim` can be cut nowhere. What cannot be written in a family, such as a hidden size that heads
+Of a mixture, experts can go (as many from each block, and from each group that its router picks),
+and neurons inside experts where a checkpoint has a matrix for each; scores of experts are those
+of a loop over tokens. `head_dim` can be cut nowhere. What cannot be written in a family, such as a hidden size that heads
 do not divide, is refused with the nearest shapes that can.
 """
 WRAPPING = """## Language models inside others
@@ -75,7 +79,11 @@ def _published(model_type: str) -> list[str]:
     def inner(raw: dict[str, Any]) -> str:
         return raw.get("text_config", raw).get("model_type", raw["model_type"])
 
-    return [name for name, one in PUBLISHED.items() if inner(one.raw) == model_type]
+    return [
+        name
+        for name, one in (PUBLISHED | PUBLISHED_MIXTURES).items()
+        if inner(one.raw) == model_type
+    ]
 
 
 def _family(model_type: str) -> str:
@@ -107,7 +115,11 @@ def _wrapper(model_type: str) -> str:
     tried = [name for name in WRAPPED if name.partition("-")[0] == model_type]
     config = getattr(transformers, WRAPPED[tried[0]][0])
     inner = [f"`{WRAPPED[name][2]}`" for name in tried]
-    published = [name for name, one in PUBLISHED.items() if one.raw["model_type"] == model_type]
+    published = [
+        name
+        for name, one in (PUBLISHED | PUBLISHED_MIXTURES).items()
+        if one.raw["model_type"] == model_type
+    ]
     wrapper = WRAPPERS[model_type]
     frozen = wrapper.within(FAMILIES[WRAPPED[tried[0]][2]]).frozen
     kind: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[config]

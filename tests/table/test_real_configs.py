@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from real_configs import PUBLISHED, Published
+from real_mixtures import PUBLISHED_MIXTURES
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.inspect import inspect, lines
@@ -78,7 +79,12 @@ def reload(path: Path) -> Any:
 def smaller(checkpoint: Checkpoint) -> Keep:
     """Fewer of all that may shrink; heads keep the width that hidden / heads gives."""
     shape, frozen, layers = checkpoint.shape, checkpoint.family.frozen, 3
-    blocks = {"mlp": (tuple(range(3, 34)),) * layers}
+    blocks = {} if "experts" in shape else {"mlp": (tuple(range(3, 34)),) * layers}
+    if "experts" in shape:
+        blocks["experts"] = (tuple(e for e in range(shape["experts"]) if e % 4 != 1),) * layers
+        if shape["expert_mlp"] != 16 or not checkpoint.layout.axis["expert_mlp"].rigid:
+            kept = tuple(16 * e + i for e in blocks["experts"][0] for i in range(1, 9))
+            blocks["expert_mlp"] = (kept,) * layers
     if "heads" not in frozen:
         grouped = shape.get("kv_heads") == 3
         blocks["heads"] = ((0, 1, 2, 6, 7, 8),) * layers
@@ -88,9 +94,12 @@ def smaller(checkpoint: Checkpoint) -> Keep:
     return Keep({"layers": (0, 1, 3), **model}, blocks)
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+EVERY = PUBLISHED | PUBLISHED_MIXTURES
+
+
+@pytest.mark.parametrize("name", EVERY)
 def test_a_published_checkpoint(name: str, tmp_path: Path) -> None:
-    published = PUBLISHED[name]
+    published = EVERY[name]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         write(published, tmp_path / "source")
@@ -99,7 +108,10 @@ def test_a_published_checkpoint(name: str, tmp_path: Path) -> None:
     assert lines(told)
     assert told["parameters"] == source.parameters
     narrow = cut(source, smaller(source), tmp_path / "narrow")
-    assert narrow.shape["mlp"] == 31
+    if "experts" in source.shape:
+        assert narrow.shape["experts"] < source.shape["experts"]
+    else:
+        assert narrow.shape["mlp"] == 31
     assert narrow.shape["layers"] == 3
     kept = {key for key in published.raw if key != "auto_map"}
     assert kept <= json.loads((narrow.path / "config.json").read_text()).keys()
@@ -127,6 +139,10 @@ def test_a_published_checkpoint(name: str, tmp_path: Path) -> None:
         ({"model_type": "gemma4", "text_config": {}}, "inside 'gemma4', .* opens .*gemma3"),
         ({"model_type": "llama4", "text_config": {}}, "inside 'llama4', .* opens .*qwen3_vl"),
         ({"model_type": "qwen3_5", "text_config": {}}, "inside 'qwen3_5', .* opens"),
+        (
+            {"model_type": "gpt_oss", "quantization_config": {"quant_method": "mxfp4"}},
+            "quantised .by mxfp4.*dequantize=True",
+        ),
         ({"model_type": "falcon_h1"}, "architecture 'falcon_h1', .* CONTRIBUTING"),
         ({"model_type": "qwen3_next"}, r"it knows .* .qwen3\S* is the nearest by name., and CONTR"),
     ],

@@ -124,6 +124,11 @@ def check(training: Training, after: Shape, output: Path) -> None:
     assert isinstance(options, LearnOptions)
     source.family.check(source.config, after)
     require_smaller(after, source.shape)
+    if source.layout.routed:
+        raise ShearlingError(
+            f"{source.name} has experts, on which no gates are learned yet; use "
+            "`shearling prune --shape experts=N` and `shearling heal`."
+        )
     if after["vocab"] != source.shape["vocab"]:
         raise ShearlingError(
             f"vocab={after['vocab']} was asked for, but which tokens stay is not learned; cut the "

@@ -90,7 +90,7 @@ class Checkpoint:
         config = load_config(path)
         layout, shape = table_of(family, config, path)
         headers = stored_tensors(path, _shards(path))
-        files, dtypes = _match(layout.tensors(shape), headers, layout, family, path)
+        files, dtypes = _match(layout, shape, headers, family, path)
         _check_tied(layout, headers, path)
         tensors = StoredTensors(files)
         return Checkpoint(path, raw, config, family, layout, shape, dtypes, tensors)
@@ -187,7 +187,7 @@ def _unwrapped(path: Path, model: str | Path) -> Checkpoint:
     config = plain_config(wrapping.text, path)
     layout, shape = table_of(family, config, path)
     own = {inner: headers[name] for name in headers if (inner := wrapping.inside(name)) is not None}
-    files, dtypes = _match(layout.tensors(shape), own, layout, family, path)
+    files, dtypes = _match(layout, shape, own, family, path)
     tensors = StoredTensors(files, disk_names(wrapping, files))
     raw = dict(wrapping.text)
     return Checkpoint(
@@ -241,6 +241,12 @@ def _shards(path: Path) -> list[Path]:
 def _require_plain(raw: Mapping[str, Any], model: str | Path) -> None:
     """Raise ShearlingError if the weights are quantised: they can be measured, and not cut."""
     how = raw.get("quantization_config")
+    if isinstance(how, Mapping) and how.get("quant_method") == "mxfp4":
+        raise ShearlingError(
+            f"{model} is quantised (by mxfp4), and shearling cuts and trains unquantised weights; "
+            "load it in transformers with quantization_config=Mxfp4Config(dequantize=True), save "
+            "it, and give that."
+        )
     if isinstance(how, Mapping):
         raise ShearlingError(
             f"{model} is quantised (by {how.get('quant_method', 'some method')}), and shearling "
@@ -249,13 +255,14 @@ def _require_plain(raw: Mapping[str, Any], model: str | Path) -> None:
 
 
 def _match(
-    expected: Mapping[str, tuple[int, ...]],
-    headers: Mapping[str, StoredTensor],
     layout: Layout,
+    shape: Shape,
+    headers: Mapping[str, StoredTensor],
     family: Family,
     path: Path,
 ) -> tuple[dict[str, Path], dict[str, str]]:
     """Prove that what is stored is what the table expects, one for one."""
+    expected = layout.tensors(shape)
     for name, sizes in expected.items():
         if name not in headers:
             _check_prefix(name, headers, family, path)
@@ -273,7 +280,10 @@ def _match(
     unknown = [
         name
         for name in headers
-        if name not in expected and name not in tied and not name.endswith(family.ignored)
+        if name not in expected
+        and name not in tied
+        and not name.endswith(family.ignored)
+        and not (family.predicting and _is_behind(name, family, shape["layers"]))
     ]
     if unknown:
         raise ShearlingError(
@@ -284,6 +294,13 @@ def _match(
         {name: headers[name].file for name in expected},
         {name: headers[name].dtype for name in expected},
     )
+
+
+def _is_behind(name: str, family: Family, depth: int) -> bool:
+    """Whether a tensor belongs to a block behind the last."""
+    before, found, rest = name.partition(f"{family.blocks}.")
+    number = rest.partition(".")[0]
+    return bool(found) and not before and number.isdecimal() and int(number) >= depth
 
 
 def _check_prefix(name: str, headers: Iterable[str], family: Family, path: Path) -> None:

@@ -123,6 +123,8 @@ class Family:
         adapt_layers: the same, where it matters which blocks survive; given these as well.
         remarks: what a user should know of a Shape that can be written; from the source's
             resolved config, and the new Shape.
+        predicting: config key of how many blocks behind the last predict tokens further ahead;
+            they are no part of the model as transformers loads it, and no cut has them.
         frozen: axes that stay as they are, and why.
         rescale: how a row's values change between two Shapes, where code that we cannot change
             computes with a size; None where they do not.
@@ -153,6 +155,7 @@ class Family:
         lambda raw, config, shape, layers: raw
     )
     remarks: Callable[[Any, Shape], list[str]] = lambda config, shape: []
+    predicting: str = ""
     frozen: Mapping[str, str] = field(default_factory=dict)
     rescale: Callable[[Row, Shape, Shape], Affine | None] = lambda row, before, after: None
     post_norms: Mapping[str, str] = field(default_factory=dict)
@@ -208,7 +211,14 @@ class Family:
 
     def notes(self, config: Any, after: Shape) -> list[str]:
         """Sentences on what writing ``after`` entails that a user would not expect."""
-        return self.remarks(config, after)
+        ahead = getattr(config, self.predicting, 0) if self.predicting else 0
+        if not ahead:
+            return self.remarks(config, after)
+        return [
+            f"the {ahead} blocks behind the last, which predict tokens further ahead, are not "
+            "copied: they were trained on what the whole model gives.",
+            *self.remarks(config, after),
+        ]
 
     def write(
         self, raw: Mapping[str, Any], config: Any, shape: Shape, layers: tuple[int, ...]
@@ -235,6 +245,8 @@ class Family:
             if (values := raw.get(key) or getattr(config, key, None)) is not None
         }
         adapted = self.adapt({**raw, **changed, **lists}, config, shape)
+        if adapted.get(self.predicting):
+            adapted = {**adapted, self.predicting: 0}
         return self.adapt_layers(adapted, config, shape, layers)
 
 

@@ -99,6 +99,7 @@ DEEPSEEK_V3 = Family(
     stacked=stacks("mlp.experts"),
     mixture=ExpertModules(shared="mlp.shared_experts.down_proj"),
     rules=sigmoid_rules,
+    predicting="num_nextn_predict_layers",
     adapt=_adapt,
     adapt_layers=fewer_leading,
 )

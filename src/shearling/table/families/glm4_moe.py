@@ -38,6 +38,7 @@ GLM4_MOE = Family(
     stacked=stacks("mlp.experts"),
     mixture=ExpertModules(shared="mlp.shared_experts.down_proj"),
     rules=sigmoid_rules,
+    predicting="num_nextn_predict_layers",
     adapt=explicit_head_dim,
     adapt_layers=fewer_leading,
 )
