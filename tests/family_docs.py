@@ -36,7 +36,9 @@ sizes: opened, cut by layers and by widths, trained a step, and loaded by stock 
 
 Of a mixture, experts can go (as many from each block, and from each group that its router picks),
 and neurons inside experts where a checkpoint has a matrix for each; scores of experts are those
-of a loop over tokens. `head_dim` can be cut nowhere. What cannot be written in a family, such as a hidden size that heads
+of a loop over tokens.
+
+`head_dim` can be cut nowhere. What cannot be written in a family, such as a hidden size that heads
 do not divide, is refused with the nearest shapes that can.
 """
 WRAPPING = """## Language models inside others
