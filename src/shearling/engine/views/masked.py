@@ -58,7 +58,9 @@ def masked_logits(
         ShearlingError: ``keep`` is not possible.
     """
     cut = checkpoint.layout.cut(keep, checkpoint.shape)
-    tensors = MaskedTensors(checkpoint.tensors, cut, checkpoint.family, replaced or {})
+    of_blocks = (checkpoint.layout.block_tensors(b, checkpoint.shape) for b in cut.layers)
+    unrouted = frozenset(n for names in of_blocks for n in names if n not in cut.by_source)
+    tensors = MaskedTensors(checkpoint.tensors, cut, checkpoint.family, replaced or {}, unrouted)
     masked = replace(checkpoint, tensors=tensors, source=checkpoint)
     stream = _MaskedStream(masked, cut, place or Place.cpu(streamed=True))
     logits_BSV = logits_of(stream, ids_BS, cut.layers)
@@ -77,20 +79,22 @@ class MaskedTensors:
         cut: what survives of it.
         family: of the model that is masked; it says what is rescaled.
         replaced: target tensor name -> tensor of the result.
+        unrouted: names of the tensors of removed experts, to which the router sends nothing.
     """
 
     whole: Tensors
     cut: Cut
     family: Family
     replaced: Mapping[str, Tensor] = field(default_factory=dict)
+    unrouted: frozenset[str] = frozenset()
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         """Yield ``(name, tensor)`` in the source's geometry, removed units silenced."""
         for name, tensor in self.whole.read(names):
-            selection = self.cut.by_source.get(name)
-            if selection is None:  # a removed expert's, which the router sends nothing to
+            if name in self.unrouted:
                 yield name, tensor
                 continue
+            selection = self.cut.by_source[name]
             tensor = self._restored(selection, tensor)
             writes = STREAM in selection.row.output.axes
             yield name, _silence(tensor, selection) if writes else tensor

@@ -18,6 +18,8 @@ AXES = {
     "heads": "Query heads",
     "kv_heads": "Key/value heads",
     "mlp": "MLP neurons",
+    "experts": "Experts",
+    "expert_mlp": "Neurons of an expert",
     "head_dim": "Head dimension",
     "vocab": "Vocabulary",
 }

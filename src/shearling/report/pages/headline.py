@@ -29,11 +29,15 @@ SHORT = {  # an axis's sizes before and after, in the title
     "heads": "{} → {} heads",
     "kv_heads": "{} → {} key/value heads",
     "mlp": "MLP {} → {}",
+    "experts": "{} → {} experts",
+    "expert_mlp": "experts {} → {} wide",
     "vocab": "vocabulary {} → {}",
 }
 UNITS = {"hidden": "channels", "heads": "a block", "kv_heads": "a block", "mlp": "a block"} | {
     "layers": "kept",
     "vocab": "tokens",
+    "experts": "a block",
+    "expert_mlp": "an expert",
 }
 NO_BREAK = "\u00a0"
 IN_THE_TITLE = 3  # axes; the tiles name them all

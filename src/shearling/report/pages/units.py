@@ -25,9 +25,9 @@ def units_kept(source: Model, model: Model) -> tuple[Hashable, ...]:
 
 
 def units_section(source: Model, model: Model) -> Markup | None:
-    """Heads in rows of blocks, and the stream's channels; None where none are known to be cut."""
-    heads, channels = _heads(source, model), _channels(source, model)
-    return el("div", heads, channels, class_="units") if heads or channels else None
+    """Heads and experts in rows of blocks, and channels; None where none are known to be cut."""
+    parts = _heads(source, model), _experts(source, model), _channels(source, model)
+    return el("div", *parts, class_="units") if any(parts) else None
 
 
 def _heads(source: Model, model: Model) -> Markup | None:
@@ -45,20 +45,39 @@ def _heads(source: Model, model: Model) -> Markup | None:
     )
     beside = "" if left is None else " Beside them its MLP, which is as wide in all that stay."
     line = f"Query heads of each block{inside}.{beside}"
+    blocks = range(source.shape["layers"])
+    rows = [_row(block, kept.get(block, ()), size, each, left) for block in blocks]
+    return _rows(line, rows, size, BAR if left is not None else 0)
+
+
+def _experts(source: Model, model: Model) -> Markup | None:
+    kept = model.kept_in_blocks("experts", source.fingerprint)
+    size = source.shape.get("experts", 0)
+    if not kept or all(len(one) == size for one in kept.values()):
+        return None
+    groups = source.shape.get("expert_groups", 1)
+    inside = f", in {groups} groups that the router picks among" if groups > 1 else ""
+    blocks = range(source.shape["layers"])
     rows = [
-        _row(block, kept.get(block, ()), size, each, left)
-        for block in range(source.shape["layers"])
+        _row(block, kept.get(block, ()), size, size // groups, None, "experts") for block in blocks
     ]
+    return _rows(f"Experts of each block{inside}.", rows, size, 0)
+
+
+def _rows(line: str, rows: Sequence[Markup], size: int, beside: int) -> Markup:
+    """A sentence and a row for each block, ``size`` cells wide."""
     cells = min(WIDEST * size, MOST)
-    style = f"--cells:{cells}px;--row:{cells + BESIDE + (left is not None) * BAR}px"
+    style = f"--cells:{cells}px;--row:{cells + BESIDE + beside}px"
     return el(
         "div", el("p", line, class_="small muted"), el("ol", rows, class_="rows", style=style)
     )
 
 
-def _row(block: int, kept: Sequence[int], size: int, each: int, left: float | None) -> Markup:
+def _row(
+    block: int, kept: Sequence[int], size: int, each: int, left: float | None, what: str = "heads"
+) -> Markup:
     gone = sorted(set(range(size)) - set(kept))
-    said = f"block {block}" + (f", removed heads: {ranges(gone)}" if kept else ", removed")
+    said = f"block {block}" + (f", removed {what}: {ranges(gone)}" if kept else ", removed")
     full = el("i", style=f"width:{100 * (left or 0):.2f}%") if kept else None
     return el(
         "li",
