@@ -26,7 +26,7 @@ from shearling.engine.ranks import Ranks
 from shearling.engine.states import States
 
 SHARED = -1  # its number among the experts
-SWEEPS = 2  # over the experts of a block; a third gained nothing (LOG.md, 2026-11-27)
+SWEEPS = 2  # over the experts of a block; more gain nothing (LOG.md, 2026-11-27)
 _MISSING, _SHARED = "experts missing", "shared expert's inputs"
 
 
