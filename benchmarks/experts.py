@@ -41,7 +41,10 @@ WINDOWS, WINDOW = 8, 512
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--left", default="12,8", help="experts that stay, by row")
-    parser.add_argument("--by", default=",".join(CRITERIA))
+    parser.add_argument(
+        "--by", default=",".join(CRITERIA),
+        help="criteria; 'neurons' takes as many parameters out of all experts instead",
+    )  # fmt: skip
     parser.add_argument("--samples", type=int, default=SAMPLES)
     parser.add_argument("--name", default="experts")
     parser.add_argument("--again", action="store_true", help="forget the rows there are")
@@ -86,14 +89,19 @@ class Measuring:
         if not missing:
             return
         started = time.perf_counter()
-        sums, _ = routed(self.stream, self.ids_NS, "scoring")
+        sums, energies = routed(self.stream, self.ids_NS, "scoring")
         seconds = round(time.perf_counter() - started, 1)
         for left, by, repair in missing:
-            values = tuple(tuple(find(by, "experts").function(s).tolist()) for s in sums)
             shape = self.source.shape
+            if by == "neurons":
+                axis, size = "expert_mlp", shape["expert_mlp"] * left // shape["experts"]
+                values = tuple(tuple(energy.flatten().tolist()) for energy in energies)
+            else:
+                axis, size = "experts", left
+                values = tuple(tuple(find(by, "experts").function(s).tolist()) for s in sums)
             keep = keep_units(
-                {"experts": Scores(by, "experts", values)}, self.source.layout, shape,
-                shape.with_(experts=left), tuple(range(shape["layers"])),
+                {axis: Scores(by, axis, values)}, self.source.layout, shape,
+                shape.with_(**{axis: size}), tuple(range(shape["layers"])),
             )  # fmt: skip
             row = {"experts": left, "by": by, "repair": repair, "seconds_scoring": seconds}
             self.measure(row, keep)

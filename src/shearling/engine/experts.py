@@ -61,6 +61,17 @@ class Routing:
     chosen_TP: Tensor
     shared_TK: Tensor | None = None
 
+    def part(self, rows: slice) -> Routing:
+        """Of some of the tokens, without what enters a shared expert."""
+        tensors = (self.x_TD, self.logits_TE, self.weights_TP, self.chosen_TP)
+        return Routing(*(tensor[rows] for tensor in tensors))
+
+    def dense(self, experts: int | None = None) -> Tensor:
+        """The weight of every expert for every token (T, E), zero for those not chosen."""
+        count = self.logits_TE.shape[1] if experts is None else experts
+        weights_TE = self.weights_TP.new_zeros(len(self.chosen_TP), count, dtype=torch.float32)
+        return weights_TE.scatter(1, self.chosen_TP, self.weights_TP.float())
+
     def reached(self, expert: int) -> Arrivals:
         """The tokens that reach an expert."""
         tokens_R, places_R = (self.chosen_TP == expert).nonzero(as_tuple=True)

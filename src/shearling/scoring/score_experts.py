@@ -24,6 +24,7 @@ from shearling.scoring.scores import Scores
 from shearling.table.axes import EXPERT_MLP, EXPERTS
 
 EXPERT_AXES = (EXPERTS, EXPERT_MLP)
+OUTPUT_BYTES = 2**27  # of what all experts give, kept at a time
 
 
 @torch.inference_mode()
@@ -121,7 +122,6 @@ def _add(
 ) -> None:
     """Add a batch's tokens to the sums."""
     tokens_E, norm_E, weighted_E, lost_E = sums_XE
-    given = Given(experts, routing)
     for reached, a_RK, out_RD in every(experts, routing):
         expert, norm_R = reached.expert, out_RD.float().norm(dim=-1)
         tokens_E[expert] += len(norm_R)
@@ -131,45 +131,42 @@ def _add(
         energy_EK[expert] += (scale_R @ a_RK.float().square()).double().cpu()
     if experts.count <= routing.chosen_TP.shape[1]:
         return  # none can go
-    whole_TD = given(routing, torch.arange(len(routing.x_TD), device=routing.x_TD.device))
+    for tokens_N in torch.arange(len(routing.x_TD)).split(_tokens_at_once(experts, routing)):
+        rows = slice(int(tokens_N[0]), int(tokens_N[-1]) + 1)
+        lost_E += _lost(experts, routing.part(rows), weight_T[rows])
+
+
+def _tokens_at_once(experts: Experts, routing: Routing) -> int:
+    """How many tokens' outputs, of every expert, are held together."""
+    return max(1, OUTPUT_BYTES // (4 * experts.count * routing.x_TD.shape[1]))
+
+
+def _lost(experts: Experts, routing: Routing, weight_T: Tensor) -> Tensor:
+    """By expert (E), the sum of w ||y' - y||^2 over its tokens, y' what they get without it.
+
+    With d the change of a token's weights of all experts and G the products of what these give
+    for it, that is w d^T G d; experts whose weight never changes are not run.
+    """
+    whole_TE = routing.dense()
+    changes: list[tuple[Tensor, Tensor]] = []
+    wanted_TE = torch.zeros_like(whole_TE, dtype=torch.bool)
     for expert in range(experts.count):
         tokens_R = routing.reached(expert).tokens_R
+        change_RE = whole_TE.new_zeros(0, experts.count)
         if len(tokens_R):
             changed = without(experts.router, routing.x_TD[tokens_R], expert)
-            lost_RD = given(changed, tokens_R) - whole_TD[tokens_R]
-            lost_R = weight_T[tokens_R] * lost_RD.square().sum(-1)
-            lost_E[expert] += lost_R.sum(dtype=torch.float64).cpu()
-
-
-class Given:
-    """What experts give, together, for tokens of a batch; each runs a token once at most."""
-
-    def __init__(self, experts: Experts, routing: Routing) -> None:
-        """Nothing is run yet."""
-        self.experts, self.routing = experts, routing
-        self._known: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def __call__(self, routing: Routing, tokens_R: Tensor) -> Tensor:
-        """The sum (R, D) over the experts chosen in ``routing`` of tokens ``tokens_R``."""
-        out_RD = torch.zeros_like(routing.x_TD, dtype=torch.float32)
-        for expert in range(self.experts.count):
-            reached = routing.reached(expert)
-            if len(reached.tokens_R):
-                f_RD = self._outputs(expert, tokens_R[reached.tokens_R])
-                out_RD.index_add_(0, reached.tokens_R, reached.weights_R.float()[:, None] * f_RD)
-        return out_RD
-
-    def _outputs(self, expert: int, tokens_R: Tensor) -> Tensor:
-        x_TD = self.routing.x_TD
-        if expert not in self._known:
-            self._known[expert] = (
-                torch.zeros(len(x_TD), dtype=torch.bool, device=x_TD.device),
-                torch.empty_like(x_TD, dtype=torch.float32),
-            )
-        known_T, f_TD = self._known[expert]
-        new_N = tokens_R[~known_T[tokens_R]]
-        if len(new_N):
-            a_NK = self.experts.neurons(expert, x_TD[new_N])
-            f_TD[new_N] = self.experts.written(expert, a_NK).float()
-            known_T[new_N] = True
-        return f_TD[tokens_R]
+            change_RE = changed.dense(experts.count) - whole_TE[tokens_R]
+            wanted_TE[tokens_R] |= change_RE != 0
+        changes.append((tokens_R, change_RE))
+    given_TED = whole_TE.new_zeros(*whole_TE.shape, routing.x_TD.shape[1])
+    for expert in range(experts.count):
+        tokens_R = wanted_TE[:, expert].nonzero().flatten()
+        if len(tokens_R):
+            a_RK = experts.neurons(expert, routing.x_TD[tokens_R])
+            given_TED[tokens_R, expert] = experts.written(expert, a_RK).float()
+    gram_TEE = given_TED @ given_TED.mT
+    lost = []
+    for tokens_R, change_RE in changes:
+        square_R = (change_RE[:, None] @ gram_TEE[tokens_R] @ change_RE[:, :, None]).flatten()
+        lost.append((weight_T[tokens_R] * square_R).sum(dtype=torch.float64))
+    return torch.stack(lost).cpu()
