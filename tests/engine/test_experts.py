@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
@@ -72,7 +72,7 @@ def routers(model: nn.Module) -> Iterator[tuple[int, nn.Module]]:
 
 
 @contextmanager
-def unwanted(model: nn.Module, gone: dict[int, list[int]]) -> Iterator[None]:
+def unwanted(model: nn.Module, gone: dict[int, list[int]]) -> Generator[None]:
     """Routers that believe some experts' logits to be minus infinity."""
     handles = []
     linear = nn.functional.linear
