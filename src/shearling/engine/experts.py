@@ -48,7 +48,6 @@ class Routing:
 
     Attributes:
         x_TD: what entered the router and the experts.
-        logits_TE: the router's logits.
         weights_TP: of the chosen experts.
         chosen_TP: their numbers.
         shared_TK: what enters the last matrix of the shared expert, times its weight; None
@@ -56,20 +55,17 @@ class Routing:
     """
 
     x_TD: Tensor
-    logits_TE: Tensor
     weights_TP: Tensor
     chosen_TP: Tensor
     shared_TK: Tensor | None = None
 
     def part(self, rows: slice) -> Routing:
         """Of some of the tokens, without what enters a shared expert."""
-        tensors = (self.x_TD, self.logits_TE, self.weights_TP, self.chosen_TP)
-        return Routing(*(tensor[rows] for tensor in tensors))
+        return Routing(self.x_TD[rows], self.weights_TP[rows], self.chosen_TP[rows])
 
-    def dense(self, experts: int | None = None) -> Tensor:
-        """The weight of every expert for every token (T, E), zero for those not chosen."""
-        count = self.logits_TE.shape[1] if experts is None else experts
-        weights_TE = self.weights_TP.new_zeros(len(self.chosen_TP), count, dtype=torch.float32)
+    def dense(self, experts: int) -> Tensor:
+        """The weight of each of so many experts for every token (T, E), zero if not chosen."""
+        weights_TE = self.weights_TP.new_zeros(len(self.chosen_TP), experts, dtype=torch.float32)
         return weights_TE.scatter(1, self.chosen_TP, self.weights_TP.float())
 
     def reached(self, expert: int) -> Arrivals:
@@ -143,10 +139,10 @@ def without(router: nn.Module, x_TD: Tensor, expert: int) -> Routing:
         bias_E = router.get_buffer("e_score_correction_bias").clone()
         bias_E[expert] = -torch.inf
         vars(unwanted)["_buffers"] = {**router._buffers, "e_score_correction_bias": bias_E}
-        return Routing(x_TD, *unwanted.forward(x_TD))
+        return Routing(x_TD, *unwanted.forward(x_TD)[1:])
     count = len(router.weight)  # ty: ignore[invalid-argument-type]
     kept_E = torch.tensor([e for e in range(count) if e != expert], device=x_TD.device)
-    return Routing(x_TD, *narrowed(router, kept_E, x_TD))
+    return Routing(x_TD, *narrowed(router, kept_E, x_TD)[1:])
 
 
 def _product(x: Tensor, weight: Tensor, *, transposed: bool) -> Tensor:
@@ -168,7 +164,7 @@ class Heard:
 
     def note(self, _: nn.Module, args: tuple[Tensor, ...], out: tuple[Tensor, ...]) -> None:
         """A router has decided."""
-        self.routings.append((args[0].flatten(0, -2).detach(), *out))
+        self.routings.append((args[0].flatten(0, -2).detach(), *out[1:]))
 
     def note_shared(self, _: nn.Module, args: tuple[Tensor, ...]) -> None:
         """The last matrix of the shared expert is reached."""

@@ -64,6 +64,11 @@ def held_apart(
     ]
 
 
+def inverse_energy(h_TD: Tensor) -> Tensor:
+    """Weights (...) by which every token's state (..., D) counts alike, however long it is."""
+    return 1 / h_TD.square().sum(-1).clamp_min(1e-12)
+
+
 class Moments:
     """Weighted second moments of inputs and of what is missing, summed over batches."""
 

@@ -68,7 +68,7 @@ class ExpertRepair:
     """The experts of one block, and what they lack on all tokens.
 
     Args:
-        experts: their modules; changed in place.
+        experts: their modules; whoever asks has them compute with what is found (:func:`apply`).
         states: where what is missing waits.
         ranks: who share the tokens.
         start: strength to begin the search with.

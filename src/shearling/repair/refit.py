@@ -31,6 +31,7 @@ from shearling.engine.moments import (
     correct,
     held_apart,
     held_rows,
+    inverse_energy,
 )
 from shearling.engine.ranks import ALONE
 from shearling.engine.states import States
@@ -291,7 +292,7 @@ class _SideBySide:
                 wanted_BSE = self.states.get((half.axis, "stream"), number)
                 # What is missing from the experts' sum, whose errors are the stream's all the same.
                 missing_BSE = (wanted_BSE - after_BSE) / half.scale
-                weight_T = _inverse_energy(wanted_BSE).flatten() * half.scale**2
+                weight_T = inverse_energy(wanted_BSE).flatten() * half.scale**2
                 yield Lack(routing(), missing_BSE.flatten(0, 1), weight_T, self.held[number])
 
     def _apply_experts(self, experts: Experts, mended: Mended, target: int) -> dict[str, Tensor]:
@@ -338,7 +339,7 @@ class _SideBySide:
                     own_BSE = self.states.get((half.axis, "own"), number)
                 if self.additive:
                     wanted_BSE = self.states.get((half.axis, "stream"), number)
-                    w_BS = _inverse_energy(wanted_BSE)
+                    w_BS = inverse_energy(wanted_BSE)
                     for before in self.halves[: self.halves.index(half)]:
                         h_BSE = h_BSE + seen.contributions[before.axis]
                     y_BSE = wanted_BSE - h_BSE
@@ -349,7 +350,7 @@ class _SideBySide:
                         self.states.put((half.axis, "before"), number, h_BSE)
                 else:
                     assert own_BSE is not None
-                    y_BSE, w_BS = own_BSE, _inverse_energy(own_BSE)
+                    y_BSE, w_BS = own_BSE, inverse_energy(own_BSE)
                 if gain is not None:
                     assert own_BSE is not None
                     y_BSE, w_BS = before_norm(y_BSE, own_BSE, w_BS, gain)
@@ -451,11 +452,6 @@ def _not_finite(index: int) -> ShearlingError:
         f"block {index} gives states that are not finite numbers on the calibration text; "
         "its weights hold NaN or infinity, or overflow: fetch the checkpoint again."
     )
-
-
-def _inverse_energy(h_BSE: Tensor) -> Tensor:
-    """Weights (B, S) by which every token's state counts alike, however long it is."""
-    return 1 / h_BSE.square().sum(-1).clamp_min(1e-12)
 
 
 def _linear(writer: nn.Module, x_BSK: Tensor) -> Tensor:

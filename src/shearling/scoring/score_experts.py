@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from shearling.engine.experts import Experts, Routing, every, has_experts, listening, without
+from shearling.engine.moments import inverse_energy
 from shearling.engine.ranks import Ranks
 from shearling.engine.states import States
 from shearling.engine.stream import BlockStream
@@ -108,7 +109,7 @@ def _sums(step: Step, stream: BlockStream, ranks: Ranks) -> tuple[Routed, Tensor
         for run in step.passes:
             check_state(step.index, run.after_BSD)
             routing = routing_of()
-            weight_T = 1 / run.after_BSD.flatten(0, 1).float().square().sum(-1).clamp_min(1e-12)
+            weight_T = inverse_energy(run.after_BSD.flatten(0, 1).float())
             _add(sums_XE, energy_EK, experts, routing, weight_T)
     ranks.add(*sums_XE, energy_EK)
     columns_EK = torch.stack(
@@ -147,7 +148,7 @@ def _lost(experts: Experts, routing: Routing, weight_T: Tensor) -> Tensor:
     With d the change of a token's weights of all experts and G the products of what these give
     for it, that is w d^T G d; experts whose weight never changes are not run.
     """
-    whole_TE = routing.dense()
+    whole_TE = routing.dense(experts.count)
     changes: list[tuple[Tensor, Tensor]] = []
     wanted_TE = torch.zeros_like(whole_TE, dtype=torch.bool)
     for expert in range(experts.count):

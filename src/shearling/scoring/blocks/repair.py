@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from shearling.engine.branches import branches, watching
-from shearling.engine.moments import HELD_OUT, Moments, correct, held_apart
+from shearling.engine.moments import HELD_OUT, Moments, correct, held_apart, inverse_energy
 from shearling.engine.states import MAIN, Key, States
 from shearling.engine.stream import BlockStream
 from shearling.engine.walk import Step, Text, forward
@@ -188,7 +188,7 @@ class _Gaps:
             wanted_TD = self.states.get(MAIN, number).flatten(0, 1)
             missing_TD = wanted_TD - self.states.get((OUTPUTS, before), number).flatten(0, 1)
             x_TK = self.states.get((INPUTS, before), number).flatten(0, 1).float()
-            moments.add(x_TK, missing_TD, 1 / wanted_TD.square().sum(-1).clamp_min(1e-12))
+            moments.add(x_TK, missing_TD, inverse_energy(wanted_TD))
         moments.add_up(self.ranks)
         return moments
 

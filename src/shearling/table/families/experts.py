@@ -29,24 +29,31 @@ MATRICES = ("gate_proj", "up_proj", "down_proj")
 _BLOCK = "model.layers.{}"
 
 
-def expert_rows(
-    module: str, matrices: tuple[str, str, str] = MATRICES, *, kind: str | None = None
+def mlp_rows(
+    module: str, width: str, matrices: tuple[str, str, str] = MATRICES, *, kind: str | None = None
 ) -> tuple[Row, ...]:
-    """The matrices of every expert in ``module``, a path inside a block."""
-    gate, up, down = (f"{_BLOCK}.{module}.{{}}.{name}.weight" for name in matrices)
+    """The matrices of a gated MLP of ``width`` neurons at ``module``, a path inside a block."""
+    gate, up, down = (f"{_BLOCK}.{module}.{name}.weight" for name in matrices)
     return (
-        Row.of(gate, "linear", "expert_mlp", "hidden", kind=kind),
-        Row.of(up, "linear", "expert_mlp", "hidden", kind=kind),
-        Row.of(down, "linear", "hidden", "expert_mlp", kind=kind),
+        Row.of(gate, "linear", width, "hidden", kind=kind),
+        Row.of(up, "linear", width, "hidden", kind=kind),
+        Row.of(down, "linear", "hidden", width, kind=kind),
     )
 
 
+def expert_rows(
+    module: str, matrices: tuple[str, str, str] = MATRICES, *, kind: str | None = None
+) -> tuple[Row, ...]:
+    """The matrices of every expert in ``module``."""
+    return mlp_rows(f"{module}.{{}}", EXPERT_MLP, matrices, kind=kind)
+
+
 def stacks(
-    module: str, matrices: tuple[str, str, str] = MATRICES, held_in: str = "mlp.experts"
+    module: str, matrices: tuple[str, str, str] = MATRICES
 ) -> dict[str, tuple[str, int, int]]:
     """Where transformers' model holds the matrices of :func:`expert_rows`."""
     gate, up, down = (f"{_BLOCK}.{module}.{{}}.{name}.weight" for name in matrices)
-    joined, written = (f"{_BLOCK}.{held_in}.{name}" for name in ("gate_up_proj", "down_proj"))
+    joined, written = (f"{_BLOCK}.mlp.experts.{name}" for name in ("gate_up_proj", "down_proj"))
     return {gate: (joined, 0, 2), up: (joined, 1, 2), down: (written, 0, 1)}
 
 
@@ -90,14 +97,9 @@ def with_experts(
     )
 
 
-def shared_rows(module: str, width: str, *, kind: str | None = None) -> tuple[Row, ...]:
-    """The matrices of the expert that every token meets, ``width`` neurons wide."""
-    gate, up, down = (f"{_BLOCK}.{module}.{name}.weight" for name in MATRICES)
-    return (
-        Row.of(gate, "linear", width, "hidden", kind=kind),
-        Row.of(up, "linear", width, "hidden", kind=kind),
-        Row.of(down, "linear", "hidden", width, kind=kind),
-    )
+def dense_width(config: Any, kinds: tuple[str, ...]) -> dict[str, int]:
+    """The width of the MLP of blocks without experts, if there are such blocks."""
+    return {"mlp": config.intermediate_size} if DENSE in kinds else {}
 
 
 def leading_kinds(config: Any) -> tuple[str, ...]:
@@ -125,9 +127,7 @@ def sigmoid_mixture(dense: Layout, config: Any) -> Layout:
         Row.of(f"{_BLOCK}.{module}.gate.weight", "linear", EXPERTS, "hidden", kind=kind),
         Row.of(f"{_BLOCK}.{module}.gate.e_score_correction_bias", "bias", EXPERTS, kind=kind),
         *expert_rows(f"{module}.experts", kind=kind),
-        *shared_rows(
-            f"{module}.shared_experts", f"{config.n_shared_experts}*{EXPERT_MLP}", kind=kind
-        ),
+        *mlp_rows(f"{module}.shared_experts", f"{config.n_shared_experts}*{EXPERT_MLP}", kind=kind),
     )
     # The config gives the shared experts' width as so many times that of one expert.
     return with_experts(
@@ -150,8 +150,7 @@ def sigmoid_rules(config: Any) -> tuple[Rule, ...]:
 def sigmoid_sizes(config: Any) -> dict[str, int]:
     """Sizes of such a mixture's axes that a cut leaves alone."""
     sizes = {EXPERT_MLP: config.moe_intermediate_size}
-    if DENSE in leading_kinds(config):
-        sizes["mlp"] = config.intermediate_size
+    sizes |= dense_width(config, leading_kinds(config))
     return sizes | ({GROUPS.name: config.n_group} if config.n_group > 1 else {})
 
 

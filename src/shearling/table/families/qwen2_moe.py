@@ -7,12 +7,12 @@ from typing import Any
 from shearling.table.axes import Axis, Layout, Row
 from shearling.table.families.base import ExpertModules, Family, gated_decoder
 from shearling.table.families.experts import (
-    DENSE,
     EXPERT_KEYS,
     SPARSE,
+    dense_width,
     expert_rows,
     expert_rules,
-    shared_rows,
+    mlp_rows,
     stacks,
     with_experts,
 )
@@ -26,7 +26,7 @@ def _layout(config: Any) -> Layout:
     rows = (
         Row.of(f"{_MLP}.gate.weight", "linear", "experts", "hidden", kind=SPARSE),
         *expert_rows("mlp.experts", kind=SPARSE),
-        *shared_rows("mlp.shared_expert", "shared_mlp", kind=SPARSE),
+        *mlp_rows("mlp.shared_expert", "shared_mlp", kind=SPARSE),
         Row.of(f"{_MLP}.shared_expert_gate.weight", "linear", "1", "hidden", kind=SPARSE),
     )
     dense = gated_decoder(config, qkv_bias=config.qkv_bias)
@@ -39,7 +39,7 @@ def _rigid(config: Any) -> dict[str, int]:
         "head_dim": config.hidden_size // config.num_attention_heads,
         "shared_mlp": config.shared_expert_intermediate_size,
     }
-    return sizes | ({"mlp": config.intermediate_size} if DENSE in kinds(config) else {})
+    return sizes | dense_width(config, kinds(config))
 
 
 QWEN2_MOE = Family(

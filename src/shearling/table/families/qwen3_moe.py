@@ -16,6 +16,7 @@ from shearling.table.families.experts import (
     DENSE,
     EXPERT_KEYS,
     SPARSE,
+    dense_width,
     expert_rows,
     expert_rules,
     stacks,
@@ -45,7 +46,7 @@ def _layout(config: Any) -> Layout:
 
 
 def _rigid(config: Any) -> dict[str, int]:
-    return head_dim(config) | ({"mlp": config.intermediate_size} if DENSE in kinds(config) else {})
+    return head_dim(config) | dense_width(config, kinds(config))
 
 
 def renumbered(
