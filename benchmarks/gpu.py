@@ -24,8 +24,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import gpu_commands
 import gpu_rows as rows
 
+ROWS = rows.ROWS | gpu_commands.ROWS
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -52,7 +54,7 @@ def run(names: list[str], bench: rows.Bench, output: Path, *, again: bool, limit
     ends = time.perf_counter() + limit
     for name in names:
         row: Callable[[rows.Bench], dict[str, Any]]
-        seconds, row = rows.ROWS[name]
+        seconds, row = ROWS[name]
         left = ends - time.perf_counter()
         if not again and "error" not in results.get(name, {"error": "none yet"}):
             continue
@@ -75,18 +77,19 @@ def run(names: list[str], bench: rows.Bench, output: Path, *, again: bool, limit
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", default=",".join(rows.ROWS), help="which, separated by commas")
+    parser.add_argument("--rows", default=",".join(ROWS), help="which, separated by commas")
     parser.add_argument("--again", action="store_true", help="take rows again that have figures")
     parser.add_argument("--tiny", action="store_true", help="a small model, to try the script")
     parser.add_argument("--limit", type=float, default=420, help="seconds for all rows together")
     parser.add_argument("--scratch", type=Path, help="where the 13.5 GB model is put and kept")
     parser.add_argument("--pieces", type=Path, help="a folder with SmolLM2's file, or pieces of it")
+    parser.add_argument("--reference", type=Path, help="row smollm2 of a CPU, to compare with")
     parser.add_argument("--output", type=Path, default=RESULTS / "gpu.json")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         scratch = options.scratch or Path(folder)
         scratch.mkdir(parents=True, exist_ok=True)
-        bench = rows.Bench(scratch, options.tiny, options.pieces)
+        bench = rows.Bench(scratch, options.tiny, options.pieces, options.reference)
         run(options.rows.split(","), bench, options.output, again=options.again,
             limit=options.limit)  # fmt: skip
 

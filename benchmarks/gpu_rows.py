@@ -5,12 +5,9 @@ Shapes: N sequences of S tokens.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -38,11 +35,6 @@ LLAMA_2_7B = {
     "num_key_value_heads": 32, "intermediate_size": 11008, "vocab_size": 32000,
     "max_position_embeddings": 4096,
 }  # fmt: skip
-SMOLLM2 = {
-    "hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9,
-    "num_key_value_heads": 3, "intermediate_size": 1536, "vocab_size": 49152,
-    "max_position_embeddings": 2048,
-}  # fmt: skip
 TINY = {
     "hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 8,
     "num_key_value_heads": 4, "intermediate_size": 352, "vocab_size": 300,
@@ -58,12 +50,15 @@ class Bench:
     Attributes:
         scratch: where models are put.
         tiny: a small model in place of the 7B.
-        pieces: a folder with SmolLM2's GGUF file, whole or in pieces.
+        pieces: a folder with SmolLM2's GGUF file in pieces, ``smol.00`` and so on, the text
+            ``cal.jsonl`` to calibrate on and ``held.jsonl`` to evaluate on.
+        reference: what row ``smollm2`` wrote on a CPU.
     """
 
     scratch: Path
     tiny: bool
     pieces: Path | None
+    reference: Path | None = None
 
     @cached_property
     def path(self) -> Path:
@@ -142,15 +137,6 @@ def write_model(path: Path, sizes: dict[str, Any]) -> None:
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     raw.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=raw).save_pretrained(path)
-
-
-def text_file(bench: Bench) -> Path:
-    """The documentation of this repository, one record a file."""
-    docs = Path(__file__).resolve().parents[1]
-    texts = [file.read_text() for file in sorted([*docs.glob("*.md"), *docs.glob("docs/*.md")])]
-    file = bench.scratch / "text.jsonl"
-    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return file
 
 
 # --- rows ----------------------------------------------------------------------------------------
@@ -370,96 +356,7 @@ def repair(bench: Bench) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def default_prune(bench: Bench) -> dict[str, Any]:
-    """``shearling prune --params 0.8x`` with all defaults, start-up included."""
-    return _command(bench, bench.path, "--params", "0.8x")
-
-
-def default_prune_small(bench: Bench) -> dict[str, Any]:
-    """The same of SmolLM2's shape, with random weights."""
-    path = bench.scratch / "smollm2-shape"
-    write_model(path, TINY if bench.tiny else SMOLLM2)
-    return _command(bench, path, "--params", "0.8x")
-
-
-def default_prune_capped(bench: Bench) -> dict[str, Any]:
-    """The same within 1.3 times the weights."""
-    return _command(bench, bench.path, "--params", "0.8x", "--memory", "17.5GB")
-
-
-def default_prune_pinned(bench: Bench) -> dict[str, Any]:
-    """The same with 12 GiB of the device."""
-    return _command(bench, bench.path, "--params", "0.8x", "--memory", "12GB")
-
-
-def _command(bench: Bench, model: Path, *more: str) -> dict[str, Any]:
-    """One command as a user gives it: its seconds, and the device's memory while it ran."""
-    output = bench.scratch / "out"
-    subprocess.run(["rm", "-rf", output], check=True)
-    text = text_file(bench)
-    small = ("--samples", "8", "--length", "64", "--written", "8") if bench.tiny else ()
-    peak = _DevicePeak()
-    command = [
-        sys.executable, "-m", "shearling.cli", "prune", str(model), *more, "--calibration",
-        str(text), "--output", str(output), *small,
-    ]  # fmt: skip
-    seconds, said = _said(command)
-    used = peak.stop()
-    manifest = json.loads((output / "shearling.json").read_text())
-    subprocess.run(["rm", "-rf", output], check=True)
-    return {
-        "seconds": seconds, "device_peak_gib": used, "shape": manifest["shape"],
-        "proof": manifest["proof"], "said": said,
-    }  # fmt: skip
-
-
-def _said(command: list[str]) -> tuple[float, list[str]]:
-    """Run a command: its seconds, and its messages with the second at which each came."""
-    started = time.perf_counter()
-    said = []
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as it:
-        assert it.stderr is not None
-        try:
-            for line in it.stderr:
-                said.append(f"{time.perf_counter() - started:.1f} {line.strip()}")
-                print(said[-1], flush=True)
-        except BaseException:
-            it.kill()
-            raise
-    if it.returncode:
-        raise RuntimeError("\n".join(said[-20:]))
-    return round(time.perf_counter() - started, 1), said
-
-
-class _DevicePeak:
-    """The most memory in use on the device, asked for every 50 ms; of all processes."""
-
-    def __init__(self) -> None:
-        self.most, self._going = 0, torch.cuda.is_available()
-        empty_cache()
-        self._before = self._used()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> float:
-        """GiB above what was in use before."""
-        self._going = False
-        self._thread.join()
-        return round((self.most - self._before) / GIB, 2)
-
-    def _used(self) -> int:
-        if not torch.cuda.is_available():
-            return 0
-        free, total = torch.cuda.mem_get_info()
-        return total - free
-
-    def _watch(self) -> None:
-        while self._going:
-            self.most = max(self.most, self._used())
-            time.sleep(0.05)
-
-
-# Row -> seconds that it may take, and its function.
+# Row -> seconds that it may take, and its function; gpu_commands.py has those of whole commands.
 ROWS: dict[str, tuple[float, Callable[[Bench], dict[str, Any]]]] = {
     "matrix_product": (20, matrix_product),
     "correct": (60, correct),
@@ -468,8 +365,4 @@ ROWS: dict[str, tuple[float, Callable[[Bench], dict[str, Any]]]] = {
     "fisher_energy": (40, fisher_energy),
     "runs_of_two": (60, runs_of_two),
     "repair": (120, repair),
-    "default_prune": (150, default_prune),
-    "default_prune_small": (60, default_prune_small),
-    "default_prune_capped": (200, default_prune_capped),
-    "default_prune_pinned": (300, default_prune_pinned),
 }

@@ -34,6 +34,7 @@ from common import source_directory
 from moe_measure import figures, record
 from moe_split import Mlp, centred_ridge, contributions, equal_clusters, ridge, seen_firing, shares
 from moe_text import calibration_rows
+from shearling.engine.devices import own_device
 from shearling.model.loading import load_model, load_tokenizer
 
 BATCH = 16  # windows at a time
@@ -106,8 +107,8 @@ def split_model(
     source: LlamaForCausalLM, ids_NL: Tensor, split: Split, told: Callable[[str], None] = print
 ) -> MixtralForCausalLM:
     """The mixture, fitted block by block on windows of tokens."""
-    mixture = mixture_of(source, split)
-    positions = torch.arange(ids_NL.shape[1])[None]
+    mixture = mixture_of(source, split).to(ids_NL.device)
+    positions = torch.arange(ids_NL.shape[1], device=ids_NL.device)[None]
     source_NLC = source.model.embed_tokens(ids_NL)
     rotary = source.model.rotary_emb(source_NLC, positions)
     mixture_NLC = source_NLC.clone()
@@ -180,7 +181,7 @@ def fit_block(
     scale_T1 = weight_T.sqrt()[:, None]
     firing_TU = neurons_TU.abs() * mlp.down_CU.norm(dim=0) * scale_T1
     features_UC = seen_firing(x_TC, firing_TU, split.router_ridge)
-    clusters_U = equal_clusters(features_UC, split.experts, seed)
+    clusters_U = equal_clusters(features_UC.cpu(), split.experts, seed).to(x_TC.device)
     written_TE = contributions(neurons_TU, mlp.down_CU, clusters_U, split.experts) * scale_T1
     written_TE -= split.evenness * written_TE.mean(0)
     router_EC = ridge(x_TC, written_TE, split.router_ridge).T
@@ -225,8 +226,9 @@ def main() -> None:
     split = Split(given.experts, given.active, given.tokens, seed=given.seed)
     data, directory = Path(os.environ["SHEARLING_BENCH_DATA"]), source_directory()
     tokenizer = load_tokenizer(directory)
-    source = cast(LlamaForCausalLM, load_model(directory))
-    ids_NL = calibration_rows(data, tokenizer, split.tokens, split.length, split.seed)
+    device = own_device()
+    source = cast(LlamaForCausalLM, load_model(directory, device=str(device)))
+    ids_NL = calibration_rows(data, tokenizer, split.tokens, split.length, split.seed).to(device)
     mixture = split_model(source, ids_NL, split)
     write(mixture, directory, given.output)
     print(f"written to {given.output}", flush=True)

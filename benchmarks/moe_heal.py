@@ -1,9 +1,11 @@
 """Training every weight of a mixture on text, for make_moe.py: a plain loop over stock parts.
 
     SHEARLING_BENCH_DATA=DIR python benchmarks/moe_heal.py MODEL --tokens 400000 --output HEALED
+        [--store STORE] [--batch 4]
 
-Needs DIR as make_moe.py does; DIR/more/*.jsonl.zst is used where it is. What stands is saved every
-few minutes. The last tenth of each domain of DIR/redpajama is not trained on.
+Needs DIR as make_moe.py does; DIR/more/*.jsonl.zst is used where it is, or a STORE that `shearling
+pack` wrote, sequence by sequence. What stands is saved every few minutes. The last tenth of each
+domain of DIR/redpajama is not trained on. Takes a GPU that is there, with products in bfloat16.
 
 Legend: N windows, B windows a step, L tokens in each, T tokens, C hidden channels, E experts.
 """
@@ -26,7 +28,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from moe_measure import figures, record
-from moe_text import mixed_rows
+from moe_text import mixed_rows, stored_rows
+from shearling.data.store import Store
+from shearling.engine.devices import own_device
 from shearling.engine.products import fast_products
 from shearling.model.loading import load_tokenizer
 from shearling.train.objective import predicting
@@ -36,7 +40,7 @@ CLIP = 1.0  # of the gradient's norm
 WARM, FALLING = 0.03, 0.3  # shares of the steps in which the rate rises, and falls to nothing
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Healing:
     """How a mixture is trained.
 
@@ -72,19 +76,23 @@ def heal(
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, steps))
     model.train()
+    torch.set_float32_matmul_precision("high")  # experts' weights are not cast: TF32 on a GPU
+    half = torch.autocast(model.device.type, torch.bfloat16, enabled=model.device.type == "cuda")
     started = saved = time.perf_counter()
     for step, ids_BL in enumerate(ids_NL[: steps * healing.batch].split(healing.batch)):
-        text, balance = losses(model, ids_BL)
+        with half:
+            text, balance = losses(model, ids_BL.to(model.device))
         (text + healing.balance * balance).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimiser.step()
         schedule.step()
         optimiser.zero_grad()
         now = time.perf_counter()
-        told(
-            f"step {step + 1} of {steps}: loss {text.item():.3f}, balance {balance.item():.3f}, "
-            f"{now - started:.0f} s"
-        )
+        if model.device.type == "cpu" or step % 10 == 9:
+            told(
+                f"step {step + 1} of {steps}: loss {text.item():.3f}, "
+                f"balance {balance.item():.3f}, {now - started:.0f} s"
+            )
         if now - saved > healing.save_seconds:
             save()
             saved = time.perf_counter()
@@ -106,7 +114,7 @@ def losses(model: PreTrainedModel, ids_BL: Tensor) -> tuple[Tensor, Tensor]:
     config = model.config
     outputs = model.model(ids_BL, output_router_logits=True, use_cache=False)
     states_TC, next_T = predicting(outputs.last_hidden_state, ids_BL)
-    text = cross_entropy(model.lm_head(states_TC), next_T)
+    text = cross_entropy(model.lm_head(states_TC).float(), next_T)
     experts, active = config.num_local_experts, config.num_experts_per_tok
     uneven = [
         torch.as_tensor(load_balancing_loss_func((r,), experts, active))
@@ -121,15 +129,22 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--tokens", type=int, required=True)
     parser.add_argument("--rate", type=float, default=Healing.rate)
+    parser.add_argument("--batch", type=int, default=Healing.batch)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--store", type=Path, help="what to train on, packed")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--no-record", action="store_true", help="leave results/ alone")
     given = parser.parse_args()
-    healing = Healing(given.tokens, rate=given.rate, seed=given.seed)
+    store = Store.open(given.store) if given.store else None
+    length = store.length if store else Healing.length
+    healing = Healing(given.tokens, length, given.batch, rate=given.rate, seed=given.seed)
     data = Path(os.environ["SHEARLING_BENCH_DATA"])
     tokenizer = load_tokenizer(given.model)
-    model = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float32)
-    ids_NL = mixed_rows(data, tokenizer, healing.tokens, healing.length, healing.seed)
+    model = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float32).to(own_device())
+    if store:
+        ids_NL = stored_rows(store, healing.tokens, healing.seed)
+    else:
+        ids_NL = mixed_rows(data, tokenizer, healing.tokens, healing.length, healing.seed)
 
     def save() -> None:
         beside = given.output.with_name(given.output.name + ".partial")

@@ -56,7 +56,7 @@ def routing(
     loads: list[list[Tensor]] = [[] for _ in model.model.layers]
     firsts: list[list[float]] = [[] for _ in model.model.layers]
     for domain in DOMAINS:
-        ids_NL = rows(held_back(data, domain), tokenizer, ROUTED, LENGTH)
+        ids_NL = rows(held_back(data, domain), tokenizer, ROUTED, LENGTH).to(model.device)
         logits = model.model(ids_NL, output_router_logits=True).router_logits
         for block, logits_TE in enumerate(logits):
             values, experts_TK = logits_TE.float().topk(active, 1)

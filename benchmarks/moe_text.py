@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from shearling.data.store import Store
 from shearling.data.text import documents
 
 DOMAINS = ("arxiv", "book", "c4", "cc", "github", "stackexchange", "wiki")
@@ -87,4 +88,21 @@ def mixed_rows(
     return ids_NL[torch.randperm(len(ids_NL), generator=generator)][: tokens // length]
 
 
-__all__ = ["DOMAINS", "calibration_rows", "held_back", "mixed_rows", "rows", "seen"]
+def stored_rows(store: Store, tokens: int, seed: int) -> Tensor:
+    """Sequences (N, L) of a store's training parts, in an order drawn at random."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    parts = [store.sequences(domain) for domain in store.domains]
+    ids_NL = torch.cat([part[range(len(part))][0] for part in parts])
+    order = torch.randperm(len(ids_NL), generator=generator)
+    return ids_NL[order[: tokens // store.length]]
+
+
+__all__ = [
+    "DOMAINS",
+    "calibration_rows",
+    "held_back",
+    "mixed_rows",
+    "rows",
+    "seen",
+    "stored_rows",
+]

@@ -40,14 +40,36 @@ def test_gradient_of_a_sample_s_mean() -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.floats(-4, 4, width=32), min_size=2, max_size=30), st.floats(0.15, 0.95))
-def test_projection_meets_the_size_and_keeps_the_order(values: list[float], share: float) -> None:
-    a = torch.tensor([values])
-    found = projected(a, torch.tensor([share * len(values)]))
-    total = float(hard_concrete.open_probability(found).sum())
-    assert total == pytest.approx(share * len(values), rel=1e-4)
-    order = a[0].argsort(stable=True)
-    assert (found[0][order].diff() >= -1e-6).all()
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(st.floats(-4, 4, width=32), min_size=2, max_size=30), st.floats(0.15, 0.95)
+        ),
+        min_size=1, max_size=4,
+    )
+)  # fmt: skip
+def test_projection_meets_the_size_and_keeps_the_order(
+    axes: list[tuple[list[float], float]],
+) -> None:
+    """Of axes of one row each, of any lengths, all at a time."""
+    alphas = [torch.tensor([values]) for values, _ in axes]
+    wanted = [torch.tensor([share * len(values)]) for values, share in axes]
+    for a, wanted_R, shifted in zip(alphas, wanted, projected(alphas, wanted), strict=True):
+        assert shifted.shape == a.shape
+        total = float(hard_concrete.open_probability(shifted).sum())
+        assert total == pytest.approx(float(wanted_R), rel=1e-4)
+        order = a[0].argsort(stable=True)
+        assert (shifted[0][order].diff() >= -1e-6).all()
+
+
+def test_projection_of_several_rows_is_each_row_s_own() -> None:
+    generator = torch.Generator().manual_seed(0)
+    alphas = [torch.randn(shape, generator=generator) for shape in ((3, 7), (1, 12), (2, 5))]
+    wanted = [torch.rand(len(a), generator=generator) * a.shape[1] for a in alphas]
+    for a, wanted_R, shifted in zip(alphas, wanted, projected(alphas, wanted), strict=True):
+        for row, one in enumerate(wanted_R):
+            (alone,) = projected([a[row : row + 1]], [one[None]])
+            torch.testing.assert_close(shifted[row : row + 1], alone, atol=2e-6, rtol=0)
 
 
 @settings(max_examples=50, deadline=None)

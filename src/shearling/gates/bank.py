@@ -95,6 +95,7 @@ class GateBank(nn.Module):
             {axis: torch.full((rows.rows, rows.units), OPEN) for axis, rows in self.rows.items()}
         )
         self.values: dict[str, Tensor] = {}
+        self._blocks: dict[str, tuple[Tensor, ...]] = {}
         self.live: Tensor | None = None
         self.widening: Tensor | None = None
         self.folds: Folds | None = None
@@ -103,6 +104,7 @@ class GateBank(nn.Module):
     def set(self, values: Mapping[str, Tensor]) -> None:
         """Have the model compute with these gates: axis -> (R, U)."""
         self.values = dict(values)
+        self._blocks = {axis: self._by_block(axis, z_RU) for axis, z_RU in self.values.items()}
         hidden = self.values.get("hidden")
         self.live = None if hidden is None else (hidden.detach()[0] > 0).to(hidden.dtype)
         self.widening = None
@@ -127,8 +129,8 @@ class GateBank(nn.Module):
         For ``layers`` that is the block's own gate (1,).
         """
         if axis == "layers":
-            gates = self.values.get(axis)
-            return None if gates is None or block is None else gates[0, block : block + 1]
+            gates = self._blocks.get(axis)
+            return None if gates is None or block is None else gates[0][block : block + 1]
         known = self.layout.axis[axis]
         own = self._own(known, block)
         if known.inside is None:
@@ -145,6 +147,8 @@ class GateBank(nn.Module):
         some = next((gate for gate in gates.values() if gate is not None), None)
         if some is None:
             return None
+        if len(dim.segments) == len(dim.segments[0]) == 1:  # one axis and nothing else
+            return some
         segments = []
         for segment in dim.segments:
             inner = some.new_ones(1)
@@ -201,14 +205,23 @@ class GateBank(nn.Module):
             mask = mask * masks[axis.inside].repeat_interleave(each, dim=1)
         return tuple(_indices(mask[layer]) for layer in layers)
 
+    def _by_block(self, axis: str, values_RU: Tensor) -> tuple[Tensor, ...]:
+        """The gates of each block, one after the other, or those of the model alone.
+
+        Taken apart once: the gradient of a part by itself would fill as much memory as all.
+        """
+        if not self.rows[axis].per_block:
+            return (values_RU[0],)
+        return values_RU.reshape(self.shape["layers"], -1).unbind(0)
+
     def _own(self, axis: Axis, block: int | None) -> Tensor | None:
-        values = self.values.get(axis.name)
+        values = self._blocks.get(axis.name)
         if values is None:
             return None
         if not axis.per_block:
             return values[0]
         assert block is not None, f"{axis.name} has gates in blocks alone"
-        return values.reshape(self.shape["layers"], -1)[block]
+        return values[block]
 
 
 def top(scores_RU: Tensor, count_R: Tensor) -> Tensor:

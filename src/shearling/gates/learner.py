@@ -20,7 +20,7 @@ Shapes: R rows of U units.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -37,6 +37,7 @@ from shearling.train.parallel import World
 Kind = Literal["hard-concrete", "top-k"]
 Constraint = Literal["projection", "lagrangian"]
 TOO_LARGE = 1e5  # of a multiplier: nothing that converges comes near it
+HALVINGS = 28  # of an interval of 18, in a bisection: what is left is under float32's precision
 
 
 class Learner(nn.Module):
@@ -138,9 +139,11 @@ class Learner(nn.Module):
             for a in self.bank.log_alpha.values():
                 a.clamp_(-hard_concrete.LARGEST, hard_concrete.LARGEST)
             if self.projecting:
+                axes, alphas = zip(*self._alphas(), strict=True)
                 wanted = self.wanted(step)
-                for axis, a in self._alphas():
-                    a.copy_(projected(a, wanted[axis]))
+                shifted = projected(alphas, [wanted[axis] for axis in axes])
+                for a, shifted_RU in zip(alphas, shifted, strict=True):
+                    a.copy_(shifted_RU)
 
     def largest(self) -> dict[str, Tensor]:
         """Axis -> the largest of its multipliers (0-dim), for ``check`` once it has arrived."""
@@ -203,26 +206,38 @@ class Learner(nn.Module):
         return list(self.bank.log_alpha.items())
 
 
-def projected(log_alpha_RU: Tensor, wanted_R: Tensor) -> Tensor:
+def projected(alphas_RU: Sequence[Tensor], wanted_R: Sequence[Tensor]) -> list[Tensor]:
     """Each row shifted by the number with which as many gates are open on average as are wanted.
 
-    By bisection, to the precision of the numbers; what cannot be reached between the largest and
-    the smallest parameters that there may be is come as near to as possible.
+    By bisection, to the precision of the numbers, for all rows of all axes at a time: on a GPU
+    starting a kernel takes longer than its work. What cannot be reached between the largest and the
+    smallest parameters that there may be is come as near to as possible.
     """
     limit = hard_concrete.LARGEST
-    low_R1 = log_alpha_RU.new_full((len(log_alpha_RU), 1), -2 * limit)
+    log_alpha_RU, unit_RU = _padded(alphas_RU)
+    wanted_R1 = torch.cat(list(wanted_R))[:, None].to(log_alpha_RU)
+    low_R1 = torch.full_like(wanted_R1, -2 * limit)
     high_R1 = -low_R1
-
-    def shifted(by_R1: Tensor) -> Tensor:
-        return (log_alpha_RU + by_R1).clamp(-limit, limit)
-
-    for _ in range(40):
+    for _ in range(HALVINGS):
         middle_R1 = (low_R1 + high_R1) / 2
-        open_R1 = hard_concrete.open_probability(shifted(middle_R1)).sum(1, keepdim=True)
-        few_R1 = open_R1 < wanted_R[:, None]
+        moved_RU = (log_alpha_RU + middle_R1).clamp_(-limit, limit)
+        open_R1 = (hard_concrete.open_probability(moved_RU) * unit_RU).sum(1, keepdim=True)
+        few_R1 = open_R1 < wanted_R1
         low_R1 = torch.where(few_R1, middle_R1, low_R1)
         high_R1 = torch.where(few_R1, high_R1, middle_R1)
-    return shifted((low_R1 + high_R1) / 2)
+    by_R1 = ((low_R1 + high_R1) / 2).split([len(a) for a in alphas_RU])
+    return [(a + by).clamp(-limit, limit) for a, by in zip(alphas_RU, by_R1, strict=True)]
+
+
+def _padded(alphas_RU: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The rows of all axes under one another, and 1 where there is a unit, 0 behind a row's end."""
+    widest = max(a.shape[1] for a in alphas_RU)
+    ends = [(0, widest - a.shape[1]) for a in alphas_RU]
+    rows_RU = [nn.functional.pad(a, end) for a, end in zip(alphas_RU, ends, strict=True)]
+    units_RU = [
+        nn.functional.pad(torch.ones_like(a), end) for a, end in zip(alphas_RU, ends, strict=True)
+    ]
+    return torch.cat(rows_RU), torch.cat(units_RU)
 
 
 def _straight(log_alpha: Tensor, count_R: Tensor) -> Tensor:
