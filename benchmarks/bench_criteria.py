@@ -21,7 +21,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from common import save, source_directory, text_file
 from shearling.commands.demo_text import write_demo_text
-from shearling.data.text import calibration_windows, documents
+from shearling.data.documents import documents
+from shearling.data.text import calibration_windows
 from shearling.engine.place import Place
 from shearling.engine.stream import BlockStream
 from shearling.model.checkpoint import Checkpoint

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 
 from common import RESULTS, first_nine_tenths, save, source_directory, text_file
-from shearling.data.text import calibration_windows, documents
+from shearling.data.documents import documents
+from shearling.data.text import calibration_windows
 from shearling.engine.place import Place
 from shearling.engine.stream import BlockStream
 from shearling.engine.walk import last_states

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from common import RESULTS, save
 from moe_text import DOMAINS, held_back, rows
-from shearling.data.text import documents
+from shearling.data.documents import documents
 from shearling.evaluate.perplexity import Windows, perplexity
 
 WINDOWS, LENGTH = 12, 512  # of each text

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from shearling.data.documents import documents
 from shearling.data.store import Store
-from shearling.data.text import documents
 
 DOMAINS = ("arxiv", "book", "c4", "cc", "github", "stackexchange", "wiki")
 SHARES = {"c4": 2}  # of windows to fit to; every other domain has 1

@@ -17,8 +17,8 @@ from pyarrow import parquet
 from safetensors.torch import load_file, save_file
 
 from fuzzing import Format
+from shearling.data.documents import documents
 from shearling.data.records import read, split
-from shearling.data.text import documents
 from shearling.engine.place import Place
 from shearling.engine.stream import BlockStream
 from shearling.evaluate.tasks.questions import read_questions

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import naive
 from shearling import cli
-from shearling.data.text import calibration_windows, documents
+from shearling.data.documents import documents
+from shearling.data.text import calibration_windows
 from shearling.errors import ShearlingError
 from tiny_tokenizer import BOS, write_llama
 

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import gzip
-import json
 import re
 
 import numpy as np
@@ -13,7 +11,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from shearling.data import text
-from shearling.data.text import documents
 from shearling.errors import ShearlingError
 
 BOS, EOS = 256, 257
@@ -62,60 +59,6 @@ def evaluation_windows(given, tokenizer, *, bos=False, **options) -> torch.Tenso
 
 def ids_of(given: str) -> list[int]:
     return TOKENIZER(given, add_special_tokens=False)["input_ids"]
-
-
-def jsonl(*texts: str) -> str:
-    return "".join(json.dumps({"text": each}) + "\n" for each in texts)
-
-
-# documents
-
-
-def test_reads_jsonl_gzip_and_txt_in_sorted_order(tmp_path):
-    (tmp_path / "b.jsonl").write_text(jsonl("one", "two\u2028three") + "\n" + jsonl("  "))
-    (tmp_path / "a").mkdir()
-    with gzip.open(tmp_path / "a" / "z.JSONL.gz", "wt") as file:
-        file.write(jsonl("packed"))
-    (tmp_path / "c.txt").write_bytes("\ufeffä\r\nb".encode())
-    (tmp_path / "notes.md").write_text("not read")
-    (tmp_path / ".hidden").mkdir()
-    (tmp_path / ".hidden" / "d.txt").write_text("not read")
-    assert documents(tmp_path) == ["packed", "one", "two\u2028three", "ä\r\nb"]
-    assert documents(str(tmp_path / "b.jsonl")) == ["one", "two\u2028three"]
-
-
-def test_half_a_surrogate_pair_is_replaced(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"text": "x\\ud800y"}\n')
-    assert documents(tmp_path / "a.jsonl") == ["x\ufffdy"]
-    assert ids_of("x\ufffdy")
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.jsonl", jsonl("fine").encode() + b"{oops\n", "Line 2 of .*a.jsonl is not JSON"),
-        ("a.jsonl", b'{"text": 3}\n', 'Line 1 of .* has no string "text"'),
-        ("a.jsonl", b'\n["text"]\n', 'Line 2 of .* has no string "text"'),
-        ("a.jsonl", b'{"text": "\xff"}\n', "Line 1 of .* is not UTF-8"),
-        ("a.txt", b"\xff", "^/.*a.txt is not UTF-8"),
-        ("a.txt", b" \n", "holds no text"),
-        ("a.jsonl", b"", "holds no text"),
-        ("a.parquet", b"PAR1", r"not a kind of text file.*\.jsonl"),
-        ("a.jsonl.gz", b"not gzip", "cannot be read"),
-        ("a.jsonl.gz", gzip.compress(jsonl("x" * 999).encode(), mtime=0)[:-20], "cannot be read"),
-    ],
-)
-def test_refuses_a_file(tmp_path, name, content, message):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(ShearlingError, match=message):
-        documents(tmp_path / name)
-
-
-def test_refuses_a_path_without_text(tmp_path):
-    with pytest.raises(ShearlingError, match=r"There is no text at .*absent"):
-        documents(tmp_path / "absent")
-    with pytest.raises(ShearlingError, match=r"The directory .* holds no text"):
-        documents(tmp_path)
 
 
 # calibration

@@ -12,7 +12,8 @@ from typing import Any
 import psutil
 
 from shearling.commands.demo_text import write_demo_text
-from shearling.data.text import documents, evaluation_windows
+from shearling.data.documents import documents
+from shearling.data.text import evaluation_windows
 from shearling.engine.place import Place
 from shearling.engine.stream import BlockStream
 from shearling.errors import ShearlingError

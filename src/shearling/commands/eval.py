@@ -203,7 +203,7 @@ class _Plan:
 
                 self.texts[key] = hub_text(source.hub)
             else:
-                from shearling.data.text import documents
+                from shearling.data.documents import documents
 
                 self.texts[key] = documents(source.file)
         return self.texts[key]

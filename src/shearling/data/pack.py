@@ -23,11 +23,10 @@ from transformers import PreTrainedTokenizerBase
 from shearling.data.domains import Source, find_domains
 from shearling.data.encode import Encoder
 from shearling.data.merge import merge
-from shearling.data.records import SHARD_BYTES, split
+from shearling.data.records import MAX_LINE, SHARD_BYTES, split
 from shearling.data.results import PackedDomain, PackedFile, StoreManifest, StoreTokenizer
 from shearling.data.shards import ShardTask, tokenise
 from shearling.data.store import MANIFEST, UNFINISHED, tokenizer_hash
-from shearling.data.text import MAX_LINE
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
 from shearling.files.reading import read_json

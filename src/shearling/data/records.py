@@ -15,6 +15,7 @@ import gzip
 import hashlib
 import io
 import json
+import re
 import zlib
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,8 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from shearling.data.text import _LONE_SURROGATE, MAX_LINE, LongLineError, lines_of
 from shearling.errors import ShearlingError
+from shearling.files.reading import check_size
+from shearling.model.memory import free_bytes
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt", ".parquet")
 PROMPTS = ("instruction", "question", "prompt")
@@ -33,12 +35,18 @@ EXPECTED = (
     'an object with "text", with "messages", or with a prompt and its answer '
     '("instruction" and "output", "question" and "answer")'
 )
+EXPECTED_TEXT = 'an object like {"text": "…"}'
+# Bytes of a line at most, which is a record; those of a compressed file are counted unpacked.
+MAX_LINE = 100_000_000
+# Of the memory that is free, text may take this share before it is tokenised.
+HELD_SHARE = 0.5
 
 # Small enough that little is lost with an interruption, large enough that files stay few.
 SHARD_BYTES = 32_000_000
 # Rows of a parquet file turned into Python values at a time.
 ROWS = 256
 
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _SHAREGPT = {"human": "user", "user": "user", "gpt": "assistant", "system": "system"}
 
 
@@ -73,7 +81,8 @@ class Shard:
 
     ``start`` and ``stop`` are bytes of a .jsonl file (the lines that begin there), row groups of
     a .parquet file, and 0 and the size of any other, which is read whole. ``size`` is in bytes.
-    ``max_line`` is how many bytes a line may have, unpacked.
+    ``max_line`` is how many bytes a line may have, unpacked; ``texts``: documents alone are read,
+    whatever else a record holds.
     """
 
     file: Path
@@ -81,6 +90,12 @@ class Shard:
     stop: int
     size: int
     max_line: int = MAX_LINE
+    texts: bool = False
+
+    @property
+    def expected(self) -> str:
+        """What a record has to be."""
+        return EXPECTED_TEXT if self.texts else EXPECTED
 
     def where(self, number: int) -> str:
         """How to name the record that :func:`read` gave this number."""
@@ -145,6 +160,7 @@ def read(shard: Shard) -> Iterator[tuple[int, Record | None]]:
             for number, row in enumerate(_rows(shard), 1):
                 yield number, _record(row, shard, number)
         elif suffix == ".txt":
+            check_size(shard.file, int((free_bytes() or 2**62) * HELD_SHARE / 2))
             text = _decoded(shard.file.read_bytes(), shard, 1)
             yield 1, _record({"text": text}, shard, 1)
         else:
@@ -176,9 +192,10 @@ def _numbered(shard: Shard) -> Iterator[bytes]:
             number += 1
             yield line
     except LongLineError as error:
+        allowed = "`shearling pack` takes longer ones with" if shard.texts else "or allow it with"
         raise ShearlingError(
             f"{shard.where(number + 1)} is {error} and would be held in memory; split it into "
-            "several documents, or allow it with a larger --max-line."
+            f"several documents ({allowed} a larger --max-line)."
         ) from error
 
 
@@ -272,32 +289,35 @@ def _json(line: bytes, shard: Shard, number: int) -> Any:
         raise
     except (ValueError, RecursionError) as error:
         raise ShearlingError(
-            f"{shard.where(number)} is not JSON ({error}); each must be {EXPECTED}."
+            f"{shard.where(number)} is not JSON ({error}); each must be {shard.expected}."
         ) from error
 
 
 def _record(value: Any, shard: Shard, number: int) -> Record | None:
     """What one line or row says; None where there is nothing to learn."""
     if isinstance(value, dict):
-        for key, role, content in (
-            ("messages", "role", "content"),
-            ("conversations", "from", "value"),
-        ):
-            if isinstance(value.get(key), list):
-                return _chat(value[key], role, content, shard, number)
-        prompt, answer = (
-            next((key for key in keys if isinstance(value.get(key), str)), None)
-            for keys in (PROMPTS, ANSWERS)
-        )
-        if prompt and answer:
-            return _exchange(value, prompt, answer)
+        if not shard.texts:
+            for key, role, content in (
+                ("messages", "role", "content"),
+                ("conversations", "from", "value"),
+            ):
+                if isinstance(value.get(key), list):
+                    return _chat(value[key], role, content, shard, number)
+            prompt, answer = (
+                next((key for key in keys if isinstance(value.get(key), str)), None)
+                for keys in (PROMPTS, ANSWERS)
+            )
+            if prompt and answer:
+                return _exchange(value, prompt, answer)
         if isinstance(value.get("text"), str):
             text = _LONE_SURROGATE.sub("\ufffd", value["text"])
             return Document(text) if text.strip() else None
     kind = f"is of type {type(value).__name__}"
     if isinstance(value, dict):
         kind = f"has the keys {', '.join(map(str, value)) or '(none)'}"
-    raise ShearlingError(f"{shard.where(number)} {kind}; each must be {EXPECTED}.")
+    if shard.texts:
+        kind = f'has no string "text", but {kind}'
+    raise ShearlingError(f"{shard.where(number)} {kind}; each must be {shard.expected}.")
 
 
 def _exchange(value: Mapping[str, Any], prompt: str, answer: str) -> Exchange | None:
@@ -324,3 +344,23 @@ def _chat(given: list[Any], role: str, content: str, shard: Shard, number: int) 
         messages.append((_SHAREGPT.get(name, name) if role == "from" else name, text))
     learned = any(name == "assistant" and text.strip() for name, text in messages)
     return Chat(tuple(messages)) if learned else None
+
+
+def lines_of(stream: IO[bytes], most: int) -> Iterator[bytes]:
+    """The lines of a stream, none of more than ``most`` bytes in memory.
+
+    Raises:
+        LongLineError: a line is longer.
+    """
+    while line := stream.readline(most + 1):
+        if len(line) > most:
+            raise LongLineError(most)
+        yield line
+
+
+class LongLineError(ValueError):
+    """A line that is longer than what is read at a time."""
+
+    def __init__(self, most: int) -> None:
+        """Say how long a line may be."""
+        super().__init__(f"longer than {most / 1e6:,.0f} MB")

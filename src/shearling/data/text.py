@@ -1,18 +1,11 @@
-"""Documents read from files, and the windows of tokens cut from them.
+"""Windows of tokens, cut from documents.
 
 Legend: N windows, T tokens a window.
 """
 
 from __future__ import annotations
 
-import gzip
-import json
-import re
-import sys
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import IO, Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -20,10 +13,6 @@ from transformers import PreTrainedTokenizerBase
 
 from shearling.data.bos import TokenWindows, opening
 from shearling.errors import ShearlingError
-from shearling.files.reading import check_size
-from shearling.model.memory import free_bytes
-
-SUFFIXES = (".jsonl", ".jsonl.gz", ".txt")
 
 # Characters of text taken for each token wanted, where not all of a text is tokenised: four times
 # what English needs; a denser text only means that more is tokenised.
@@ -33,91 +22,7 @@ JOINED_CHARACTERS = 2_000_000
 # A document longer than this is tokenised in pieces that end at a line's end.
 PIECE_CHARACTERS = 4_000_000
 
-# Bytes of a line at most, which is a document; those of a .gz file are counted unpacked.
-MAX_LINE = 100_000_000
-# Of the memory that is free, documents may take this share before they are tokenised.
-HELD_SHARE = 0.5
-
 SEPARATOR = "\n\n"
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-def documents(path: Path | str) -> list[str]:
-    """The documents of a file or of every file below a directory, in a fixed order.
-
-    A ``.jsonl`` or ``.jsonl.gz`` file holds one document a line, ``{"text": …}``; a ``.txt`` file
-    is one document. A directory is read recursively in sorted order; files of another kind and
-    hidden ones are passed over. Documents of white space alone are left out, and half a surrogate
-    pair, which no tokenizer takes, becomes U+FFFD. All of the text is held in memory.
-
-    Raises:
-        ShearlingError: nothing is there, it has another suffix, a line is not what it should be,
-            a file is not UTF-8 or broken gzip, or there is no text at all.
-    """
-    path = Path(path)
-    if path.is_dir():
-        files = [
-            file
-            for file in sorted(path.rglob("*"))
-            if file.is_file()
-            and _suffix(file)
-            and not any(part.startswith(".") for part in file.relative_to(path).parts)
-        ]
-        if not files:
-            raise ShearlingError(
-                f"The directory {path} holds no text; give one with files ending in "
-                f"{', '.join(SUFFIXES)}."
-            )
-    elif not path.exists():
-        raise ShearlingError(
-            f"There is no text at {path}; give an existing directory or a file ending in "
-            f"{', '.join(SUFFIXES)}."
-        )
-    elif not _suffix(path):
-        raise ShearlingError(
-            f"{path} is not a kind of text file that is read here; give a file ending in "
-            f"{', '.join(SUFFIXES)}, or a directory of such."
-        )
-    else:
-        files = [path]
-    texts = list(_held((text for file in files for text in _read(file) if text.strip()), path))
-    if not texts:
-        raise ShearlingError(f"{path} holds no text; give a file with at least one document.")
-    return [_LONE_SURROGATE.sub("\ufffd", text) for text in texts]
-
-
-def lines_of(stream: IO[bytes], most: int) -> Iterator[bytes]:
-    """The lines of a stream, none of more than ``most`` bytes in memory.
-
-    Raises:
-        LongLineError: a line is longer.
-    """
-    while line := stream.readline(most + 1):
-        if len(line) > most:
-            raise LongLineError(most)
-        yield line
-
-
-class LongLineError(ValueError):
-    """A line that is longer than what is read at a time."""
-
-    def __init__(self, most: int) -> None:
-        """Say how long a line may be."""
-        super().__init__(f"longer than {most / 1e6:,.0f} MB")
-
-
-def _held(texts: Iterable[str], path: Path) -> Iterator[str]:
-    """The same texts, as long as there is memory for them."""
-    most = int((free_bytes() or 2**62) * HELD_SHARE)
-    held = 0
-    for text in texts:
-        held += sys.getsizeof(text)
-        if held > most:
-            raise ShearlingError(
-                f"{path} holds more than {most / 1e9:.1f} GB of text, {HELD_SHARE:.0%} of the free "
-                "memory; give a part of it, as no more is read than fits."
-            )
-        yield text
 
 
 def calibration_windows(
@@ -232,56 +137,6 @@ def evaluation_windows(
 def _positive(name: str, value: int) -> None:
     if value < 1:
         raise ShearlingError(f"{name} is {value}, but it must be at least 1.")
-
-
-def _suffix(file: Path) -> str | None:
-    """Which of SUFFIXES the file has."""
-    return next((suffix for suffix in SUFFIXES if file.name.lower().endswith(suffix)), None)
-
-
-def _read(file: Path) -> Iterator[str]:
-    """The documents of one file."""
-    opener: Any = gzip.open if _suffix(file) == ".jsonl.gz" else open
-    number = 0
-    try:
-        with opener(file, "rb") as lines:
-            if _suffix(file) == ".txt":
-                check_size(file, int((free_bytes() or 2**62) * HELD_SHARE / 2))
-                yield lines.read().decode("utf-8-sig")
-                return
-            for number, line in enumerate(lines_of(lines, MAX_LINE), start=1):
-                if line.strip():
-                    yield _text_of(line.decode("utf-8-sig"), f"Line {number} of {file}")
-    except LongLineError as error:
-        raise ShearlingError(
-            f"Line {number + 1} of {file} is {error}; a line is one document, so split it into "
-            "several (`shearling pack` takes longer ones with --max-line)."
-        ) from error
-    except UnicodeDecodeError as error:
-        where = f"Line {number} of {file}" if number else str(file)
-        raise ShearlingError(
-            f"{where} is not UTF-8 ({error.reason}); give text in that encoding."
-        ) from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise ShearlingError(
-            f"{file} cannot be read ({error}); give a file that is whole and readable."
-        ) from error
-
-
-def _text_of(line: str, where: str) -> str:
-    """The document on one line of a .jsonl file."""
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ShearlingError(
-            f'{where} is not JSON ({error}); each line must be an object like {{"text": "…"}}.'
-        ) from error
-    text = record.get("text") if isinstance(record, dict) else None
-    if not isinstance(text, str):
-        raise ShearlingError(
-            f'{where} has no string "text"; each line must be an object like {{"text": "…"}}.'
-        )
-    return text
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> np.ndarray:

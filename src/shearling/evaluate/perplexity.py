@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from shearling.data.text import documents, evaluation_windows
+from shearling.data.documents import documents
+from shearling.data.text import evaluation_windows
 from shearling.engine.products import fast_products
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
@@ -161,7 +162,7 @@ def evaluate(
 
     Args:
         model_path: local model directory, loaded with stock transformers, safetensors alone.
-        text: what :func:`shearling.data.text.documents` reads.
+        text: what :func:`shearling.data.documents.documents` reads.
         windows: what of it is measured; by default all, 512 tokens at a time.
 
     Returns:

@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from shearling.data.bos import TokenWindows
-from shearling.data.text import documents
+from shearling.data.documents import documents
 from shearling.engine.place import Need, Place
 from shearling.engine.ranks import Ranks
 from shearling.engine.stream import BlockStream

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from shearling.data.bos import TokenWindows
-from shearling.data.text import calibration_windows, documents
+from shearling.data.documents import documents
+from shearling.data.text import calibration_windows
 from shearling.engine.stream import BlockStream
 from shearling.files.progress import Progress, silent
 from shearling.model.checkpoint import Checkpoint

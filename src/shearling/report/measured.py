@@ -330,7 +330,7 @@ def _documents(part: Any) -> list[str]:
         from shearling.evaluate.tasks.hub import hub_text
 
         return hub_text(part.hub)
-    from shearling.data.text import documents
+    from shearling.data.documents import documents
 
     return documents(part.file)
 

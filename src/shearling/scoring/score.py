@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from shearling.data.text import calibration_windows, documents
+from shearling.data.documents import documents
+from shearling.data.text import calibration_windows
 from shearling.engine.place import Need, Place
 from shearling.engine.stream import BlockStream
 from shearling.errors import ShearlingError
