@@ -16,7 +16,8 @@ with gates), then a cosine.
 Several runs share the device at once (``--jobs``), in the order of headline_runs.py. What several
 need (the reference losses, a cut) is made once, by the first. No run is begun that the time left
 cannot hold; at the end those that go on are stopped, save themselves, and are gone on with by the
-next call. A run is written to ``--output`` when it ends, unfinished ones at the end. ``seconds``
+next call, if SCRATCH is still there. A run is written to ``--output`` when it ends, unfinished ones
+at the end; what is finished there is not done again. ``seconds``
 of runs that shared the device do not compare with those of a run that had it alone.
 
 STORE is as headline_store.py makes it; DIR holds cal.jsonl, held.jsonl (both c4, of documents that
@@ -114,7 +115,7 @@ class Bench:
             made.append(Job(_cut_job(name), (step,), ("unpack",), shared=True))
         source = (self._measured("source", paths.model),)
         own = [self._run(name, table[name]) for name in wanted]
-        own.insert(5, Job("source", source, ("unpack", "reference")))
+        own.insert(5, Job("source", source, ("reference",)))
         return [*made, *own]
 
     def _run(self, name: str, run: Run) -> Job:
@@ -159,17 +160,28 @@ class Results:
     table: dict[str, Run]
     machine: Machine
 
+    @property
+    def known(self) -> dict[str, Any]:
+        """What the file says."""
+        return json.loads(self.file.read_text()) if self.file.exists() else {}
+
+    def have(self, name: str) -> bool:
+        """Whether a run with as many tokens has its figures."""
+        run = self.known.get("runs", {}).get(name, {})
+        return bool(run.get("finished")) and (run["healing_tokens"] == self.table[name].heal.tokens)
+
     def write(self, name: str) -> None:
         """Add a run, ended or not, or what is known of the source."""
         from shearling.evaluate.speed import machine as described
         from shearling.model.manifest import stamp, versions
 
-        known = json.loads(self.file.read_text()) if self.file.exists() else {}
+        known = self.known
         paths, scale = self.bench.paths, self.bench.scale
         reference = json.loads(paths.reference.read_text()) if paths.reference.exists() else {}
-        source = {
-            "losses": reference.get("losses"), "perplexity": _perplexity(paths.perplexity("source"))
-        }  # fmt: skip
+        source: dict[str, Any] = known.get("source") or {"losses": None, "perplexity": None}
+        source |= {"losses": reference["losses"]} if reference else {}
+        if perplexity := _perplexity(paths.perplexity("source")):
+            source |= {"perplexity": perplexity}
         settings = {
             "tokens": scale.tokens, "tokens_a_step": scale.step, "length": scale.length,
             "sequences": scale.sequences, "windows": scale.windows, "jobs": self.machine.most_jobs,
@@ -261,8 +273,8 @@ def work(bench: Bench, machine: Machine, only: list[str] | None, output: Path) -
     unknown = set(only or ()) - set(table)
     if unknown:
         raise SystemExit(f"{', '.join(sorted(unknown))} is no run; there are {', '.join(table)}")
-    wanted = [name for name in table if only is None or name in only]
     results = Results(output, bench, table, machine)
+    wanted = [name for name in table if name in (only or table) and not results.have(name)]
 
     def ended(name: str) -> None:
         _clean(name, bench.paths)
@@ -322,7 +334,7 @@ def main() -> None:
         bench = Bench(Paths(model, store, texts, scratch), replace(scale, **changed), device)
         machine = Machine(
             scratch / "logs", given.jobs or (2 if given.tiny else 6), started + given.limit,
-            given.most, given.rate or (2_000 if given.tiny else 200_000),
+            given.most, given.rate or (2_000 if given.tiny else 300_000),
         )  # fmt: skip
         signal.signal(signal.SIGTERM, lambda *_: machine.hurry())
         output = given.output or (scratch if given.tiny else RESULTS) / "headline.json"

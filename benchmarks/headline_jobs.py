@@ -166,7 +166,8 @@ class Machine:
 
     def _fits(self, job: Job) -> bool:
         """Whether the time left can hold it, going by what those that ended have taken."""
-        pace = max(self._paces) if self._paces else (len(self._running) + 1) / self.rate
+        training = sum(bool(running.job.work) for running in self._running.values())
+        pace = max(self._paces) if self._paces else (training + 1) / self.rate
         left = self.ends - SAVING - time.perf_counter()
         return (STARTING if job.work else 5) + pace * job.left < left
 
