@@ -8,17 +8,17 @@
 A run is a cut (``shearling prune``) or gates (``shearling learn``), then ``shearling heal``, then
 ``shearling eval``, each a command line of its own, as a user gives it; headline_runs.py has them
 all. Every run has the same tokens (calibration, gates and healing together), 16,384 of them a step
-(sequences of 512), and looks at the same held-out sequences at the same places. The peak rates:
-5e-4 for all that trains every weight, on text or from a teacher; 2e-3 for LoRA; 3e-4 while gates
-are trained, at 4,096 tokens a step, because gates need steps. Warm-up over 5 % of the steps (10 %
-with gates), then a cosine.
+(sequences of 512), and as many looks at the same held-out sequences. Peak rates: 5e-4 for all that
+trains every weight, on text or from a teacher; 2e-3 for LoRA; 3e-4 while gates are trained, at
+4,096 tokens a step, because gates need steps. Warm-up over 5 % of the steps (10 % with gates), then
+a cosine.
 
 Several runs share the device at once (``--jobs``), in the order of headline_runs.py. What several
 need (the reference losses, a cut) is made once, by the first. No run is begun that the time left
 cannot hold; at the end those that go on are stopped, save themselves, and are gone on with by the
 next call, if SCRATCH is still there. A run is written to ``--output`` when it ends, unfinished ones
-at the end; what is finished there is not done again. ``seconds``
-of runs that shared the device do not compare with those of a run that had it alone.
+at the end; what is finished there is not done again. ``seconds`` of runs that shared the device do
+not compare with those of a run that had it alone.
 
 STORE is as headline_store.py makes it; DIR holds cal.jsonl, held.jsonl (both c4, of documents that
 take no part in the other; calibration and perplexity) and wikitext2-test.txt.
@@ -285,7 +285,8 @@ def work(bench: Bench, machine: Machine, only: list[str] | None, output: Path) -
     Thread(target=import_module, args=["shearling.train.finish"], daemon=True).start()
     unfinished = machine.run(bench.jobs(wanted, table), ended)
     for name in unfinished:
-        if name in table and bench.paths.healed(name).exists():
+        begun = bench.paths.healed(name).exists() or bench.paths.gated(name).exists()
+        if name in table and begun:
             results.write(name)
     print(f"not finished: {', '.join(unfinished) or 'none'}", flush=True)
 

@@ -95,7 +95,7 @@ def _write_table(result: dict[str, Any], page: Path) -> None:
     after = rest.split(END, 1)[1]
     lines = [
         "| blocks' parameters | run | parameters | tokens: calibration, gates, healing | held-out "
-        "loss after the cut | at the end | c4 | WikiText-2 |",
+        "loss after the cut | at the end | perplexity on c4 | on WikiText-2 |",
         "|---|---|---|---|---|---|---|---|",
     ]
     source = result["source"]
@@ -107,7 +107,7 @@ def _write_table(result: dict[str, Any], page: Path) -> None:
         cut = run["loss"][run["phase"].index("healing")]
         tokens = (run[f"{kind}_tokens"] for kind in ("calibration", "gate", "healing"))
         lines.append(
-            f"| {run['size']} | {run['title']} | {amount(run['parameters'])} "
+            f"| {run['size']} | {run['title']} | {run['parameters'] / 1e6:.1f} M "
             f"| {', '.join(f'{count:,}' for count in tokens)} | {cut:.3f} | {run['loss'][-1]:.3f} "
             f"| {_perplexities(run)} |"
         )
