@@ -64,7 +64,7 @@ def calibration_rows(
     return ids_NL[torch.randperm(len(ids_NL), generator=generator)][: tokens // length]
 
 
-def _compressed(file: Path) -> list[str]:
+def compressed(file: Path) -> list[str]:
     """The texts of a .jsonl.zst."""
     with pyarrow.CompressedInputStream(pyarrow.OSFile(str(file)), "zstd") as stream:
         lines = stream.read().decode("utf-8").split("\n")
@@ -80,7 +80,7 @@ def mixed_rows(
     for domain, share in MIX.items():
         texts, more = seen(data, domain), data / f"more/{domain}.jsonl.zst"
         if more.exists():
-            texts = texts + _compressed(more)
+            texts = texts + compressed(more)
         order = torch.randperm(len(texts), generator=generator).tolist()
         count = -(-int(share * tokens) // length)
         parts.append(rows([texts[i] for i in order], tokenizer, count, length))
@@ -100,6 +100,7 @@ def stored_rows(store: Store, tokens: int, seed: int) -> Tensor:
 __all__ = [
     "DOMAINS",
     "calibration_rows",
+    "compressed",
     "held_back",
     "mixed_rows",
     "rows",

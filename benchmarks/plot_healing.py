@@ -104,9 +104,9 @@ def _healing(runs: Sequence[Run]) -> Figure:
     for place, run in enumerate(runs):
         _line(left, run["tokens"], run["loss"], place, run["name"])
         _line(right, [one / 60 for one in run["seconds"]], run["loss"], place, run["name"])
-    _plain(left, "tokens trained on")
+    plain(left, "tokens trained on")
     left.xaxis.set_major_formatter(FuncFormatter(lambda value, _: amount(value)))
-    _plain(right, "minutes")
+    plain(right, "minutes")
     left.set_ylabel("held-out loss, nats a token, mean of the domains", fontsize=9)
     _legend(figure, left)
     return figure
@@ -119,7 +119,7 @@ def _learning(runs: Sequence[Run]) -> Figure:
     for place, run in enumerate(runs):
         _line(axes, run["tokens"], run["loss"], place, run["name"])
     axes.set_ylim(top=5)  # what lies above is lost
-    _plain(axes, "tokens trained on")
+    plain(axes, "tokens trained on")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: amount(value)))
     axes.set_ylabel("held-out loss, nats a token, mean of the domains", fontsize=9)
     _legend(figure, axes)
@@ -149,7 +149,7 @@ def _mix(runs: Sequence[Run]) -> Figure:
     axes[2].set_title(f"{dynamic['name']}: share of the batch", loc="left", fontsize=10)
     axes[0].set_ylabel("nats a token", fontsize=9)
     for here in axes:
-        _plain(here, "tokens trained on")
+        plain(here, "tokens trained on")
         here.xaxis.set_major_formatter(FuncFormatter(lambda value, _: amount(value)))
     axes[1].tick_params(labelleft=False)
     _legend(figure, axes[0])
@@ -169,7 +169,7 @@ def _line(axes: Axes, x: Sequence[float], y: Sequence[float], place: int, label:
     )  # fmt: skip
 
 
-def _plain(axes: Axes, label: str) -> None:
+def plain(axes: Axes, label: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.yaxis.set_major_locator(MaxNLocator(6))
     axes.set_xlabel(label, fontsize=9)
