@@ -60,11 +60,11 @@ def smollm2(bench: Bench) -> dict[str, Any]:
 
     Without a GPU it writes the other side of that comparison, for ``--reference``.
     """
-    if bench.pieces is None or not list(bench.pieces.glob("smol.*")):
+    if bench.pieces is None or not list(bench.pieces.glob("smol.[0-9]*")):
         return {"not run": "SmolLM2's file is not in --pieces"}
     model = bench.scratch / "smollm2.gguf"
     if not model.exists():
-        pieces = sorted(bench.pieces.glob("smol.*"))
+        pieces = sorted(bench.pieces.glob("smol.[0-9]*"))
         model.write_bytes(b"".join(piece.read_bytes() for piece in pieces))
     text, shape = bench.pieces / "cal.jsonl", ("--shape", "layers=28,mlp=1243")
     alone = _command(bench, model, *shape, "--written", "0", text=text, then=_compared)
@@ -74,7 +74,7 @@ def smollm2(bench: Bench) -> dict[str, Any]:
     if bench.reference is not None:
         (there,) = [json.loads(bench.reference.read_text())["smollm2"]]
         alone["against_cpu"] = _against(alone, there)
-    alone.pop("neurons")
+        alone.pop("neurons")
     return {"without written text": alone, "all defaults": whole}
 
 

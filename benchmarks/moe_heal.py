@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import time
@@ -37,6 +38,7 @@ from shearling.train.objective import predicting
 
 EXPERTS = ("num_local_experts", "num_experts_per_tok")
 CLIP = 1.0  # of the gradient's norm
+TIMED = 20  # steps
 WARM, FALLING = 0.03, 0.3  # shares of the steps in which the rate rises, and falls to nothing
 
 
@@ -51,6 +53,7 @@ class Healing:
         balance: weight of the load-balancing loss of each block, averaged over blocks.
         seed: of the order of the text.
         save_seconds: between saves.
+        limit: seconds; after ``TIMED`` steps the rest is cut to what fits in them.
     """
 
     tokens: int
@@ -60,6 +63,7 @@ class Healing:
     balance: float = 0.01
     seed: int = 0
     save_seconds: float = 240
+    limit: float | None = None
 
 
 def heal(
@@ -75,11 +79,20 @@ def heal(
         model.parameters(), lr=healing.rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, steps))
+    timed = math.inf
     model.train()
     torch.set_float32_matmul_precision("high")  # experts' weights are not cast: TF32 on a GPU
     half = torch.autocast(model.device.type, torch.bfloat16, enabled=model.device.type == "cuda")
     started = saved = time.perf_counter()
     for step, ids_BL in enumerate(ids_NL[: steps * healing.batch].split(healing.batch)):
+        if step == 2:  # warm by now
+            timed = time.perf_counter()
+        if step == TIMED and healing.limit is not None:
+            pace = (time.perf_counter() - timed) / (TIMED - 2)
+            left = healing.limit - (time.perf_counter() - started)
+            steps = max(TIMED, min(steps, step + int(left / pace)))
+        if step == steps:
+            break
         with half:
             text, balance = losses(model, ids_BL.to(model.device))
         (text + healing.balance * balance).backward()
@@ -87,6 +100,8 @@ def heal(
         optimiser.step()
         schedule.step()
         optimiser.zero_grad()
+        if step == TIMED - 1 and model.device.type == "cuda":
+            torch.cuda.synchronize()
         now = time.perf_counter()
         if model.device.type == "cpu" or step % 10 == 9:
             told(
@@ -130,6 +145,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, required=True)
     parser.add_argument("--rate", type=float, default=Healing.rate)
     parser.add_argument("--batch", type=int, default=Healing.batch)
+    parser.add_argument("--limit", type=float, help="seconds of training at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--store", type=Path, help="what to train on, packed")
     parser.add_argument("--output", type=Path, required=True)
@@ -137,7 +153,9 @@ def main() -> None:
     given = parser.parse_args()
     store = Store.open(given.store) if given.store else None
     length = store.length if store else Healing.length
-    healing = Healing(given.tokens, length, given.batch, rate=given.rate, seed=given.seed)
+    healing = Healing(
+        given.tokens, length, given.batch, given.rate, seed=given.seed, limit=given.limit
+    )
     data = Path(os.environ["SHEARLING_BENCH_DATA"])
     tokenizer = load_tokenizer(given.model)
     model = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float32).to(own_device())
