@@ -68,9 +68,9 @@ def test_steps_solve_the_normal_equations(models: Models, variant: str) -> None:
     """The router's derivative as one whole matrix, and the system solved outright."""
     _, _, experts = mixture_of(models(variant))
     router = experts.router
-    x_TD, weight_ED = drawn(experts, 40), router.get_parameter("weight").detach()
-    missing_TD = 0.1 * torch.randn(40, x_TD.shape[1], generator=torch.Generator().manual_seed(1))
-    w_T = torch.rand(40, generator=torch.Generator().manual_seed(2)) + 0.5
+    x_TD, weight_ED = drawn(experts, 9), router.get_parameter("weight").detach()
+    missing_TD = 0.1 * torch.randn(9, x_TD.shape[1], generator=torch.Generator().manual_seed(1))
+    w_T = torch.rand(9, generator=torch.Generator().manual_seed(2)) + 0.5
     with torch.inference_mode():
         routing = Routing(x_TD.clone(), *router(x_TD)[1:])
         batches = [products(experts, routing, missing_TD, w_T)]
@@ -91,7 +91,7 @@ def test_steps_solve_the_normal_equations(models: Models, variant: str) -> None:
             outputs.append(torch.stack(parts).sum(0) * w_T[t].sqrt())
         return torch.stack(outputs).detach() if not rows_ED.requires_grad else torch.stack(outputs)
 
-    jacobian: Any = torch.autograd.functional.jacobian(given, weight_ED)
+    jacobian: Any = torch.autograd.functional.jacobian(given, weight_ED, vectorize=True)
     matrix = jacobian.flatten(0, 1).flatten(1).double()
     right = matrix.T @ (missing_TD * w_T.sqrt()[:, None]).flatten().double()
     assert relative(gradient_ED.flatten().double(), right) < 1e-4
@@ -173,7 +173,7 @@ def repaired(path: Path, directory: Path, options: ExpertOptions) -> Any:
     return refit(stream, fewer(checkpoint), ids_NS, directory, experts=options)
 
 
-@pytest.mark.parametrize("variant", MIXTURES)
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_a_router_moves_only_where_held_out_tokens_gain(
     models: Models, variant: str, tmp_path: Path
 ) -> None:
@@ -225,7 +225,9 @@ def test_an_expert_with_a_twin_is_folded_into_it(
     writers = ("down_proj", "w2", "output_linear")
     compared = 0
     for name, tensor in dict(result.read(result.dtypes)).items():
-        if "expert" in name and not any(writer in name for writer in writers):
+        if ("expert" in name or "input_linear" in name) and not any(
+            writer in name for writer in writers
+        ):
             expected = next(t for _, t in plain.read([name]))
             torch.testing.assert_close(tensor, expected)
             compared += name in repair.replaced
