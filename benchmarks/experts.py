@@ -1,12 +1,18 @@
 """Experts removed: every criterion, with and without repair, at a quarter and at half of them.
 
-    SHEARLING_BENCH_MODEL=MIXTURE SHEARLING_BENCH_DATA=DIR python benchmarks/experts.py [--left N,M]
+    SHEARLING_BENCH_MODEL=MIXTURE SHEARLING_BENCH_DATA=DIR python benchmarks/experts.py \\
+        [--left N,M] [--repair none,refit,router,merge] [--mixed] [--written] [--device auto]
 
 MIXTURE is what ``benchmarks/make_moe.py`` writes. Calibration is 64 windows of 256 tokens from the
-first nine tenths of c4.jsonl, evaluation the first 8 windows of 512 tokens of its last tenth, and
-of WikiText-2. Experts are scored once for all criteria. Each row is written down as it ends, so
-that the run can be stopped and taken up again. "kept" is the share of the perplexity lost without
-repair that repair takes away.
+first nine tenths of c4.jsonl, or with --mixed equally many from each of seven domains. Evaluation
+is the first 8 windows of 512 tokens of c4's last tenth, and of WikiText-2. Experts are scored once
+for all criteria. Each row is written down as it ends, so that the run can be stopped and taken up
+again; other text wants another --name.
+
+"refit" is the default repair, "router" lets the router's rows move too, "merge" first folds experts
+that go into those that stay. With --written a repair sees what `shearling prune` adds to the
+windows: a copy that the source rewrote in part, and four sequences of its own for each. "kept" is
+the share of the perplexity lost without repair that repair takes away.
 """
 
 from __future__ import annotations
@@ -21,20 +27,29 @@ from typing import Any
 import torch
 
 from common import RESULTS, first_nine_tenths, save, source_directory, text_file
+from shearling.data.bos import TokenWindows
 from shearling.data.documents import documents
 from shearling.data.text import calibration_windows
-from shearling.engine.place import Place
+from shearling.engine.place import Need, Place, Wish
 from shearling.engine.stream import BlockStream
 from shearling.engine.walk import last_states
 from shearling.model.checkpoint import Checkpoint
 from shearling.pruning.choose import keep_units
 from shearling.pruning.cut import cut
-from shearling.repair.refit import refit
+from shearling.repair.calibration import Calibration, repair_text
+from shearling.repair.experts import ExpertOptions
+from shearling.repair.refit import KEPT_WIDTHS, refit
 from shearling.scoring.registry import find
 from shearling.scoring.score_experts import routed
 from shearling.scoring.scores import Scores
 
 CRITERIA = ("frequency", "ean", "reap", "reroute")
+REPAIRS = {
+    "refit": ExpertOptions(),
+    "router": ExpertOptions(router=True),
+    "merge": ExpertOptions(merge=True),
+}
+DOMAINS = ("arxiv", "book", "c4", "cc", "github", "stackexchange", "wiki")
 SAMPLES, LENGTH = 64, 256
 WINDOWS, WINDOW = 8, 512
 
@@ -46,6 +61,12 @@ def main() -> None:
         "--by", default=",".join(CRITERIA),
         help="criteria; 'neurons' takes as many parameters out of all experts instead",
     )  # fmt: skip
+    parser.add_argument(
+        "--repair", default="none,refit", help=f"of none, {', '.join(REPAIRS)}"
+    )  # fmt: skip
+    parser.add_argument("--mixed", action="store_true", help="calibrate on all seven domains")
+    parser.add_argument("--written", action="store_true", help="repair on the source's text too")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, or auto for a GPU if any")
     parser.add_argument("--samples", type=int, default=SAMPLES)
     parser.add_argument("--name", default="experts")
     parser.add_argument("--again", action="store_true", help="forget the rows there are")
@@ -63,13 +84,14 @@ class Measuring:
     def __init__(self, rows: list[dict[str, Any]], given: Any, scratch: Path) -> None:
         self.rows, self.given, self.scratch = rows, given, scratch
         self.source = Checkpoint.open(source_directory())
-        self.stream = BlockStream(self.source, Place.cpu())
+        self.stream = BlockStream(self.source, place_for(self.source, given))
         tokenizer = self.source.tokenizer()
+        self.windows = _calibration(self.source, given, scratch)
+        self.ids_NS = self.repair_NS = self.windows.ids_NS
+        if given.written:
+            text = Calibration(scratch, samples=given.samples, length=LENGTH)
+            self.repair_NS = repair_text(self.stream, text, self.windows)
         c4 = text_file("redpajama/c4.jsonl", scratch)
-        self.ids_NS = calibration_windows(
-            documents(first_nine_tenths(c4, scratch)), tokenizer, samples=given.samples,
-            length=LENGTH, seed=0,
-        ).ids_NS  # fmt: skip
         lines = c4.read_text(encoding="utf-8").splitlines()
         held = [json.loads(line)["text"] for line in lines[len(lines) * 9 // 10 :]]
         wikitext = text_file("wikitext2-test.txt", scratch).read_text(encoding="utf-8")
@@ -84,7 +106,7 @@ class Measuring:
             (int(left), by, repair)
             for left in self.given.left.split(",")
             for by in self.given.by.split(",")
-            for repair in ("none", "refit")
+            for repair in self.given.repair.split(",")
         ]
         missing = [w for w in wanted if not self.known(*w)]
         if not missing:
@@ -110,16 +132,25 @@ class Measuring:
     def measure(self, row: dict[str, Any], keep: Any) -> None:
         with tempfile.TemporaryDirectory(dir=self.scratch) as directory:
             replaced = {}
-            if row["repair"] == "refit":
+            if row["repair"] != "none":
                 (Path(directory) / "solved").mkdir()
-                solved = refit(self.stream, keep, self.ids_NS, Path(directory) / "solved")
+                solved = refit(
+                    self.stream, keep, self.repair_NS, Path(directory) / "solved",
+                    windows=self.given.samples, experts=REPAIRS[row["repair"]],
+                )  # fmt: skip
                 replaced = solved.replaced
                 row["seconds_repairing"] = round(solved.seconds, 1)
                 steps = [s for s in solved.steps if s.axis == "experts"]
                 row["left_missing"] = round(
                     sum(s.error_after for s in steps) / sum(s.error_before for s in steps), 4
                 )
-            result = cut(self.source, keep, Path(directory) / "cut", replaced=replaced)
+                row["routers_moved"] = sum(
+                    "gate.weight" in n or "router" in n for n in solved.replaced
+                )
+            result = cut(
+                self.source, keep, Path(directory) / "cut", replaced=replaced,
+                place=self.stream.place,
+            )  # fmt: skip
             self.row(row, result)
 
     def known(self, experts: int, by: str, repair: str) -> bool:
@@ -129,7 +160,7 @@ class Measuring:
     def row(self, row: dict[str, Any], model: Checkpoint) -> None:
         if self.known(row["experts"], row["by"], row["repair"]):
             return
-        stream = BlockStream(model, Place.cpu())
+        stream = BlockStream(model, place_for(model, self.given))
         for name, ids_NS in self.texts.items():
             batches = stream.batches(ids_NS)
             losses = [
@@ -140,7 +171,43 @@ class Measuring:
         self.rows.append(row | {"parameters": model.parameters})
         self.rows = with_shares(self.rows)
         print(self.rows[-1], flush=True)
-        save(self.given.name, {"model": self.source.name, "rows": self.rows})
+        facts = {
+            "model": self.source.name, "device": str(self.stream.place.device),
+            "calibration": {
+                "samples": self.given.samples, "length": LENGTH, "mixed": self.given.mixed,
+                "tokens_repaired_on": self.repair_NS.numel(),
+            },
+        }  # fmt: skip
+        save(self.given.name, facts | {"rows": self.rows})
+
+
+def place_for(model: Checkpoint, given: Any) -> Place:
+    """Where a model runs: the processor as ever, or a GPU with room for what a repair keeps."""
+    if given.device == "cpu":
+        return Place.cpu()
+    sequences = given.samples * (6 if given.written else 1)
+    shape = model.shape
+    values = KEPT_WIDTHS * shape["hidden"] + shape["heads"] * shape["head_dim"]
+    return Place.best(model, Wish(device=given.device), Need(sequences * LENGTH, values))
+
+
+def _calibration(source: Checkpoint, given: Any, scratch: Path) -> TokenWindows:
+    """Windows of c4, or of all domains in turn; the last domains have one less if it must be."""
+    domains = DOMAINS if given.mixed else ("c4",)
+    parts = []
+    for number, domain in enumerate(domains):
+        file = text_file(f"redpajama/{domain}.jsonl", scratch)
+        count = given.samples // len(domains) + (number < given.samples % len(domains))
+        if count:
+            windows = calibration_windows(
+                documents(first_nine_tenths(file, scratch)), source.tokenizer(),
+                samples=count, length=LENGTH, seed=0,
+            )  # fmt: skip
+            parts.append(windows)
+    # In turn, so that what is held out, every fourth window, is of all domains.
+    most = max(len(part.ids_NS) for part in parts)
+    rows = [part.ids_NS[n] for n in range(most) for part in parts if n < len(part.ids_NS)]
+    return TokenWindows(torch.stack(rows), parts[0].bos)
 
 
 def with_shares(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -151,7 +218,7 @@ def with_shares(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             r for r in rows
             if (r["experts"], r["by"], r["repair"]) == (row["experts"], row["by"], "none")
         ]  # fmt: skip
-        if row["repair"] == "refit" and plain:
+        if row["repair"] not in ("none", "") and row["by"] and plain:
             row["kept"] = {
                 text: round((plain[0][text] - row[text]) / (plain[0][text] - dense[text]), 3)
                 for text in ("c4", "wikitext2")

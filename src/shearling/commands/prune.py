@@ -77,6 +77,22 @@ FinalNorm = Annotated[
         "what the source does; by default with every repair.",
     ),
 ]
+MoveRouter = Annotated[
+    bool,
+    typer.Option(
+        "--router",
+        help="Let the rows of a mixture's router move in the repair as well, where held-out text "
+        "gains by that.",
+    ),
+]
+MergeExperts = Annotated[
+    bool,
+    typer.Option(
+        "--merge-experts",
+        help="Fold experts that go into those that stay and are most like them, before the "
+        "repair; on the mixture that we measured, leaving them out was better.",
+    ),
+]
 KeepPattern = Annotated[
     bool,
     typer.Option(
@@ -136,6 +152,8 @@ class RepairOptions:
     refit: Refit = None
     rotate: Rotate = None
     final_norm: FinalNorm = None
+    router: MoveRouter = False
+    merge_experts: MergeExperts = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +239,13 @@ def _pruning(options: PruneOptions, ranks: Ranks) -> Pruning:
         size,
         calibration=_calibration(options),
         criteria=criteria,
-        repairs=Repairs(refit=mend.refit, rotate=mend.rotate, final_norm=mend.final_norm),
+        repairs=Repairs(
+            refit=mend.refit,
+            rotate=mend.rotate,
+            final_norm=mend.final_norm,
+            router=mend.router,
+            merge_experts=mend.merge_experts,
+        ),
         running=Running(wish=options.place.wish(ranks), notify=warn),
     )
 

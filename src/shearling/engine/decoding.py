@@ -41,7 +41,7 @@ def draw(sums_TV: Tensor, at_T1: Tensor) -> Tensor:
 
 
 def continue_sequences(
-    model: Any, ids_BS: Tensor, at_BT: Tensor, words: Words | None = None
+    model: Any, ids_BS: Tensor, at_BT: Tensor, words: Words | None = None, *, recorded: bool = True
 ) -> Iterator[int]:
     """Fill the last T tokens of each row by its draws; tells how many are filled.
 
@@ -50,9 +50,12 @@ def continue_sequences(
         ids_BS: tokens (B, S), the first S - T of them given; filled in place.
         at_BT: a uniform draw between 0 and 1 for every token.
         words: those that the model's logits are of, if not all.
+        recorded: whether a GPU may replay a step; not where the host decides what is computed, as
+            it does with experts.
     """
     start, steps = ids_BS.shape[1] - at_BT.shape[1], at_BT.shape[1]
-    fixed = _fixed_rooms(model, ids_BS.shape[1]) if ids_BS.device.type == "cuda" else None
+    recorded = recorded and ids_BS.device.type == "cuda"
+    fixed = _fixed_rooms(model, ids_BS.shape[1]) if recorded else None
     if fixed is None or steps <= WARM_UP:
         yield from _stepwise(model, ids_BS, at_BT, _growing(model, ids_BS.shape[1]), words)
         return

@@ -160,13 +160,18 @@ def stock_model(path: Path, dtype: torch.dtype, **options: Any) -> tuple[Any, di
     return loaded
 
 
+def _products_of(dtype: torch.dtype | None) -> dict[str, Any]:
+    """How experts are run: all at once by default, which torch cannot do in double precision."""
+    return {"experts_implementation": "eager"} if dtype == torch.float64 else {}
+
+
 def _alone(path: Path, dtype: torch.dtype, options: dict[str, Any]) -> Any:
     from transformers import AutoModelForCausalLM
 
     # With output_loading_info this is a pair, which its annotation does not say.
     return AutoModelForCausalLM.from_pretrained(
         path, config=load_config(path), dtype=dtype, use_safetensors=True,
-        output_loading_info=True, **_LOCAL, **options,
+        output_loading_info=True, **_LOCAL, **_products_of(dtype), **options,
     )  # fmt: skip
 
 
@@ -178,7 +183,7 @@ def _within(path: Path, wrapping: Wrapping, dtype: torch.dtype, options: dict[st
     kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     return kind.from_pretrained(
         None, config=config, state_dict=_own_weights(path, wrapping), dtype=dtype,
-        output_loading_info=True, **options,
+        output_loading_info=True, **_products_of(dtype), **options,
     )  # fmt: skip
 
 
@@ -200,7 +205,7 @@ def stock_wrapper(path: Path, dtype: torch.dtype, **options: Any) -> tuple[Any, 
     with _loading(path):
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             path, config=load_config(path), dtype=dtype, use_safetensors=True,
-            output_loading_info=True, **_LOCAL, **options,
+            output_loading_info=True, **_LOCAL, **_products_of(dtype), **options,
         )  # fmt: skip
     return loaded
 
@@ -238,6 +243,7 @@ def build_model(config: Any, dtype: torch.dtype | None = None) -> Any:
     from transformers import AutoModelForCausalLM
 
     options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+    options |= _products_of(dtype)
     name = config.name_or_path or "the model"
     with in_words(
         lambda why: (

@@ -22,6 +22,7 @@ from shearling.pruning.plan import parse_layers, parse_params, parse_shape, shap
 from shearling.pruning.run import Run, Wanted, repair_need
 from shearling.pruning.settle import (
     Notify,
+    settle_experts,
     settle_final_norm,
     settle_pattern,
     settle_repaired,
@@ -206,11 +207,16 @@ class Repairs:
         refit: solve the matrices that write into the residual stream anew.
         rotate: cut hidden channels in the stream's principal axes.
         final_norm: fit the final norm's gain behind a refit.
+        router: let the rows of a mixture's router move in a refit as well, where held-out tokens
+            gain by that; not done by default, as it gained nothing where we measured.
+        merge_experts: fold experts that go into those that stay before the refit; likewise.
     """
 
     refit: bool | None = None
     rotate: bool | None = None
     final_norm: bool | None = None
+    router: bool = False
+    merge_experts: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -312,6 +318,7 @@ class Pruning:
         keep_blocks, after = size.keep_blocks(source), size.after(source)
         rotated = settle_rotated(repairs.rotate, source, after, text, notify)
         final_norm = settle_final_norm(repairs.final_norm, repaired=repaired, notify=notify)
+        experts = settle_experts(repairs, source, after, repaired=repaired, notify=notify)
         tell_unused(source, after, criteria, rotated=rotated, notify=notify)
         pattern = settle_pattern(source, after, size, criteria, notify)
         scores = criteria.scores
@@ -323,8 +330,8 @@ class Pruning:
         by_blocks, *_ = criteria_for(criteria.by, source, repaired=repaired)
         wanted = Wanted(
             after, by=criteria.by, scores=scores, keep_blocks=keep_blocks, repaired=repaired,
-            rotated=rotated, final_norm=final_norm, protect=criteria.protect(by_blocks),
-            pattern=pattern,
+            rotated=rotated, final_norm=final_norm, experts=experts,
+            protect=criteria.protect(by_blocks), pattern=pattern,
         )  # fmt: skip
         return Pruning(source, wanted, text, place or Place.best(source, wish))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from shearling.pruning.choose import account, keep_layers, keep_units
 from shearling.pruning.cut import SHARD_BYTES, cut, written_bytes
 from shearling.pruning.pattern import Pattern
 from shearling.repair.calibration import Calibration, repair_text
+from shearling.repair.experts import ExpertOptions
 from shearling.repair.refit import KEPT_WIDTHS, refit
 from shearling.repair.result import Repair
 from shearling.repair.rotate import require_rotatable, rotate
@@ -53,12 +54,14 @@ class Choice:
         options: for the manifest.
         rotated: whether ``keep`` has the first channels of a rotated stream, not the source's own.
         final_norm: whether a repair fits the final norm's gain.
+        experts: how a repair mends those of a mixture.
     """
 
     keep: Keep
     options: Mapping[str, Any]
     rotated: bool = False
     final_norm: bool = True
+    experts: ExpertOptions = field(default_factory=ExpertOptions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,7 @@ class Wanted:
         rotated: cut ``hidden``, if it shrinks, in the stream's principal basis
             (:mod:`shearling.repair.rotate`); no criterion then chooses channels.
         final_norm: whether a repair fits the final norm's gain.
+        experts: how a repair mends those of a mixture.
         protect: how many of the first and of the last blocks are never removed.
         pattern: the removal must leave the blocks in this.
     """
@@ -85,6 +89,7 @@ class Wanted:
     repaired: bool = True
     rotated: bool = False
     final_norm: bool = True
+    experts: ExpertOptions = field(default_factory=ExpertOptions)
     protect: tuple[int, int] | None = None
     pattern: Pattern | None = None
 
@@ -200,7 +205,8 @@ class Run:
             read = {"bos": self.windows.bos is not None} if "windows" in vars(self) else {}
             options["calibration"] = self.calibration.as_json() | read
         options["seconds_choosing"] = round(time.perf_counter() - started, 2)
-        return Choice(_agreed(self.place.ranks, keep), options, rotated, wanted.final_norm)
+        agreed = _agreed(self.place.ranks, keep)
+        return Choice(agreed, options, rotated, wanted.final_norm, wanted.experts)
 
     def write(
         self, choice: Choice, output: Path, *, repaired: bool = True, shard_bytes: int = SHARD_BYTES
@@ -231,7 +237,9 @@ class Run:
                 cuttable, exact = turned.cuttable, turned.exact
             solved = None
             if repaired:
-                solved = self._repair(expanded, cuttable, exact, directory, choice.final_norm)
+                solved = self._repair(expanded, cuttable, exact, directory, choice)
+                if choice.experts != ExpertOptions():
+                    options["expert_repair"] = asdict(choice.experts)
                 options["repair"] = solved.as_json()
             written = None
             if ranks.first:
@@ -245,7 +253,7 @@ class Run:
 
     def _repair(
         self, expanded: Cut, cuttable: Checkpoint, exact: Checkpoint, directory: Path,
-        final_norm: bool,
+        choice: Choice,
     ) -> Repair:  # fmt: skip
         """Solve what a cut of ``cuttable`` leaves anew, towards ``exact``, the source's equal."""
         assert self.calibration is not None
@@ -257,7 +265,8 @@ class Run:
         )
         return refit(
             source, expanded, ids_NS, directory, cuttable=cuttable,
-            windows=self.calibration.samples, final_norm=final_norm, progress=self.progress,
+            windows=self.calibration.samples, final_norm=choice.final_norm,
+            experts=choice.experts, progress=self.progress,
         )  # fmt: skip
 
 

@@ -10,14 +10,16 @@ from shearling.model.checkpoint import Checkpoint
 from shearling.pruning.choose import check_pattern
 from shearling.pruning.pattern import Pattern, pattern_of
 from shearling.repair.calibration import Calibration
+from shearling.repair.experts import ExpertOptions
 from shearling.repair.refit import HELD_OUT
 from shearling.repair.rotate import refusal, require_rotatable
 from shearling.scoring.registry import criteria_for, kinds
 from shearling.scoring.score_experts import EXPERT_AXES
+from shearling.table.axes import EXPERT_MLP, EXPERTS
 from shearling.table.values import Keep, Shape
 
 if TYPE_CHECKING:
-    from shearling.pruning.prune import Criteria, Size
+    from shearling.pruning.prune import Criteria, Repairs, Size
 
 Notify = Callable[[str], None]
 
@@ -50,6 +52,35 @@ def settle_final_norm(fit: bool | None, *, repaired: bool, notify: Notify) -> bo
         option = "--final-norm" if fit else "--no-final-norm"
         tell_ignored(notify, {option: fit}, "nothing is repaired")
     return fit is not False
+
+
+def settle_experts(
+    repairs: Repairs, source: Checkpoint, after: Shape, *, repaired: bool, notify: Notify
+) -> ExpertOptions:
+    """How experts are repaired; what is asked of experts that all stay is ignored, and told.
+
+    Raises:
+        ShearlingError: experts were to be merged without a repair, or while their neurons go.
+    """
+    given = {"--merge-experts": repairs.merge_experts or None, "--router": repairs.router or None}
+    if after.get(EXPERTS) == source.shape.get(EXPERTS):
+        tell_ignored(notify, given, "no experts go")
+        return ExpertOptions()
+    if not repaired:
+        if repairs.merge_experts:
+            raise ShearlingError(
+                "--merge-experts compares experts on text and repairs what it merges; give "
+                "--calibration FILE, and leave out --no-refit."
+            )
+        tell_ignored(notify, given, "nothing is repaired")
+        return ExpertOptions()
+    if repairs.merge_experts and after[EXPERT_MLP] < source.shape[EXPERT_MLP]:
+        raise ShearlingError(
+            f"--merge-experts was given, but {EXPERT_MLP} shrinks from {source.shape[EXPERT_MLP]} "
+            f"to {after[EXPERT_MLP]}, and only whole experts can be averaged; leave one of the two "
+            "out."
+        )
+    return ExpertOptions(router=repairs.router, merge=repairs.merge_experts)
 
 
 def settle_pattern(

@@ -6,15 +6,16 @@ their neurons together, so that each is solved by itself, on the tokens that now
 what the source's block gave less what all others give now (block coordinate descent). Each step is
 the ridge regression of :mod:`shearling.engine.moments`, centred on the weights there are, its
 strength chosen on held-out tokens, and taken only where these gain. An expert that every token
-meets is solved like the others.
+meets is solved like the others. Between two sweeps the router's rows may move
+(:mod:`shearling.repair.router`), if held-out tokens gain by that.
 
 Shapes: T tokens of a batch, D hidden, K neurons of an expert, R tokens that reach an expert, P
-experts that a token is sent to.
+experts that a token is sent to, E surviving experts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,10 +25,25 @@ from shearling.engine.experts import Experts, Routing
 from shearling.engine.moments import Moments, correct
 from shearling.engine.ranks import Ranks
 from shearling.engine.states import States
+from shearling.repair.router import given_by, products, rerouted, steps
 
 SHARED = -1  # its number among the experts
 SWEEPS = 2  # over the experts of a block; more gain nothing (LOG.md, 2026-11-27)
 _MISSING, _SHARED = "experts missing", "shared expert's inputs"
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertOptions:
+    """How the experts of a mixture are repaired.
+
+    Attributes:
+        router: whether the router's rows may move too.
+        merge: whether experts that go are first folded into those that stay
+            (:mod:`shearling.repair.merging`).
+    """
+
+    router: bool = False
+    merge: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +72,14 @@ class Mended:
         strength: of the penalty, in the middle of all that were repaired; None where none was.
         error_before, error_after: weighted share of the stream's squared norm that was, and is,
             missing on held-out tokens.
+        router_ED: what to add to the router's rows; None if they stay.
     """
 
     corrections: dict[int, Tensor]
     strength: float | None
     error_before: float
     error_after: float
+    router_ED: Tensor | None = None
 
 
 class ExpertRepair:
@@ -91,20 +109,23 @@ class ExpertRepair:
             routing = replace(routing, shared_TK=None)
         self.batches.append(Lack(routing, empty, lack.weight_T, lack.held))
 
-    def solve(self) -> Mended:
+    def solve(self, *, router: bool = False) -> Mended:
         """Repair every expert in turn, the one that most tokens reach first."""
         before = self._error()
         corrections: dict[int, Tensor] = {}
+        router_ED = None
         order = self._by_load()
-        for _ in range(SWEEPS):
+        for sweep in range(SWEEPS):
             for expert in order:
                 self._repair(expert, corrections)
+            if router and not sweep:
+                router_ED = self._move_router(corrections)
         after = self._error()
         for number in range(len(self.batches)):
             self.states.drop(_MISSING, number)
             self.states.drop(_SHARED, number)
         middle = sorted(self.strengths)[len(self.strengths) // 2] if self.strengths else None
-        return Mended(corrections, middle, before, after)
+        return Mended(corrections, middle, before, after, router_ED)
 
     def _repair(self, expert: int, corrections: dict[int, Tensor]) -> None:
         weight_DK = writer_of(self.experts, expert)
@@ -128,6 +149,37 @@ class ExpertRepair:
         known = corrections.get(expert)
         corrections[expert] = change_KD.T if known is None else known + change_KD.T
 
+    def _move_router(self, corrections: dict[int, Tensor]) -> Tensor | None:
+        """Move the router's rows (E, D) if held-out tokens, routed anew, gain; None if not."""
+        experts = Corrected(self.experts, corrections)
+        router, lacks = experts.router, list(enumerate(self.batches))
+        start_ED = router.get_parameter("weight").float()
+        fit = [
+            products(experts, lack.routing, self.states.get(_MISSING, number), lack.weight_T)
+            for number, lack in lacks
+            if not lack.held
+        ]
+        given = {n: given_by(experts, lack.routing) for n, lack in lacks if lack.held}
+        least, chosen_ED = self._error(), None
+        for change_ED in steps(router, fit, self.ranks):
+            routings = {
+                n: rerouted(router, start_ED + change_ED, lack.routing.x_TD)
+                for n, lack in lacks
+                if lack.held
+            }
+            changes = {n: given_by(experts, r) - given[n] for n, r in routings.items()}
+            error = self._error(changes)
+            if error < least:
+                least, chosen_ED = error, change_ED
+        if chosen_ED is None:
+            return None
+        for number, lack in lacks:
+            routing = rerouted(router, start_ED + chosen_ED, lack.routing.x_TD)
+            change_TD = given_by(experts, routing) - given_by(experts, lack.routing)
+            self.states.put(_MISSING, number, self.states.get(_MISSING, number) - change_TD)
+            self.batches[number] = replace(lack, routing=routing)
+        return chosen_ED
+
     def _inputs(self, expert: int) -> Iterator[tuple[int, Lack, Tensor, Tensor, Tensor]]:
         """By batch: its number, it, tokens that reach the expert, what is missing, inputs.
 
@@ -146,12 +198,14 @@ class ExpertRepair:
                 x_RK = a_RK.float() * reached.weights_R.float()[:, None]
             yield number, lack, tokens_R, self.states.get(_MISSING, number), x_RK
 
-    def _error(self) -> float:
-        """Mean over held-out tokens of w ||missing||^2."""
+    def _error(self, changes: Mapping[int, Tensor] | None = None) -> float:
+        """Mean over held-out tokens of w ||missing||^2, with ``changes`` of what experts give."""
         total, tokens = 0.0, 0.0
         for number, lack in enumerate(self.batches):
             if lack.held:
                 missing_TD = self.states.get(_MISSING, number)
+                if changes is not None:
+                    missing_TD = missing_TD - changes[number]
                 total += float((lack.weight_T @ missing_TD.square()).double().sum())
                 tokens += len(missing_TD)
         total, tokens = self.ranks.totals([total, tokens])
@@ -165,6 +219,21 @@ class ExpertRepair:
         self.ranks.add(loads_E)
         shared = [SHARED] if self.experts.shared is not None else []
         return [*shared, *loads_E.argsort(descending=True, stable=True).tolist()]
+
+
+class Corrected(Experts):
+    """Experts whose last matrices are corrected, before the corrections are in their modules."""
+
+    def __init__(self, experts: Experts, corrections: Mapping[int, Tensor]) -> None:
+        """Take over the modules."""
+        self.router, self.module, self.shared = experts.router, experts.module, experts.shared
+        self.corrections = corrections
+
+    def written(self, expert: int, a_RK: Tensor) -> Tensor:
+        """What an expert gives (R, D) for what enters its last matrix."""
+        out_RD = super().written(expert, a_RK)
+        change_DK = self.corrections.get(expert)
+        return out_RD if change_DK is None else out_RD + a_RK.float() @ change_DK.T
 
 
 def writer_of(experts: Experts, expert: int) -> Tensor:

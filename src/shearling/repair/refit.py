@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from shearling.engine.branches import Branch, branches, watching
-from shearling.engine.experts import Experts, listening
+from shearling.engine.experts import listening
 from shearling.engine.moments import (
     HELD_OUT,
     Correction,
@@ -42,10 +42,11 @@ from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
 from shearling.model.checkpoint import Checkpoint
 from shearling.repair.behind_norm import before_norm, gain_behind
-from shearling.repair.experts import SHARED, ExpertRepair, Lack, Mended, apply
+from shearling.repair.experts import ExpertOptions, ExpertRepair, Lack
 from shearling.repair.final_norm import FittedGain, Triple, enough, fit_gain, gain_name, some_rows
+from shearling.repair.mixture import MixtureBlock
 from shearling.repair.result import Repair, Solved
-from shearling.table.axes import EXPERTS
+from shearling.table.axes import EXPERT_MLP, EXPERTS
 from shearling.table.families.base import ExpertModules
 from shearling.table.values import Cut, Keep
 
@@ -66,6 +67,7 @@ def refit(
     cuttable: Checkpoint | None = None,
     windows: int | None = None,
     final_norm: bool = True,
+    experts: ExpertOptions | None = None,
     progress: Progress = silent,
 ) -> Repair:
     """Solve the writers of a cut anew, on tokens.
@@ -85,6 +87,7 @@ def refit(
             given.
         final_norm: whether the final norm's gain is fitted as well
             (:mod:`shearling.repair.final_norm`).
+        experts: how those of a mixture are repaired.
         progress: told the blocks done.
 
     Raises:
@@ -96,6 +99,7 @@ def refit(
     require_enough(windows)
     with source.place.running(), States(source.place) as states:
         both = _SideBySide(source, cuttable or source.checkpoint, keep, states, directory)
+        both.mend_experts(experts or ExpertOptions(), cuttable or source.checkpoint)
         both.begin(ids_NS, windows)
         solved = []
         layers = both.layers
@@ -149,7 +153,9 @@ class _SideBySide:
         kept = keep.model.get("hidden")
         self.alive = None if kept is None else torch.tensor(kept, device=place.device)
         self.additive = source.checkpoint.family.additive(source.checkpoint.config)
-        self.layers = expanded.layers
+        self.expanded, self.layers = expanded, expanded.layers
+        self.experts = ExpertOptions()
+        self.whole: BlockStream | None = None  # all experts, where some are merged
         self.reached = 0  # blocks that the source's stream has passed
         self.scale = 1.0
         self.held: list[bool] = []
@@ -160,6 +166,21 @@ class _SideBySide:
         self.writing: list[Future[None]] = []
         self.singular: dict[int, int] = {}
         self.strengths: dict[str, float] = {}
+
+    def mend_experts(self, options: ExpertOptions, cuttable: Checkpoint) -> None:
+        """Say how experts are repaired; with merging, those that go are read as well."""
+        self.experts, blocks = options, self.expanded.keep.blocks
+        if not options.merge or EXPERTS not in blocks:
+            return
+        if EXPERT_MLP in blocks:
+            raise ShearlingError(
+                f"experts of {cuttable.name} were to be merged while {EXPERT_MLP} shrinks, but "
+                "only whole experts can be averaged; leave one of the two out."
+            )
+        all_experts = Keep(
+            self.expanded.keep.model, {a: kept for a, kept in blocks.items() if a != EXPERTS}
+        )
+        self.whole = BlockStream(cut_view(cuttable, all_experts), self.cut.stream.place)
 
     def begin(self, ids_NS: Tensor, windows: int) -> None:
         """Embed this rank's tokens twice; sequences are held out in a fixed pattern."""
@@ -270,18 +291,34 @@ class _SideBySide:
         mixture = self.view.family.mixture
         assert mixture is not None
         assert self.additive, "experts write into the stream, with no norm behind"
-        experts = Experts(step.block, mixture)
+        mending = MixtureBlock(self.cut.stream, step.index, step.block, mixture)
+        lacks = list(self._lacks(step, half, mixture))
+        if self._merge(mending, lacks):
+            lacks = list(self._lacks(step, half, mixture))
         start = self.strengths.get(EXPERTS, 1.0)
-        repair = ExpertRepair(experts, self.states, self.ranks, start)
-        for lack in self._lacks(step, half, mixture):
+        repair = ExpertRepair(mending.experts, self.states, self.ranks, start)
+        for lack in lacks:
             repair.add(lack)
-        mended = repair.solve()
+        mended = repair.solve(router=self.experts.router)
         if not math.isfinite(mended.error_before):
             raise _not_finite(index)
         if mended.corrections:
             self.strengths[EXPERTS] = mended.strength or start
-            self._save(self._apply_experts(experts, mended, step.index), f"{step.index}.{EXPERTS}")
+        mending.change(mended)
+        if mending.sums:
+            self._save(mending.sums, f"{step.index}.{EXPERTS}")
         return Solved(index, EXPERTS, mended.strength, mended.error_before, mended.error_after)
+
+    def _merge(self, mending: MixtureBlock, lacks: list[Lack]) -> bool:
+        """Fold experts that go into those that stay, if that is asked for."""
+        if self.whole is None:
+            return False
+        target = mending.target
+        kept = self.expanded.keep.blocks[EXPERTS][target]
+        with self.whole.block(target) as block:
+            whole = MixtureBlock(self.whole, target, block, mending.mixture)
+            mending.merge(whole, kept, [lack.routing for lack in lacks], self.ranks)
+        return True
 
     def _lacks(self, step: Step, half: Branch, mixture: ExpertModules) -> Iterator[Lack]:
         """What the block's experts lack, batch by batch."""
@@ -294,36 +331,6 @@ class _SideBySide:
                 missing_BSE = (wanted_BSE - after_BSE) / half.scale
                 weight_T = inverse_energy(wanted_BSE).flatten() * half.scale**2
                 yield Lack(routing(), missing_BSE.flatten(0, 1), weight_T, self.held[number])
-
-    def _apply_experts(self, experts: Experts, mended: Mended, target: int) -> dict[str, Tensor]:
-        """Add corrections to experts' last matrices; gives the sums in the digits stored."""
-        mixture = self.view.family.mixture
-        assert mixture is not None
-        rows = self.view.layout.block_rows(target)
-        (row,) = (
-            r for r in rows if r.of_experts and r.role == "linear" and "hidden" in r.output.axes
-        )
-        if row.stacked:
-            return self._apply_stacked(experts, mended, row.name.format(target))
-        sums = {}
-        for expert, change_DK in sorted(mended.corrections.items()):
-            name = row.name.format(target, expert)
-            if expert == SHARED:
-                assert mixture.shared is not None
-                name = f"{self.view.family.blocks}.{target}.{mixture.shared}.weight"
-            stored_DK = self.cut.stream.stored(name).float()
-            sums[name] = (stored_DK + change_DK).contiguous()
-            apply(experts, expert, sums[name])
-        return sums
-
-    def _apply_stacked(self, experts: Experts, mended: Mended, name: str) -> dict[str, Tensor]:
-        """The same where one tensor holds the matrices of all experts."""
-        stacked = self.cut.stream.stored(name).float().clone()
-        for expert, change_DK in mended.corrections.items():
-            transposed = experts.module.is_transposed
-            stacked[expert] += change_DK.T if transposed else change_DK
-            apply(experts, expert, stacked[expert].T if transposed else stacked[expert])
-        return {name: stacked}
 
     def _missing(self, step: Step, half: Branch) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
         """Batch, writer's inputs, what its outputs lack, and the tokens' weights."""

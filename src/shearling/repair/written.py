@@ -74,14 +74,14 @@ def write(
     ranks = stream.place.ranks.of(sequences)
     written_NS, at_NT = ranks.share(written_NS), ranks.share(at_NT)
     batches = -(-len(written_NS) // most)
-    parts = []
+    parts, recorded = [], not stream.checkpoint.layout.routed
     with stream.place.running(packed=None), stream.abridged(words), stream.whole() as model:
         for number, (ids_BS, at_BT) in enumerate(
             zip(written_NS.tensor_split(batches), at_NT.tensor_split(batches), strict=True)
         ):
             done = number * at_BT.shape[1]
             ids_BS, at_BT = ids_BS.to(stream.place.device), at_BT.to(stream.place.device)
-            for step in continue_sequences(model, ids_BS, at_BT, words):
+            for step in continue_sequences(model, ids_BS, at_BT, words, recorded=recorded):
                 progress("writing calibration text", done + step, batches * at_BT.shape[1])
             parts.append(ids_BS.cpu())
     return ranks.gather(torch.cat(parts), sequences)

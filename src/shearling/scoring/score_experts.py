@@ -99,11 +99,12 @@ def _sums(step: Step, stream: BlockStream, ranks: Ranks) -> tuple[Routed, Tensor
     """What a block's experts do on the text, and the energy of each neuron (E, K)."""
     mixture, shape = stream.checkpoint.family.mixture, stream.checkpoint.shape
     assert mixture is not None
-    sums_XE = [torch.zeros(shape[EXPERTS], dtype=torch.float64) for _ in range(4)]
-    energy_EK = torch.zeros(shape[EXPERTS], shape[EXPERT_MLP], dtype=torch.float64)
+    zeros_E = torch.zeros(shape[EXPERTS], dtype=torch.float64, device=stream.place.device)
+    sums_XE = [zeros_E.clone() for _ in range(4)]
+    energy_EK = zeros_E.new_zeros(shape[EXPERTS], shape[EXPERT_MLP])
     if not has_experts(stream.checkpoint, step.index):
         step.finish()
-        return Routed(*sums_XE), energy_EK
+        return Routed(*(sums_E.cpu() for sums_E in sums_XE)), energy_EK.cpu()
     experts = Experts(step.block, mixture)
     with listening(step.block, mixture) as routing_of:
         for run in step.passes:
@@ -113,9 +114,10 @@ def _sums(step: Step, stream: BlockStream, ranks: Ranks) -> tuple[Routed, Tensor
             _add(sums_XE, energy_EK, experts, routing, weight_T)
     ranks.add(*sums_XE, energy_EK)
     columns_EK = torch.stack(
-        [experts.writer(expert).double().square().sum(0).cpu() for expert in range(experts.count)]
+        [experts.writer(expert).double().square().sum(0) for expert in range(experts.count)]
     )
-    return Routed(*sums_XE), energy_EK * columns_EK
+    energy_EK *= columns_EK
+    return Routed(*(sums_E.cpu() for sums_E in sums_XE)), energy_EK.cpu()
 
 
 def _add(
@@ -126,10 +128,10 @@ def _add(
     for reached, a_RK, out_RD in every(experts, routing):
         expert, norm_R = reached.expert, out_RD.float().norm(dim=-1)
         tokens_E[expert] += len(norm_R)
-        norm_E[expert] += norm_R.sum(dtype=torch.float64).cpu()
-        weighted_E[expert] += (reached.weights_R.float() * norm_R).sum(dtype=torch.float64).cpu()
+        norm_E[expert] += norm_R.sum(dtype=torch.float64)
+        weighted_E[expert] += (reached.weights_R.float() * norm_R).sum(dtype=torch.float64)
         scale_R = weight_T[reached.tokens_R] * reached.weights_R.float().square()
-        energy_EK[expert] += (scale_R @ a_RK.float().square()).double().cpu()
+        energy_EK[expert] += (scale_R @ a_RK.float().square()).double()
     if experts.count <= routing.chosen_TP.shape[1]:
         return  # none can go
     for tokens_N in torch.arange(len(routing.x_TD)).split(_tokens_at_once(experts, routing)):
@@ -170,4 +172,4 @@ def _lost(experts: Experts, routing: Routing, weight_T: Tensor) -> Tensor:
     for tokens_R, change_RE in changes:
         square_R = (change_RE[:, None] @ gram_TEE[tokens_R] @ change_RE[:, :, None]).flatten()
         lost.append((weight_T[tokens_R] * square_R).sum(dtype=torch.float64))
-    return torch.stack(lost).cpu()
+    return torch.stack(lost)
