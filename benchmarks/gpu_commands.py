@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from gpu_rows import GIB, TINY, Bench, empty_cache, write_model
+from gpu_rows import GIB, LLAMA_2_7B, TINY, Bench, empty_cache, write_model
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.resolve import resolve
 
@@ -48,6 +48,13 @@ def default_prune_small(bench: Bench) -> dict[str, Any]:
 def default_prune_capped(bench: Bench) -> dict[str, Any]:
     """The same within 1.3 times the weights."""
     return _command(bench, bench.path, "--params", "0.8x", "--memory", "17.5GB")
+
+
+def default_prune_shallow(bench: Bench) -> dict[str, Any]:
+    """Eight blocks of the same width with 12 GB, read one by one: what a block takes."""
+    path = bench.scratch / "llama-7b-shallow"
+    write_model(path, TINY if bench.tiny else LLAMA_2_7B | {"num_hidden_layers": 8})
+    return _command(bench, path, "--params", "0.8x", "--memory", "12GB", "--stream")
 
 
 def default_prune_pinned(bench: Bench) -> dict[str, Any]:
@@ -198,5 +205,6 @@ ROWS: dict[str, tuple[float, Callable[[Bench], dict[str, Any]]]] = {
     "default_prune_small": (60, default_prune_small),
     "default_prune_capped": (200, default_prune_capped),
     "default_prune_pinned": (300, default_prune_pinned),
+    "default_prune_shallow": (100, default_prune_shallow),
     "smollm2": (150 if torch.cuda.is_available() else 3600, smollm2),
 }

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import naive
 from places import place
+from shearling.engine.experts import decided
 from shearling.engine.stream import BlockStream
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
@@ -339,3 +340,12 @@ def test_one_block_of_each_kind_stays(models: Models) -> None:
         ShearlingError, match=r"of the kind dense has to stay; keep one of \[0, 3\]"
     ):
         checkpoint.layout.cut(Keep({"layers": (1, 2, 4)}), checkpoint.shape)
+
+
+def test_a_router_s_answer_in_either_order() -> None:
+    logits_TE, weights_TP = torch.randn(3, 4), torch.rand(3, 2)
+    chosen_TP = torch.tensor([[0, 1], [2, 3], [1, 0]])
+    for out in ((logits_TE, weights_TP, chosen_TP), (chosen_TP, weights_TP, logits_TE)):
+        weights, chosen = decided(out)
+        assert weights is weights_TP
+        assert chosen is chosen_TP

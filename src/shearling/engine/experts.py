@@ -113,19 +113,33 @@ class Experts:
         return weight.T if self.module.is_transposed else weight
 
 
-def narrowed(router: nn.Module, kept_E: Tensor, *args: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def decided(out: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """Weights (T, P) and numbers (T, P) of the experts chosen, of what a router gives.
+
+    Routers give logits, weights and numbers; Granite's gives them the other way round in
+    transformers 5.17.
+    """
+    logits_or_chosen, weights_TP, chosen_or_logits = out
+    if logits_or_chosen.is_floating_point():
+        return weights_TP, chosen_or_logits
+    return weights_TP, logits_or_chosen
+
+
+def narrowed(router: nn.Module, kept_E: Tensor, *args: Tensor) -> tuple[Tensor, ...]:
     """What a router's own code gives if it knows the experts ``kept_E`` alone.
 
     Returns:
-        Logits (T, E) of these, weights (T, P), and the chosen ones' numbers (T, P) among all.
+        Logits (T, E) of these, weights (T, P), and the chosen ones' numbers (T, P) among all; in
+        the router's own order.
     """
     narrow: Any = copy.copy(router)
     for tensors in ("_parameters", "_buffers"):
         rows = {name: t if t is None else t[kept_E] for name, t in vars(router)[tensors].items()}
         vars(narrow)[tensors] = rows
     narrow.num_experts = len(kept_E)
-    logits, weights, chosen = narrow.forward(*args)
-    return logits, weights, kept_E[chosen]
+    out: tuple[Tensor, ...] = narrow.forward(*args)
+    _, chosen_TP = decided(out)
+    return tuple(kept_E[each] if each is chosen_TP else each for each in out)
 
 
 def without(router: nn.Module, x_TD: Tensor, expert: int) -> Routing:
@@ -139,10 +153,10 @@ def without(router: nn.Module, x_TD: Tensor, expert: int) -> Routing:
         bias_E = router.get_buffer("e_score_correction_bias").clone()
         bias_E[expert] = -torch.inf
         vars(unwanted)["_buffers"] = {**router._buffers, "e_score_correction_bias": bias_E}
-        return Routing(x_TD, *unwanted.forward(x_TD)[1:])
+        return Routing(x_TD, *decided(unwanted.forward(x_TD)))
     count = len(router.weight)  # ty: ignore[invalid-argument-type]
     kept_E = torch.tensor([e for e in range(count) if e != expert], device=x_TD.device)
-    return Routing(x_TD, *narrowed(router, kept_E, x_TD)[1:])
+    return Routing(x_TD, *decided(narrowed(router, kept_E, x_TD)))
 
 
 def _product(x: Tensor, weight: Tensor, *, transposed: bool) -> Tensor:
@@ -164,7 +178,7 @@ class Heard:
 
     def note(self, _: nn.Module, args: tuple[Tensor, ...], out: tuple[Tensor, ...]) -> None:
         """A router has decided."""
-        self.routings.append((args[0].flatten(0, -2).detach(), *out[1:]))
+        self.routings.append((args[0].flatten(0, -2).detach(), *decided(out)))
 
     def note_shared(self, _: nn.Module, args: tuple[Tensor, ...]) -> None:
         """The last matrix of the shared expert is reached."""

@@ -34,6 +34,7 @@ Shelf = Literal["device", "host", "disk"]
 BATCH_TOKENS = 2048  # fill a processor's caches; more is slower there
 LOGITS_BYTES = 16 * 2**20  # what a processor keeps close; more is slower
 GPU_BATCH_TOKENS = 16_384
+CONTEXT_BYTES = 600 * 2**20  # of a GPU: CUDA's own and its libraries', outside of torch's sight
 # On a GPU, models below compute in float32: they are quick in any type, and keep every digit.
 SMALL = 10**9  # parameters
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # malloc.h
@@ -290,6 +291,7 @@ def _on_gpu(
 ) -> Place:
     card = Card.of(device)
     card = replace(card, free=int(wish.ranks.least(card.free)))
+    hold_to(device, wish.memory)
     require_room(checkpoint, dtype, card, wish.memory, whole=wish.stream is False)
     free = capped(card.free, wish.memory)
     demand = Demand.of(checkpoint, dtype)
@@ -320,6 +322,17 @@ def _on_gpu(
         device, dtype, weights, states, tf32=dtype != torch.float32, spare=max(0, room),
         allowed=wish.memory, scratch=scratch, ranks=wish.ranks, reasons=(reason,),
     )  # fmt: skip
+
+
+def hold_to(device: torch.device, memory: int | None) -> None:
+    """Have torch hold no more of a GPU than ``memory`` bytes; all there are if it is None.
+
+    Else it would hold on to what it no longer uses, as long as the card has more. What a process
+    takes of a card besides, ``CONTEXT_BYTES``, is part of what is allowed.
+    """
+    total = torch.cuda.get_device_properties(device).total_memory
+    share = 1.0 if memory is None else max(memory - CONTEXT_BYTES, memory // 2) / total
+    torch.cuda.set_per_process_memory_fraction(min(1.0, share), device)
 
 
 def keep_freed_memory(keep: bool) -> None:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp, vjp
 
-from shearling.engine.experts import Experts, Routing
+from shearling.engine.experts import Experts, Routing, decided
 from shearling.engine.ranks import Ranks
 
 # Of the penalty on a change of the rows, in curvatures of the error along its gradient.
@@ -50,7 +50,7 @@ class Products:
 def rerouted(router: nn.Module, weight_ED: Tensor, x_TD: Tensor) -> Routing:
     """Where a router with other rows sends tokens; its code and all else of it are its own."""
     weight_ED = weight_ED.to(router.get_parameter("weight").dtype)
-    return Routing(x_TD, *functional_call(router, {"weight": weight_ED}, (x_TD,))[1:])
+    return Routing(x_TD, *decided(functional_call(router, {"weight": weight_ED}, (x_TD,))))
 
 
 def chosen_outputs(experts: Experts, routing: Routing) -> Tensor:
