@@ -15,7 +15,16 @@ from torch import Tensor
 
 import shearling.engine.room
 from places import place
-from shearling.engine.place import Need, Place, Wish, named_device, resident_bytes
+from shearling.engine.place import (
+    GPU_BATCH_TOKENS,
+    LEAST_TOKENS,
+    Need,
+    Place,
+    Wish,
+    named_device,
+    resident_bytes,
+    tokens_in,
+)
 from shearling.engine.removals import removal_nll
 from shearling.engine.room import roomiest
 from shearling.engine.states import States
@@ -235,3 +244,17 @@ def test_states_keep_their_digits_between_narrow_blocks(tmp_path: Path) -> None:
     rounded._halves = []  # the block's own sum
     plain = logits_of(rounded, ids_BS)
     assert (kept - exact).norm() < (plain - exact).norm()
+
+
+def test_fewer_tokens_run_at_a_time_where_little_is_left(checkpoint: Checkpoint) -> None:
+    """As many as hold, with what is watched of each, in what a card has left."""
+    rooms = (0, 10**6, 10**7, 10**8, 10**12)
+    taken = [tokens_in(room, checkpoint, torch.bfloat16) for room in rooms]
+    assert taken == sorted(taken)
+    assert taken[0] == LEAST_TOKENS
+    assert taken[-1] == GPU_BATCH_TOKENS
+    one = 16 * checkpoint.shape["mlp"]  # four values of it and their gradients, two bytes each
+    for room, tokens in zip(rooms, taken, strict=True):
+        assert tokens == LEAST_TOKENS or tokens * one < room
+    wider = tokens_in(10**8, checkpoint, torch.float32)
+    assert wider <= tokens_in(10**8, checkpoint, torch.bfloat16)

@@ -34,6 +34,7 @@ Shelf = Literal["device", "host", "disk"]
 BATCH_TOKENS = 2048  # fill a processor's caches; more is slower there
 LOGITS_BYTES = 16 * 2**20  # what a processor keeps close; more is slower
 GPU_BATCH_TOKENS = 16_384
+LEAST_TOKENS = 1024  # on a GPU; what does not fit is halved as it runs
 CONTEXT_BYTES = 600 * 2**20  # of a GPU: CUDA's own and its libraries', outside of torch's sight
 # On a GPU, models below compute in float32: they are quick in any type, and keep every digit.
 SMALL = 10**9  # parameters
@@ -319,9 +320,24 @@ def _on_gpu(
         f"{gb(need.bytes)}.{_together(wish.ranks)}"
     )
     return Place(
-        device, dtype, weights, states, tf32=dtype != torch.float32, spare=max(0, room),
+        device, dtype, weights, states, tokens_in(room, checkpoint, dtype),
+        tf32=dtype != torch.float32, spare=max(0, room),
         allowed=wish.memory, scratch=scratch, ranks=wish.ranks, reasons=(reason,),
     )  # fmt: skip
+
+
+def tokens_in(room: int, checkpoint: Checkpoint, dtype: torch.dtype) -> int:
+    """How many tokens run at a time where so many bytes are left: a power of two.
+
+    Most is held where a block runs forward and back while its widest activations are watched: of
+    each, four of its type and their gradients, and copies of both in float32 for the sums; of the
+    stream's width, some fifteen float32.
+    """
+    shape = checkpoint.shape
+    widest = max(shape["hidden"], shape.get("mlp", 0), shape.get("expert_mlp", 0))
+    each = widest * (8 * dtype.itemsize + 24) + shape["hidden"] * 60
+    fitting = max(room, 0) // each
+    return min(GPU_BATCH_TOKENS, max(LEAST_TOKENS, 2 ** (fitting.bit_length() - 1)))
 
 
 def hold_to(device: torch.device, memory: int | None) -> None:
