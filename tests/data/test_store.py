@@ -10,6 +10,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from shearling.data.store import Sequences, Store, load_tokenizer, tokenizer_hash
 from shearling.errors import ShearlingError
@@ -174,3 +176,13 @@ def test_a_tokenizer_keeps_its_hash(tmp_path: Path) -> None:
     changed[1].add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
     changed[2].backend_tokenizer.pre_tokenizer = None
     assert len({expected, *map(tokenizer_hash, changed)}) == 4
+
+
+def test_an_empty_prefix_is_none() -> None:
+    """As versions of transformers write the tokenizer of one GGUF file."""
+
+    def with_prefix(prefix: str | None) -> str:
+        backend = Tokenizer(models.BPE({"a": 0, "b": 1}, [], continuing_subword_prefix=prefix))
+        return tokenizer_hash(PreTrainedTokenizerFast(tokenizer_object=backend))
+
+    assert with_prefix("") == with_prefix(None) != with_prefix("##")

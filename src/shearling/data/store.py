@@ -270,7 +270,8 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase | Path | str) -> str:
     """SHA-256 of what makes ids out of text: the same after a tokenizer is saved and loaded.
 
     What only matters in the other direction (the decoder), to conversations (the chat template)
-    or to one call (padding, truncation) is left out.
+    or to one call (padding, truncation) is left out. A prefix or suffix that is empty is none:
+    versions of transformers write one or the other.
 
     Raises:
         ShearlingError: a directory was given that holds no tokenizer.
@@ -283,6 +284,8 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase | Path | str) -> str:
     else:
         whole = json.loads(backend.to_str())
         parts = {key: whole.get(key) for key in ("normalizer", "pre_tokenizer", "model")}
+        model = whole["model"].items()
+        parts["model"] = {key: None if value == "" else value for key, value in model}
         parts["post_processor"] = whole.get("post_processor")
     parts["vocabulary"] = tokenizer.get_vocab()
     parts["special"] = [tokenizer.bos_token_id, tokenizer.eos_token_id]
