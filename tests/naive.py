@@ -20,26 +20,27 @@ class Skip(nn.Module):
         return h_BSD
 
 
-def stock(path: Path) -> Any:
-    """The whole model as stock transformers loads it, in float32; the caller's own copy."""
-    return copy.deepcopy(_loaded(path, _stamp(path))[0])
+def stock(path: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """The whole model as stock transformers loads it; the caller's own copy."""
+    return copy.deepcopy(_loaded(path, _stamp(path), dtype)[0])
 
 
 def accounted(path: Path) -> Any:
     """The same, none of its tensors missing and none of the file's left over."""
-    model, info = _loaded(path, _stamp(path))
+    model, info = _loaded(path, _stamp(path), torch.float32)
     assert not any(info.values()), info
     return copy.deepcopy(model)
 
 
 @lru_cache(maxsize=16)
-def _loaded(path: Path, _: object) -> tuple[Any, dict[str, Any]]:
+def _loaded(path: Path, _: object, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
     """A model, and what is said of its loading; that takes six times as long as a copy of it."""
     from transformers import AutoModelForCausalLM
 
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.float32, output_loading_info=True
-    )
+    with torch.inference_mode(False):  # else nobody could train a copy
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, output_loading_info=True
+        )
     return loaded[0].eval(), loaded[1]
 
 

@@ -270,8 +270,8 @@ def test_a_repair_brings_the_stream_nearer(models: Models, mixture: str, tmp_pat
     """On tokens that it never saw, too, and it tells the errors that there are."""
     checkpoint = Checkpoint.open(models(mixture))
     generator = torch.Generator().manual_seed(3)
-    ids_NS = torch.randint(3, 101, (32, 19), generator=generator)
-    fresh = torch.randint(3, 101, (12, 19), generator=generator)
+    ids_NS = torch.randint(3, 101, (48, 24), generator=generator)
+    fresh = torch.randint(3, 101, (12, 24), generator=generator)
     stream = BlockStream(checkpoint, place(False))
     keep = random_keep(checkpoint)
     repair = refit(stream, keep, ids_NS, tmp_path)
