@@ -34,6 +34,7 @@ def pytest_collection() -> Generator[None, Any, Any]:
         return (yield)
     finally:
         gc.freeze()
+        gc.set_threshold(10_000, 20, 20)  # what tests import later is looked through less often
         gc.enable()
 
 
