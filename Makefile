@@ -23,9 +23,10 @@ setup: $(VENV)/.setup ## make .venv with shearling in it
 demo: $(VENV)/.demo ## make a small real model smaller and report on it; options in ARGS="…"
 	@$(BIN)/shearling demo $(ARGS)
 
-# One thread a worker: several workers with several threads each would slow one another down.
+# One thread a worker: several workers with several threads each would slow one another down. A
+# worker begins with tests that stand together: they share what they compute.
 test: $(VENV)/.dev ## run the tests; options in PYTEST_ARGS="…"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(PYTEST_ARGS)
 
 check: $(VENV)/.dev ## lint, formatting and types
 	@status=0; \

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,34 @@ class Skip(nn.Module):
         return h_BSD
 
 
-def stock(path: Path) -> Any:
-    """The whole model as stock transformers loads it, in float32."""
+def stock(path: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """The whole model as stock transformers loads it; the caller's own copy."""
+    return copy.deepcopy(_loaded(path, _stamp(path), dtype)[0])
+
+
+def accounted(path: Path) -> Any:
+    """The same, none of its tensors missing and none of the file's left over."""
+    model, info = _loaded(path, _stamp(path), torch.float32)
+    assert not any(info.values()), info
+    return copy.deepcopy(model)
+
+
+@lru_cache(maxsize=16)
+def _loaded(path: Path, _: object, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+    """A model, and what is said of its loading; that takes six times as long as a copy of it."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    with torch.inference_mode(False):  # else nobody could train a copy
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, output_loading_info=True
+        )
+    return loaded[0].eval(), loaded[1]
+
+
+def _stamp(path: Path) -> tuple[tuple[str, int, int, int], ...]:
+    """Another one once any file of a directory has been written anew."""
+    facts = ((file.name, file.stat()) for file in sorted(path.iterdir()))
+    return tuple((name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in facts)
 
 
 def blocks(model: Any) -> nn.ModuleList:
@@ -47,8 +72,17 @@ def token_nll(model: Any, ids_BS: Tensor) -> Tensor:
 
 
 def mean_nll(path: Path, ids_BS: Tensor, removed: Iterable[int] = ()) -> float:
+    ids = tuple(map(tuple, ids_BS.tolist()))
+    return _mean_nll(path, _stamp(path), ids, frozenset(removed))
+
+
+@lru_cache(maxsize=4096)
+def _mean_nll(
+    path: Path, _: object, ids: tuple[tuple[int, ...], ...], removed: frozenset[int]
+) -> float:
+    """Several tests ask for the same."""
     with torch.no_grad():
-        return float(token_nll(stock_without(path, removed), ids_BS).mean())
+        return float(token_nll(stock_without(path, removed), torch.tensor(ids)).mean())
 
 
 def perplexity(path: Path, ids_BS: Tensor, removed: Iterable[int] = ()) -> float:

@@ -109,7 +109,7 @@ def import_everything() -> None:
 BLOCKS = ("repair", "perplexity", "influence", "taylor")
 UNITS = ("fisher-energy", "obs", "taylor", "activation")
 AXES = ("mlp", "heads", "hidden")
-SEQUENCES, LENGTH, BATCH_TOKENS = 13, 17, 34
+SEQUENCES, LENGTH, BATCH_TOKENS = 9, 17, 34
 
 
 def tokens(sequences: int = SEQUENCES) -> torch.Tensor:

@@ -13,6 +13,7 @@ from shearling.model.checkpoint import Checkpoint
 from shearling.table.values import Indices, Keep
 
 Models = Callable[[str], Path]
+Narrowed = Callable[[str], tuple[Checkpoint, Keep, Checkpoint]]
 
 # What a config can say of hidden size and heads: anything, a multiple, or the very product.
 MULTIPLE = ("llama-biases", "gemma2", "gemma3")

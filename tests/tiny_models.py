@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 _SHARED: dict[str, Any] = {
     "vocab_size": 101,
     "hidden_size": 36,
@@ -119,6 +117,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 # What sets these apart from others here lies in transformers' own code and in the table. Tests of
 # the table and of cuts try them as well; those that run models many times leave them out.
 KIN = {
+    "qwen2-tied": "llama-tied",
     "smollm3": "llama-tied",
     "ministral": "mistral",
     "ministral3": "mistral",
@@ -193,6 +192,7 @@ def tiny_config(variant: str) -> Any:
 
 def tiny_model(variant: str, seed: int = 0) -> Any:
     """A model whose every parameter is random, norms and biases included."""
+    import torch
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)

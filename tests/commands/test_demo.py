@@ -43,6 +43,10 @@ def test_the_default_path_on_a_tiny_model(
         "bench_models",
         lambda models, *_, **__: timed.append(tuple(m.name for m in models)) or bench,
     )
+    # How much text is taken is no matter here.
+    little = demo_run.Amounts(scored=2, repaired=5, measured=2, curves=1, places=2)
+    monkeypatch.setattr(demo_run, "QUIET", little)
+    monkeypatch.setattr(demo_run, "BUSY", little)
     model, output = flock(tmp_path / "flock"), tmp_path / "demo"
     page = demo_run.run(str(model), text, layers=None, output=output, seed=0)
     html = page.read_text()

@@ -28,8 +28,8 @@ def arguments(model: Path, text: Path, output: Path) -> list[str]:
     """A cut of blocks, heads and neurons: scored, repaired, proven."""
     return [
         "prune", str(model), "--output", str(output),
-        "--shape", "layers=4,mlp=31,kv_heads=2,heads=6",
-        "--calibration", str(text), "--samples", "13", "--length", "17", "--written", "5",
+        "--shape", "layers=3,mlp=31,kv_heads=2,heads=6",
+        "--calibration", str(text), "--samples", "9", "--length", "17", "--written", "5",
         "--device", "cpu",
     ]  # fmt: skip
 
@@ -38,7 +38,7 @@ def arguments(model: Path, text: Path, output: Path) -> list[str]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model, a store and a text, and what two processes made of them in ``two``."""
     root = tmp_path_factory.mktemp("ranks")
-    write_llama(root / "model", layers=6)
+    write_llama(root / "model", layers=4)
     write_store(root)
     draw = random.Random(3)
     words = ["sheep", "field", "hill", "gate", "the", "wool", "shepherd"]

@@ -21,7 +21,7 @@ from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
 from shearling.pruning.cut import cut
 from shearling.table.values import Keep
-from tiny_cuts import AXES, prepared, tokens
+from tiny_cuts import Narrowed, tokens
 
 Models = Callable[[str], Path]
 
@@ -38,10 +38,9 @@ def states(checkpoint: Checkpoint, ids_BS: Tensor, *, resident: bool) -> list[Te
 
 
 @torch.no_grad()
-def test_view(models: Models, variant: str, tmp_path: Path) -> None:
-    checkpoint, keep = prepared(models, variant, AXES)
+def test_view(narrowed: Narrowed, variant: str) -> None:
+    checkpoint, keep, written = narrowed(variant)
     view = cut_view(checkpoint, keep)
-    written = cut(checkpoint, keep, tmp_path / "out")
     stored = load_file(written.path / "model.safetensors")
     assert view.shape == written.shape
     assert view.family is written.family

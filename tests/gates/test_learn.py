@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,29 +43,49 @@ def log(output: Path) -> list[dict[str, Any]]:
     ]
 
 
+@pytest.fixture(scope="module")
+def whole(
+    model: Checkpoint, store: Store, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """Options -> what a run makes that nothing disturbs; made once, and only to be read."""
+    made: dict[str, Path] = {}
+
+    def run(**changed: Any) -> Path:
+        given = options(**changed)
+        key = given.model_dump_json()
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("whole") / "out"
+            after = model.shape.with_(**SIZES)
+            learned = learn(model, after, store, given, made[key])
+            assert learned.model is not None
+            assert learned.model.shape == after
+        return made[key]
+
+    return run
+
+
+COLD = {"warm_start": False, "refit": False}
+
+
 @pytest.mark.parametrize(
-    "changed",
-    [{}, {"gates": "top-k"}, {"gates": "scores"}, {"warm_start": False, "refit": False}],
+    "changed", [{}, {"gates": "top-k"}, {"gates": "scores"}, COLD],
     ids=["warm", "top-k", "scores", "cold"],
-)
+)  # fmt: skip
 def test_the_result_has_exactly_the_shape(
-    model: Checkpoint, store: Store, tmp_path: Path, changed: dict[str, Any]
+    model: Checkpoint, whole: Callable[..., Path], changed: dict[str, Any]
 ) -> None:
-    after = model.shape.with_(**SIZES)
-    learned = learn(model, after, store, options(**changed), tmp_path / "out")
-    assert learned.model is not None
-    assert learned.model.shape == after
-    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    after, output = model.shape.with_(**SIZES), whole(**changed)
+    assert Checkpoint.open(output).shape == after
+    stock = AutoModelForCausalLM.from_pretrained(output)
     assert sum(p.numel() for p in stock.parameters()) == model.layout.count(after)
-    manifest = json.loads((tmp_path / "out" / "shearling.json").read_text())
+    manifest = json.loads((output / "shearling.json").read_text())
     assert manifest["parent"]["stage"] in ("learn", "prune")
-    assert not (tmp_path / "out" / "learning" / "gated").exists()
+    assert not (output / "learning" / "gated").exists()
 
 
-def test_gates_move_towards_the_target(model: Checkpoint, store: Store, tmp_path: Path) -> None:
+def test_gates_move_towards_the_target(whole: Callable[..., Path]) -> None:
     """By projection, at every step."""
-    learn(model, model.shape.with_(**SIZES), store, options(warm_start=False), tmp_path / "out")
-    trained = [r["gates"] for r in log(tmp_path / "out") if r["kind"] == "train"]
+    trained = [r["gates"] for r in log(whole(**COLD)) if r["kind"] == "train"]
     for record in trained:
         for axis, wanted in record["wanted"].items():
             assert record["expected"][axis] == pytest.approx(wanted, rel=1e-4), axis
@@ -78,11 +99,11 @@ def test_gates_move_towards_the_target(model: Checkpoint, store: Store, tmp_path
     ids=["projection", "lagrangian", "top-k"],
 )  # fmt: skip
 def test_stopped_and_taken_up_again(
-    model: Checkpoint, store: Store, tmp_path: Path, changed: dict[str, Any]
-) -> None:
+    model: Checkpoint, store: Store, whole: Callable[..., Path], tmp_path: Path,
+    changed: dict[str, Any],
+) -> None:  # fmt: skip
     """By an exception that leaves what a kill would: the same losses and gates, bit for bit."""
     after, given = model.shape.with_(**SIZES), options(**changed)
-    learn(model, after, store, given, tmp_path / "whole")
 
     def fail(stage: str, done: float, total: float, /) -> None:
         if stage == "training" and done == 5:
@@ -91,8 +112,8 @@ def test_stopped_and_taken_up_again(
     with pytest.raises(KeyboardInterrupt):
         learn(model, after, store, given, tmp_path / "parts", progress=fail)
     learn(model, after, store, given, tmp_path / "parts")
-    assert log(tmp_path / "parts") == log(tmp_path / "whole")
-    files = [tmp_path / name / "model.safetensors" for name in ("parts", "whole")]
+    assert log(tmp_path / "parts") == log(whole(**changed))
+    files = [out / "model.safetensors" for out in (tmp_path / "parts", whole(**changed))]
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
@@ -105,18 +126,20 @@ def two_processes(model: Checkpoint, store: Store, output: Path, *, stop: int = 
     return ended(running, said, fails=stop >= 0)
 
 
-def test_two_processes_are_one(model: Checkpoint, store: Store, tmp_path: Path) -> None:
+def test_two_processes_are_one(
+    model: Checkpoint, store: Store, whole: Callable[..., Path], tmp_path: Path
+) -> None:
     """FSDP2 on two gloo processes: one process' gates and losses; killed and gone on with."""
-    learn(model, model.shape.with_(**SIZES), store, options(), tmp_path / "one")
     two_processes(model, store, tmp_path / "two")
-    one, two = log(tmp_path / "one"), log(tmp_path / "two")
+    one, two = log(whole()), log(tmp_path / "two")
     for a, b in zip(one, two, strict=True):
         if a["kind"] == "train":
             assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
             for axis, value in a["gates"]["expected"].items():
                 assert b["gates"]["expected"][axis] == pytest.approx(value, rel=1e-5)
     keeps = [
-        json.loads((tmp_path / n / "shearling.json").read_text())["keep"] for n in ("one", "two")
+        json.loads((output / "shearling.json").read_text())["keep"]
+        for output in (whole(), tmp_path / "two")
     ]
     assert keeps[0] == keeps[1]
     assert any(two_processes(model, store, tmp_path / "parts", stop=5))

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from naive import accounted as stock
 from places import place
 from shearling.errors import ShearlingError
 from shearling.files import writer
@@ -49,18 +50,6 @@ def pruned(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Models:
         return path
 
     return directory
-
-
-def stock(path: Path) -> Any:
-    """The model as any user loads it, every tensor accounted for."""
-    from transformers import AutoModelForCausalLM
-
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.float32, output_loading_info=True
-    )
-    model, info = loaded
-    assert not any(info.values()), info
-    return model.eval()
 
 
 def blocks_of(model: nn.Module, depth: int = 5) -> nn.ModuleList:

@@ -58,9 +58,16 @@ def streams(path: Path, directory: Path) -> tuple[BlockStream, BlockStream, Path
     return source, narrow, result.path
 
 
+@torch.no_grad()
+def log_p(source: nn.Module, ids_BS: Tensor) -> Tensor:
+    return source(input_ids=ids_BS, use_cache=False).logits.log_softmax(-1)
+
+
 def divergence(source: nn.Module, model: nn.Module, ids_BS: Tensor) -> Tensor:
-    with torch.no_grad():
-        wanted = source(input_ids=ids_BS, use_cache=False).logits.log_softmax(-1)
+    return divergence_from(log_p(source, ids_BS), model, ids_BS)
+
+
+def divergence_from(wanted: Tensor, model: nn.Module, ids_BS: Tensor) -> Tensor:
     found = model(input_ids=ids_BS, use_cache=False).logits.log_softmax(-1)
     return (wanted.exp() * (wanted - found)).sum(-1).mean()
 
@@ -94,19 +101,20 @@ def test_against_a_long_descent(models: Models, variant: str, tmp_path: Path) ->
 
 def _descend(whole: nn.Module, model: nn.Module, parameter: nn.Parameter, ids: Tensor) -> float:
     model.requires_grad_(False)
+    wanted = log_p(whole, ids)
     start = parameter.detach().clone()
     parameter.requires_grad_(True)
     optimiser = torch.optim.LBFGS([parameter], max_iter=200, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimiser.zero_grad()
-        loss = divergence(whole, model, ids)
+        loss = divergence_from(wanted, model, ids)
         loss.backward()
         return loss
 
     optimiser.step(closure)
     with torch.no_grad():
-        best = float(divergence(whole, model, ids))
+        best = float(divergence_from(wanted, model, ids))
         parameter.copy_(start)
     parameter.requires_grad_(False)
     return best

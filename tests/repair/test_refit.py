@@ -7,8 +7,9 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -105,9 +106,43 @@ def repaired(
     return repair, plain, result
 
 
+SEQUENCES = 23  # that cases are repaired on
+
+
+@pytest.fixture(scope="session")
+def case(mild: Models, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Case]:
+    """Variant and axes -> the cut and its repair, made once, five sequences in a batch."""
+    made: dict[tuple[str, tuple[str, ...]], Case] = {}
+
+    def repair(variant: str, axes: tuple[str, ...]) -> Case:
+        if (variant, axes) not in made:
+            checkpoint = Checkpoint.open(mild(variant))
+            keep = keep_of(checkpoint, variant, *axes)
+            root = tmp_path_factory.mktemp("repaired")
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(shearling.engine.place, "BATCH_TOKENS", 5 * 17)
+                outcome = repaired(mild(variant), keep, drawn(SEQUENCES), root)
+            made[variant, axes] = Case(checkpoint, keep, *outcome)
+        return made[variant, axes]
+
+    return repair
+
+
+class Case(NamedTuple):
+    """A model, a choice, its repair, the cut without it and the cut with it."""
+
+    checkpoint: Checkpoint
+    keep: Keep
+    repair: Repair
+    plain: Path
+    result: Path
+
+
+@lru_cache(maxsize=4)
 @torch.no_grad()
-def seen(path: Path, ids_NS: Tensor) -> dict[tuple[int, str], Tensor]:
+def seen(path: Path) -> dict[tuple[int, str], Tensor]:
     """What enters and leaves the blocks of a stock model, and their writers, in double."""
+    ids_NS = drawn(SEQUENCES)
     model, found = naive.stock(path).double(), {}
 
     def watch(module: nn.Module, before: tuple[int, str], after: tuple[int, str]) -> None:
@@ -130,10 +165,10 @@ def seen(path: Path, ids_NS: Tensor) -> dict[tuple[int, str], Tensor]:
     return found
 
 
-def stream_error(source: Path, path: Path, keep: Keep, ids_NS: Tensor) -> float:
+def stream_error(source: Path, path: Path, keep: Keep) -> float:
     """Mean share of the last state's squared norm that a cut misses."""
     channels = list(keep.model.get("hidden", range(36)))
-    ends = [seen(each, ids_NS) for each in (source, path)]
+    ends = [seen(each) for each in (source, path)]
     wanted, found = (end[max(n for n, _ in end), "out"] for end in ends)
     wanted = wanted[..., channels]
     if "gemma" in str(source):  # embeddings are scaled by the root of the hidden size
@@ -155,15 +190,14 @@ CASES = [
 
 
 @pytest.mark.parametrize(("variant", "axes"), CASES, ids=str)
-def test_repair(mild: Models, variant: str, axes: tuple[str, ...], tmp_path: Path) -> None:
-    ids_NS = drawn(32)
-    checkpoint = Checkpoint.open(mild(variant))
-    keep = keep_of(checkpoint, variant, *axes)
-    repair, plain, result = repaired(mild(variant), keep, ids_NS, tmp_path)
+def test_repair(
+    mild: Models, case: Callable[..., Case], variant: str, axes: tuple[str, ...]
+) -> None:
+    checkpoint, keep, repair, plain, result = case(variant, axes)
     layers = keep.model.get("layers", tuple(range(5)))
     order = [(block, axis) for block in layers for axis in ("heads", "mlp")]
     assert [(step.block, step.axis) for step in repair.steps] == order
-    assert repair.tokens == ids_NS.numel()
+    assert repair.tokens == SEQUENCES * 17
     assert repair.warnings == ()
     assert all(0 <= step.error_after <= step.error_before for step in repair.steps)
     changed = [step for step in repair.steps if step.strength is not None]
@@ -176,7 +210,7 @@ def test_repair(mild: Models, variant: str, axes: tuple[str, ...], tmp_path: Pat
     assert len(writers) == len(changed)
     assert (gain_of(checkpoint) in differing) == (repair.divergence is not None)
     assert {writer.split(".")[-1] for writer in writers} <= {*WRITERS["heads"], *WRITERS["mlp"]}
-    errors = [stream_error(mild(variant), path, keep, ids_NS) for path in (plain, result)]
+    errors = [stream_error(mild(variant), path, keep) for path in (plain, result)]
     if variant != POST_LN:
         assert errors[1] < errors[0]
 
@@ -224,24 +258,16 @@ REFERENCE = [
 
 @pytest.mark.parametrize(("variant", "axes"), REFERENCE, ids=str)
 def test_against_whole_models(
-    mild: Models,
-    variant: str,
-    axes: tuple[str, ...],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    mild: Models, case: Callable[..., Case], variant: str, axes: tuple[str, ...]
 ) -> None:
     """Every writer of the repaired model, from what a stock model of it and the source see."""
-    monkeypatch.setattr(shearling.engine.place, "BATCH_TOKENS", 5 * 17)
-    ids_NS = drawn(23)
-    checkpoint = Checkpoint.open(mild(variant))
-    keep = keep_of(checkpoint, variant, *axes)
-    repair, plain, result = repaired(mild(variant), keep, ids_NS, tmp_path)
+    checkpoint, keep, repair, plain, result = case(variant, axes)
     before, after = (load_file(path / "model.safetensors") for path in (plain, result))
-    source, now = seen(mild(variant), ids_NS), seen(result, ids_NS)
+    source, now = seen(mild(variant)), seen(result)
     channels = list(keep.model.get("hidden", range(36)))
     layers = keep.model.get("layers", tuple(range(5)))
     scale = (len(channels) / 36) ** 0.5 if "gemma" in variant else 1.0
-    held = torch.arange(len(ids_NS)) % HELD_OUT == HELD_OUT - 1
+    held = torch.arange(SEQUENCES) % HELD_OUT == HELD_OUT - 1
     chosen = set()
     for step in repair.steps:
         at, i, axis = layers.index(step.block), step.block, step.axis

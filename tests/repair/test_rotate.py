@@ -102,8 +102,7 @@ def turned(
 @torch.no_grad()
 def logits(path: Path, ids: Tensor) -> Tensor:
     """As stock transformers gives them, in double precision."""
-    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64)
-    return model.eval()(input_ids=ids, use_cache=False).logits
+    return stock(path, torch.float64)(input_ids=ids, use_cache=False).logits
 
 
 @pytest.mark.parametrize("variant", ROTATED)

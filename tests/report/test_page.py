@@ -23,6 +23,14 @@ def run(tmp_path: Path) -> SampleRun:
     return sample
 
 
+@pytest.fixture(scope="module")
+def whole_text(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page of such a run, drawn once."""
+    sample = SampleRun(tmp_path_factory.mktemp("whole") / "run")
+    sample.write_all()
+    return page(collect([sample.root]))
+
+
 @pytest.fixture(params=[30, 126])
 def any_run(request: pytest.FixtureRequest, tmp_path: Path) -> SampleRun:
     sample = SampleRun(tmp_path / "any", blocks=request.param, cut=request.param // 5)
@@ -43,9 +51,8 @@ def test_identifiers_are_unique_and_references_lead_somewhere(any_run: SampleRun
     assert Page(text).tags.count("svg") >= 6
 
 
-def test_colours_follow_the_page(run: SampleRun) -> None:
-    text = page(collect([run.root]))
-    drawings = re.findall(r'<div class="plot.*?</svg>', text, flags=re.S)
+def test_colours_follow_the_page(whole_text: str) -> None:
+    drawings = re.findall(r'<div class="plot.*?</svg>', whole_text, flags=re.S)
     assert len(drawings) == 6  # two criteria and one damage curve, for a wide page and a phone
     for drawing in drawings:
         assert re.findall(r"#[0-9a-f]{6}\b", drawing) == []
@@ -126,9 +133,9 @@ def test_a_dollar_sign_is_no_mathematics(run: SampleRun) -> None:
     ],
 )
 def test_what_is_missing_is_said_with_the_command(
-    run: SampleRun, pattern: str, absent: list[str], command: str
+    run: SampleRun, whole_text: str, pattern: str, absent: list[str], command: str
 ) -> None:
-    whole = Page(page(collect([run.root])))
+    whole = Page(whole_text)
     assert whole.absent == []
     assert command not in whole.text
     for path in run.root.glob(pattern):

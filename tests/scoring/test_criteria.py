@@ -22,6 +22,7 @@ from shearling.model.checkpoint import Checkpoint
 from shearling.scoring.blocks.magnitude import magnitude
 from shearling.scoring.registry import names
 from shearling.scoring.score import score, score_tokens, states_kept
+from shearling.scoring.scores import Scores
 from tiny_tokenizer import write_llama
 
 Models = Callable[[str], Path]
@@ -115,10 +116,34 @@ def naive_greedy(
     return gone, values
 
 
+REMOVE = 3  # of greedy removal
+TEXTED = ("perplexity", "taylor", "influence", "greedy")
+
+
+@pytest.fixture(scope="module")
+def resident(models: Models) -> Callable[[str, Tensor], dict[str, Scores]]:
+    """Variant -> by every criterion that reads text, from one resident stream, one after another.
+
+    Under ``small_batches``; one test compares each with its definition, another with the model
+    streamed.
+    """
+    made: dict[str, dict[str, Scores]] = {}
+
+    def scores(variant: str, ids: Tensor) -> dict[str, Scores]:
+        if variant not in made:
+            stream = BlockStream(Checkpoint.open(models(variant)), place(True))
+            made[variant] = {by: score_tokens(stream, by, ids, remove=REMOVE) for by in TEXTED}
+        return made[variant]
+
+    return scores
+
+
+Resident = Callable[[str, Tensor], dict[str, Scores]]
+
+
 @pytest.mark.usefixtures("small_batches")
-def test_perplexity(models: Models, variant: str, ids: Tensor) -> None:
-    path = models(variant)
-    found = score_tokens(BlockStream(Checkpoint.open(path), place(True)), "perplexity", ids)
+def test_perplexity(models: Models, resident: Resident, variant: str, ids: Tensor) -> None:
+    path, found = models(variant), resident(variant, ids)["perplexity"]
     expected = [naive.perplexity(path, ids, [block]) for block in range(DEPTH)]
     assert list(found.values) == pytest.approx(expected, rel=1e-5)
     assert found.baseline_perplexity == pytest.approx(naive.perplexity(path, ids), rel=1e-5)
@@ -154,19 +179,17 @@ def test_magnitude(models: Models, variant: str) -> None:
 
 
 @pytest.mark.usefixtures("small_batches")
-def test_influence(models: Models, variant: str, ids: Tensor) -> None:
-    found = score_tokens(BlockStream(Checkpoint.open(models(variant)), place()), "influence", ids)
+def test_influence(models: Models, resident: Resident, variant: str, ids: Tensor) -> None:
+    found = resident(variant, ids)["influence"]
     expected = naive_influence(models(variant), ids)
     assert list(found.values) == pytest.approx(expected, rel=1e-5)
     assert found.order == order(expected)
 
 
 @pytest.mark.usefixtures("small_batches")
-def test_greedy(models: Models, variant: str, ids: Tensor) -> None:
-    path = models(variant)
-    stream = BlockStream(Checkpoint.open(path), place(True))
-    found = score_tokens(stream, "greedy", ids, remove=3)
-    gone, values = naive_greedy(path, ids, (), 3)
+def test_greedy(models: Models, resident: Resident, variant: str, ids: Tensor) -> None:
+    path, found = models(variant), resident(variant, ids)["greedy"]
+    gone, values = naive_greedy(path, ids, (), REMOVE)
     assert list(found.removal_order) == gone
     assert list(found.values) == pytest.approx(values, rel=1e-5)
     assert found.baseline_perplexity == pytest.approx(naive.perplexity(path, ids), rel=1e-5)
@@ -203,13 +226,14 @@ def test_greedy_removes_half_by_default(models: Models, ids: Tensor) -> None:
 
 
 @pytest.mark.usefixtures("small_batches")
-def test_streamed_equals_in_memory(models: Models, variant: str, ids: Tensor) -> None:
-    """One resident stream serves all criteria in turn; each streamed one starts afresh."""
+def test_streamed_equals_in_memory(
+    models: Models, resident: Resident, variant: str, ids: Tensor
+) -> None:
+    """One resident stream served all criteria in turn; each streamed one starts afresh."""
     checkpoint = Checkpoint.open(models(variant))
-    resident = BlockStream(checkpoint, place(True))
-    for by in ("perplexity", "taylor", "influence", "greedy"):
+    for by in TEXTED:
         streamed = BlockStream(checkpoint, place(False))
-        assert score_tokens(streamed, by, ids) == score_tokens(resident, by, ids)
+        assert score_tokens(streamed, by, ids, remove=REMOVE) == resident(variant, ids)[by]
         assert all(t.is_meta for shell in streamed.shells for t in shell.parameters())
         assert not any(t.requires_grad for shell in streamed.shells for t in shell.parameters())
 

@@ -21,11 +21,18 @@ from browser import Browser, browser, find
 from shearling.evaluate.generation import Sampling, generate
 from shearling.model.loading import load_model, load_tokenizer
 
-# The command as the console script runs it, whether or not the command line lists it yet.
+# The command as the console script runs it, whether or not the command line lists it yet; but that
+# both models' processes are forked from one that has imported torch and transformers, which takes
+# seconds. tests/files/test_child.py starts one as users do.
 PROGRAM = """
+import multiprocessing
 import typer
 from shearling.commands.studio import studio
+from shearling.files import child
 if __name__ == "__main__":
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["shearling.studio.worker"])
+    child._context = lambda: context
     app = typer.Typer()
     app.command()(studio)
     app()
@@ -164,8 +171,9 @@ def test_a_phone_shows_it_without_scrolling_sideways(studio, tab):
 
 def test_models_survive_an_interrupt_and_their_end_is_told(studio):
     """Ctrl-C reaches every process of a terminal, but is the server's alone to handle."""
-    children = psutil.Process(studio.process.pid).children(recursive=True)
-    workers = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+    children = psutil.Process(studio.process.pid).children()
+    (server,) = (child for child in children if "forkserver" in " ".join(child.cmdline()))
+    workers = server.children()
     assert len(workers) == 2
     for process in workers:
         process.send_signal(signal.SIGINT)

@@ -9,6 +9,7 @@ import random
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -37,7 +38,8 @@ from shearling.train.teach import teach
 from small_disk import files_of_at_most
 
 STEPS, BATCH = 12, 6
-LONG = 28  # steps of a run that is killed from outside
+LONG = 22  # steps of a run that is killed from outside
+SHORT = {"tokens": 6 * BATCH * 24}  # half as many; a checkpoint after the fourth
 
 
 def options(**changed: Any) -> Options:
@@ -54,6 +56,25 @@ def trained(folder: Path) -> list[tuple[int, float, float]]:
 
 def records(folder: Path, kind: str) -> list[dict[str, Any]]:
     return [r for r in read(folder) if r["kind"] == kind]
+
+
+@pytest.fixture(scope="module")
+def whole(
+    model: Checkpoint, store: Store, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """Options -> what a run makes that nothing disturbs; made once, and only to be read."""
+    made: dict[str, Path] = {}
+
+    def run(**changed: Any) -> Path:
+        given = options(**changed)
+        key = given.model_dump_json()
+        if key not in made:
+            reference = dict.fromkeys(store.domains, 2.0) if given.mix == "dynamic" else None
+            made[key] = tmp_path_factory.mktemp("whole") / "out"
+            heal(model, store, given, made[key], reference=reference)
+        return made[key]
+
+    return run
 
 
 def test_against_a_bare_loop(model: Checkpoint, store: Store, tmp_path: Path) -> None:
@@ -91,9 +112,8 @@ def test_against_a_bare_loop(model: Checkpoint, store: Store, tmp_path: Path) ->
         torch.testing.assert_close(after[name], tensor, rtol=1e-3, atol=1e-4)
 
 
-def test_held_out_losses(model: Checkpoint, store: Store, tmp_path: Path) -> None:
-    heal(model, store, options(), tmp_path / "out")
-    looks = records(tmp_path / "out" / "healing" / "cpt", "eval")
+def test_held_out_losses(model: Checkpoint, store: Store, whole: Callable[..., Path]) -> None:
+    looks = records(whole() / "healing" / "cpt", "eval")
     assert [look["step"] for look in looks] == [0, 5, 10, 12]
     stock = naive.stock(model.path)
     for domain in store.domains:
@@ -106,12 +126,12 @@ def test_held_out_losses(model: Checkpoint, store: Store, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("stop", [1, 4, 7, STEPS])
 def test_stopped_and_taken_up_again(
-    model: Checkpoint, store: Store, tmp_path: Path, stop: int
+    model: Checkpoint, store: Store, whole: Callable[..., Path], tmp_path: Path, stop: int
 ) -> None:
     """By SIGTERM at a step's end: the same losses and the same weights, bit for bit."""
-    given = options(mix="dynamic", update_every=3)
+    changed: dict[str, Any] = {"mix": "dynamic", "update_every": 3}
+    given, outputs = options(**changed), (whole(**changed), tmp_path / "parts")
     reference = dict.fromkeys(store.domains, 2.0)
-    heal(model, store, given, tmp_path / "whole", reference=reference)
 
     def terminate(stage: str, done: float, total: float, /) -> None:
         if done == stop:
@@ -124,7 +144,7 @@ def test_stopped_and_taken_up_again(
     told: list[str] = []
     resumed = heal(model, store, given, tmp_path / "parts", reference=reference, notify=told.append)
     assert any(f"going on from step {stop} of {STEPS}" in line for line in told)
-    folders = [tmp_path / name / "healing" / "cpt" for name in ("whole", "parts")]
+    folders = [output / "healing" / "cpt" for output in outputs]
     assert trained(folders[0]) == trained(folders[1])
     assert len(trained(folders[0])) == STEPS
     one, other = (
@@ -135,21 +155,18 @@ def test_stopped_and_taken_up_again(
     assert one[-1][2] != one[0][2], "weights are to move"
     kept = [sorted(path.name for path in folder.iterdir()) for folder in folders]
     assert kept[0] == kept[1]
-    manifests = [
-        json.loads((tmp_path / name / "shearling.json").read_text()) for name in ("whole", "parts")
-    ]
+    manifests = [json.loads((output / "shearling.json").read_text()) for output in outputs]
     assert manifests[0]["losses"] == manifests[1]["losses"]
     assert resumed.model is not None
-    weights = [(tmp_path / n / "model.safetensors").read_bytes() for n in ("whole", "parts")]
+    weights = [(output / "model.safetensors").read_bytes() for output in outputs]
     assert weights[0] == weights[1]
 
 
 def test_killed_in_the_middle_of_a_checkpoint(
-    model: Checkpoint, store: Store, tmp_path: Path
+    model: Checkpoint, store: Store, whole: Callable[..., Path], tmp_path: Path
 ) -> None:
     """What a kill -9 leaves: half a checkpoint under another name, half a line in the log."""
     given = options()
-    heal(model, store, given, tmp_path / "whole")
     with pytest.raises(_Killed):
         heal(model, store, given, tmp_path / "parts", progress=_kill_at(7))
     folder = tmp_path / "parts" / "healing" / "cpt"
@@ -159,7 +176,7 @@ def test_killed_in_the_middle_of_a_checkpoint(
     with (folder / "log.jsonl").open("a") as log:
         log.write('{"kind": "train", "st')
     heal(model, store, given, tmp_path / "parts")
-    assert trained(folder) == trained(tmp_path / "whole" / "healing" / "cpt")
+    assert trained(folder) == trained(whole() / "healing" / "cpt")
 
 
 def test_killed_from_outside(
@@ -173,7 +190,7 @@ def test_killed_from_outside(
     for until in (draw.randint(2, 5), draw.randint(8, 13)):
         (running,) = running_heal(1, model, teacher, store, tmp_path / "parts", given)
         while running.is_alive() and len(trained(folder)) < until:
-            time.sleep(0.002)
+            time.sleep(0.01)
         time.sleep(draw.uniform(0, 0.05))
         running.kill()
         running.join(timeout=60)
@@ -187,10 +204,11 @@ def test_killed_from_outside(
     assert weights[0] == weights[1]
 
 
-def test_a_disk_that_runs_full(model: Checkpoint, store: Store, tmp_path: Path) -> None:
+def test_a_disk_that_runs_full(
+    model: Checkpoint, store: Store, whole: Callable[..., Path], tmp_path: Path
+) -> None:
     """At the second of three checkpoints, by the system's own doing; the first one counts."""
     given = options()
-    heal(model, store, given, tmp_path / "whole")
     with ExitStack() as limit:
 
         def fill(stage: str, done: float, total: float, /) -> None:
@@ -206,7 +224,7 @@ def test_a_disk_that_runs_full(model: Checkpoint, store: Store, tmp_path: Path) 
     assert sorted(path.name for path in folder.iterdir()) == ["log.jsonl", "step-00000004"]
     assert len(trained(folder)) == 8
     heal(model, store, given, tmp_path / "parts")
-    assert trained(folder) == trained(tmp_path / "whole" / "healing" / "cpt")
+    assert trained(folder) == trained(whole() / "healing" / "cpt")
 
 
 class _Killed(Exception):
@@ -256,10 +274,11 @@ def test_only_so_many_checkpoints_are_kept(model: Checkpoint, store: Store, tmp_
 
 
 def test_numbers_read_one_step_late(
-    model: Checkpoint, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    model: Checkpoint, store: Store, whole: Callable[..., Path], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     """As on a GPU: the same log, and a loss that is not finite is found before a checkpoint."""
-    heal(model, store, options(), tmp_path / "now")
+    undelayed = whole()
     begin = Trainer.__post_init__
 
     def late(self: Trainer) -> None:
@@ -270,7 +289,7 @@ def test_numbers_read_one_step_late(
     heal(model, store, options(), tmp_path / "late")
     now, later = (
         [(r["kind"], r["step"], r.get("loss"), r.get("losses")) for r in read(folder)]
-        for folder in (tmp_path / name / "healing" / "cpt" for name in ("now", "late"))
+        for folder in (out / "healing" / "cpt" for out in (undelayed, tmp_path / "late"))
     )
     assert now == later
     with pytest.raises(ShearlingError, match=r"not a finite number at step \d+ .*lower lr"):
@@ -284,7 +303,7 @@ def test_memory_that_runs_out(
     model: Checkpoint, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The step is made again with half as many sequences: as if these had been asked for."""
-    heal(model, store, options(micro=1), tmp_path / "asked")
+    heal(model, store, options(micro=1, **SHORT), tmp_path / "asked")
     stock, told = Objective.forward, []
 
     def small(self: Objective, ids_BS: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
@@ -294,7 +313,7 @@ def test_memory_that_runs_out(
         return found
 
     monkeypatch.setattr(Objective, "forward", small)
-    heal(model, store, options(micro=3), tmp_path / "found", notify=told.append)
+    heal(model, store, options(micro=3, **SHORT), tmp_path / "found", notify=told.append)
     asked, found = (trained(tmp_path / n / "healing" / "cpt") for n in ("asked", "found"))
     assert asked == found
     assert [line for line in told if "memory ran out with 3 sequences" in line] == told
@@ -328,13 +347,10 @@ def test_eight_bits_taken_up_again(
     assert parts[:5] == whole[:5]
 
 
-def test_bfloat16_trains_the_weights_it_multiplies(
-    model: Checkpoint, store: Store, tmp_path: Path
-) -> None:
+def test_bfloat16_trains_the_weights_it_multiplies(whole: Callable[..., Path]) -> None:
     """Autocast must not go on with casts of weights that have changed: near the float32 run."""
-    heal(model, store, options(), tmp_path / "full")
-    heal(model, store, options(dtype="bfloat16"), tmp_path / "half")
-    full, half = (trained(tmp_path / n / "healing" / "cpt") for n in ("full", "half"))
+    outputs = (whole(), whole(dtype="bfloat16"))
+    full, half = (trained(output / "healing" / "cpt") for output in outputs)
     assert full[-1][1] < full[0][1] - 0.1
     assert [x for _, x, _ in half] == pytest.approx([x for _, x, _ in full], rel=2e-2)
 
@@ -396,20 +412,20 @@ def by_two(
 )
 def test_two_processes_are_one(
     request: pytest.FixtureRequest, model: Checkpoint, teacher: Checkpoint, store: Store,
-    tmp_path: Path, recipe: str, kept: bool,
+    whole: Callable[..., Path], tmp_path: Path, recipe: str, kept: bool,
 ) -> None:  # fmt: skip
-    given = options(recipe=recipe)
+    given = options(recipe=recipe, **({} if recipe == "cpt" else SHORT))
     wise = teacher if recipe == "distill" and not kept else None
     cache = teach(teacher, store, tmp_path / "cache", top=9) if kept else None
-    heal(model, store, given, tmp_path / "one", teacher=wise, cache=cache)
     if recipe == "cpt":
-        outputs = [tmp_path / "one", request.getfixturevalue("by_two")]
+        outputs = [whole(), request.getfixturevalue("by_two")]
     else:
         outputs = [tmp_path / "one", tmp_path / "two"]
+        heal(model, store, given, outputs[0], teacher=wise, cache=cache)
         launch(2, model, cache or teacher, store, outputs[1], given)
     folders = [output / "healing" / recipe for output in outputs]
     alone, together = trained(folders[0]), trained(folders[1])
-    assert len(alone) == len(together) == STEPS
+    assert len(alone) == len(together) == (STEPS if recipe == "cpt" else STEPS // 2)
     for (step, loss, _), (other_step, other, _) in zip(alone, together, strict=True):
         assert step == other_step
         assert other == pytest.approx(loss, rel=1e-5)
@@ -444,9 +460,8 @@ def test_batches_that_ranks_cannot_share(model: Checkpoint, store: Store, tmp_pa
         heal(model, store, options(), tmp_path / "out", world=World(size=4))
 
 
-def test_the_log_is_json(model: Checkpoint, store: Store, tmp_path: Path) -> None:
-    heal(model, store, options(), tmp_path / "out")
-    lines = (tmp_path / "out" / "healing" / "cpt" / "log.jsonl").read_text().splitlines()
+def test_the_log_is_json(whole: Callable[..., Path]) -> None:
+    lines = (whole() / "healing" / "cpt" / "log.jsonl").read_text().splitlines()
     first = json.loads(lines[1])
     assert set(first) == {
         "kind", "step", "tokens", "loss", "gradient_norm", "lr", "seconds", "tokens_per_s",
@@ -456,13 +471,12 @@ def test_the_log_is_json(model: Checkpoint, store: Store, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("damage", ["state is gone", "state is cut off", "weights are cut off"])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(
-    model: Checkpoint, store: Store, tmp_path: Path, damage: str
+    model: Checkpoint, store: Store, whole: Callable[..., Path], tmp_path: Path, damage: str
 ) -> None:
     """The run goes on from the one before, says so, and ends as an undisturbed one does."""
-    run = options(save_every=4, keep=2)
-    whole = heal(model, store, run, tmp_path / "whole")
-    out = tmp_path / "out"
-    shutil.copytree(tmp_path / "whole" / "healing", out / "healing")
+    changed: dict[str, Any] = {"save_every": 4, "keep": 2}
+    run, undisturbed, out = options(**changed), whole(**changed), tmp_path / "out"
+    shutil.copytree(undisturbed / "healing", out / "healing")
     newest = sorted((out / "healing" / "cpt").glob("step-*"))[-1]
     file = newest / "state.json"
     if damage.startswith("weights"):
@@ -475,14 +489,14 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     again = heal(model, store, run, out, notify=notices.append)
     assert any(str(newest) in told and "goes on from the one before" in told for told in notices)
     assert any("going on from step 8 of 12" in told for told in notices)
-    assert whole.model is not None
     assert again.model is not None
-    assert again.model.fingerprint == whole.model.fingerprint
+    assert again.model.fingerprint == Checkpoint.open(undisturbed).fingerprint
 
 
-def test_where_no_checkpoint_is_whole(model: Checkpoint, store: Store, tmp_path: Path) -> None:
-    heal(model, store, options(), tmp_path / "whole")
-    shutil.copytree(tmp_path / "whole" / "healing", tmp_path / "out" / "healing")
+def test_where_no_checkpoint_is_whole(
+    model: Checkpoint, store: Store, whole: Callable[..., Path], tmp_path: Path
+) -> None:
+    shutil.copytree(whole() / "healing", tmp_path / "out" / "healing")
     for state in (tmp_path / "out").rglob("state.json"):
         state.write_text("{")
     with pytest.raises(ShearlingError, match="step-00000012 is not a whole checkpoint"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ STORE = FakeStore(web=Part(1, 400), code=Part(2, 3), books=Part(3, 7))
 # --- measured ------------------------------------------------------------------------------------
 
 
+@cache
 def expected(path: Path, store: FakeStore, most: int) -> dict[str, float]:
     """One sequence and one token at a time, from a whole stock model."""
     model = naive.stock(path)

@@ -348,7 +348,9 @@ def _outside(checkpoint: Checkpoint, dtype: torch.dtype, like: nn.Module | None)
 
 def _block_shells(checkpoint: Checkpoint, dtype: torch.dtype) -> list[nn.Module]:
     """Every block on the meta device: all of its code, none of its weights."""
-    with torch.device("meta"):
+    from transformers.initialization import no_init_weights
+
+    with torch.device("meta"), no_init_weights():
         model = build_model(checkpoint.config, dtype)
     blocks = list(model.get_submodule(checkpoint.family.blocks).children())
     return [block.requires_grad_(False).eval() for block in blocks]

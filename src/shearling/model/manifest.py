@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -214,7 +215,13 @@ def describe(checkpoint: OpenedModel) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Versions that can change a figure."""
     names = ("torch", "transformers", "tokenizers", "safetensors")
-    return {"python": platform.python_version()} | {name: version(name) for name in names}
+    return {"python": platform.python_version()} | {name: _installed(name) for name in names}
+
+
+@cache
+def _installed(package: str) -> str:
+    """Its version, looked up once: that reads through the package's files on disk."""
+    return version(package)
 
 
 def read_manifest(directory: Path) -> dict[str, Any] | None:
