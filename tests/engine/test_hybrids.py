@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,11 @@ from shearling.engine.stream import BlockStream
 from shearling.engine.views.masked import masked_logits
 from shearling.engine.walk import logits_of
 from shearling.errors import ShearlingError
+from shearling.gates.attach import attach
+from shearling.gates.bank import GateBank
+from shearling.gates.folding import through
+from shearling.gates.learn import check as learn_check
+from shearling.gates.options import LearnOptions
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.inspect import comparison, inspect, lines
 from shearling.model.memory import loaded_bytes
@@ -181,7 +187,7 @@ def test_a_stream_in_a_subspace_is_cut_to_it(hybrid: str, ids: Tensor, tmp_path:
     """Norms over fewer channels are widened; epsilon, which they weigh otherwise, is nothing."""
     tiny_model(hybrid).double().save_pretrained(tmp_path / "source")
     config = json.loads((tmp_path / "source" / "config.json").read_text())
-    (tmp_path / "source" / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-5}))
+    (tmp_path / "source" / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-7}))
     axes_DK, _ = torch.linalg.qr(torch.randn(36, 24).double())
     tensors = load_file(tmp_path / "source" / "model.safetensors")
     for name, tensor in tensors.items():
@@ -204,6 +210,32 @@ def test_a_stream_in_a_subspace_is_cut_to_it(hybrid: str, ids: Tensor, tmp_path:
 def doubles(path: Path, ids: Tensor) -> Tensor:
     model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64)
     return model.eval()(input_ids=ids, use_cache=False).logits
+
+
+@torch.inference_mode()
+def test_gates_on_heads_of_either_kind(models: Models, ids: Tensor, tmp_path: Path) -> None:
+    source = Checkpoint.open(models("qwen3_5"))
+    after = source.shape.with_(heads=4, kv_heads=2, linear_heads=2, mlp=31)
+    bank = GateBank(source.layout, source.shape, after)
+    with torch.no_grad():
+        for gates in bank.log_alpha.values():
+            gates.copy_(torch.randn(gates.shape, generator=torch.Generator().manual_seed(0)))
+        bank.set({axis: gates.detach() for axis, gates in bank.settled(bank.targets()).items()})
+    gated: Any = AutoModelForCausalLM.from_pretrained(source.path, dtype=torch.float64).eval()
+    stock = gated(ids).logits
+    attach(source, gated, bank)
+    result = cut(through(source, bank), bank.keep(), tmp_path / "cut")
+    expected = gated(ids).logits
+    assert relative(doubles(result.path, ids), expected) < 1e-5
+    assert relative(stock, expected) > 1e-3
+
+
+def test_gates_do_not_choose_blocks_of_several_kinds(models: Models, tmp_path: Path) -> None:
+    source = Checkpoint.open(models("qwen3_5"))
+    options = LearnOptions.model_validate({"tokens": 1000, "batch": 2, "lr": 1e-3})
+    training: Any = SimpleNamespace(source=source, store=None, options=options)
+    with pytest.raises(ShearlingError, match=r"blocks of several kinds .linear attention and full"):
+        learn_check(training, source.shape.with_(layers=4), tmp_path / "out")
 
 
 # --- costs ---------------------------------------------------------------------------------------

@@ -210,6 +210,21 @@ def test_flat_configurations_of_qwen_stay_flat(wrapped: Wrapped, tmp_path: Path)
     assert (after["num_hidden_layers"], after["intermediate_size"]) == (3, 31)
 
 
+def test_heads_that_predict_further_are_dropped(wrapped: Wrapped, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(wrapped("qwen3_5"), tmp_path / "source"))
+    tensors = load_file(source / "model.safetensors")
+    ahead = {"mtp.fc.weight": torch.ones(36, 72)}
+    save_file(tensors | ahead, source / "model.safetensors", metadata={"format": "pt"})
+    checkpoint = Checkpoint.open(source)
+    (note,) = checkpoint.notes(checkpoint.shape.with_(layers=3))
+    assert "predict tokens further ahead, are not copied" in note
+    result = cut(checkpoint, keep_of(checkpoint), tmp_path / "out")
+    whole(result.path)
+    assert "mtp.fc.weight" not in load_file(result.path / "model.safetensors")
+    raws = [json.loads((p / "config.json").read_text()) for p in (source, result.path)]
+    assert [raw["text_config"]["mtp_num_hidden_layers"] for raw in raws] == [1, 0]
+
+
 # --- what is refused -----------------------------------------------------------------------------
 
 
