@@ -40,6 +40,10 @@ Of a mixture, experts can go (as many from each block, and from each group that 
 and neurons inside experts where a checkpoint has a matrix for each; scores of experts are those
 of a loop over tokens.
 
+Of a hybrid, whose blocks are of several kinds, one of each kind stays, whoever chooses; heads of
+attention go from the blocks that have it, and heads of linear attention (a key head with its value
+heads) from the others. Keys and values are counted in the blocks that keep such.
+
 `head_dim` can be cut nowhere. What cannot be written in a family, such as a hidden size that heads
 do not divide, is refused with the nearest shapes that can.
 """

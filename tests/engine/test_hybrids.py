@@ -177,7 +177,7 @@ def test_a_rotated_stream_is_the_same(hybrid: str, ids: Tensor, tmp_path: Path) 
     """
     tiny_model(hybrid).double().save_pretrained(tmp_path / "source")
     checkpoint = Checkpoint.open(tmp_path / "source")
-    turned = rotate(BlockStream(checkpoint, place()), ids, 24, tmp_path / "turned")
+    rotate(BlockStream(checkpoint, place()), ids, 24, tmp_path / "turned")
     expected = doubles(checkpoint.path, ids)
     assert relative(doubles(tmp_path / "turned", ids), expected) < 5e-5
 

@@ -6,13 +6,14 @@ stacked. Heads that predict tokens further ahead (`mtp.`) are not copied.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from shearling.table.axes import Layout
 from shearling.table.families.base import GROUPED_QUERY_KEYS, Family, gated_decoder
 from shearling.table.families.delta import DELTA_KEYS, adapt, apart, delta_sizes, hybrid
-from shearling.table.families.qwen3_next import QWEN3_NEXT, mixture
+from shearling.table.families.experts import EXPERT_KEYS, expert_rules, stacks
+from shearling.table.families.qwen2_moe import MIXTURE_KEYS, MODULES
+from shearling.table.families.qwen3_next import mixture, mixture_sizes
 
 
 def _layout(config: Any) -> Layout:
@@ -33,9 +34,18 @@ QWEN3_5 = Family(
     adapt=adapt,
     gain_offset=1.0,
 )
-QWEN3_5_MOE = replace(
-    QWEN3_NEXT,
-    model_type="qwen3_5_moe_text",
-    layout=lambda config: hybrid(mixture(config), config, apart),
+QWEN3_5_MOE = Family(
+    "qwen3_5_moe_text",
+    "model.layers",
+    lambda config: hybrid(mixture(config), config, apart),
+    EXPERT_KEYS | DELTA_KEYS | MIXTURE_KEYS,
+    mixture_sizes,
+    per_layer=("layer_types",),
+    stacked=stacks("mlp.experts"),
+    mixture=MODULES,
+    rules=lambda config: expert_rules(config, config.moe_intermediate_size),
     predicting="mtp_num_hidden_layers",
+    predictors="mtp.",
+    adapt=adapt,
+    gain_offset=1.0,
 )
