@@ -163,14 +163,6 @@ MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
         "Qwen3NextConfig",
         _GROUPED | _DELTA | _QWEN3_MOE | {"shared_expert_intermediate_size": 23, "head_dim": 8},
     ),
-    "qwen3_5_moe": (
-        "Qwen3_5MoeTextConfig",
-        _GROUPED
-        | _DELTA
-        | _QWEN3_MOE
-        | {"shared_expert_intermediate_size": 12, "head_dim": 8, "attention_bias": True}
-        | {"linear_num_value_heads": 9, "tie_word_embeddings": True},
-    ),
     "gpt_oss": (
         "GptOssConfig",
         _GROUPED
@@ -202,7 +194,7 @@ MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
-# Blocks of several kinds, each kind with a half of its own, without experts.
+# Blocks of several kinds, each kind with a half of its own; one with experts is above.
 HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_5": ("Qwen3_5TextConfig", _GROUPED | _DELTA),
     "qwen3_5-tied": (
@@ -210,6 +202,14 @@ HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
         _GROUPED
         | _DELTA
         | {"tie_word_embeddings": True, "attention_bias": True, "linear_num_value_heads": 3},
+    ),
+    "qwen3_5_moe": (
+        "Qwen3_5MoeTextConfig",
+        _GROUPED
+        | _DELTA
+        | _QWEN3_MOE
+        | {"shared_expert_intermediate_size": 12, "head_dim": 8, "attention_bias": True}
+        | {"linear_num_value_heads": 9, "tie_word_embeddings": True},
     ),
 }
 

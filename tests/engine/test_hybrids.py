@@ -59,7 +59,7 @@ KEEP = Keep(
 )
 
 
-@pytest.fixture(params=list(HYBRIDS))
+@pytest.fixture(params=[name for name in HYBRIDS if "moe" not in name])
 def hybrid(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -113,6 +113,7 @@ def test_block_by_block_it_is_the_stock_model(models: Models, hybrid: str, ids: 
     assert (found - expected).norm() < 1.25 * plain
 
 
+@pytest.mark.parametrize("hybrid", ["qwen3_5"])
 def test_units_are_scored_where_they_are(models: Models, hybrid: str, ids: Tensor) -> None:
     """Heads of either kind of attention: energies by hand, and zeros in blocks of the other."""
     checkpoint = Checkpoint.open(models(hybrid))
@@ -150,6 +151,7 @@ def test_units_are_scored_where_they_are(models: Models, hybrid: str, ids: Tenso
     assert checkpoint.layout.cut(keep, checkpoint.shape).after == after
 
 
+@pytest.mark.parametrize("hybrid", ["qwen3_5"])
 @torch.no_grad()
 def test_a_repair_brings_it_nearer(models: Models, hybrid: str, tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(models(hybrid))
@@ -169,6 +171,7 @@ def test_a_repair_brings_it_nearer(models: Models, hybrid: str, tmp_path: Path) 
     assert errors[1] < 0.95 * errors[0]
 
 
+@pytest.mark.parametrize("hybrid", ["qwen3_5"])
 @torch.no_grad()
 def test_a_rotated_stream_is_the_same(hybrid: str, ids: Tensor, tmp_path: Path) -> None:
     """Norms here multiply by 1 + w: gains are folded with it, and written without.
@@ -182,6 +185,7 @@ def test_a_rotated_stream_is_the_same(hybrid: str, ids: Tensor, tmp_path: Path) 
     assert relative(doubles(tmp_path / "turned", ids), expected) < 5e-5
 
 
+@pytest.mark.parametrize("hybrid", ["qwen3_5-tied"])
 @torch.no_grad()
 def test_a_stream_in_a_subspace_is_cut_to_it(hybrid: str, ids: Tensor, tmp_path: Path) -> None:
     """Norms over fewer channels are widened; epsilon, which they weigh otherwise, is nothing."""
