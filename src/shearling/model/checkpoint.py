@@ -186,8 +186,8 @@ class Checkpoint:
 
     def notes(self, after: Shape) -> list[str]:
         """Sentences on what writing a cut to ``after`` entails that a user would not expect."""
-        said = self.family.notes(self.config, after)
-        if not self.ahead or getattr(self.config, self.family.predicting or " ", 0):
+        said, key = self.family.notes(self.config, after), self.family.predicting
+        if not self.ahead or (key and getattr(self.config, key, 0)):  # said by the family
             return said
         return [
             f"the {self.ahead} tensors of heads that predict tokens further ahead "
