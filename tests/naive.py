@@ -93,6 +93,7 @@ def perplexity(path: Path, ids_BS: Tensor, removed: Iterable[int] = ()) -> float
 
 _MLP_OUT = ("down_proj", "dense_4h_to_h", "fc2", "output_linear")
 _HEADS_OUT = ("o_proj", "dense", "out_proj")
+_GAINS_OF_ONE_MORE = ("Gemma", "Qwen3NextRMSNorm", "Qwen3_5")
 
 
 def zeroed(x: Tensor, kept: Iterable[int]) -> Tensor:
@@ -110,14 +111,14 @@ def norm_over(kept: list[int]) -> Any:
         weight = ones if norm.weight is None else norm.weight.double()
         if "LayerNorm" in type(norm).__name__:
             x = x - x.mean(-1, keepdim=True)
-        elif "Gemma" in type(norm).__name__:
+        elif any(name in type(norm).__name__ for name in _GAINS_OF_ONE_MORE):
             weight = 1 + weight
         eps = norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
         x = x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight[kept]
         if getattr(norm, "bias", None) is not None:
             x = x + norm.bias[kept]
         out = torch.zeros_like(args[0])
-        out[..., kept] = x.float()
+        out[..., kept] = x.to(out.dtype)
         return out
 
     return hook
@@ -134,6 +135,9 @@ def masked(path: Path, keep: Any) -> Any:
     layers = list(keep.model.get("layers", range(len(blocks(model)))))
 
     def alive(leaf: str, at: int, columns: int) -> list[int]:
+        if "linear_heads" in keep.blocks and leaf == "out_proj":
+            wide = columns // config.linear_num_key_heads
+            return [h * wide + i for h in keep.blocks["linear_heads"][at] for i in range(wide)]
         if leaf in _MLP_OUT:
             return list(keep.blocks["mlp"][at]) if "mlp" in keep.blocks else list(range(columns))
         return over_heads(False, at)
@@ -163,6 +167,8 @@ def masked(path: Path, keep: Any) -> Any:
         table = isinstance(module, nn.Embedding) and module.embedding_dim == width
         if table or name.endswith("project_in"):
             module.register_forward_hook(lambda _, __, out: zeroed(out, stream))
+        elif "NormGated" in type(module).__name__:
+            continue  # head by head
         elif "Norm" in type(module).__name__ and not name.endswith(("q_norm", "k_norm")):
             module.register_forward_hook(norm_over(stream))
         elif "Norm" in type(module).__name__ and len(module.weight) != head_dim:

@@ -20,6 +20,13 @@ _GROUPED = {**_SHARED, "num_key_value_heads": 3}
 _KINDS = ("sliding", "full", "sliding", "full", "sliding")
 _OPT = {k: v for k, v in _SHARED.items() if k != "intermediate_size"} | {"ffn_dim": 50}
 
+# Outputs of linear attention are normed head by head: a larger epsilon keeps digits of small ones.
+_DELTA = {
+    "rms_norm_eps": 1e-2,
+    "head_dim": 8, "linear_num_key_heads": 3, "linear_num_value_heads": 6, "linear_key_head_dim": 5,
+    "linear_value_head_dim": 7, "linear_conv_kernel_dim": 3,
+    "layer_types": [f"{kind}_attention" for kind in ("linear", "full", "linear", "full", "linear")],
+}  # fmt: skip
 _QWEN3_MOE = {
     "head_dim": 6, "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 20,
 }  # fmt: skip
@@ -151,6 +158,10 @@ MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
         | {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 20}
         | {"shared_expert_intermediate_size": 23, "decoder_sparse_step": 2},
     ),
+    "qwen3_next": (
+        "Qwen3NextConfig",
+        _GROUPED | _DELTA | _QWEN3_MOE | {"shared_expert_intermediate_size": 23, "head_dim": 8},
+    ),
     "gpt_oss": (
         "GptOssConfig",
         _GROUPED
@@ -182,11 +193,30 @@ MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
+# Blocks of several kinds, each kind with a half of its own; one with experts is above.
+HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen3_5": ("Qwen3_5TextConfig", _GROUPED | _DELTA),
+    "qwen3_5-tied": (
+        "Qwen3_5TextConfig",
+        _GROUPED
+        | _DELTA
+        | {"tie_word_embeddings": True, "attention_bias": True, "linear_num_value_heads": 3},
+    ),
+    "qwen3_5_moe": (
+        "Qwen3_5MoeTextConfig",
+        _GROUPED
+        | _DELTA
+        | _QWEN3_MOE
+        | {"shared_expert_intermediate_size": 12, "head_dim": 8, "attention_bias": True}
+        | {"linear_num_value_heads": 9, "tie_word_embeddings": True},
+    ),
+}
+
 
 def tiny_config(variant: str) -> Any:
     import transformers
 
-    kind, arguments = (VARIANTS | MIXTURES)[variant]
+    kind, arguments = (VARIANTS | MIXTURES | HYBRIDS)[variant]
     return getattr(transformers, kind)(**arguments)
 
 

@@ -41,6 +41,12 @@ _QWEN_IDS = {
     "vision_end_token_id": 93,
 }
 
+_DELTA = {
+    "head_dim": 8, "linear_num_key_heads": 3, "linear_num_value_heads": 6, "linear_key_head_dim": 5,
+    "linear_value_head_dim": 7, "linear_conv_kernel_dim": 3, "mtp_num_hidden_layers": 1,
+    "layer_types": [f"{kind}_attention" for kind in ("linear", "full", "linear", "full", "linear")],
+}  # fmt: skip
+
 
 def _rope(**more: Any) -> dict[str, Any]:
     return {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [1, 1, 1], **more}
@@ -111,6 +117,28 @@ WRAPPED: dict[str, tuple[str, dict[str, Any], str]] = {
             **_QWEN_IDS,
         },
         "qwen3",
+    ),
+    "qwen3_5": (
+        "Qwen3_5Config",
+        {
+            "text_config": _TEXT | _DELTA,
+            "vision_config": _QWEN_EYE | {"num_position_embeddings": 16},
+            "tie_word_embeddings": True,
+            **_QWEN_IDS,
+        },
+        "qwen3_5_text",
+    ),
+    "qwen3_5_moe": (
+        "Qwen3_5MoeConfig",
+        {
+            "text_config": _TEXT
+            | _DELTA
+            | {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+            | {"shared_expert_intermediate_size": 12},
+            "vision_config": _QWEN_EYE | {"num_position_embeddings": 16},
+            **_QWEN_IDS,
+        },
+        "qwen3_5_moe_text",
     ),
 }
 

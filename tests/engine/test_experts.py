@@ -286,7 +286,7 @@ def test_a_repair_brings_the_stream_nearer(models: Models, mixture: str, tmp_pat
         for model in (plain, result)
     ]
     assert errors[1] < 0.95 * errors[0]
-    replaced = {name for name in repair.replaced if "self_attn" not in name}
+    replaced = {name for name in repair.replaced if "_attn." not in name}
     writers = ("down_proj", ".w2.", "output_linear", "norm.weight")
     assert any("down_proj" in n or ".w2." in n or "output_linear" in n for n in replaced)
     assert all(any(writer in name for writer in writers) for name in replaced)

@@ -245,7 +245,7 @@ def test_what_engines_need_of_a_model_that_only_runs(model_directory, tmp_path):
     checkpoint = Checkpoint.open(model_directory)
     quantised = SimpleNamespace(
         name="tiny", path=model_directory, fingerprint="f", parameters=1000, bytes=600,
-        shape=Shape({"layers": 2}), quantization={"quant_method": "torchao"},
+        shape=Shape({"layers": 2}), layout=None, quantization={"quant_method": "torchao"},
     )  # fmt: skip
     plain, rounded = speed._candidates([model_directory, quantised], [checkpoint, quantised])
     assert (plain.name, rounded.name) == ("tiny", "tiny#2")

@@ -58,7 +58,9 @@ def whole(path: Path) -> tuple[Tensor, Any]:
 
 def keep_of(checkpoint: Checkpoint) -> Keep:
     """Blocks 0, 2 and 3, 31 neurons of each, and groups where the whole lets them go."""
-    blocks = {"mlp": tuple(tuple(range(n, n + 31)) for n in (0, 5, 19))}
+    blocks: dict[str, Any] = {"mlp": tuple(tuple(range(n, n + 31)) for n in (0, 5, 19))}
+    if "experts" in checkpoint.shape:
+        blocks = {"experts": ((0, 2, 3), (1, 2, 4), (0, 1, 2))}
     if "heads" not in checkpoint.family.frozen:
         blocks["kv_heads"] = ((0, 2), (1, 2), (0, 1))
     return Keep({"layers": (0, 2, 3)}, blocks)
@@ -106,7 +108,8 @@ def test_a_cut_is_what_it_was_in(wrapped: Wrapped, name: str, tmp_path: Path) ->
     assert now is kind
     assert relative(load_model(result.path)(input_ids=IDS, use_cache=False).logits, after) < 1e-6
     assert relative(after, before) > 1e-3
-    assert (result.shape["layers"], result.shape["mlp"]) == (3, 31)
+    assert result.shape["layers"] == 3
+    assert result.shape.get("mlp", 31) == 31
     left, kept = others(wrapped(name)), others(result.path)
     assert left.keys() == kept.keys()
     assert all(torch.equal(left[tensor], kept[tensor]) for tensor in left)
@@ -117,7 +120,7 @@ def test_a_cut_is_what_it_was_in(wrapped: Wrapped, name: str, tmp_path: Path) ->
     changed = {key for key in texts[1] if texts[1][key] != texts[0].get(key)}
     assert changed <= {
         "num_hidden_layers", "intermediate_size", "num_attention_heads", "num_key_value_heads",
-        "layer_types", "head_dim",
+        "layer_types", "head_dim", "num_experts", "mtp_num_hidden_layers",
     }  # fmt: skip
 
 
@@ -205,6 +208,21 @@ def test_flat_configurations_of_qwen_stay_flat(wrapped: Wrapped, tmp_path: Path)
     assert "text_config" not in after
     assert {key: after[key] for key in old} == old
     assert (after["num_hidden_layers"], after["intermediate_size"]) == (3, 31)
+
+
+def test_heads_that_predict_further_are_dropped(wrapped: Wrapped, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(wrapped("qwen3_5"), tmp_path / "source"))
+    tensors = load_file(source / "model.safetensors")
+    ahead = {"mtp.fc.weight": torch.ones(36, 72)}
+    save_file(tensors | ahead, source / "model.safetensors", metadata={"format": "pt"})
+    checkpoint = Checkpoint.open(source)
+    (note,) = checkpoint.notes(checkpoint.shape.with_(layers=3))
+    assert "predict tokens further ahead, are not copied" in note
+    result = cut(checkpoint, keep_of(checkpoint), tmp_path / "out")
+    whole(result.path)
+    assert "mtp.fc.weight" not in load_file(result.path / "model.safetensors")
+    raws = [json.loads((p / "config.json").read_text()) for p in (source, result.path)]
+    assert [raw["text_config"]["mtp_num_hidden_layers"] for raw in raws] == [1, 0]
 
 
 # --- what is refused -----------------------------------------------------------------------------

@@ -84,11 +84,11 @@ def test_the_cache_is_what_transformers_holds(models: Models, variant: str, ids:
     with torch.no_grad():
         cache = model.eval()(input_ids=ids[:1], use_cache=True).past_key_values
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-    assert kv_cache_bytes(checkpoint.shape, ids.shape[1], itemsize=4) == held
+    assert kv_cache_bytes(checkpoint.layout, checkpoint.shape, ids.shape[1], itemsize=4) == held
 
 
 def test_the_cache_in_closed_form() -> None:
     grouped = Shape({"layers": 5, "heads": 9, "kv_heads": 3, "head_dim": 6})
-    assert kv_cache_bytes(grouped, 1) == 2 * 5 * 3 * 6 * 2
+    assert kv_cache_bytes(None, grouped, 1) == 2 * 5 * 3 * 6 * 2
     ungrouped = Shape({"layers": 5, "heads": 9, "head_dim": 6})
-    assert kv_cache_bytes(ungrouped, 7, itemsize=4) == 2 * 5 * 9 * 6 * 7 * 4
+    assert kv_cache_bytes(None, ungrouped, 7, itemsize=4) == 2 * 5 * 9 * 6 * 7 * 4

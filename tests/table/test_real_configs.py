@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from real_configs import PUBLISHED, Published
+from real_hybrids import PUBLISHED_HYBRIDS
 from real_mixtures import PUBLISHED_MIXTURES
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
@@ -85,6 +86,8 @@ def smaller(checkpoint: Checkpoint) -> Keep:
         if shape["expert_mlp"] != 16 or not checkpoint.layout.axis["expert_mlp"].rigid:
             kept = tuple(16 * e + i for e in blocks["experts"][0] for i in range(1, 9))
             blocks["expert_mlp"] = (kept,) * layers
+    if "linear_heads" in shape:
+        blocks["linear_heads"] = ((0, 2),) * layers
     if "heads" not in frozen:
         grouped = shape.get("kv_heads") == 3
         blocks["heads"] = ((0, 1, 2, 6, 7, 8),) * layers
@@ -94,7 +97,7 @@ def smaller(checkpoint: Checkpoint) -> Keep:
     return Keep({"layers": (0, 1, 3), **model}, blocks)
 
 
-EVERY = PUBLISHED | PUBLISHED_MIXTURES
+EVERY = PUBLISHED | PUBLISHED_MIXTURES | PUBLISHED_HYBRIDS
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -136,15 +139,15 @@ def test_a_published_checkpoint(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("raw", "sentence"),
     [
-        ({"model_type": "gemma4", "text_config": {}}, "inside 'gemma4', .* opens .*gemma3"),
-        ({"model_type": "llama4", "text_config": {}}, "inside 'llama4', .* opens .*qwen3_vl"),
-        ({"model_type": "qwen3_5", "text_config": {}}, "inside 'qwen3_5', .* opens"),
+        ({"model_type": "gemma4", "text_config": {}}, "gemma4, .* not cut: blocks of full attent"),
+        ({"model_type": "llama4_text"}, "llama4_text, .* not cut: its router runs every expert"),
+        ({"model_type": "kimi_vl", "text_config": {}}, "inside 'kimi_vl', .* opens.*qwen3_5_moe"),
         (
             {"model_type": "gpt_oss", "quantization_config": {"quant_method": "mxfp4"}},
             "quantised .by mxfp4.*dequantize=True",
         ),
         ({"model_type": "falcon_h1"}, "architecture 'falcon_h1', .* CONTRIBUTING"),
-        ({"model_type": "qwen3_next"}, r"it knows .* .qwen3\S* is the nearest by name., and CONTR"),
+        ({"model_type": "qwen3_nex"}, r"it knows .* .qwen3\S* is the nearest by name., and CONTR"),
     ],
 )
 def test_what_is_not_known_yet_is_refused(

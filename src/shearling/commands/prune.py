@@ -37,7 +37,8 @@ Sizes = Annotated[
     str | None,
     typer.Option(
         help="Sizes after the cut, such as layers=24,mlp=1024; keys are layers, hidden, heads, "
-        "kv_heads, mlp, experts, expert_mlp (of one expert) and vocab; what is not named stays."
+        "kv_heads, linear_heads, mlp, experts, expert_mlp (of one expert) and vocab; what is not "
+        "named stays."
     ),
 ]
 Params = Annotated[
@@ -267,11 +268,13 @@ def _print_plan(pruning: Pruning, how: dict[str, Any], options: PruneOptions) ->
     from shearling.model.inspect import comparison
 
     source, after = pruning.source, pruning.wanted.after
-    plan = comparison(source, after)
     removed = how.get("removed")
+    gone = set(removed or ())
+    kept = [block for block in range(source.shape["layers"]) if block not in gone]
+    plan = comparison(source, after, kept if gone else None)
     text = [f"would remove blocks {', '.join(map(str, removed))}"] if removed else []
     text += [*_widths(source.shape, after), *plan["text"]]
-    notes = source.family.notes(source.config, after)
+    notes = source.notes(after)
     text += [*notes, *pruning.place.lines()]
     print_result(how | plan["figures"] | {"notes": notes}, options.as_json, text)
 
@@ -285,14 +288,15 @@ def _print_result(source: Checkpoint, output: Path, as_json: bool) -> None:
     options, proof = manifest["options"], manifest["proof"]
     after = Shape(manifest["shape"])
     text = [f"removed blocks {options['removed']}"] if options.get("removed") else []
-    text += [*_widths(source.shape, after), *comparison(source, after)["text"]]
+    compared = comparison(source, after, manifest["keep"].get("layers"))
+    text += [*_widths(source.shape, after), *compared["text"]]
     text += _rotation_lines(options.get("rotation"))
     text.append(_repair_line(options.get("repair"), len(manifest.get("repaired", []))))
     text.append(
         f"proof of surgery: logits within {proof['max_relative_difference']:.1e} of the source "
         f"with what was removed masked ({proof['loaded_with']})"
     )
-    text += source.family.notes(source.config, after)
+    text += source.notes(after)
     print_result(manifest, as_json, [*text, f"wrote {output}"])
 
 

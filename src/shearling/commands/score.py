@@ -49,7 +49,8 @@ class ScoreOptions:
     axis: Annotated[
         str,
         typer.Option(
-            help="What to score: layers, hidden, heads, kv_heads, mlp, experts or expert_mlp."
+            help="What to score: layers, hidden, heads, kv_heads, linear_heads, mlp, experts or "
+            "expert_mlp."
         ),
     ] = "layers"
     text: TextOptions = FEW

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from shearling.engine.calls import Call
 from shearling.engine.pieces import Pieced
 from shearling.model.checkpoint import Checkpoint
-from shearling.table.axes import EXPERTS
+from shearling.table.axes import EXPERTS, MIXERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Branch:
     """One half of every block.
 
     Attributes:
-        axis: whose units it consists of, ``heads``, ``mlp`` or ``experts``.
+        axis: whose units it consists of: ``heads``, ``linear_heads``, ``mlp`` or ``experts``.
         writer: path inside a block of the matrix that ends it; of experts, which have one each,
             of the module that adds up what they give.
         norm: path of the norm between the writer and the stream, or None.
@@ -50,7 +50,10 @@ class Branch:
 
 
 def branches(checkpoint: Checkpoint, block: int = 0) -> tuple[Branch, ...]:
-    """The branches of a block, in the order in which they run: attention, then MLP or experts."""
+    """The branches of a block, in the order in which they run: attention, then MLP or experts.
+
+    Linear attention is a branch like any other: what it does with tokens is its own affair.
+    """
     family = checkpoint.family
     prefix, scale = f"{family.blocks}.{{}}.", family.branch_scale(checkpoint.config)
     by_axis: dict[str, Branch] = {}
@@ -61,10 +64,10 @@ def branches(checkpoint: Checkpoint, block: int = 0) -> tuple[Branch, ...]:
             assert family.mixture is not None
             by_axis["mlp"] = Branch(EXPERTS, family.mixture.module, None, scale)
             continue
-        for axis in row.dims[1].axes & {"heads", "mlp"}:
+        for axis in row.dims[1].axes & {*MIXERS, "mlp"}:
             writer = row.name.removeprefix(prefix).removesuffix(".weight")
             by_axis[axis] = Branch(axis, writer, family.post_norms.get(axis), scale)
-    return by_axis["heads"], by_axis["mlp"]
+    return next(by_axis[axis] for axis in MIXERS if axis in by_axis), by_axis["mlp"]
 
 
 class Reached(Exception):

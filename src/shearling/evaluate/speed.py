@@ -36,6 +36,7 @@ from shearling.model.dtypes import dtype_of
 from shearling.model.loading import check_positive, check_threads, load_config, longest_input
 from shearling.model.manifest import ref
 from shearling.model.subject import OpenedModel, open_subject
+from shearling.table.axes import Layout
 from shearling.table.cost import kv_cache_bytes
 from shearling.table.values import Shape
 
@@ -354,7 +355,7 @@ def _candidates(
                 path=Path(subject.path),
                 fingerprint=subject.fingerprint,
                 parameters=subject.parameters,
-                cache_elements=_cache_elements(subject.shape),
+                cache_elements=_cache_elements(subject.layout, subject.shape),
                 gguf=given if given is not None and given.suffix == ".gguf" else None,
                 quantised_bytes=subject.bytes if getattr(subject, "quantization", None) else 0,
             )
@@ -362,10 +363,10 @@ def _candidates(
     return candidates
 
 
-def _cache_elements(shape: Shape) -> int:
+def _cache_elements(layout: Layout | None, shape: Shape) -> int:
     """Keys and values of one token; 0 where a model without a table does not give its sizes."""
     known = all(axis in shape for axis in ("layers", "heads", "head_dim"))
-    return kv_cache_bytes(shape, 1, itemsize=1) if known else 0
+    return kv_cache_bytes(layout, shape, 1, itemsize=1) if known else 0
 
 
 def machine() -> dict:

@@ -39,6 +39,7 @@ from shearling.model.checkpoint import Checkpoint
 from shearling.pruning.plan import require_smaller
 from shearling.pruning.run import Run, Wanted, repair_need
 from shearling.repair.calibration import Tokens
+from shearling.table.kinds import described
 from shearling.table.values import Shape
 from shearling.train import heal as healing
 from shearling.train import saving
@@ -128,6 +129,12 @@ def check(training: Training, after: Shape, output: Path) -> None:
         raise ShearlingError(
             f"{source.name} has experts, on which no gates are learned yet; use "
             "`shearling prune --shape experts=N` and `shearling heal`."
+        )
+    if source.layout.kinds and after["layers"] != source.shape["layers"]:
+        raise ShearlingError(
+            f"{source.name} has blocks of several kinds ({described(source.layout.kinds)}), of "
+            "which gates might leave none of one; learn widths, and remove blocks with "
+            "`shearling prune`."
         )
     if after["vocab"] != source.shape["vocab"]:
         raise ShearlingError(

@@ -29,9 +29,9 @@ from shearling.model.sanity import check_numbers
 from shearling.model.stored import StoredTensor, stored_tensors
 from shearling.model.tensors import StoredTensors, Tensors
 from shearling.model.weight_files import INDEX, SINGLE, indexed_files, no_weights
-from shearling.model.wrapping import Wrapping, disk_names, plain_config, wrapping_of
-from shearling.table.axes import Layout
-from shearling.table.families import FAMILIES, Family, Home, family_of
+from shearling.model.wrapping import Wrapping, plain_config, wrapping_of
+from shearling.table.axes import EXPERTS, Layout
+from shearling.table.families import FAMILIES, Family, Home, family_of, refuse
 from shearling.table.families.wrappers import wrapper_of
 from shearling.table.values import Shape
 
@@ -50,6 +50,8 @@ class Checkpoint:
         source: the model that this one is made of as it is read, whose name, fingerprint,
             tokenizer and side files it has; None for a model on disk.
         wrapping: what lies around a language model that is part of a larger one; None for others.
+        ahead: how many tensors lie beside the model that predict tokens further ahead; they are
+            never copied.
     """
 
     path: Path
@@ -62,6 +64,7 @@ class Checkpoint:
     tensors: Tensors
     source: Checkpoint | None = None
     wrapping: Wrapping | None = None
+    ahead: int = 0
 
     @staticmethod
     def open(model: str | Path, *, merge_adapter: bool = False) -> Checkpoint:
@@ -83,6 +86,7 @@ class Checkpoint:
         raw = read_json(path / "config.json")
         check_config(path, raw)
         _require_plain(raw, model)
+        refuse(raw.get("model_type"), str(model))
         alone = str(raw.get("model_type")) in FAMILIES
         if not alone and wrapper_of(raw, str(model)) is not None:
             return _unwrapped(path, model)
@@ -90,10 +94,16 @@ class Checkpoint:
         config = load_config(path)
         layout, shape = table_of(family, config, path)
         headers = stored_tensors(path, _shards(path))
+        ahead = ahead_of(family, headers)
+        headers, homes = unstacked(headers, layout, shape, family)
         files, dtypes = _match(layout, shape, headers, family, path)
         _check_tied(layout, headers, path)
-        tensors = StoredTensors(files)
-        return Checkpoint(path, raw, config, family, layout, shape, dtypes, tensors)
+        tensors = StoredTensors(
+            files, {name: home.parameter for name, home in homes.items()}, homes
+        )
+        return Checkpoint(
+            path, raw, config, family, layout, shape, dtypes, tensors, ahead=len(ahead)
+        )  # fmt: skip
 
     @property
     def name(self) -> str:
@@ -166,11 +176,25 @@ class Checkpoint:
         """Another for any other byte in a tensor; see ``shearling.model.fingerprint``."""
         if self.source is not None:  # this is no model that anybody has
             return self.source.fingerprint
+        assert isinstance(self.tensors, StoredTensors), "what is made of others has their name"
+        stored = self.tensors.stored
+        files = {stored.get(name, name): file for name, file in self.files.items()}
         if self.wrapping is None:
-            return fingerprint(self.raw, self.files)
-        files = {self.wrapping.on_disk(name): file for name, file in self.files.items()}
+            return fingerprint(self.raw, files)
         others = {name: tensor.file for name, tensor in self.wrapping.others.items()}
         return fingerprint(self.wrapping.raw, files | others)
+
+    def notes(self, after: Shape) -> list[str]:
+        """Sentences on what writing a cut to ``after`` entails that a user would not expect."""
+        said, key = self.family.notes(self.config, after), self.family.predicting
+        if not self.ahead or (key and getattr(self.config, key, 0)):  # said by the family
+            return said
+        return [
+            f"the {self.ahead} tensors of heads that predict tokens further ahead "
+            f"({self.family.predictors}*) are not copied: they were trained on what the whole "
+            "model gives.",
+            *said,
+        ]
 
     def tokenizer(self) -> Any:
         """The tokenizer that lies beside the weights."""
@@ -187,11 +211,16 @@ def _unwrapped(path: Path, model: str | Path) -> Checkpoint:
     config = plain_config(wrapping.text, path)
     layout, shape = table_of(family, config, path)
     own = {inner: headers[name] for name in headers if (inner := wrapping.inside(name)) is not None}
+    own, homes = unstacked(own, layout, shape, family)
     files, dtypes = _match(layout, shape, own, family, path)
-    tensors = StoredTensors(files, disk_names(wrapping, files))
-    raw = dict(wrapping.text)
+    inside = {name: homes[name].parameter if name in homes else name for name in files}
+    stored = {name: wrapping.on_disk(inner) for name, inner in inside.items()}
+    tensors = StoredTensors(files, stored, homes)
+    ahead = ahead_of(family, wrapping.others)
+    others = {name: tensor for name, tensor in wrapping.others.items() if name not in ahead}
     return Checkpoint(
-        path, raw, config, family, layout, shape, dtypes, tensors, wrapping=wrapping
+        path, dict(wrapping.text), config, family, layout, shape, dtypes, tensors,
+        wrapping=replace(wrapping, others=others), ahead=len(ahead),
     )  # fmt: skip
 
 
@@ -283,6 +312,7 @@ def _match(
         if name not in expected
         and name not in tied
         and not name.endswith(family.ignored)
+        and not (family.predictors and name.startswith(family.predictors))
         and not (family.predicting and _is_behind(name, family, shape["layers"]))
     ]
     if unknown:
@@ -294,6 +324,34 @@ def _match(
         {name: headers[name].file for name in expected},
         {name: headers[name].dtype for name in expected},
     )
+
+
+def ahead_of(family: Family, names: Iterable[str]) -> list[str]:
+    """The names of tensors that lie beside the blocks and predict tokens further ahead."""
+    return [name for name in names if family.predictors and name.startswith(family.predictors)]
+
+
+def unstacked(
+    headers: Mapping[str, StoredTensor], layout: Layout, shape: Shape, family: Family
+) -> tuple[dict[str, StoredTensor], dict[str, Home]]:
+    """Headers as if experts' tensors were stored one by one, and where these are, if they are not.
+
+    Some checkpoints hold those of all experts of a block in one, as transformers' models do.
+    """
+    apart, homes = dict(headers), dict[str, Home]()
+    for row in (row for row in layout.stored if row.name in family.stacked):
+        for block in range(shape["layers"]):
+            for name, home in family.homes(row, block, shape).items():
+                whole = headers.get(home.parameter)
+                if whole is None:
+                    break
+                experts, *sizes = whole.shape
+                if experts == shape[EXPERTS]:
+                    whole = replace(whole, shape=(sizes[0] // home.parts, *sizes[1:]))
+                apart[name], homes[name] = whole, home
+    for home in homes.values():
+        apart.pop(home.parameter, None)
+    return apart, homes
 
 
 def _is_behind(name: str, family: Family, depth: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from shearling.model.checkpoint import Checkpoint
 from shearling.model.manifest import MANIFEST, ModelManifest, describe, read_manifest
 from shearling.model.wrapping import Wrapping
 from shearling.table.axes import Layout
-from shearling.table.cost import flops_per_token, kv_cache_bytes
+from shearling.table.cost import flops_per_token, kv_cache_bytes, state_bytes
 from shearling.table.values import Shape
 
 CONTEXT = 1024
@@ -30,7 +31,9 @@ def inspect(checkpoint: Checkpoint) -> dict[str, Any]:
         **_mixture(checkpoint),
         "flops_per_token": flops_per_token(layout, shape, CONTEXT),
         "flops_context": CONTEXT,
-        "kv_cache_bytes_per_token": kv_cache_bytes(shape, 1),
+        "kv_cache_bytes_per_token": kv_cache_bytes(layout, shape, 1),
+        "state_bytes": state_bytes(layout, shape),
+        "blocks_by_kind": dict(Counter(layout.kinds)),
         "prunable_axes": [
             axis.name
             for axis in layout.axes
@@ -50,7 +53,6 @@ def _mixture(checkpoint: Checkpoint) -> dict[str, Any]:
     return {
         "active_parameters": layout.count(shape, active=True),
         "experts_per_token": layout.routed,
-        "blocks_by_kind": dict(Counter(layout.kinds)),
     }
 
 
@@ -77,8 +79,13 @@ def lines(found: dict[str, Any]) -> list[str]:
         f"  KV cache     {found['kv_cache_bytes_per_token'] / 1024:.2f} KiB a token in 16 bits",
         f"  fingerprint  {found['fingerprint'][:16]}",
     ]
+    kinds = found["blocks_by_kind"]
+    if found["state_bytes"]:
+        text[6:6] = [f"  state        {found['state_bytes'] / 1024:.2f} KiB a sequence besides"]
+    if kinds and "active_parameters" not in found:
+        each = (f"{count} {kind.replace('_', ' ')}" for kind, count in kinds.items())
+        text[2:2] = [f"  blocks       {', '.join(each)}"]
     if "active_parameters" in found:
-        kinds = found["blocks_by_kind"]
         text[3:3] = [
             f"  experts      {found['shape']['experts']} in a block, {found['experts_per_token']} "
             f"for a token: {found['active_parameters']:,} parameters active"
@@ -108,11 +115,24 @@ def lines(found: dict[str, Any]) -> list[str]:
     return text
 
 
-def comparison(source: Checkpoint, shape: Shape) -> dict[str, Any]:
-    """Before and after, without running anything."""
-    layout = source.layout
-    before, after = layout.count(source.shape), layout.count(shape)
-    flops = [flops_per_token(layout, s, CONTEXT) for s in (source.shape, shape)]
+def comparison(
+    source: Checkpoint, shape: Shape, kept: Sequence[int] | None = None
+) -> dict[str, Any]:
+    """Before and after, without running anything.
+
+    Args:
+        source: the model.
+        shape: sizes after the cut.
+        kept: the blocks that stay, if they are known; of blocks of several kinds, the heaviest are
+            counted if not.
+    """
+    layout = left = source.layout
+    fewer = bool(layout.kinds) and shape["layers"] < source.shape["layers"]
+    if fewer:
+        left = layout.heaviest(source.shape) if kept is None else layout.keeping(kept)
+    before, after = layout.count(source.shape), left.count(shape)
+    flops = [flops_per_token(*of, CONTEXT) for of in ((layout, source.shape), (left, shape))]
+    most = "at most " if fewer and kept is None else ""
     return {
         "figures": {
             "source_shape": dict(source.shape),
@@ -122,18 +142,18 @@ def comparison(source: Checkpoint, shape: Shape) -> dict[str, Any]:
         },
         "text": [
             f"blocks      {source.shape['layers']} -> {shape['layers']}",
-            f"parameters  {before:,} -> {after:,} ({after / before - 1:+.1%})",
-            *_active(layout, source.shape, shape),
+            f"parameters  {before:,} -> {most}{after:,} ({after / before - 1:+.1%})",
+            *_active((layout, left), source.shape, shape),
             f"per token   {flops[0] / 1e9:.3f} -> {flops[1] / 1e9:.3f} GFLOP "
             f"({flops[1] / flops[0] - 1:+.1%}) at {CONTEXT} tokens of context",
         ],
     }
 
 
-def _active(layout: Layout, before: Shape, after: Shape) -> list[str]:
-    if not layout.routed:
+def _active(layouts: tuple[Layout, Layout], *shapes: Shape) -> list[str]:
+    if not layouts[0].routed:
         return []
-    counts = [layout.count(shape, active=True) for shape in (before, after)]
+    counts = [of.count(shape, active=True) for of, shape in zip(layouts, shapes, strict=True)]
     return [f"active      {counts[0]:,} -> {counts[1]:,} ({counts[1] / counts[0] - 1:+.1%})"]
 
 

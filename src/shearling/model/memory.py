@@ -65,8 +65,10 @@ def _loaded_names(path: Path, stored: Mapping[str, StoredTensor]) -> set[str] | 
     if family is None or raw.get("quantization_config"):
         return None
     config = load_config(path) if wrapping is None else plain_config(wrapping.text, path)
-    names = family.layout(config).tensors(family.shape(config))
-    return set(disk_names(wrapping, names).values())
+    layout, shape = family.layout(config), family.shape(config)
+    stacked = {name for name, _, _ in family.stacked.values()}  # some files hold experts so
+    joined = {name.format(block) for name in stacked for block in range(shape["layers"])}
+    return set(disk_names(wrapping, joined | layout.tensors(shape).keys()).values())
 
 
 def _itemsize(stored: str, itemsize: int, dtype: torch.dtype | None) -> int:

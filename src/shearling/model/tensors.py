@@ -16,6 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from shearling.model.sanity import check_numbers
+from shearling.table.families import Home
 
 
 class Tensors(Protocol):
@@ -36,10 +37,12 @@ class StoredTensors:
     Attributes:
         files: tensor name -> shard that holds it.
         stored: tensor name -> its name there, where that is another.
+        parts: tensor name -> which part it is of what is stored, where it is one.
     """
 
     files: Mapping[str, Path]
     stored: Mapping[str, str] = field(default_factory=dict)
+    parts: Mapping[str, Home] = field(default_factory=dict)
     _checked: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
@@ -59,6 +62,8 @@ class StoredTensors:
             with safe_open(file, "pt") as shard:
                 for name in wanted:
                     tensor = shard.get_tensor(self.stored.get(name, name))
+                    if name in self.parts:
+                        tensor = self.parts[name].of(tensor)
                     if name not in self._checked:
                         check_numbers(name, tensor, file)
                         self._checked.add(name)

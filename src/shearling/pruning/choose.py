@@ -10,6 +10,7 @@ from shearling.errors import ShearlingError
 from shearling.pruning.pattern import Pattern, removal_words
 from shearling.scoring.scores import Scores
 from shearling.table.axes import Axis, Layout
+from shearling.table.kinds import described, one_by_one
 from shearling.table.values import Indices, Keep, Shape
 
 Rows = tuple[tuple[float, ...], ...]
@@ -24,8 +25,10 @@ def check_layers(layers: int, depth: int) -> None:
         )
 
 
-def keep_layers(scores: Scores, layers: int, pattern: Pattern | None = None) -> Keep:
-    """Remove the blocks that matter least until ``layers`` are left.
+def keep_layers(
+    scores: Scores, layers: int, pattern: Pattern | None = None, *, kinds: Sequence[str] = ()
+) -> Keep:
+    """Remove the blocks that matter least until ``layers`` are left, and one of each kind.
 
     With a ``pattern``, among the removals that keep it: the one that costs least in sum, of scores
     or, where a criterion gives an order of removal, of places in that order.
@@ -35,11 +38,16 @@ def keep_layers(scores: Scores, layers: int, pattern: Pattern | None = None) -> 
     """
     depth = len(scores.values)
     check_layers(layers, depth)
-    removable = scores.order
+    removable = one_by_one(kinds, scores.order)
     if depth - layers > len(removable):
+        why = (
+            "are not protected"
+            if len(removable) == len(scores.order)
+            else (f"are neither protected nor the last of their kind ({described(kinds)})")
+        )
         raise ShearlingError(
             f"--layers {layers} would remove {depth - layers} of {depth} blocks, but only "
-            f"{len(removable)} are not protected; keep at least {depth - len(removable)}, "
+            f"{len(removable)} {why}; keep at least {depth - len(removable)}, "
             "or protect fewer."
         )
     if pattern is None:

@@ -16,7 +16,10 @@ from shearling.model.checkpoint import Checkpoint
 from shearling.table.families import legal
 from shearling.table.values import Shape
 
-AXES = ("layers", "hidden", "heads", "kv_heads", "mlp", "experts", "expert_mlp", "vocab")
+AXES = (
+    "layers", "hidden", "heads", "kv_heads", "linear_heads", "mlp", "experts", "expert_mlp",
+    "vocab",
+)  # fmt: skip
 # Of what a budget takes away, whole blocks give this share and MLP neurons the rest, as long as so
 # many neurons stay: on SmolLM2 better than a sixth, a half, all or nothing (LOG.md).
 BLOCKS_GIVE = 1 / 3
@@ -132,7 +135,8 @@ def shape_for(checkpoint: Checkpoint, params: int, *, active: bool = False) -> S
     Raises:
         ShearlingError: not even one block of half its width fits.
     """
-    layout, before = checkpoint.layout, checkpoint.shape
+    before = checkpoint.shape
+    layout = checkpoint.layout.heaviest(before, active=active)  # whichever blocks will go
     count = partial(layout.count, active=active)
     width = ("expert_mlp" if active else "experts") if layout.routed else "mlp"
     legality, floor = checkpoint.family.legality(checkpoint.config), _floor(checkpoint, width)

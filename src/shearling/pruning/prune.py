@@ -90,7 +90,7 @@ class Size:
         if self.remove is None:
             return None
         depth = source.shape["layers"]
-        keep = without(self.remove, depth)
+        keep = source.layout.complete(without(self.remove, depth), source.shape)
         left = len(keep.model["layers"])
         if self.layers not in (None, left):
             raise ShearlingError(

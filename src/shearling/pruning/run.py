@@ -42,7 +42,7 @@ from shearling.scoring.score_units import score_units
 from shearling.scoring.scores import Scores
 from shearling.table.values import Cut, Indices, Keep, Shape
 
-_WIDTHS = ("hidden", "heads", "kv_heads", "mlp", *EXPERT_AXES)
+_WIDTHS = ("hidden", "heads", "kv_heads", "linear_heads", "mlp", *EXPERT_AXES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +168,9 @@ class Run:
         widths = _widths(self, after, rotated=rotated)
         keep, scores = wanted.keep_blocks or Keep(), wanted.scores
         remove = before["layers"] - after["layers"] if wanted.keep_blocks is None else 0
+        kinds = self.source.layout.kinds
         if remove and scores is not None:
-            keep = keep_layers(scores, after["layers"], wanted.pattern)
+            keep = keep_layers(scores, after["layers"], wanted.pattern, kinds=kinds)
         scoring = remove > 0 and scores is None
         if scoring:
             _check_blocks(self, by_blocks, wanted.protect, remove)
@@ -183,7 +184,7 @@ class Run:
         vocab = _vocabulary(self, after)
         if scoring:
             scores = _score_blocks(self, by_blocks, wanted.protect, remove)
-            keep = keep_layers(scores, after["layers"], wanted.pattern)
+            keep = keep_layers(scores, after["layers"], wanted.pattern, kinds=kinds)
         options = account(keep, before["layers"], scores) if "layers" in keep.model else {}
         if ids_NS is not None:
             scored: dict[str, Scores] = {}
@@ -288,7 +289,8 @@ def repair_need(source: Checkpoint, calibration: Calibration | None) -> Need:
     copies = 1 + len(calibration.shares)
     sequences = copies * calibration.samples + calibration.sequences
     shape = source.shape
-    widest = max(shape.get("mlp", 0), shape["heads"] * shape["head_dim"])
+    linear = shape.get("linear_heads", 0) * shape.get("linear_value_dim", 0)
+    widest = max(shape.get("mlp", 0), shape["heads"] * shape["head_dim"], linear)
     return Need(sequences * calibration.length, KEPT_WIDTHS * shape["hidden"] + widest)
 
 
@@ -330,14 +332,14 @@ def _vocabulary(run: Run, after: Shape) -> dict[str, Indices]:
 def _check_blocks(run: Run, by: str, protect: tuple[int, int] | None, remove: int) -> None:
     """Raise ShearlingError if blocks cannot be scored so."""
     criterion = find(by, "blocks")
-    protected = protected_blocks(by, protect, run.source.shape["layers"], remove)
+    protected = protected_blocks(run.source, by, protect, remove)
     if not criterion.textless:
         criterion.refuse(run.source, len(run.text_for(by)), protected, remove)
 
 
 def _score_blocks(run: Run, by: str, protect: tuple[int, int] | None, remove: int) -> Scores:
     criterion = find(by, "blocks")
-    protected = protected_blocks(by, protect, run.source.shape["layers"], remove)
+    protected = protected_blocks(run.source, by, protect, remove)
     if criterion.textless:  # no model is built
         return score_weights(run.source, by, protected=protected, progress=run.progress)
     ids_NS = run.text_for(by)

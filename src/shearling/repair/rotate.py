@@ -137,7 +137,8 @@ def rotate(
     require_rotatable(checkpoint)
     norms = norms_of(checkpoint.layout)
     assert norms is not None
-    gains = {n: t.double() for n, t in checkpoint.read(norms.names(checkpoint.shape["layers"]))}
+    named = checkpoint.read(norms.names(checkpoint.shape["layers"]))
+    gains = {name: weight.double() + checkpoint.family.gain_offset for name, weight in named}
     tied = bool(tied_heads(checkpoint.layout))
     with source.place.running():
         covariance_DD = _covariance(source, ids_NS, norms, progress)

@@ -20,6 +20,7 @@ from shearling.engine.walk import last_states
 from shearling.engine.words import POSITIONS, Words, is_large
 from shearling.files.progress import Progress, silent
 from shearling.model.checkpoint import Checkpoint
+from shearling.table.cost import state_bytes
 
 PREFIX = 4  # tokens of the real text: enough for a subject, too few to bind the rest
 HEARD = 4 * POSITIONS  # tokens that are read to learn which words are likely
@@ -69,7 +70,7 @@ def write(
     written_NS = torch.cat([starts, ids_NS.new_empty(sequences, length - prefix)], 1)
     at_NT = torch.rand(sequences, length - prefix, generator=generator)
     budget = max(CACHE_BYTES, stream.place.spare // 2)
-    each = _cached_values(stream.checkpoint) * stream.place.dtype.itemsize * length
+    each = _cached_values(stream.checkpoint, length) * stream.place.dtype.itemsize
     most = max(1, budget // each)
     ranks = stream.place.ranks.of(sequences)
     written_NS, at_NT = ranks.share(written_NS), ranks.share(at_NT)
@@ -106,8 +107,9 @@ def _starts(ids_NS: Tensor, sequences: int, prefix: int, generator: torch.Genera
     return ids_NS[rows[:, None], first + torch.arange(prefix)]
 
 
-def _cached_values(checkpoint: Checkpoint) -> int:
-    """Keys and values of one token."""
-    shape = checkpoint.shape
-    heads = shape.get("kv_heads") or shape["heads"]
-    return 2 * shape["layers"] * heads * shape["head_dim"]
+def _cached_values(checkpoint: Checkpoint, length: int) -> int:
+    """Keys and values of a sequence, and the states of linear attention."""
+    layout, shape = checkpoint.layout, checkpoint.shape
+    heads = shape.get("kv_heads") or shape["heads"]  # a latent is cached unfolded
+    keys = 2 * layout.blocks_with("heads", shape) * heads * shape["head_dim"]
+    return keys * length + state_bytes(layout, shape, 1)

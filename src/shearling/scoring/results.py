@@ -67,7 +67,7 @@ class UnitScoresFile(ResultFile):
 
     model: ModelRef | None = entry("absent where the file was written by hand", absent=None)
     criterion: str = entry("name as on the command line")
-    axis: str = entry("`mlp`, `heads`, `kv_heads` or `hidden`")
+    axis: str = entry("`mlp`, `heads`, `kv_heads`, `linear_heads` or `hidden`")
     scores: Rows = entry("a list for each block; one list for `hidden`")
     calibration: Any = entry(_CALIBRATION, absent=None)
     seconds: float | None = entry(absent=None)

@@ -24,6 +24,7 @@ from shearling.scoring.score_experts import EXPERT_AXES, score_experts
 from shearling.scoring.score_units import score_units
 from shearling.scoring.scores import Scores
 from shearling.scoring.units.places import check_axes
+from shearling.table.kinds import described, most_removable
 
 NO_TOKENS = torch.zeros(0, 0, dtype=torch.long)  # for criteria that read weights alone
 
@@ -49,8 +50,8 @@ def score(
         checkpoint: the model.
         by: a criterion of blocks or of units; a trailing ``+`` protects the first 4 blocks and
             the last 2.
-        axis: ``layers`` for the blocks, or ``mlp``, ``heads``, ``kv_heads``, ``hidden``,
-            ``experts`` or ``expert_mlp``.
+        axis: ``layers`` for the blocks, or ``mlp``, ``heads``, ``kv_heads``, ``linear_heads``,
+            ``hidden``, ``experts`` or ``expert_mlp``.
         calibration: text (.jsonl, .txt or a directory of such); criteria that read weights alone
             need none.
         samples: number of calibration sequences.
@@ -108,7 +109,7 @@ def _checked(
 ) -> tuple[Criterion, tuple[int, ...]]:
     """What the criterion declares, and the protected blocks, if it and the axis go together."""
     if axis == "layers":
-        return find(by, "blocks"), protected_blocks(by, protect, checkpoint.shape["layers"], remove)
+        return find(by, "blocks"), protected_blocks(checkpoint, by, protect, remove)
     of = kind_of(axis)
     if by not in names(of):
         raise ShearlingError(
@@ -169,13 +170,15 @@ def score_weights(
 
 
 def protected_blocks(
-    by: str, protect: tuple[int, int] | None, depth: int, remove: int | None = None
+    checkpoint: Checkpoint, by: str, protect: tuple[int, int] | None, remove: int | None = None
 ) -> tuple[int, ...]:
     """The blocks that are never removed: as asked for, or else as the criterion declares.
 
     Raises:
-        ShearlingError: an unknown criterion, or more protected than can be.
+        ShearlingError: an unknown criterion, more protected than can be, or more to be removed
+            than may go, of which one of each kind may not.
     """
+    depth, kinds = checkpoint.shape["layers"], checkpoint.layout.kinds
     first, last = find(by, "blocks").protects if protect is None else protect
     if first < 0 or last < 0 or first + last >= depth:
         raise ShearlingError(
@@ -183,10 +186,12 @@ def protected_blocks(
             "remove; protect fewer (--protect-first, --protect-last)."
         )
     protected = (*range(first), *range(depth - last, depth))
-    if remove is not None and remove > depth - len(protected):
+    most = most_removable(kinds, depth, protected)
+    if remove is not None and remove > most:
+        stays = f", as one of each kind stays ({described(kinds)})" if kinds else ""
         raise ShearlingError(
-            f"{remove} of {depth} blocks were to be removed, but only {depth - len(protected)} are "
-            "not protected; remove fewer, or protect fewer (--protect-first, --protect-last)."
+            f"{remove} of {depth} blocks were to be removed, but only {most} are not "
+            f"protected{stays}; remove fewer, or protect fewer (--protect-first, --protect-last)."
         )
     return protected
 

@@ -98,9 +98,12 @@ def _observed(
     }
     parts_by_block: dict[int, dict[str, list[Tensor]]] = {}
     for index, inlets in _observations(stream, criterion, ids_NS, listened, progress):
+        none = {axis: torch.zeros(checkpoint.shape[axis], dtype=torch.float64) for axis in axes}
         parts_by_block[index] = {
             axis: [
                 _sum([part.function(i, width[part, axis]) for i in inlets[source[axis]]])
+                if source[axis] in inlets  # some kinds of blocks have no such units
+                else none[axis]
                 for part in parts
             ]
             for axis in axes

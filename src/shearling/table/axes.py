@@ -26,10 +26,13 @@ from itertools import pairwise
 from typing import Literal
 
 from shearling.errors import ShearlingError
+from shearling.table.kinds import lost
 from shearling.table.values import Cut, Indices, Keep, Selection, Shape
 
-Role = Literal["linear", "bias", "norm", "embedding", "head"]
+Role = Literal["linear", "conv", "bias", "norm", "embedding", "head"]
 EXPERTS, EXPERT_MLP = "experts", "expert_mlp"
+# Units of the half of a block that mixes tokens: query heads, or heads of linear attention.
+MIXERS = ("heads", "linear_heads")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +118,9 @@ class Row:
         name: name in the checkpoint; ``{}`` stands for the block's number, a second one for the
             expert's.
         dims: axes of each dimension, in the order of the stored tensor.
-        role: ``linear`` (a matrix product), ``bias``, ``norm``, ``embedding`` (a look-up) or
-            ``head`` (the matrix product onto the vocabulary).
+        role: ``linear`` (a matrix product), ``conv`` (a convolution over neighbouring tokens,
+            every channel by itself), ``bias`` (and whatever else is one number a unit),
+            ``norm``, ``embedding`` (a look-up) or ``head`` (the product onto the vocabulary).
         tied_to: name of the tensor whose storage this one shares; it is then counted, read and
             written there, once.
         bare: nothing is stored under this name, and yet something reduces over these axes: a
@@ -239,11 +243,36 @@ class Layout:
             if not row.bare
         }
 
-    def after(self, cut: Cut) -> Layout:
-        """The table of what a cut leaves."""
+    def blocks_with(self, axis: str, shape: Shape) -> int:
+        """How many of the first ``layers`` blocks have units on an axis."""
+        having = {row.kind for row in self.block_rows() if any(axis in d.axes for d in row.dims)}
+        if None in having:
+            return shape["layers"]
+        return sum(kind in having for kind in self.kinds[: shape["layers"]])
+
+    def heaviest(self, shape: Shape, *, active: bool = False) -> Layout:
+        """The same blocks in the order in which the first few have most parameters.
+
+        One of each kind first, as these stay whatever goes; counts of fewer blocks are then bounds.
+        """
         if not self.kinds:
             return self
-        return replace(self, kinds=tuple(self.kinds[block] for block in cut.layers))
+        size = {kind: self._count_kind(kind, shape, active=active) for kind in set(self.kinds)}
+        rest = sorted(self.kinds, key=lambda kind: -size[kind])
+        first = list(dict.fromkeys(rest))
+        for kind in first:
+            rest.remove(kind)
+        return replace(self, kinds=(*first, *rest))
+
+    def after(self, cut: Cut) -> Layout:
+        """The table of what a cut leaves."""
+        return self.keeping(cut.layers)
+
+    def keeping(self, blocks: Sequence[int]) -> Layout:
+        """The table of some of the blocks."""
+        if not self.kinds:
+            return self
+        return replace(self, kinds=tuple(self.kinds[block] for block in blocks))
 
     def count(self, shape: Shape, *, active: bool = False) -> int:
         """Parameters of a model of ``shape``, tied ones once: an exact integer.
@@ -262,11 +291,11 @@ class Layout:
 
     def count_block(self, shape: Shape) -> int:
         """Parameters of one block, the largest where they differ."""
-        kinds = dict.fromkeys(self.kinds) or (None,)
-        return max(
-            sum(self._numel(row, shape) for row in self.block_rows() if row.kind in (None, kind))
-            for kind in kinds
-        )
+        return max(self._count_kind(kind, shape) for kind in dict.fromkeys(self.kinds) or (None,))
+
+    def _count_kind(self, kind: str | None, shape: Shape, *, active: bool = False) -> int:
+        rows = (row for row in self.block_rows() if row.kind in (None, kind))
+        return sum(self._numel(row, shape, active=active) for row in rows)
 
     def _blocks(self, row: Row, shape: Shape) -> Sequence[int | None]:
         """Numbers of the blocks that have such a tensor; one None for what is outside of them."""
@@ -325,12 +354,7 @@ class Layout:
             self._check_axis(name, per_block=False)
             _check_indices(name, indices, shape[name])
         kept = keep.model.get("layers", tuple(range(shape["layers"])))
-        lost = set(self.kinds) - {self.kinds[block] for block in kept} if self.kinds else ()
-        if lost:
-            raise ShearlingError(
-                f"blocks {list(kept)} were to be kept, but one block of the kind {min(lost)} has "
-                f"to stay; keep one of {[b for b, k in enumerate(self.kinds) if k == min(lost)]}."
-            )
+        self._check_kinds(kept)
         layers = len(kept)
         for name, blocks in keep.blocks.items():
             self._check_axis(name, per_block=True)
@@ -408,6 +432,14 @@ class Layout:
                         f"({each} in each before the cut)."
                     )
         return whole
+
+    def _check_kinds(self, kept: Indices) -> None:
+        kind = lost(self.kinds, set(range(len(self.kinds))) - set(kept))
+        if kind is not None:
+            raise ShearlingError(
+                f"blocks {list(kept)} were to be kept, but one block of the kind {kind} has to "
+                f"stay; keep one of {[b for b, k in enumerate(self.kinds) if k == kind]}."
+            )
 
     def _check_axis(self, name: str, *, per_block: bool) -> None:
         axis = self.axis.get(name)

@@ -18,21 +18,51 @@ def flops_per_token(layout: Layout, shape: Shape, context: int = 0) -> int:
     """Operations to run one token forward with ``context`` tokens before and including it.
 
     Matrix products (the head's included, tied or not; of a router's experts those that a token is
-    sent to) and the two products of attention;
+    sent to), convolutions, the two products of attention, and the three of a linear attention's
+    state (what it holds of the key, what is put there, what the query reads);
     norms, activations and softmax, which are of lower order, are left out.
     """
     products = sum(
         layout.numbers(row, shape, active=True)
         for row in layout.rows
-        if row.role in ("linear", "head")
+        if row.role in ("linear", "conv", "head")
     )
-    attention = 2 * shape["layers"] * shape["heads"] * shape["head_dim"] * context
-    return 2 * (products + attention)
+    attending = layout.blocks_with("heads", shape)
+    attention = 2 * attending * shape["heads"] * shape["head_dim"] * context
+    return 2 * (products + attention + 3 * _states(layout, shape))
 
 
-def kv_cache_bytes(shape: Shape, tokens: int, itemsize: int = 2) -> int:
-    """Keys and values of ``tokens`` tokens, all blocks; sliding windows would need less."""
+def kv_cache_bytes(layout: Layout | None, shape: Shape, tokens: int, itemsize: int = 2) -> int:
+    """Keys and values of ``tokens`` tokens, of all blocks that keep such.
+
+    Sliding windows would need less. A linear attention keeps a state instead
+    (:func:`state_bytes`).
+
+    Args:
+        layout: the table; None for blocks that are all alike.
+        shape: sizes.
+        tokens: how many are kept.
+        itemsize: bytes of a number.
+    """
+    blocks = shape["layers"] if layout is None else layout.blocks_with("heads", shape)
     if "latent" in shape:  # and the rotary part of the keys, one for all heads
-        return shape["layers"] * (shape["latent"] + shape["rotary_dim"]) * tokens * itemsize
+        return blocks * (shape["latent"] + shape["rotary_dim"]) * tokens * itemsize
     groups = shape.get("kv_heads", shape["heads"])
-    return 2 * shape["layers"] * groups * shape["head_dim"] * tokens * itemsize
+    return 2 * blocks * groups * shape["head_dim"] * tokens * itemsize
+
+
+def state_bytes(layout: Layout, shape: Shape, itemsize: int = 2) -> int:
+    """What blocks of linear attention keep of a sequence, however long it is.
+
+    A matrix for each head, and the last few inputs of the convolution.
+    """
+    kernels = sum(layout.numbers(row, shape) for row in layout.rows if row.role == "conv")
+    return (_states(layout, shape) + kernels) * itemsize
+
+
+def _states(layout: Layout, shape: Shape) -> int:
+    """Numbers in the states of linear attention, all blocks and heads."""
+    if "linear_heads" not in shape:
+        return 0
+    each = shape["linear_heads"] * shape["linear_key_dim"] * shape["linear_value_dim"]
+    return layout.blocks_with("linear_heads", shape) * each

@@ -16,7 +16,7 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader
 
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.loading import build_model, stock_model
-from shearling.model.wrapping import disk_names
+from shearling.model.tensors import StoredTensors
 from shearling.train.objective import stock
 from shearling.train.parallel import World
 
@@ -46,11 +46,13 @@ def fill(checkpoint: Checkpoint, model: Any, world: World) -> None:
     model.to_empty(device=world.device)
     model.tie_weights()
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    stored = disk_names(checkpoint.wrapping, checkpoint.homes)
-    state = {
-        stored[name]: home.of(parameters[home.parameter].detach())
-        for name, home in checkpoint.homes.items()
-    }
+    tensors = checkpoint.tensors
+    assert isinstance(tensors, StoredTensors), "what is trained lies on disk"
+    state = {}
+    for name, home in checkpoint.homes.items():
+        parameter = parameters[home.parameter].detach()
+        of_all = name in tensors.parts  # the file holds those of all experts in one
+        state[tensors.stored.get(name, name)] = parameter if of_all else home.of(parameter)
     dcp.load(state, storage_reader=HuggingFaceStorageReader(str(checkpoint.path)))
     _fill_buffers(checkpoint, model)
 

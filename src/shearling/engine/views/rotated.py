@@ -13,6 +13,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from shearling.files.writer import check_space, new_directory, write_json, write
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.dtypes import torch_dtype
 from shearling.model.tensors import StoredTensors, Tensors
-from shearling.table.axes import Dim, Layout, Row
+from shearling.table.axes import MIXERS, Dim, Layout, Row
 from shearling.table.families.base import Affine
 from shearling.table.values import Shape
 
@@ -45,7 +46,7 @@ class Norms:
         """The norm whose output a reader reads."""
         if not row.in_block:
             return self.head
-        return self.heads if row.output.axes & {"heads", "kv_heads"} else self.mlp
+        return self.heads if row.output.axes & {*MIXERS, "kv_heads"} else self.mlp
 
     def names(self, layers: int) -> list[str]:
         """All of them, in every block."""
@@ -77,6 +78,7 @@ class TurnedTensors:
         basis_DD: Q, in double precision.
         gains: every norm's gain, in double precision.
         sizes_D: every norm's gain afterwards; 1 where there is none.
+        offset: what the architecture adds to a norm's weight; gains are with it.
         dtypes: safetensors' names of the types to give tensors in; double precision where None.
     """
 
@@ -87,6 +89,7 @@ class TurnedTensors:
     basis_DD: Tensor
     gains: Mapping[str, Tensor]
     sizes_D: Mapping[str, Tensor] = field(default_factory=dict)
+    offset: float = 0.0
     dtypes: Mapping[str, str] | None = None
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
@@ -103,7 +106,7 @@ class TurnedTensors:
         if row.role == "norm":
             name = row.name.format(block)
             sizes_D = self.sizes_D.get(name, torch.ones_like(tensor.double()))
-            return sizes_D.to(tensor.device, dtype)
+            return (sizes_D - self.offset).to(tensor.device, dtype)
         if row.role == "bias":
             return (tensor.double() @ self.basis_DD.to(tensor.device)).to(dtype)
         if row.output == STREAM and row.role != "embedding":  # a writer
@@ -132,9 +135,10 @@ def turn(
     tied = tied_heads(checkpoint.layout)
     turned = _untied(checkpoint, tied)
     places = turned.layout.places(turned.shape)
-    tensors = TurnedTensors(checkpoint.tensors, places, tied, norms, basis_DD, gains)
+    offset = checkpoint.family.gain_offset
+    tensors = TurnedTensors(checkpoint.tensors, places, tied, norms, basis_DD, gains, offset=offset)
     tensors = dataclasses.replace(tensors, sizes_D=_column_sizes(tensors))
-    family = dataclasses.replace(checkpoint.family, rescale=_widen)
+    family = dataclasses.replace(checkpoint.family, rescale=partial(_widen, offset))
     return dataclasses.replace(turned, family=family, tensors=tensors, source=checkpoint)
 
 
@@ -167,11 +171,12 @@ def _column_sizes(turned: TurnedTensors) -> dict[str, Tensor]:
     return {norm: (sum_D / sum_D.mean()).sqrt().clamp_min(1e-4) for norm, sum_D in sums.items()}
 
 
-def _widen(row: Row, before: Shape, after: Shape) -> Affine | None:
+def _widen(offset: float, row: Row, before: Shape, after: Shape) -> Affine | None:
     """Norms that take their mean square over fewer channels: what is cut is all but nothing."""
     if row.role != "norm" or row.dims != (STREAM,) or before["hidden"] == after["hidden"]:
         return None
-    return Affine(math.sqrt(before["hidden"] / after["hidden"]), 0.0, lasting=True)
+    scale = math.sqrt(before["hidden"] / after["hidden"])
+    return Affine(scale, (scale - 1) * offset, lasting=True)
 
 
 def write(turned: Checkpoint, directory: Path, shard_bytes: int, progress: Progress) -> Checkpoint:
@@ -195,7 +200,8 @@ def retie(exact: Checkpoint, norm: str, gain_D: Tensor, directory: Path) -> Chec
     """The rotated model with the source's tied head, the final norm's gain before it."""
     source, file = exact.source, directory / "readout.safetensors"
     assert source is not None, "a rotated model is made of another"
-    save_file({norm: gain_D.to(torch_dtype(source.dtypes[norm]))}, file)
+    weight_D = gain_D - source.family.gain_offset
+    save_file({norm: weight_D.to(torch_dtype(source.dtypes[norm]))}, file)
     return dataclasses.replace(
         exact,
         raw=source.raw,

@@ -17,6 +17,7 @@ AXES = {
     "hidden": "Hidden size",
     "heads": "Query heads",
     "kv_heads": "Key/value heads",
+    "linear_heads": "Heads of linear attention",
     "mlp": "MLP neurons",
     "experts": "Experts",
     "expert_mlp": "Neurons of an expert",

@@ -28,6 +28,7 @@ SHORT = {  # an axis's sizes before and after, in the title
     "hidden": "hidden {} → {}",
     "heads": "{} → {} heads",
     "kv_heads": "{} → {} key/value heads",
+    "linear_heads": "{} → {} linear-attention heads",
     "mlp": "MLP {} → {}",
     "experts": "{} → {} experts",
     "expert_mlp": "experts {} → {} wide",
@@ -37,6 +38,7 @@ UNITS = {"hidden": "channels", "heads": "a block", "kv_heads": "a block", "mlp":
     "layers": "kept",
     "vocab": "tokens",
     "experts": "a block",
+    "linear_heads": "a block",
     "expert_mlp": "an expert",
 }
 NO_BREAK = "\u00a0"

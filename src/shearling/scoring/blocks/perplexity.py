@@ -17,6 +17,7 @@ from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
 from shearling.scoring.registry import criterion
 from shearling.scoring.scores import Scores
+from shearling.table.kinds import lost, most_removable
 
 
 @criterion(
@@ -58,7 +59,8 @@ def greedy(
     Raises:
         ShearlingError: ``remove`` is more than may go, or less than one.
     """
-    free = stream.depth - len(protected)
+    kinds = stream.checkpoint.layout.kinds
+    free = most_removable(kinds, stream.depth, protected)
     remove = max(1, free // 2) if remove is None else remove
     if not 1 <= remove < stream.depth or remove > free:
         raise ShearlingError(
@@ -79,7 +81,8 @@ def greedy(
             baseline = exp_of(nll.pop())
         for block, value in zip(left, nll, strict=True):
             values[block] = exp_of(value)
-        best = min((block for block in left if block not in protected), key=lambda b: values[b])
+        may_go = (b for b in left if b not in protected and lost(kinds, gone | {b}) is None)
+        best = min(may_go, key=lambda b: values[b])
         order.append(best)
         gone |= {best}
     return Scores("greedy", "layers", (tuple(values),), protected, tuple(order), baseline)

@@ -30,6 +30,7 @@ from shearling.model.checkpoint import Checkpoint
 from shearling.scoring.blocks.perplexity import exp_of
 from shearling.scoring.registry import criterion, repairable
 from shearling.scoring.scores import Scores
+from shearling.table.kinds import lost
 
 # What is kept of a batch beside the source's own states, each with a block's number.
 REPAIRED, INPUTS, OUTPUTS = "repaired", "inputs", "outputs"
@@ -105,10 +106,12 @@ def run_starts(
         start
         for start in range(1, depth - remove + 1)
         if not set(range(start, start + remove)) & set(protected)
+        and lost(checkpoint.layout.kinds, range(start, start + remove)) is None
     ]
     if not starts:
         raise ShearlingError(
-            f"no {remove} neighbouring blocks behind the first of {depth} are free to go; "
+            f"no {remove} neighbouring blocks behind the first of {depth} are free to go"
+            f"{' and leave one of each kind' if checkpoint.layout.kinds else ''}; "
             "remove fewer, protect fewer, or use --by perplexity."
         )
     return starts

@@ -83,6 +83,8 @@ def _expansion(
                 for name in slot.row.names(index, shape)
                 if name in homes
             ]
+            if not parts:  # a block of a kind without such units
+                continue
             rows[axis][index] = torch.stack(parts).sum(0)
             if not bool(rows[axis][index].isfinite().all()):
                 raise ShearlingError(

@@ -59,19 +59,20 @@ def observe(
         gradient_scale: what to multiply gradients by; None if the walk has none.
 
     Yields:
-        A block's number and its inlets by axis.
+        A block's number and its inlets by axis; none of an axis whose units it has not.
 
     Raises:
         ShearlingError: activations or gradients that are not finite; names the block.
     """
-    paths = {path for tap in taps for path in tap.paths}
     for step in walk:
         sums: dict[tuple[str, tuple[str, ...]], Sums] = {}
+        here = [tap.within(step.block) for tap in taps]
+        paths = {path for tap in here for path in tap.paths}
         with _listening(step.block, paths, gradients=gradient_scale is not None) as heard:
             for run in step.passes:
                 check_state(step.index, run.after_BSD)
                 weight_T = _inverse_energy(run.after_BSD)
-                for tap in taps:
+                for tap in here:
                     even = torch.ones_like(weight_T) if tap.axis == STREAM else weight_T
                     for sharing in _sharing(heard, tap.paths):
                         taken = sums.setdefault((tap.axis, sharing), Sums(wanted, tap.width))

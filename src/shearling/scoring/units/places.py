@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
@@ -49,7 +49,8 @@ class Tap:
 
     For an axis of the blocks this is the *writer*: the matrix whose columns lie on the axis and
     whose rows lie on the residual stream (down_proj, o_proj). For the stream itself these are
-    its *readers*: matrices whose columns lie on it, which see it normed.
+    its *readers*: matrices whose columns lie on it, which see it normed; those of experts, which
+    not every token meets, are left out.
 
     Attributes:
         axis: the axis.
@@ -60,6 +61,11 @@ class Tap:
     axis: str
     paths: tuple[str, ...]
     width: int
+
+    def within(self, block: nn.Module) -> Tap:
+        """What of it a block has: not every kind of block has all."""
+        there = {name for name, _ in block.named_modules()}
+        return replace(self, paths=tuple(path for path in self.paths if path in there))
 
 
 def unit_axes(layout: Layout) -> tuple[str, ...]:
@@ -104,6 +110,7 @@ def tap(checkpoint: Checkpoint, axis: str) -> Tap:
         for slot in slots(layout, checkpoint.shape, axis)
         if slot.row.role == "linear"
         and slot.row.in_block
+        and not slot.row.of_experts
         and slot.dim == 1
         and (axis == STREAM or slot.row.output.axes == {STREAM})
     ]

@@ -26,7 +26,9 @@ from shearling.table.families.phi3 import PHI3
 from shearling.table.families.qwen2 import QWEN2
 from shearling.table.families.qwen2_moe import QWEN2_MOE
 from shearling.table.families.qwen3 import QWEN3
+from shearling.table.families.qwen3_5 import QWEN3_5, QWEN3_5_MOE
 from shearling.table.families.qwen3_moe import QWEN3_MOE
+from shearling.table.families.qwen3_next import QWEN3_NEXT
 from shearling.table.families.smollm3 import SMOLLM3
 
 FAMILIES: dict[str, Family] = {
@@ -35,7 +37,22 @@ FAMILIES: dict[str, Family] = {
         LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, PHI3, GPT_NEOX, OPT,
         SMOLLM3, MINISTRAL, MINISTRAL3, OLMO2, OLMO3, GRANITE, GRANITE4, GLM4, COHERE2,
         MIXTRAL, QWEN2_MOE, QWEN3_MOE, OLMOE, GLM4_MOE, DEEPSEEK_V3, GPT_OSS, GRANITEMOE,
+        QWEN3_NEXT, QWEN3_5, QWEN3_5_MOE,
     )
+}  # fmt: skip
+
+_GEMMA4 = (
+    "blocks of full attention have other heads than those that slide, blocks of the smaller models "
+    "read the keys of earlier ones, and the last block must be one of full attention, which the "
+    "table cannot say yet"
+)
+_LLAMA4 = (
+    "its router runs every expert on every token and weights what enters it, for which there are "
+    "neither scores nor a repair of experts yet"
+)
+# What transformers has and we do not cut, and why.
+REFUSED: dict[str, str] = {
+    "gemma4": _GEMMA4, "gemma4_text": _GEMMA4, "llama4": _LLAMA4, "llama4_text": _LLAMA4,
 }  # fmt: skip
 
 
@@ -52,4 +69,14 @@ def family_of(model_type: object, where: str) -> Family:
     return FAMILIES[model_type]
 
 
-__all__ = ["FAMILIES", "Family", "Home", "family_of"]
+def refuse(model_type: object, where: str) -> None:
+    """Raise ShearlingError, with the reason, for an architecture that is known not to be cut."""
+    if isinstance(model_type, str) and model_type in REFUSED:
+        raise ShearlingError(
+            f"{where} is of the architecture {model_type}, which shearling does not cut: "
+            f"{REFUSED[model_type]}; give a model of another one, such as "
+            f"{'gemma3_text' if 'gemma' in model_type else 'qwen3_moe'}."
+        )
+
+
+__all__ = ["FAMILIES", "Family", "Home", "family_of", "refuse"]

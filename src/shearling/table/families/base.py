@@ -125,6 +125,8 @@ class Family:
             resolved config, and the new Shape.
         predicting: config key of how many blocks behind the last predict tokens further ahead;
             they are no part of the model as transformers loads it, and no cut has them.
+        predictors: beginning of the names of tensors that predict tokens further ahead, where
+            they lie beside the blocks; likewise.
         frozen: axes that stay as they are, and why.
         rescale: how a row's values change between two Shapes, where code that we cannot change
             computes with a size; None where they do not.
@@ -156,6 +158,7 @@ class Family:
     )
     remarks: Callable[[Any, Shape], list[str]] = lambda config, shape: []
     predicting: str = ""
+    predictors: str = ""
     frozen: Mapping[str, str] = field(default_factory=dict)
     rescale: Callable[[Row, Shape, Shape], Affine | None] = lambda row, before, after: None
     post_norms: Mapping[str, str] = field(default_factory=dict)
@@ -191,7 +194,8 @@ class Family:
         """
         layout, shape = self.layout(config), self.shape(config)
         frozen = legal.frozen(self.frozen, shape)
-        return (*frozen, *legal.nesting(layout, shape), *self.rules(config))
+        every = (*frozen, *legal.nesting(layout, shape), *legal.kinds(layout))
+        return (*every, *self.rules(config))
 
     def check(self, config: Any, after: Shape) -> None:
         """Refuse what this architecture, or transformers' code for it, cannot express.

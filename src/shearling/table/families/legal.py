@@ -9,6 +9,7 @@ from difflib import get_close_matches
 
 from shearling.errors import ShearlingError
 from shearling.table.axes import Layout
+from shearling.table.kinds import described
 from shearling.table.values import Shape
 
 # Someone who asks for hidden=480 would rather lose a head than get another hidden size.
@@ -71,6 +72,17 @@ def nesting(layout: Layout, before: Shape) -> Iterator[Rule]:
             lambda shape, inner=inner, outer=outer, most=most: (
                 shape[inner] % shape[outer] == 0 and shape[inner] // shape[outer] <= most
             ),
+        )
+
+
+def kinds(layout: Layout) -> Iterator[Rule]:
+    """Of each kind of block one stays."""
+    count = len(set(layout.kinds))
+    if count > 1:
+        yield Rule(
+            ("layers",),
+            f"its blocks are of {count} kinds ({described(layout.kinds)}), and one of each stays",
+            lambda shape: shape["layers"] >= count,
         )
 
 

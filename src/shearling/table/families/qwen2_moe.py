@@ -20,18 +20,20 @@ from shearling.table.families.legal import whole_heads
 from shearling.table.families.qwen3_moe import kinds, renumbered
 
 _MLP = "model.layers.{}.mlp"
+SHARED_MLP = Axis("shared_mlp", rigid=True)
+MIXTURE_ROWS = (
+    Row.of(f"{_MLP}.gate.weight", "linear", "experts", "hidden", kind=SPARSE),
+    *expert_rows("mlp.experts", kind=SPARSE),
+    *mlp_rows("mlp.shared_expert", "shared_mlp", kind=SPARSE),
+    Row.of(f"{_MLP}.shared_expert_gate.weight", "linear", "1", "hidden", kind=SPARSE),
+)
+MIXTURE_KEYS = {"experts": "num_experts", "expert_mlp": "moe_intermediate_size"}
+MODULES = ExpertModules(shared="mlp.shared_expert.down_proj", shared_gate="mlp.shared_expert_gate")
 
 
 def _layout(config: Any) -> Layout:
-    rows = (
-        Row.of(f"{_MLP}.gate.weight", "linear", "experts", "hidden", kind=SPARSE),
-        *expert_rows("mlp.experts", kind=SPARSE),
-        *mlp_rows("mlp.shared_expert", "shared_mlp", kind=SPARSE),
-        Row.of(f"{_MLP}.shared_expert_gate.weight", "linear", "1", "hidden", kind=SPARSE),
-    )
     dense = gated_decoder(config, qkv_bias=config.qkv_bias)
-    shared = Axis("shared_mlp", rigid=True)
-    return with_experts(dense, config, rows, kinds=kinds(config), shared=shared)
+    return with_experts(dense, config, MIXTURE_ROWS, kinds=kinds(config), shared=SHARED_MLP)
 
 
 def _rigid(config: Any) -> dict[str, int]:
@@ -46,13 +48,11 @@ QWEN2_MOE = Family(
     "qwen2_moe",
     "model.layers",
     _layout,
-    EXPERT_KEYS | {"experts": "num_experts", "expert_mlp": "moe_intermediate_size"},
+    EXPERT_KEYS | MIXTURE_KEYS,
     _rigid,
     per_layer=("layer_types",),
     stacked=stacks("mlp.experts"),
-    mixture=ExpertModules(
-        shared="mlp.shared_expert.down_proj", shared_gate="mlp.shared_expert_gate"
-    ),
+    mixture=MODULES,
     rules=lambda config: (
         whole_heads("Qwen2-MoE"),
         *expert_rules(config, config.moe_intermediate_size),

@@ -72,6 +72,8 @@ WRAPPERS: dict[str, Wrapper] = {
             frozen={"heads": _WHOLE_HEADS, "kv_heads": _WHOLE_HEADS},
         ),
         Wrapper("qwen3_vl", plain=_named("qwen3")),
+        Wrapper("qwen3_5"),
+        Wrapper("qwen3_5_moe"),
     )
 }
 

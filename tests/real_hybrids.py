@@ -1,0 +1,61 @@
+"""Configurations of hybrids on hubs, as :mod:`real_configs` has those of others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from real_configs import _QWEN_EYE, _QWEN_IDS, _SILU, _SIZES, Published, _raw
+
+_LINEAR, _FULL = "linear_attention", "full_attention"
+_DELTA: dict[str, Any] = {
+    "full_attention_interval": 4, "head_dim": 8, "initializer_range": 0.02,
+    "linear_conv_kernel_dim": 4, "linear_key_head_dim": 4, "linear_num_key_heads": 3,
+    "linear_num_value_heads": 6, "linear_value_head_dim": 4, "mlp_only_layers": [],
+    "rms_norm_eps": 1e-06, "use_cache": True, "attention_bias": False,
+}  # fmt: skip
+_EXPERTS = {
+    "moe_intermediate_size": 16, "num_experts": 5, "num_experts_per_tok": 2,
+    "output_router_logits": False, "router_aux_loss_coef": 0.001,
+    "shared_expert_intermediate_size": 16,
+}  # fmt: skip
+_QWEN3_5: dict[str, Any] = _SIZES | _SILU | _DELTA | {
+    "attn_output_gate": True, "dtype": "bfloat16", "eos_token_id": 2,
+    "layer_types": [_LINEAR, _LINEAR, _LINEAR, _FULL, _LINEAR], "mamba_ssm_dtype": "float32",
+    "mtp_num_hidden_layers": 1, "mtp_use_dedicated_embeddings": False,
+    "rope_parameters": {"mrope_interleaved": True, "mrope_section": [1, 0, 0],
+                        "partial_rotary_factor": 0.25, "rope_theta": 10000000,
+                        "rope_type": "default"},
+}  # fmt: skip
+_MTP = ("mtp.layers.{}.input_layernorm.weight",)
+
+
+def _wrapped(model_type: str, name: str, text: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "architectures": [name], "model_type": model_type, "tie_word_embeddings": False,
+        "transformers_version": "4.57.0.dev0", "text_config": text, **_QWEN_IDS,
+        "vision_config": _QWEN_EYE | {"deepstack_visual_indexes": [], "initializer_range": 0.02,
+                                      "hidden_act": "gelu_pytorch_tanh", "model_type": model_type,
+                                      "num_position_embeddings": 16},
+    }  # fmt: skip
+
+
+PUBLISHED_HYBRIDS: dict[str, Published] = {
+    "Qwen/Qwen3-Next-80B-A3B-Instruct": Published(
+        _raw("qwen3_next", "Qwen3NextForCausalLM", _SILU, _DELTA, _EXPERTS, decoder_sparse_step=1,
+             norm_topk_prob=True, partial_rotary_factor=0.25, rope_scaling=None,
+             rope_theta=10000000, tie_word_embeddings=False, torch_dtype="bfloat16",
+             transformers_version="4.57.0.dev0", use_sliding_window=False),
+        buffers=_MTP,
+    ),
+    "Qwen/Qwen3.5-9B": Published(
+        _wrapped("qwen3_5", "Qwen3_5ForConditionalGeneration",
+                 _QWEN3_5 | {"model_type": "qwen3_5_text", "tie_word_embeddings": False}),
+        buffers=_MTP,
+    ),
+    "Qwen/Qwen3.5-35B-A3B": Published(
+        _wrapped("qwen3_5_moe", "Qwen3_5MoeForConditionalGeneration",
+                 {key: value for key, value in _QWEN3_5.items() if key != "intermediate_size"}
+                 | _EXPERTS | {"model_type": "qwen3_5_moe_text"}),
+        buffers=_MTP,
+    ),
+}  # fmt: skip
