@@ -265,7 +265,7 @@ def test_the_order_stays_from_release_to_release() -> None:
 def test_a_state_goes_on_exactly(
     sizes: dict[str, int], seed: int, batch: int, data: st.DataObject
 ) -> None:
-    mixes = data.draw(st.lists(shares(list(sizes)), min_size=1, max_size=5))
+    mixes = data.draw(st.lists(shares(list(sizes)), min_size=1, max_size=8))
     whole = Mixture(sizes, seed=seed, batch=batch)
     expected = [(whole.next(weights), whole.notices) for weights in mixes]
     for stop in range(len(mixes) + 1):
