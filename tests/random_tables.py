@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from shearling.table.axes import Axis, Layout, Row
+from shearling.table.axes import Axis, Row
+from shearling.table.layout import Layout
 from shearling.table.values import Keep, Shape
 
 NAMES = ("a", "b", "c", "d")

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from shearling.report import write_report
     from shearling.scoring.score import score
     from shearling.scoring.scores import Scores
-    from shearling.table.axes import Layout
+    from shearling.table.layout import Layout
     from shearling.table.values import Keep, Shape
 
 no_torchao_notices()  # here, since processes of their own import transformers first of all
@@ -57,7 +57,7 @@ _HOMES = {
     "Checkpoint": "model.checkpoint.Checkpoint",
     "Criteria": "pruning.prune.Criteria",
     "Keep": "table.values.Keep",
-    "Layout": "table.axes.Layout",
+    "Layout": "table.layout.Layout",
     "Proof": "pruning.proof.Proof",
     "Repairs": "pruning.prune.Repairs",
     "Running": "pruning.prune.Running",

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from random_tables import FORMULAS, NAMES, SIZES, layouts, subset, written
 from shearling.errors import ShearlingError
-from shearling.table.axes import Axis, Dim, Layout, Row
+from shearling.table.axes import Axis, Dim, Row
+from shearling.table.layout import Layout
 from shearling.table.values import Keep, Shape
 
 

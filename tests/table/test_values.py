@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from random_tables import layouts, of_size, random_keep, subset
 from shearling.errors import ShearlingError
-from shearling.table.axes import Axis, Layout, Row
+from shearling.table.axes import Axis, Row
+from shearling.table.layout import Layout
 from shearling.table.values import Indices, Keep, Selection, Shape
 
 NESTED = Layout(

@@ -36,8 +36,8 @@ from shearling.model.dtypes import dtype_of
 from shearling.model.loading import check_positive, check_threads, load_config, longest_input
 from shearling.model.manifest import ref
 from shearling.model.subject import OpenedModel, open_subject
-from shearling.table.axes import Layout
 from shearling.table.cost import kv_cache_bytes
+from shearling.table.layout import Layout
 from shearling.table.values import Shape
 
 STAGE = "timing"

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from shearling.errors import ShearlingError
 from shearling.gates import hard_concrete
 from shearling.gates.folds import Folds
-from shearling.table.axes import Axis, Dim, Layout
+from shearling.table.axes import Axis, Dim
+from shearling.table.layout import Layout
 from shearling.table.values import Indices, Keep, Shape
 
 OPEN = 5.0  # log alpha of a gate that nothing speaks against (Sheared LLaMA's code)

@@ -30,9 +30,10 @@ from shearling.model.stored import StoredTensor, stored_tensors
 from shearling.model.tensors import StoredTensors, Tensors
 from shearling.model.weight_files import INDEX, SINGLE, indexed_files, no_weights
 from shearling.model.wrapping import Wrapping, plain_config, wrapping_of
-from shearling.table.axes import EXPERTS, Layout
+from shearling.table.axes import EXPERTS
 from shearling.table.families import FAMILIES, Family, Home, family_of, refuse
 from shearling.table.families.wrappers import wrapper_of
+from shearling.table.layout import Layout
 from shearling.table.values import Shape
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.manifest import MANIFEST, ModelManifest, describe, read_manifest
 from shearling.model.wrapping import Wrapping
-from shearling.table.axes import Layout
 from shearling.table.cost import flops_per_token, kv_cache_bytes, state_bytes
+from shearling.table.layout import Layout
 from shearling.table.values import Shape
 
 CONTEXT = 1024

@@ -22,9 +22,9 @@ from shearling.model.loading import build_model, load_config, load_tokenizer
 from shearling.model.resolve import resolve
 from shearling.model.stored import stored_tensors
 from shearling.model.weight_files import no_weights, weight_files
-from shearling.table.axes import Layout
 from shearling.table.families import FAMILIES
 from shearling.table.families.wrappers import is_known
+from shearling.table.layout import Layout
 from shearling.table.values import Shape
 
 _AXES = {

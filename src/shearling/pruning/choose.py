@@ -9,8 +9,9 @@ from typing import Any
 from shearling.errors import ShearlingError
 from shearling.pruning.pattern import Pattern, removal_words
 from shearling.scoring.scores import Scores
-from shearling.table.axes import Axis, Layout
+from shearling.table.axes import Axis
 from shearling.table.kinds import described, one_by_one
+from shearling.table.layout import Layout
 from shearling.table.values import Indices, Keep, Shape
 
 Rows = tuple[tuple[float, ...], ...]

@@ -13,7 +13,8 @@ from shearling.files.reading import read_json
 from shearling.files.results import UnfitFile
 from shearling.model.refs import ModelRef
 from shearling.scoring.results import ADVICE, BlockScoresFile, UnitScoresFile
-from shearling.table.axes import Layout, units_of
+from shearling.table.axes import units_of
+from shearling.table.layout import Layout
 from shearling.table.values import Shape
 
 _OF_BLOCKS = ("protected", "removal_order", "baseline_perplexity")

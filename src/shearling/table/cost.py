@@ -5,7 +5,7 @@ Units: parameters, floating-point operations (a multiplication and an addition a
 
 from __future__ import annotations
 
-from shearling.table.axes import Layout
+from shearling.table.layout import Layout
 from shearling.table.values import Shape
 
 

@@ -25,8 +25,9 @@ from shearling.files.writer import check_space, new_directory, write_json, write
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.dtypes import torch_dtype
 from shearling.model.tensors import StoredTensors, Tensors
-from shearling.table.axes import MIXERS, Dim, Layout, Row
+from shearling.table.axes import MIXERS, Dim, Row
 from shearling.table.families.base import Affine
+from shearling.table.layout import Layout
 from shearling.table.values import Shape
 
 STREAM = Dim.parse("hidden")

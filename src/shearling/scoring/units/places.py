@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
-from shearling.table.axes import EXPERT_MLP, EXPERTS, Dim, Layout, Row
+from shearling.table.axes import EXPERT_MLP, EXPERTS, Dim, Row
+from shearling.table.layout import Layout
 from shearling.table.values import Shape
 
 STREAM = "hidden"

@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from shearling.table.axes import Axis, Layout, Row
+from shearling.table.axes import Axis, Row
 from shearling.table.families import legal
 from shearling.table.families.llama_cpp import LlamaCppFacts
+from shearling.table.layout import Layout
 from shearling.table.values import Shape
 
 LAYERS = Axis("layers")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from shearling.table.axes import Axis, Layout, Row
+from shearling.table.axes import Axis, Row
 from shearling.table.families.base import (
     HEAD_DIM,
     HIDDEN,
@@ -27,6 +27,7 @@ from shearling.table.families.experts import (
     sigmoid_sizes,
     stacks,
 )
+from shearling.table.layout import Layout
 
 _BLOCK = "model.layers.{}"
 

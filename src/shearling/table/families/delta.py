@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from shearling.table.axes import Axis, Layout, Row
+from shearling.table.axes import Axis, Row
 from shearling.table.families.base import explicit_head_dim, head_dim, linear
+from shearling.table.layout import Layout
 from shearling.table.values import Shape
 
 FULL, LINEAR = "full_attention", "linear_attention"

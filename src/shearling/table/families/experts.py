@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from shearling.table.axes import EXPERT_MLP, EXPERTS, Axis, Layout, Row
+from shearling.table.axes import EXPERT_MLP, EXPERTS, Axis, Row
 from shearling.table.families.base import GROUPED_QUERY_KEYS, MLP
 from shearling.table.families.legal import Rule
+from shearling.table.layout import Layout
 from shearling.table.values import Shape
 
 ROW = 8  # numbers of two bytes in 16

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from shearling.table.axes import Layout, Row
+from shearling.table.axes import Row
 from shearling.table.families.base import (
     GROUPED_QUERY_KEYS,
     Affine,
@@ -19,6 +19,7 @@ from shearling.table.families.base import (
 )
 from shearling.table.families.legal import divided_hidden
 from shearling.table.families.llama_cpp import LlamaCppFacts
+from shearling.table.layout import Layout
 from shearling.table.values import Shape
 
 _AFTER_ATTENTION, _AFTER_MLP = "post_attention_layernorm", "post_feedforward_layernorm"

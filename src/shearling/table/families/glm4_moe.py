@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from shearling.table.axes import Layout
 from shearling.table.families.base import (
     ExpertModules,
     Family,
@@ -20,6 +19,7 @@ from shearling.table.families.experts import (
     sigmoid_sizes,
     stacks,
 )
+from shearling.table.layout import Layout
 
 
 def _layout(config: Any) -> Layout:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from shearling.table.axes import Axis, Layout
+from shearling.table.axes import Axis
 from shearling.table.families.base import (
     HEAD_DIM,
     HIDDEN,
@@ -19,6 +19,7 @@ from shearling.table.families.base import (
 )
 from shearling.table.families.legal import whole_heads
 from shearling.table.families.llama_cpp import LlamaCppFacts
+from shearling.table.layout import Layout
 
 _HEAD = "embed_out.weight"
 

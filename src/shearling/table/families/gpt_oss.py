@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from shearling.table.axes import Layout, Row
+from shearling.table.axes import Row
 from shearling.table.families.base import (
     ExpertModules,
     Family,
@@ -17,6 +17,7 @@ from shearling.table.families.base import (
     head_dim,
 )
 from shearling.table.families.experts import EXPERT_KEYS, expert_rules, with_experts
+from shearling.table.layout import Layout
 
 _BLOCK = "model.layers.{}"
 _EXPERTS = f"{_BLOCK}.mlp.experts"

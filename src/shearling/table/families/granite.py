@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Any
 
 from shearling.errors import ShearlingError
-from shearling.table.axes import Layout
 from shearling.table.families.base import (
     GROUPED_QUERY_KEYS,
     Family,
@@ -20,6 +19,7 @@ from shearling.table.families.base import (
     head_dim,
 )
 from shearling.table.families.legal import Rule
+from shearling.table.layout import Layout
 from shearling.table.values import Shape
 
 _NAMES = {

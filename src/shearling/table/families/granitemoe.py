@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from shearling.table.axes import Layout, Row
+from shearling.table.axes import Row
 from shearling.table.families.base import (
     ExpertModules,
     Family,
@@ -13,6 +13,7 @@ from shearling.table.families.base import (
     head_dim,
 )
 from shearling.table.families.experts import EXPERT_KEYS, expert_rules, with_experts
+from shearling.table.layout import Layout
 
 _MODULE = "model.layers.{}.block_sparse_moe"
 _ROUTER = f"{_MODULE}.router.layer.weight"

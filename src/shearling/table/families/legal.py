@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from shearling.errors import ShearlingError
-from shearling.table.axes import Layout
 from shearling.table.kinds import described
+from shearling.table.layout import Layout
 from shearling.table.values import Shape
 
 # Someone who asks for hidden=480 would rather lose a head than get another hidden size.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from shearling.table.axes import Layout, Row
+from shearling.table.axes import Row
 from shearling.table.families.base import (
     ExpertModules,
     Family,
@@ -19,6 +19,7 @@ from shearling.table.families.experts import (
     stacks,
     with_experts,
 )
+from shearling.table.layout import Layout
 
 _MODULE, _MATRICES = "block_sparse_moe.experts", ("w1", "w3", "w2")
 _ROUTER = "model.layers.{}.block_sparse_moe.gate.weight"

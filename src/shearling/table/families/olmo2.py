@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from shearling.table.axes import Layout
 from shearling.table.families.base import (
     GROUPED_QUERY_KEYS,
     Family,
@@ -17,6 +16,7 @@ from shearling.table.families.base import (
     gated_decoder,
     head_dim,
 )
+from shearling.table.layout import Layout
 
 _POST = {"heads": "post_attention_layernorm", "mlp": "post_feedforward_layernorm"}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from shearling.table.axes import Layout, Row
+from shearling.table.axes import Row
 from shearling.table.families.base import ExpertModules, Family, gated_decoder
 from shearling.table.families.experts import (
     EXPERT_KEYS,
@@ -14,6 +14,7 @@ from shearling.table.families.experts import (
     with_experts,
 )
 from shearling.table.families.legal import Rule, whole_heads
+from shearling.table.layout import Layout
 
 
 def _layout(config: Any) -> Layout:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from shearling.table.axes import Axis, Layout, Row
+from shearling.table.axes import Axis, Row
 from shearling.table.families.base import (
     HEAD_DIM,
     HIDDEN,
@@ -18,6 +18,7 @@ from shearling.table.families.base import (
     linear,
 )
 from shearling.table.families.legal import Rule, whole_heads
+from shearling.table.layout import Layout
 from shearling.table.values import Shape
 
 _BLOCK = "model.decoder.layers.{}"

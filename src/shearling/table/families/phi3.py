@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from shearling.table.axes import Layout, Row
+from shearling.table.axes import Row
 from shearling.table.families.base import (
     GROUPED_QUERY_AXES,
     GROUPED_QUERY_KEYS,
@@ -17,6 +17,7 @@ from shearling.table.families.base import (
 )
 from shearling.table.families.legal import Rule
 from shearling.table.families.llama_cpp import SILU, LlamaCppFacts
+from shearling.table.layout import Layout
 from shearling.table.values import Shape
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from shearling.table.axes import Layout
 from shearling.table.families.base import (
     GROUPED_QUERY_KEYS,
     Family,
@@ -14,6 +13,7 @@ from shearling.table.families.base import (
     odd_heads,
 )
 from shearling.table.families.llama_cpp import SILU, LlamaCppFacts
+from shearling.table.layout import Layout
 from shearling.table.values import Shape
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from shearling.table.axes import Axis, Layout, Row
+from shearling.table.axes import Axis, Row
 from shearling.table.families.base import ExpertModules, Family, gated_decoder
 from shearling.table.families.experts import (
     EXPERT_KEYS,
@@ -18,6 +18,7 @@ from shearling.table.families.experts import (
 )
 from shearling.table.families.legal import whole_heads
 from shearling.table.families.qwen3_moe import kinds, renumbered
+from shearling.table.layout import Layout
 
 _MLP = "model.layers.{}.mlp"
 SHARED_MLP = Axis("shared_mlp", rigid=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from shearling.table.axes import Layout
 from shearling.table.families.base import (
     GROUPED_QUERY_KEYS,
     Family,
@@ -13,6 +12,7 @@ from shearling.table.families.base import (
     head_dim,
 )
 from shearling.table.families.llama_cpp import SILU, LlamaCppFacts
+from shearling.table.layout import Layout
 
 
 def _layout(config: Any) -> Layout:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from shearling.table.axes import Layout
 from shearling.table.families.base import GROUPED_QUERY_KEYS, Family, gated_decoder
 from shearling.table.families.delta import DELTA_KEYS, adapt, apart, delta_sizes, hybrid
 from shearling.table.families.experts import EXPERT_KEYS, expert_rules, stacks
 from shearling.table.families.qwen2_moe import MIXTURE_KEYS, MODULES
 from shearling.table.families.qwen3_next import mixture, mixture_sizes
+from shearling.table.layout import Layout
 
 
 def _layout(config: Any) -> Layout:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from shearling.table.axes import Layout, Row
+from shearling.table.axes import Row
 from shearling.table.families.base import (
     ExpertModules,
     Family,
@@ -22,6 +22,7 @@ from shearling.table.families.experts import (
     stacks,
     with_experts,
 )
+from shearling.table.layout import Layout
 from shearling.table.values import Shape
 
 _ROUTER = Row.of("model.layers.{}.mlp.gate.weight", "linear", "experts", "hidden", kind=SPARSE)

@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 from shearling.errors import ShearlingError
-from shearling.table.axes import Layout
 from shearling.table.families.base import Family, gated_decoder
 from shearling.table.families.delta import DELTA_KEYS, adapt, delta_sizes, hybrid, joined
 from shearling.table.families.experts import DENSE, EXPERT_KEYS, expert_rules, stacks, with_experts
 from shearling.table.families.qwen2_moe import MIXTURE_KEYS, MIXTURE_ROWS, MODULES, SHARED_MLP
 from shearling.table.families.qwen3_moe import kinds
+from shearling.table.layout import Layout
 
 
 def mixture(config: Any) -> Layout:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from shearling.table.axes import Layout
 from shearling.table.families.base import (
     GROUPED_QUERY_KEYS,
     Family,
@@ -12,6 +11,7 @@ from shearling.table.families.base import (
     gated_decoder,
     head_dim,
 )
+from shearling.table.layout import Layout
 
 
 def _layout(config: Any) -> Layout:
