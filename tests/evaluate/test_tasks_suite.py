@@ -88,7 +88,9 @@ def test_suites_that_will_not_do(tmp_path: Path, text: str, message: str) -> Non
 
 
 def test_a_suite_that_is_not_there() -> None:
-    with pytest.raises(ShearlingError, match="neither built in .shortened, sheared. nor a fi"):
+    with pytest.raises(
+        ShearlingError, match="neither built in .abilities, shortened, sheared. nor a fi"
+    ):
         load_suite("shortend")
 
 
