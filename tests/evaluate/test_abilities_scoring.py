@@ -30,7 +30,7 @@ def long_llama(seed: int = 0) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     config = LlamaConfig(
         hidden_size=36, num_attention_heads=9, num_key_value_heads=3, head_dim=4,
-        intermediate_size=50, num_hidden_layers=2, vocab_size=260, max_position_embeddings=8192,
+        intermediate_size=50, num_hidden_layers=1, vocab_size=260, max_position_embeddings=8192,
         initializer_range=0.3, bos_token_id=256, eos_token_id=EOS,
     )  # fmt: skip
     return LlamaForCausalLM(config).eval()
@@ -43,8 +43,8 @@ def model() -> LlamaForCausalLM:
 
 @pytest.fixture(scope="module")
 def items() -> list[Item]:
-    short = [one for one in ABILITIES if one.name != "finding"]
-    return [item for ability in short[:12] for item in ability.items(0, 1)]
+    asked = ("copying", "sums", "spelling", "sorting", "counting", "german")
+    return [item for one in ABILITIES if one.name in asked for item in one.items(0, 1)]
 
 
 @torch.inference_mode()
@@ -77,8 +77,8 @@ def test_equal_to_the_stock_model_in_any_batch(
     tokenizer = byte_tokenizer()
     expected = [stock(model, item, [256] if bos else []) for item in items]
     lengths = {encode_item(tokenizer, item, None).context for item in items}
-    assert len(lengths) > 8
-    for batch in (None, 1, 5):
+    assert len(lengths) == len(items)
+    for batch in (None, 1, 4):
         scored = score_items(model, tokenizer, items, bos=bos, batch=batch)
         for one, (nll, text, tokens) in zip(scored, expected, strict=True):
             assert one.nll == pytest.approx(nll, abs=1e-5)
@@ -107,7 +107,7 @@ def test_a_model_that_knows_the_answers_is_right(items: list[Item]) -> None:
     figures = figures_of(score_items(taught(items), byte_tokenizer(), items))
     assert (figures.exact, figures.nll) == (1.0, 0.0)
     assert figures.tokens == figures.expected_tokens
-    assert figures.exact_interval == pytest.approx((1 / (1 + 1.959964**2 / 12), 1.0))
+    assert figures.exact_interval == pytest.approx((6 / (6 + 1.959964**2), 1.0))
 
 
 def test_ending_the_text_ends_the_line(items: list[Item]) -> None:
@@ -148,10 +148,14 @@ def test_a_prompt_that_grows_into_its_answer() -> None:
     assert row.context == 3
 
 
-def test_a_file_of_all_abilities(model: LlamaForCausalLM) -> None:
+def test_a_file_of_all_abilities() -> None:
+    model = long_llama()
+    model.lm_head.weight.data.zero_()
+    model.generation_config.eos_token_id = [0]  # the likeliest token ends every answer at once
     subject: Any = SimpleNamespace(name="ewe", fingerprint="ab" * 32)
     file = measure_abilities(subject, model, byte_tokenizer(), Asking(limit=1))
     assert list(file["abilities"]) == [*(one.name for one in ABILITIES), "free writing"]
+    assert all(of["tokens"] == of["exact"] == 0.0 for of in list(file["abilities"].values())[:-1])
     writing = file["abilities"]["free writing"]
     assert writing["exact"] is None
     assert 0 <= writing["repetition_4"] <= 1

@@ -103,7 +103,7 @@ def evaluate(options: EvalOptions) -> None:
     Tasks are run through lm-eval; their results are kept by the model's fingerprint, so that a run
     that was stopped goes on with the task it was at.
     """
-    from shearling.evaluate.tasks.lines import plan_lines
+    from shearling.evaluate.tasks.lines import all_lines, plan_lines
     from shearling.files.staging import check_writable
     from shearling.files.terminal import progress_bars
 
@@ -124,22 +124,8 @@ def evaluate(options: EvalOptions) -> None:
             plan.measure(subject, _writer(output, subject, subjects), progress)
             for subject in subjects
         ]
-    print_result(_joined(results), options.as_json, _lines(subjects, results))
-
-
-def _lines(subjects: Sequence[OpenedModel], results: Sequence[list[dict[str, Any]]]) -> list[str]:
-    """Every model's results; of several models, what is left of the first one's abilities."""
-    from shearling.evaluate.tasks.lines import ability_share_lines, result_lines
-
-    lines, first = [], None
-    for subject, files in zip(subjects, results, strict=True):
-        lines += result_lines(subject.name if len(subjects) > 1 else None, files)
-        for file in files:
-            if file["kind"] == "abilities" and first is not None:
-                lines += ability_share_lines(first, file)
-            elif file["kind"] == "abilities":
-                first = file
-    return lines
+    lines = all_lines([subject.name for subject in subjects], results)
+    print_result(_joined(results), options.as_json, lines)
 
 
 def _plan(options: EvalOptions) -> _Plan:

@@ -10,6 +10,20 @@ from shearling.evaluate.abilities.results import Abilities
 from shearling.evaluate.abilities.shares import Share, mean_share, shares
 
 
+def all_lines(names: Sequence[str], results: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
+    """Every model's results, and what is left of the first one's abilities in the others."""
+    lines: list[str] = []
+    first: dict[str, Any] | None = None
+    for name, files in zip(names, results, strict=True):
+        lines += result_lines(name if len(names) > 1 else None, files)
+        for file in files:
+            if file["kind"] == "abilities" and first is not None:
+                lines += ability_share_lines(first, file)
+            elif file["kind"] == "abilities":
+                first = file
+    return lines
+
+
 def result_lines(name: str | None, files: Sequence[dict[str, Any]]) -> list[str]:
     """The results of one model, of whatever kind; ``name`` where there are several models."""
     lines = [f"{name}:"] if name else []
