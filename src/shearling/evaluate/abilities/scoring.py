@@ -31,7 +31,7 @@ BEYOND = 8  # tokens that a model may write beyond twice the right answer's
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class EncodedItem:
     """An item in a model's tokens: its prompt, the answer and what ends it."""
 
     ids: tuple[int, ...]
@@ -103,7 +103,7 @@ def score_items(
     return scored
 
 
-def encode_item(tokenizer: PreTrainedTokenizerBase, item: Item, bos: int | None) -> Row:
+def encode_item(tokenizer: PreTrainedTokenizerBase, item: Item, bos: int | None) -> EncodedItem:
     """An item's tokens. Those that the prompt alone would not have belong to the answer."""
 
     def encode(text: str) -> list[int]:
@@ -113,10 +113,10 @@ def encode_item(tokenizer: PreTrainedTokenizerBase, item: Item, bos: int | None)
     same = (a == b for a, b in zip(prompt, whole, strict=False))
     shared = next((place for place, alike in enumerate(same) if not alike), len(prompt))
     before = [] if bos is None else [bos]
-    return Row((*before, *whole), len(before) + min(shared, len(whole) - 1))
+    return EncodedItem((*before, *whole), len(before) + min(shared, len(whole) - 1))
 
 
-def _check_rows(model: PreTrainedModel, rows: Sequence[Row]) -> None:
+def _check_rows(model: PreTrainedModel, rows: Sequence[EncodedItem]) -> None:
     """Raise ShearlingError for rows that are too long, or of tokens that the model lacks."""
     limit = longest_input(model.config)
     longest = max((len(row.ids) - len(row.answer) + row.most for row in rows), default=0)
@@ -134,7 +134,7 @@ def _check_rows(model: PreTrainedModel, rows: Sequence[Row]) -> None:
         )
 
 
-def _batches(rows: Sequence[Row], vocab: int, batch: int | None) -> Iterator[list[int]]:
+def _batches(rows: Sequence[EncodedItem], vocab: int, batch: int | None) -> Iterator[list[int]]:
     """Numbers of rows that go together: the longest first, as many as memory allows."""
     order = sorted(range(len(rows)), key=lambda n: (-len(rows[n].ids), n))
     held: list[int] = []
@@ -150,7 +150,7 @@ def _batches(rows: Sequence[Row], vocab: int, batch: int | None) -> Iterator[lis
         yield held
 
 
-def _kept(rows: Sequence[Row]) -> int:
+def _kept(rows: Sequence[EncodedItem]) -> int:
     """Positions at the end whose logits predict the answers of some rows."""
     return max(len(row.ids) for row in rows) - min(row.context for row in rows)
 
@@ -158,7 +158,7 @@ def _kept(rows: Sequence[Row]) -> int:
 @torch.inference_mode()
 @fast_products()
 def _forced(
-    model: PreTrainedModel, rows: Sequence[Row], batch: int | None, progress: Progress
+    model: PreTrainedModel, rows: Sequence[EncodedItem], batch: int | None, progress: Progress
 ) -> list[tuple[float, list[int]]]:
     """Of each row: nats a token of its answer, and the likeliest token at each of its places."""
     likelihoods: dict[int, tuple[float, list[int]]] = {}
@@ -177,7 +177,7 @@ def _forced(
     return [likelihoods[number] for number in range(len(rows))]
 
 
-def _likelihood(logits_TV: torch.Tensor, row: Row) -> tuple[float, list[int]]:
+def _likelihood(logits_TV: torch.Tensor, row: EncodedItem) -> tuple[float, list[int]]:
     logits_TV = logits_TV.float()
     answer_T = torch.tensor(row.answer, device=logits_TV.device)
     chosen_T = logits_TV.gather(1, answer_T[:, None])[:, 0]
@@ -193,7 +193,7 @@ def _likelihood(logits_TV: torch.Tensor, row: Row) -> tuple[float, list[int]]:
 def _written(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[Row],
+    rows: Sequence[EncodedItem],
     likeliest: Sequence[Sequence[int]],
     batch: int,
     progress: Progress,
@@ -222,7 +222,7 @@ def _written(
     return written
 
 
-def _followed(row: Row, likeliest: Sequence[int]) -> list[int]:
+def _followed(row: EncodedItem, likeliest: Sequence[int]) -> list[int]:
     """The answer's tokens as long as they are the likeliest, and the first that is another."""
     written: list[int] = []
     for expected, token in zip(row.answer, likeliest, strict=True):
@@ -235,7 +235,7 @@ def _followed(row: Row, likeliest: Sequence[int]) -> list[int]:
 def _go_on(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[Row],
+    rows: Sequence[EncodedItem],
     written: list[list[int]],
     numbers: Sequence[int],
     batch: int,
@@ -256,7 +256,7 @@ def _ended(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> bool:
     return END in tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False)
 
 
-def _line(tokenizer: PreTrainedTokenizerBase, row: Row, tokens: Sequence[int]) -> str:
+def _line(tokenizer: PreTrainedTokenizerBase, row: EncodedItem, tokens: Sequence[int]) -> str:
     """The text of an answer's tokens up to the end of its line, without spaces around it."""
     text = continuation(tokenizer, row.ids[: row.context], tokens)
     return text.partition(END)[0].strip()
