@@ -20,7 +20,7 @@ import torch
 from common import save, source_directory
 from shearling.evaluate.abilities.measure import Asking, measure_abilities
 from shearling.evaluate.abilities.results import Abilities
-from shearling.evaluate.abilities.shares import Share, mean_share, shares
+from shearling.evaluate.abilities.shares import Share, mean_share, moved, shares
 from shearling.model.loading import load_model
 from shearling.model.subject import open_subject
 
@@ -44,6 +44,7 @@ def main() -> None:
         copy, *_ = measured(subject, model, tokenizer, asking)
         left = shares(source, copy)
         copies.append({"seed": seed, "all": told(mean_share(left)),
+                       "moved": moved(source, copy),
                        "abilities": {share.ability: told(share) for share in left}})  # fmt: skip
         print(copies[-1]["all"], flush=True)
     result = {

@@ -16,7 +16,7 @@ from shearling.evaluate.abilities.kinds import ABILITIES
 from shearling.evaluate.abilities.measure import Asking, figures_of, measure_abilities
 from shearling.evaluate.abilities.results import Abilities, AbilityFigures
 from shearling.evaluate.abilities.scoring import encode_item, score_items
-from shearling.evaluate.abilities.shares import mean_share, shares
+from shearling.evaluate.abilities.shares import mean_share, moved, shares
 from shearling.evaluate.degeneration import repetition
 from shearling.model.refs import ModelRef
 from tiny_llama import tiny_llama
@@ -186,6 +186,12 @@ def test_shares_by_hand() -> None:
     both = mean_share([sums, copying])
     assert both.left == pytest.approx(math.sqrt(sums.left))
     assert both.error == pytest.approx(error / 2)
+    sizes = [0.1, 0.2, 0.6, 0.0, 0.0, 0.0]
+    mean, low, high = moved(source, model)
+    assert mean == pytest.approx(0.15)
+    spread = math.sqrt(sum((size - 0.15) ** 2 for size in sizes) / 5 / 6)
+    assert (mean - low, high - mean) == pytest.approx((1.959964 * spread, 1.959964 * spread))
+    assert moved(source, source) == (0.0, 0.0, 0.0)
     assert shares(source, abilities({"sums": [1.0] * 3}, [1, 2, 4], asked_sha256="b")) == []
 
 

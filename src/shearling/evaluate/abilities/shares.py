@@ -8,6 +8,9 @@ answer turns wrong. Of free writing the loss is the share of 4-grams that repeat
 
 Both models answered the same items, so that the interval is of paired differences: d ± 1.96
 standard errors.
+
+A change that helps one ability and harms another can leave the mean where it was. How far the
+answers moved, either way, is the mean of the differences' sizes: 0 for the source itself.
 """
 
 from __future__ import annotations
@@ -60,15 +63,32 @@ def comparable(source: Abilities, model: Abilities) -> bool:
 
 def shares(source: Abilities, model: Abilities) -> list[Share]:
     """Of every ability that both have, the worst first; none where the items were others."""
+    left = [
+        Share(name, statistics.fmean(of), standard_error(of))
+        for name, of in _paired(source, model).items()
+    ]
+    return sorted(left, key=lambda share: -share.difference)
+
+
+def moved(source: Abilities, model: Abilities) -> tuple[float, float, float]:
+    """How far the losses of all items moved, either way: the mean, and its 95 % interval.
+
+    Two models that were asked the same, and share an ability.
+    """
+    sizes = [abs(one) for of in _paired(source, model).values() for one in of]
+    mean = statistics.fmean(sizes)
+    return (mean, *around(mean, standard_error(sizes)))
+
+
+def _paired(source: Abilities, model: Abilities) -> dict[str, list[float]]:
+    """Differences of every item, of the abilities that both have."""
     if not comparable(source, model):
-        return []
-    both = [
-        name
+        return {}
+    return {
+        name: _differences(one, model.abilities[name])
         for name, one in source.abilities.items()
         if name in model.abilities and len(one.losses) == len(model.abilities[name].losses)
-    ]
-    left = [_share(name, source.abilities[name], model.abilities[name]) for name in both]
-    return sorted(left, key=lambda share: -share.difference)
+    }
 
 
 def _share_of(difference: float) -> float:
@@ -81,12 +101,12 @@ def mean_share(left: Sequence[Share]) -> Share:
     return Share("all", statistics.fmean(share.difference for share in left), error)
 
 
-def _share(name: str, source: AbilityFigures, model: AbilityFigures) -> Share:
+def _differences(source: AbilityFigures, model: AbilityFigures) -> list[float]:
+    """Of every item, the model's loss less the source's."""
     ours = model.losses
     if source.lengths and model.lengths:  # a model that spells in other tokens is not favoured
         ours = tuple(
             loss * tokens / theirs
             for loss, tokens, theirs in zip(ours, model.lengths, source.lengths, strict=True)
         )
-    differences = [after - before for after, before in zip(ours, source.losses, strict=True)]
-    return Share(name, statistics.fmean(differences), standard_error(differences))
+    return [after - before for after, before in zip(ours, source.losses, strict=True)]

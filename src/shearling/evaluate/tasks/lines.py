@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from shearling.evaluate.abilities.results import Abilities
-from shearling.evaluate.abilities.shares import Share, mean_share, shares
+from shearling.evaluate.abilities.shares import Share, mean_share, moved, shares
 
 
 def all_lines(names: Sequence[str], results: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
@@ -103,6 +103,9 @@ def ability_share_lines(first: dict[str, Any], file: dict[str, Any]) -> list[str
         f"left of the abilities of {source.model.name}, by likelihood (95 %), the worst first:",
         *(_share_line(share, width) for share in left),
         _share_line(mean_share(left), width),
+        "answers moved, either way, by {:.4f} ({:.4f}-{:.4f}) nats a token".format(
+            *moved(source, model)
+        ),
     ]
 
 

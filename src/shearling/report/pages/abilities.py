@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shearling.evaluate.abilities.results import Abilities, AbilityFigures
-from shearling.evaluate.abilities.shares import Share, mean_share, shares
+from shearling.evaluate.abilities.shares import Share, mean_share, moved, shares
 from shearling.report.decide.abilities import by_asking, percent
 from shearling.report.draw.markup import Markup, el
 from shearling.report.draw.sections import breakable, scroll, section
@@ -50,7 +50,11 @@ def _table(results: Results, group: dict[str, Abilities]) -> Markup:
     heads = [el("th", breakable(model.name), scope="col") for model in models]
     rows = [_row(name, models, group, left) for name in names]
     if left:
-        cells = [el("td", _left(left.get(model.fingerprint, {}).get(ALL))) for model in models]
+        cells = [
+            el("td", _left(left.get(model.fingerprint, {}).get(ALL)),
+               _moved(source, group[model.fingerprint]))
+            for model in models
+        ]  # fmt: skip
         label = el("th", el("b", "All"), el("small", "geometric mean"), scope="row")
         rows.append(el("tr", label, cells, class_="total"))
     table = el("table", el("thead", el("tr", el("td"), heads)), el("tbody", rows))
@@ -85,6 +89,12 @@ def _left(share: Share | None) -> Markup | None:
     around = el("span", f" {100 * low:.1f} to {100 * high:.1f}", class_="muted")
     return el("span", el("b", percent(share.left)) if share.low else percent(share.left), around,
               class_="worse" if share.low else None)  # fmt: skip
+
+
+def _moved(source: Abilities | None, one: Abilities) -> Markup | None:
+    if source is None or one is source:
+        return None
+    return el("small", f"moved {figure(moved(source, one)[0])} nats either way")
 
 
 def _figures(one: AbilityFigures) -> str:
