@@ -55,6 +55,13 @@ RESULTS: dict[str, dict[str, Any]] = {
     "degeneration": {"model": MODEL, "text": "fell", "prompts": 2, "prompt_tokens": 4,
                      "new_tokens": 8, "sampling": {"method": "greedy"}, "distinct": {"1": 0.5},
                      "repetition_4": 0.1, "loops": 0.0, "reference": {"distinct": {"1": 0.9}}},
+    "abilities": {"model": MODEL, "seed": 0, "limit": 2, "bos": False, "asked_sha256": "ab" * 32,
+                  "sampling": {"temperature": 0.8}, "seconds": 1.0, "dtype": "float32",
+                  "versions": {}, "abilities": {
+                      "sums": {"exact": 0.5, "exact_interval": [0.1, 0.9], "nll": 1.5,
+                               "nll_interval": [1.0, 2.0], "tokens": 3.0, "expected_tokens": 3.0,
+                               "losses": [1.0, 2.0], "lengths": [3, 3]},
+                      "free writing": {"repetition_4": 0.1, "tokens": 64.0, "losses": [0.1]}}},
     "judgement": {"a": MODEL, "b": MODEL | {"fingerprint": "cd" * 32}, "judge": "someone",
                   "wins": 3, "ties": 1, "losses": 2, "win_rate": 0.6, "interval": [0.2, 0.9]},
     "generations": {"model": MODEL, "sampling": {"method": "greedy"}, "max_new_tokens": 8,

@@ -16,6 +16,8 @@ from family_docs import families_page
 from shearling.cli import app
 from shearling.data.results import CacheManifest, StoreManifest
 from shearling.evaluate import results as measured
+from shearling.evaluate.abilities.kinds import ABILITIES
+from shearling.evaluate.abilities.results import Abilities
 from shearling.files.results import OwnFile, ResultFile, documented
 from shearling.gates.results import LearningHistory
 from shearling.model.manifest import ModelManifest
@@ -32,7 +34,7 @@ GROUP: Any = typer.main.get_command(app)
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 KINDS: tuple[type[OwnFile], ...] = (
-    measured.Evaluation, measured.TaskResults, measured.Degeneration, measured.Judgement,
+    measured.Evaluation, measured.TaskResults, Abilities, measured.Degeneration, measured.Judgement,
     measured.Generations, measured.Damage, measured.Bench,
     HealingHistory, LearningHistory, ReferenceLosses,
     BlockScoresFile, UnitScoresFile, ModelManifest, StoreManifest, CacheManifest, ComparisonFile,
@@ -58,6 +60,18 @@ def with_kinds(page: str) -> str:
     """A page with what stands between the markers made anew."""
     before, rest = page.split(FIRST)
     return before + FIRST + "\n" + kinds() + "\n" + LAST + rest.split(LAST)[1]
+
+
+def with_abilities(page: str) -> str:
+    """A page with every ability between the markers, and an item of each."""
+    first, last = "<!-- abilities: from the kinds -->\n", "<!-- end of abilities -->\n"
+    parts = []
+    for one in ABILITIES:
+        item = one.items(0)[0]
+        head = f"**{one.name}**, {one.count} items. {one.says}"
+        parts.append(f"{head}\n\n```text\n{item.prompt}\n```\n\nAnswer: `{item.answer.strip()}`\n")
+    before, rest = page.split(first)
+    return before + first + "\n" + "\n".join(parts) + "\n" + last + rest.split(last)[1]
 
 
 def command_help() -> str:
@@ -116,6 +130,11 @@ def test_docs_show_the_results_there_are() -> None:
     assert page == with_kinds(page)
 
 
+def test_docs_show_the_abilities_there_are() -> None:
+    page = (ROOT / "docs" / "abilities.md").read_text()
+    assert page == with_abilities(page)
+
+
 def test_docs_show_the_families_there_are() -> None:
     page = (ROOT / "docs" / "families.md").read_text()
     assert page == families_page()
@@ -146,4 +165,6 @@ if __name__ == "__main__":
     readme.write_text(with_tables(readme.read_text()))
     files_page = ROOT / "docs" / "files.md"
     files_page.write_text(with_kinds(files_page.read_text()))
+    abilities_page = ROOT / "docs" / "abilities.md"
+    abilities_page.write_text(with_abilities(abilities_page.read_text()))
     (ROOT / "docs" / "families.md").write_text(families_page())

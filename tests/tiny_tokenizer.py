@@ -37,8 +37,9 @@ def write_llama(
     dtype: torch.dtype = torch.float32,
     template: str | None = None,
     adds_bos: bool = False,
+    positions: int = 64,
 ) -> Path:
-    """A random Llama with its tokenizer: 9 heads, 3 key/value heads, 64 positions."""
+    """A random Llama with its tokenizer: 9 heads, 3 key/value heads."""
     torch.manual_seed(layers)
     config = LlamaConfig(
         hidden_size=36,
@@ -48,7 +49,7 @@ def write_llama(
         intermediate_size=50,
         num_hidden_layers=layers,
         vocab_size=VOCAB,
-        max_position_embeddings=64,
+        max_position_embeddings=positions,
         initializer_range=0.3,
         bos_token_id=256,
         eos_token_id=257,

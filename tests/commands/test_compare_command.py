@@ -94,6 +94,36 @@ def test_what_is_missing_is_measured_once(
     assert [one["kind"] for one in other] == ["evaluation"] * 2
 
 
+def test_abilities_are_measured_once(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    from shearling.evaluate.abilities import measure
+
+    monkeypatch.setattr(measure, "ABILITIES", measure.ABILITIES[3:5])
+    models = [write_llama(tmp_path / f"llama-{n}", layers=n, positions=256) for n in (2, 1)]
+
+    def run(*more: Any) -> Any:
+        arguments = [*models, "--suite", "abilities", "--limit", 2, *more, "--json"]
+        capsys.readouterr()
+        app([str(one) for one in arguments], standalone_mode=False)
+        return json.loads(capsys.readouterr().out)
+
+    first = run("--output", tmp_path / "page.html")
+    assert first["measured"] == 2
+    assert first["deciding"] == ["share of abilities left"]
+    before, after = first["models"]
+    assert before["figures"]["share of abilities left"] == 1.0
+    assert list(before["abilities"]) == []
+    assert set(after["abilities"]) == {"sums", "differences", "free writing"}
+    page = (tmp_path / "page.html").read_text()
+    assert "of the source’s abilities are left on average" in page
+    assert run("--output", tmp_path / "page.html")["measured"] == 0
+    # as well where others measured it, and not with other items
+    elsewhere = ("--results", tmp_path / "page.results", "--output", tmp_path / "other.html")
+    assert run(*elsewhere)["measured"] == 0
+    assert len(run(*elsewhere, "--seed", 3, "--dry-run")["jobs"]) == 2
+
+
 def test_a_run_that_was_stopped_goes_on(
     run: Callable[..., Any], place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -127,6 +127,34 @@ def test_a_dry_run_runs_nothing(run: Run, place: Path, monkeypatch: pytest.Monke
     assert "hub" not in run(place / "llama-1", "--suite", "shortened", "--dry-run").err
 
 
+def test_abilities_of_two_models(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from shearling.evaluate.abilities import measure
+
+    monkeypatch.setattr(measure, "ABILITIES", measure.ABILITIES[2:6])
+    models = [
+        write_llama(tmp_path / f"llama-{layers}", layers=layers, positions=512) for layers in (2, 1)
+    ]
+    arguments = (*models, "--suite", "abilities", "--limit", 2, "--output", tmp_path / "out")
+    assert "abilities, 2 items of each" in run(*arguments, "--dry-run").out
+    shown = run(*arguments)
+    assert "ignored" not in shown.err
+    files = [json.loads((tmp_path / "out" / m.name / "abilities.json").read_text()) for m in models]
+    names = ["looking up", "sums", "differences", "spelling", "free writing"]
+    assert [list(file["abilities"]) for file in files] == [names, names]
+    assert files[0]["asked_sha256"] == files[1]["asked_sha256"]
+    lines = shown.out.splitlines()
+    head = lines.index("left of the abilities of llama-2, by likelihood (95 %), the worst first:")
+    assert lines.index("llama-2:") < lines.index("llama-1:") < head
+    left = [float(line.split("%")[0].split()[-1]) for line in lines[head + 1 : head + 6]]
+    assert left == sorted(left)
+    assert lines[head + 6].split()[0] == "all"
+    seeded = run(models[0], "--suite", "abilities", "--limit", 2, "--seed", 1, "--batch", 3,
+                 "--json")  # fmt: skip
+    other = json.loads(seeded.out)
+    assert (other["kind"], other["seed"]) == ("abilities", 1)
+    assert other["asked_sha256"] != files[0]["asked_sha256"]
+
+
 def test_what_is_ignored_is_said(run: Run, place: Path) -> None:
     found = run(place / "llama-1", "--prompt", "x", "--max-new-tokens", 2, "--text",
                 place / "sheep.jsonl", "--window", 16, "--max-windows", 1, "--shots", 2,
@@ -141,6 +169,7 @@ def test_what_is_ignored_is_said(run: Run, place: Path) -> None:
         ((), "nothing to measure; give --text FILE, --tasks NAME"),
         (("--degeneration",), "--degeneration continues a text"),
         (("--suite", "absent"), "--suite absent is neither built in"),
+        (("--suite", "abilities"), "more than the model's 64 positions"),
         (("--text", "{place}/sheep.jsonl", "--dtype", "int3"), "'int3' is not known"),
         (("--text", "{place}/absent.txt"), "There is no text"),
         (("--tasks", "{place}/absent.jsonl"), "There is no task file"),

@@ -19,7 +19,8 @@ GOOD = {"question": "Who?", "choices": ["a ram", "a ewe"], "label": 1}
 def test_built_in_suites_parse(name: str) -> None:
     label, suite = load_suite(name)
     assert label == name
-    assert len(suite.tasks) == {"shortened": 7, "sheared": 11}[name]
+    assert len(suite.tasks) == {"abilities": 0, "shortened": 7, "sheared": 11}[name]
+    assert len(suite.abilities) == (name == "abilities")
 
 
 def test_the_papers_metrics_and_shots() -> None:
@@ -88,7 +89,9 @@ def test_suites_that_will_not_do(tmp_path: Path, text: str, message: str) -> Non
 
 
 def test_a_suite_that_is_not_there() -> None:
-    with pytest.raises(ShearlingError, match="neither built in .shortened, sheared. nor a fi"):
+    with pytest.raises(
+        ShearlingError, match="neither built in .abilities, shortened, sheared. nor a fi"
+    ):
         load_suite("shortend")
 
 

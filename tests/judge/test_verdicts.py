@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from shearling.judge.tally import Pair, tally, wilson
+from shearling.evaluate.intervals import wilson
+from shearling.judge.tally import Pair, tally
 from shearling.judge.template import SYSTEM, USER, messages, read_verdict
 
 

@@ -56,10 +56,12 @@ class CompareOptions:
     ] = None
     bos: Bos = None
     suite: Annotated[
-        str | None, typer.Option(help="Also measure shortened, sheared, or a YAML file of yours.")
+        str | None,
+        typer.Option(help="Also measure abilities, shortened, sheared, or a YAML file of yours."),
     ] = None
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Ask the first so many questions of each task.")
+        int | None,
+        typer.Option(min=1, help="Ask the first so many questions of each task and ability."),
     ] = None
     prompt: Annotated[
         list[str] | None, typer.Option(help="Let every model continue this; may be repeated.")
@@ -176,6 +178,10 @@ def choice_as_json(choice: Decision) -> dict[str, Any]:
                 "parameters": model.parameters,
                 "bytes": model.bytes,
                 "loss": choice.loss(model),
+                "abilities": {
+                    share.ability: share.left
+                    for share in field.abilities.get(model.fingerprint, ())
+                },
                 "figures": {
                     measure.name: value.value
                     for measure in field.measures

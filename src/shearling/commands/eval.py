@@ -24,7 +24,7 @@ from shearling.errors import ShearlingError
 
 if TYPE_CHECKING:
     from shearling.evaluate.tasks.run import TaskRunner
-    from shearling.evaluate.tasks.suite import Suite
+    from shearling.evaluate.tasks.suite import AbilityItems, Suite
     from shearling.files.progress import Progress
     from shearling.model.subject import OpenedModel
 
@@ -37,7 +37,7 @@ class EvalOptions:
 
     models: ModelsOptions
     suite: Annotated[
-        str | None, typer.Option(help="shortened, sheared, or a YAML file of texts and tasks.")
+        str | None, typer.Option(help="abilities, shortened, sheared, or a YAML file of your own.")
     ] = None
     text: Annotated[
         list[Path] | None,
@@ -53,10 +53,12 @@ class EvalOptions:
         int | None, typer.Option(min=0, help="Examples before each question of --tasks.")
     ] = None
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Ask the first so many questions of each task.")
+        int | None,
+        typer.Option(min=1, help="Ask the first so many questions of each task and ability."),
     ] = None
     batch: Annotated[
-        int | None, typer.Option(min=1, help="Requests of tasks at a time; default by length.")
+        int | None,
+        typer.Option(min=1, help="Requests of tasks and abilities at a time; default by length."),
     ] = None
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Run tasks again whose results are in the cache.")
@@ -96,12 +98,12 @@ class EvalOptions:
 
 @takes_options
 def evaluate(options: EvalOptions) -> None:
-    """Measure perplexity, tasks and repetition of models, and show what they write.
+    """Measure perplexity, tasks, abilities and repetition of models, and show what they write.
 
     Tasks are run through lm-eval; their results are kept by the model's fingerprint, so that a run
     that was stopped goes on with the task it was at.
     """
-    from shearling.evaluate.tasks.lines import plan_lines, result_lines
+    from shearling.evaluate.tasks.lines import all_lines, plan_lines
     from shearling.files.staging import check_writable
     from shearling.files.terminal import progress_bars
 
@@ -122,11 +124,7 @@ def evaluate(options: EvalOptions) -> None:
             plan.measure(subject, _writer(output, subject, subjects), progress)
             for subject in subjects
         ]
-    lines = [
-        line
-        for subject, files in zip(subjects, results, strict=True)
-        for line in result_lines(subject.name if len(subjects) > 1 else None, files)
-    ]
+    lines = all_lines([subject.name for subject in subjects], results)
     print_result(_joined(results), options.as_json, lines)
 
 
@@ -242,6 +240,8 @@ class _Plan:
             )
         if self.suite.tasks:
             yield f"tasks-{self.name}", self._run_tasks(subject, load, progress)
+        for asked in self.suite.abilities:
+            yield "abilities", self._asked(asked, subject, load, progress)
         for text in self.suite.degeneration:
             settings = text.model_dump(exclude={"file", "hub"}) | {"seed": seed}
             how = f"-t{text.temperature:g}" if text.temperature else ""
@@ -258,6 +258,17 @@ class _Plan:
             )
         if self.options.prompt:
             yield "generations", self._continued(subject, load()[0], progress)
+
+    def _asked(
+        self, asked: AbilityItems, subject: OpenedModel, load: _Loaded, progress: Progress
+    ) -> dict[str, Any]:
+        """The abilities of one model."""
+        from shearling.evaluate.abilities.measure import Asking, measure_abilities
+
+        options = self.options
+        limit = options.limit or asked.limit
+        asking = Asking(options.seed, limit, asked.bos, options.batch)
+        return measure_abilities(subject, *load(), asking, dtype=options.dtype, progress=progress)
 
     def _continued(self, subject: OpenedModel, model: Any, progress: Progress) -> dict[str, Any]:
         """What a loaded model writes after each prompt."""
@@ -346,9 +357,9 @@ def _warn_of_ignored(options: EvalOptions, suite: Suite) -> None:
         warn_ignored(windows, "they are for --text, and a suite says its own")
     if not options.tasks:
         warn_ignored({"--shots": options.shots}, "it is for --tasks, and a suite says its own")
-    if not suite.tasks:
+    if not (suite.tasks or suite.abilities):
         asked = {"--limit": options.limit, "--batch": options.batch}
-        warn_ignored(asked, "they are for tasks, and there are none")
+        warn_ignored(asked, "they are for tasks and abilities, and there are none")
 
 
 def _writer(

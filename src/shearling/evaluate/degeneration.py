@@ -6,7 +6,7 @@ V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,11 +131,13 @@ def continue_all(
     *,
     batch: int = BATCH,
     progress: Progress = silent,
+    finished: Callable[[Sequence[int]], bool] = lambda tokens: False,
 ) -> list[list[int]]:
     """Continuations of prompts of one length, each up to the model's end token, without it.
 
     Each has a generator of its own from the seed, so that it is what
-    :func:`shearling.evaluate.generation.generate` writes for its prompt alone.
+    :func:`shearling.evaluate.generation.generate` writes for its prompt alone. One whose tokens
+    so far are ``finished`` ends there.
     """
     ends = end_tokens(model, tokenizer)
     new = sampling.max_new_tokens
@@ -143,7 +145,8 @@ def continue_all(
     written: list[list[int]] = []
     for number, prompts_BP in enumerate(prompts_NP.split(batch)):
         rows: list[list[int]] = [[] for _ in prompts_BP]
-        for step, _ in enumerate(_steps(model, prompts_BP.to(model.device), rows, ends, sampling)):
+        steps = _steps(model, prompts_BP.to(model.device), rows, ends, sampling, finished)
+        for step, _ in enumerate(steps):
             progress("continuing prompts", number * new + step, total)
         written += rows
     progress("continuing prompts", total, total)
@@ -156,6 +159,7 @@ def _steps(
     rows: list[list[int]],
     ends: set[int],
     sampling: Sampling,
+    finished: Callable[[Sequence[int]], bool],
 ) -> Iterator[None]:
     """Continue a batch of prompts into ``rows``, and yield before every token of all of them."""
     draws = [torch.Generator().manual_seed(sampling.seed) for _ in rows]
@@ -174,6 +178,8 @@ def _steps(
             else:
                 rows[row].append(token)
                 tokens[row] = token
+                if finished(rows[row]):
+                    live.discard(row)
         if not live:
             return
         feed_BT = torch.tensor(tokens, device=model.device)[:, None]

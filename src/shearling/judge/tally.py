@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Literal
 
+from shearling.evaluate.intervals import wilson
 from shearling.judge.template import Verdict
 
 Outcome = Literal["win", "tie", "loss"]
@@ -78,17 +77,3 @@ def tally(pairs: Sequence[Pair]) -> Tally:
         first_preferred=first / (first + second) if first + second else None,
         win_rate=rate, interval=None if rate is None else wilson(rate, read),
     )  # fmt: skip
-
-
-def wilson(rate: float, count: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a share ``rate`` of ``count`` (JASA 22, 1927).
-
-    It has a closed form, is the same each time, and keeps a width where all prompts went one way,
-    where a bootstrap over prompts has none. It supposes a variance of p (1 - p) a prompt; that of
-    a score with ties is at most as large, so that with ties it errs to the wide side.
-    """
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    centre = (rate + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * math.sqrt(rate * (1 - rate) / count + z * z / (4 * count * count))
-    half /= 1 + z * z / count
-    return max(0.0, centre - half), min(1.0, centre + half)

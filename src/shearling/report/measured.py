@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,13 @@ from shearling.report.records.records import Records
 from shearling.report.records.results import measurements
 
 if TYPE_CHECKING:
-    from shearling.evaluate.tasks.suite import DegenerationText, PerplexityText, Suite
+    from shearling.evaluate.abilities.measure import Asking
+    from shearling.evaluate.tasks.suite import (
+        AbilityItems,
+        DegenerationText,
+        PerplexityText,
+        Suite,
+    )
 
 ENDINGS = (".jsonl", ".txt", ".md")  # which a report leaves out of a text's name
 
@@ -67,7 +73,7 @@ class Measurement:
     """One result that is missing; ``subject`` is None for a benchmark, which times all in turns."""
 
     subject: OpenedModel | None
-    kind: str  # evaluation, tasks, degeneration, generations or bench
+    kind: str  # evaluation, tasks, abilities, degeneration, generations or bench
     what: str
     file: Path
     item: Any = None
@@ -153,6 +159,12 @@ class Missing:
             few = f", {wanted.limit} questions each" if wanted.limit else ""
             what = f"{len(tasks)} tasks of {wanted.name}{few}"
             missing.append(Measurement(subject, "tasks", what, file))
+        for asked in (self._settled(subject, one) for one in wanted.suite.abilities):
+            asking = self._asking(asked)
+            file = self._file(subject, "abilities", [*astuple(asking), wanted.dtype])
+            if not (file.is_file() or self._has_abilities(subject, asking)):
+                few = f", {asking.limit} items of each" if asking.limit else ""
+                missing.append(Measurement(subject, "abilities", f"abilities{few}", file, asking))
         for each in (self._settled(subject, text) for text in wanted.suite.degeneration):
             file = self._file(subject, f"degeneration-{each.stem}", self._key(each))
             if not (file.is_file() or self._has_degeneration(subject, each)):
@@ -211,6 +223,19 @@ class Missing:
             and len(one.tasks) >= len(wanted.suite.tasks)
             and all(task.limit == wanted.limit for task in one.tasks)
             for one in self.elsewhere.tasks
+        )
+
+    def _asking(self, asked: AbilityItems) -> Asking:
+        from shearling.evaluate.abilities.measure import Asking
+
+        return Asking(self.wanted.seed, self.wanted.limit or asked.limit, asked.bos)
+
+    def _has_abilities(self, subject: OpenedModel, asking: Asking) -> bool:
+        return any(
+            one.model.fingerprint == subject.fingerprint
+            and (one.asked_sha256, one.limit, one.bos)
+            == (asking.digest(), asking.limit, asking.bos)
+            for one in self.elsewhere.abilities
         )
 
     def _has_degeneration(self, subject: OpenedModel, each: DegenerationText) -> bool:
@@ -312,6 +337,10 @@ def _run(job: Measurement, load: Any, wanted: WantedResults, progress: Progress)
         return measure_degeneration(
             subject, *load(), _documents(item), item.label, progress=progress, **options
         )
+    if job.kind == "abilities":
+        from shearling.evaluate.abilities.measure import measure_abilities
+
+        return measure_abilities(subject, *load(), item, dtype=wanted.dtype, progress=progress)
     if job.kind == "generations":
         return generate_samples(
             subject, item, Sampling(wanted.max_new_tokens, seed=wanted.seed), model=load()[0],

@@ -3,7 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
+
+from shearling.evaluate.abilities.results import Abilities
+from shearling.evaluate.abilities.shares import Share, mean_share, moved, shares
+
+
+def all_lines(names: Sequence[str], results: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
+    """Every model's results, and what is left of the first one's abilities in the others."""
+    lines: list[str] = []
+    first: dict[str, Any] | None = None
+    for name, files in zip(names, results, strict=True):
+        lines += result_lines(name if len(names) > 1 else None, files)
+        for file in files:
+            if file["kind"] == "abilities" and first is not None:
+                lines += ability_share_lines(first, file)
+            elif file["kind"] == "abilities":
+                first = file
+    return lines
 
 
 def result_lines(name: str | None, files: Sequence[dict[str, Any]]) -> list[str]:
@@ -22,6 +40,9 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
     for task in plan["tasks"]:
         shots = "its own" if task["shots"] is None else task["shots"]
         lines.append(f"  task {task['name'] or task['file']}, shots: {shots}")
+    for each in plan["abilities"]:
+        most = plan["limit"] or each["limit"]
+        lines.append(f"  abilities, {f'{most} items' if most else 'all items'} of each")
     for each in plan["degeneration"]:
         lines.append(f"  repetition in {each['prompts']} continuations of {each['file']}")
     for model in plan["models"]:
@@ -57,6 +78,43 @@ def _task_lines(file: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _ability_lines(file: dict[str, Any]) -> list[str]:
+    width = max(map(len, file["abilities"]))
+    head = f"  {'':{width}}  exact (95 %)      nats a token  tokens (right answer's)"
+    lines = [f"abilities, seed {file['seed']}:", head]
+    for name, one in file["abilities"].items():
+        if one["exact"] is None:
+            figures = f"{one['repetition_4']:.1%} of 4-grams repeat; {one['tokens']:.1f} tokens"
+        else:
+            low, high = one["exact_interval"]
+            exact = f"{one['exact']:4.0%} ({low:.0%}-{high:.0%})"
+            tokens = f"{one['tokens']:.1f} ({one['expected_tokens']:.1f})"
+            figures = f"{exact:16}  {one['nll']:12.3f}  {tokens}"
+        lines.append(f"  {name:{width}}  {figures}")
+    return lines
+
+
+def ability_share_lines(first: dict[str, Any], file: dict[str, Any]) -> list[str]:
+    """What is left of the abilities of one file's model in another's, the worst first."""
+    source, model = (Abilities.from_json(one, Path("abilities.json")) for one in (first, file))
+    left = shares(source, model)
+    width = max(len(share.ability) for share in left)
+    return [
+        f"left of the abilities of {source.model.name}, by likelihood (95 %), the worst first:",
+        *(_share_line(share, width) for share in left),
+        _share_line(mean_share(left), width),
+        "answers moved, either way, by {:.4f} ({:.4f}-{:.4f}) nats a token".format(
+            *moved(source, model)
+        ),
+    ]
+
+
+def _share_line(share: Share, width: int) -> str:
+    low, high = share.interval
+    mark = "  <- below 95 %" if share.low else ""
+    return f"  {share.ability:{width}}  {share.left:6.1%} ({low:.1%}-{high:.1%}){mark}"
+
+
 def _degeneration_lines(file: dict[str, Any]) -> list[str]:
     def share(figure: float | None) -> str:
         return "-" if figure is None else f"{figure:.1%}"
@@ -83,6 +141,7 @@ def _generation_lines(file: dict[str, Any]) -> list[str]:
 _SHOWN: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "evaluation": _evaluation_lines,
     "tasks": _task_lines,
+    "abilities": _ability_lines,
     "degeneration": _degeneration_lines,
     "generations": _generation_lines,
 }

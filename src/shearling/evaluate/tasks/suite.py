@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from shearling.errors import ShearlingError
 from shearling.files.reading import check_size, parse_yaml
 
-BUILT_IN = ("shortened", "sheared")
+BUILT_IN = ("abilities", "shortened", "sheared")
 CUSTOM = "custom"  # the name of a suite made of options alone
 HubText = Literal["wikitext2", "ptb"]
 
@@ -95,11 +95,24 @@ class Task(_Strict):
         return self.name or (self.file.stem if self.file else "")
 
 
+class AbilityItems(_Strict):
+    """Items that are made from the seed, of all abilities.
+
+    Attributes:
+        limit: of each ability; None asks all.
+        bos: whether each prompt follows a BOS; None follows the tokenizer.
+    """
+
+    limit: int | None = Field(default=None, ge=1)
+    bos: bool | None = None
+
+
 class Suite(_Strict):
-    """Texts, tasks and degeneration to measure, in this order."""
+    """Texts, tasks, abilities and degeneration to measure, in this order."""
 
     texts: tuple[PerplexityText, ...] = ()
     tasks: tuple[Task, ...] = ()
+    abilities: tuple[AbilityItems, ...] = Field(default=(), max_length=1)
     degeneration: tuple[DegenerationText, ...] = ()
 
     @field_validator("tasks", mode="before")
@@ -109,7 +122,7 @@ class Suite(_Strict):
             return given
         return [{"name": task} if isinstance(task, str) else task for task in given]
 
-    @field_validator("degeneration", mode="before")
+    @field_validator("abilities", "degeneration", mode="before")
     @classmethod
     def _one_is_a_list(cls, given: Any) -> Any:
         return [given] if isinstance(given, dict) else given
@@ -131,7 +144,7 @@ class Suite(_Strict):
     @property
     def empty(self) -> bool:
         """Whether there is nothing to measure."""
-        return not (self.texts or self.tasks or self.degeneration)
+        return not (self.texts or self.tasks or self.abilities or self.degeneration)
 
 
 def load_suite(name: str) -> tuple[str, Suite]:
@@ -147,7 +160,7 @@ def load_suite(name: str) -> tuple[str, Suite]:
     if not path.is_file():
         raise ShearlingError(
             f"--suite {name} is neither built in ({', '.join(BUILT_IN)}) nor a file; give one of "
-            "these, or a YAML file with texts, tasks or degeneration."
+            "these, or a YAML file with texts, tasks, abilities or degeneration."
         )
     check_size(path)
     try:
@@ -156,7 +169,9 @@ def load_suite(name: str) -> tuple[str, Suite]:
         raise ShearlingError(f"The suite {path} is not UTF-8 text; give a YAML file.") from error
     suite = _parse(text, str(path))
     if suite.empty:
-        raise ShearlingError(f"The suite {path} is empty; give it texts, tasks or degeneration.")
+        raise ShearlingError(
+            f"The suite {path} is empty; give it texts, tasks, abilities or degeneration."
+        )
     return path.stem, _relative_to(suite, path.parent)
 
 
@@ -177,7 +192,7 @@ def _parse(text: str, where: str) -> Suite:
         values = {}
     if not isinstance(values, dict):
         raise ShearlingError(
-            f"The suite {where} is not a mapping; give texts:, tasks: or degeneration:."
+            f"The suite {where} is not a mapping; give texts:, tasks:, abilities: or degeneration:."
         )
     return _validated(values, f"The suite {where}")
 
@@ -190,7 +205,8 @@ def _validated(values: dict[str, Any], what: str) -> Suite:
         path = [str(part) for part in first["loc"]]
         if first["type"] == "extra_forbidden":
             kinds: dict[str, type[BaseModel]] = {
-                "texts": PerplexityText, "tasks": Task, "degeneration": DegenerationText,
+                "texts": PerplexityText, "tasks": Task, "abilities": AbilityItems,
+                "degeneration": DegenerationText,
             }  # fmt: skip
             kind = kinds.get(path[0], Suite) if len(path) > 1 else Suite
             raise ShearlingError(

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 
+from shearling.evaluate.abilities.shares import Share, mean_share
+from shearling.report.decide.abilities import left_in_models
 from shearling.report.decide.accuracy import means, shared_tasks
 from shearling.report.decide.compare import Load, by_load, by_text, same_tokens
 from shearling.report.numbers import exact, plural
@@ -38,7 +41,7 @@ class Measure:
     """One way to tell models apart: a figure for each that has one, by fingerprint."""
 
     name: str  # "mean accuracy of 7 tasks", "perplexity on wikitext"
-    kind: str  # size, speed, accuracy or perplexity
+    kind: str  # size, speed, accuracy, abilities or perplexity
     values: Mapping[str, Value]
     higher_is_better: bool
     note: str = ""
@@ -77,7 +80,8 @@ class Field:
     models: tuple[Model, ...]
     size: Measure
     speed: Measure | None
-    quality: tuple[Measure, ...]  # the accuracy first, then perplexities
+    quality: tuple[Measure, ...]  # the accuracy first, then abilities, then perplexities
+    abilities: Mapping[str, Sequence[Share]] = dataclass_field(default_factory=dict)
 
     @property
     def baseline(self) -> Model:
@@ -92,7 +96,9 @@ class Field:
 
 def field_of(results: Results) -> Field:
     """What the models of some results are chosen by; the first of them is the baseline."""
-    return Field(results.models, _size(results.models), _speed(results), tuple(_quality(results)))
+    left = left_in_models(results)
+    quality = [*_accuracy(results), *_abilities(results, left), *_perplexities(results)]
+    return Field(results.models, _size(results.models), _speed(results), tuple(quality), left)
 
 
 def _size(models: Sequence[Model]) -> Measure:
@@ -128,19 +134,28 @@ def _speed(results: Results) -> Measure | None:
     return Measure("decode speed", "speed", values, True, f"{note}, on {machine}")
 
 
-def _quality(results: Results) -> list[Measure]:
+def _accuracy(results: Results) -> list[Measure]:
     known = {model.fingerprint for model in results.models}
-    measures = []
     accuracies = {
         key: Value(one.value, one.value - (one.margin or 0), one.value + (one.margin or 0))
         for key, one in means(results).items()
         if key in known
     }
-    if accuracies:
-        tasks = plural(len(shared_tasks(results)), "task")
-        name = f"mean accuracy of {tasks}" if tasks != "1 task" else "accuracy on one task"
-        measures.append(Measure(name, "accuracy", accuracies, True))
-    return measures + _perplexities(results)
+    if not accuracies:
+        return []
+    tasks = plural(len(shared_tasks(results)), "task")
+    name = f"mean accuracy of {tasks}" if tasks != "1 task" else "accuracy on one task"
+    return [Measure(name, "accuracy", accuracies, True)]
+
+
+def _abilities(results: Results, left: Mapping[str, Sequence[Share]]) -> list[Measure]:
+    """The mean share that is left of the baseline's abilities, which has 1 of its own."""
+    if not left:
+        return []
+    means = {key: mean_share(of) for key, of in left.items()}
+    values = {key: Value(one.left, *one.interval) for key, one in means.items()}
+    values[results.models[0].fingerprint] = Value.exactly(1.0)
+    return [Measure("share of abilities left", "abilities", values, True)]
 
 
 def _perplexities(results: Results) -> list[Measure]:

@@ -127,6 +127,7 @@ def _restricted(results: Results, models: Sequence[Model]) -> Results:
         healings=tuple(one for one in results.healings if speaks_of(one.model)),
         learnings=tuple(one for one in results.learnings if speaks_of(one.model)),
         tasks=tuple(one for one in results.tasks if speaks_of(one.model)),
+        abilities=tuple(one for one in results.abilities if speaks_of(one.model)),
         degenerations=tuple(one for one in results.degenerations if speaks_of(one.model)),
         judgements=tuple(
             one for one in results.judgements if speaks_of(one.a) and speaks_of(one.b)

@@ -15,6 +15,7 @@ from shearling.report.draw.sections import absent, breakable, scroll, section
 from shearling.report.draw.table import figures_table
 from shearling.report.draw.vector import drawing
 from shearling.report.numbers import THIN, figure, memory
+from shearling.report.pages.abilities import abilities_section
 from shearling.report.pages.anatomy import anatomy
 from shearling.report.pages.behaviour import degeneration_section, judgements_section
 from shearling.report.pages.charts import damage_figures, damage_intro, glyph
@@ -38,6 +39,7 @@ def compare_page(selection: ComparisonResults, choice: Decision) -> str:
     sections = [
         _tradeoffs(choice),
         _overview(results, choice),
+        abilities_section(results),
         tasks_section(results),
         _figures(results),
         degeneration_section(results),
@@ -150,12 +152,12 @@ def _overview(results: Results, choice: Decision) -> Markup:
 
 
 def _shown(choice: Decision) -> list[Measure]:
-    """The accuracy and some perplexities: first what decided, then what several models have."""
+    """Accuracy, abilities, some perplexities: first what decided, then what several models have."""
     known = [one for one in choice.field.quality if one not in choice.deciding]
     several = [one for one in known if len(one.values) > 1]
     measures = [*choice.deciding, *several] or known
-    accuracies = [one for one in measures if one.kind == "accuracy"]
-    return accuracies + [one for one in measures if one.kind == "perplexity"][:TEXTS]
+    first = [one for one in measures if one.kind in ("accuracy", "abilities")]
+    return first + [one for one in measures if one.kind == "perplexity"][:TEXTS]
 
 
 def _quality_cell(results: Results, measure: Measure, model: Model) -> object:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from shearling.evaluate.abilities.shares import Share
 from shearling.evaluate.results import Evaluation
 from shearling.report import numbers
+from shearling.report.decide.abilities import in_a_sentence, left_in_models
 from shearling.report.decide.compare import (
     AXES,
     Change,
@@ -63,6 +65,7 @@ class Verdict:
     perplexity: tuple[Evaluation, Evaluation] | None
     texts: int  # on how many texts both were measured
     tokens_differ: bool  # other vocabularies: perplexities do not compare
+    abilities: Sequence[Share]  # of the source's, what is left; the worst first
 
 
 def verdict_of(results: Results) -> Verdict | None:
@@ -92,6 +95,7 @@ def verdict_of(results: Results) -> Verdict | None:
         worst,
         len(texts),
         not alike,
+        left_in_models(results).get(model.fingerprint, ()),
     )
 
 
@@ -279,11 +283,15 @@ def _cost(verdict: Verdict) -> Markup:
             "Its vocabulary is not the source’s: it writes the same text in other tokens, and "
             "perplexities of the two do not compare."
         )
-    elif verdict.perplexity is None:
+    elif verdict.perplexity is None and not verdict.abilities:
         hint = "What this cost is not known yet: `shearling eval` on both models would tell."
         sentences.append(with_commands(hint))
-    else:
+    elif verdict.perplexity is not None:
         sentences.append(_damage(verdict))
+    if verdict.abilities:
+        low = any(share.low for share in verdict.abilities)
+        said = in_a_sentence(verdict.abilities)
+        sentences.append([el("span", said, class_="worse") if low else said, "."])
     repairs = [name for step in verdict.model.chain for name in _repairs(step)]
     if repairs:
         sentences.append(f"This is after {named(list(dict.fromkeys(repairs)))}.")

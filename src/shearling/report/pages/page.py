@@ -8,6 +8,7 @@ from pathlib import Path
 
 from shearling.files.writer import write_text
 from shearling.report.draw.markup import Markup, el
+from shearling.report.pages.abilities import abilities_section
 from shearling.report.pages.anatomy import anatomy_section
 from shearling.report.pages.before_after import comparison_section
 from shearling.report.pages.behaviour import degeneration_section, judgements_section
@@ -46,6 +47,7 @@ def page(results: Results) -> str:
         else [
             anatomy_section(results),
             comparison_section(results),
+            abilities_section(results),
             tasks_section(results),
             degeneration_section(results),
             judgements_section(results),
@@ -93,6 +95,7 @@ def footer(results: Results) -> Markup:
             *results.learnings,
             *results.comparisons,
             *results.tasks,
+            *results.abilities,
             *results.degenerations,
             *results.judgements,
             *(step for model in results.made for step in model.chain),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from shearling.report import numbers
+from shearling.report.decide.abilities import in_a_sentence
 from shearling.report.decide.accuracy import beyond_noise, means
 from shearling.report.decide.candidates import Field, Measure
 from shearling.report.decide.choice import Decision
@@ -176,6 +177,7 @@ def _findings(results: Results, choice: Decision) -> list[Markup]:
     """One sentence each: noise, the fastest, the beaten, the broken, and what nobody measured."""
     return [
         *_noise(results, choice),
+        *_abilities(choice),
         *_quickest(choice),
         *_fastest(choice),
         *_beaten(choice),
@@ -210,6 +212,17 @@ def _noise(results: Results, choice: Decision) -> list[Markup]:
         words,
     ]
     return [render([line, "."])]
+
+
+def _abilities(choice: Decision) -> list[Markup]:
+    """What is left of them in the pick, or in the model that was nearest to being it."""
+    model = choice.pick if choice.pick is not choice.field.baseline else choice.near_miss
+    left = choice.field.abilities.get(model.fingerprint) if model else None
+    if model is None or not left:
+        return []
+    low = any(share.low for share in left)
+    said = el("span", in_a_sentence(left), class_="worse" if low else None)
+    return [render(["In ", breakable(model.name), ", ", said, "."])]
 
 
 def _quickest(choice: Decision) -> list[Markup]:
@@ -319,8 +332,8 @@ def _missing(choice: Decision) -> list[Markup]:
     hints = []
     if not choice.deciding:
         hints.append(
-            "No quality was measured of the baseline: `--text FILE` measures perplexity, `--suite` "
-            "tasks."
+            "No quality was measured of the baseline: `--text FILE` measures perplexity, "
+            "`--suite abilities` what a model can do, other suites tasks."
         )
     if choice.field.speed is None:
         hints.append("No speed was measured: `--bench` measures it.")

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from shearling.evaluate.abilities.results import Abilities
 from shearling.evaluate.results import (
     Bench,
     Damage,
@@ -93,6 +94,10 @@ def _add_tasks(values: Values, path: Path, records: Records) -> None:
     records.tasks.append(tasks_of(TaskResults.from_json(values, path), path))
 
 
+def _add_abilities(values: Values, path: Path, records: Records) -> None:
+    records.abilities.append(Abilities.from_json(values, path))
+
+
 def _add_judgement(values: Values, path: Path, records: Records) -> None:
     records.judgements.append(Judgement.from_json(values, path))
 
@@ -110,6 +115,7 @@ READERS: dict[str, Callable[[Values, Path, Records], None]] = {
     HealingHistory.kind: _add_healing,
     LearningHistory.kind: _add_learning,
     TaskResults.kind: _add_tasks,
+    Abilities.kind: _add_abilities,
     Degeneration.kind: _add_degeneration,
     Judgement.kind: _add_judgement,
 }

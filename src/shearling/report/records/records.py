@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any
 
+from shearling.evaluate.abilities.results import Abilities
 from shearling.evaluate.results import (
     Bench,
     Damage,
@@ -129,6 +130,7 @@ class Records:
     references: list[ReferenceLosses] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
     tasks: list[Tasks] = field(default_factory=list)
+    abilities: list[Abilities] = field(default_factory=list)
     degenerations: list[Degeneration] = field(default_factory=list)
     judgements: list[Judgement] = field(default_factory=list)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol, TypeVar
 
 from shearling.errors import ShearlingError
+from shearling.evaluate.abilities.results import Abilities
 from shearling.evaluate.results import (
     Damage,
     Degeneration,
@@ -106,6 +107,7 @@ class Results:
     degenerations: tuple[Degeneration, ...] = ()
     judgements: tuple[Judgement, ...] = ()
     unit_scores: tuple[ScoredUnits, ...] = ()
+    abilities: tuple[Abilities, ...] = ()
 
     @property
     def source(self) -> Model | None:
@@ -186,6 +188,10 @@ def measurements(records: Records) -> Results:
                 *(one.new_tokens, str(one.sampling)),
             ),
         ),
+        abilities=_newest(
+            records.abilities,
+            lambda one: (one.model.fingerprint, one.asked_sha256, one.limit, one.bos),
+        ),
         judgements=_newest(
             records.judgements, lambda one: (one.a.fingerprint, one.b.fingerprint, one.judge)
         ),
@@ -203,13 +209,14 @@ def _measured(
     | Healing
     | Learning
     | Tasks
+    | Abilities
     | Degeneration
     | ScoredUnits
 ]:
     return [
         *(*results.scores, *results.unit_scores, *results.damages, *results.evaluations),
         *(*results.runs, *results.generations, *results.healings, *results.learnings),
-        *(*results.tasks, *results.degenerations),
+        *(*results.tasks, *results.abilities, *results.degenerations),
     ]
 
 
