@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from shearling.commands.options import Json, check_file, print_result
+from shearling.commands.options import Json, MergeAdapter, check_file, print_result, with_adapter
 from shearling.commands.takes import takes_options
 from shearling.errors import ShearlingError
 
@@ -21,6 +21,7 @@ class InitOptions:
     model: Annotated[
         str | None, typer.Option(help="A model directory, a .gguf file or a hub id.")
     ] = None
+    merge_adapter: MergeAdapter = False
     text: Annotated[
         list[str] | None,
         typer.Option(help="Text, as `shearling pack` takes it; may be repeated."),
@@ -57,6 +58,7 @@ def init(options: InitOptions) -> None:
     from shearling.files.writer import write_text
     from shearling.recipes.start import Answers, recipe_text
 
+    model = str(with_adapter(model, options.merge_adapter))
     written = recipe_text(Answers(model, tuple(text), size, machine), output.absolute().parent)
     write_text(output, written)
     lines = [f"wrote {output}; run it with `shearling run {output} --output DIR`"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shearling.commands.options import Json, note, print_result
+from shearling.commands.options import Json, MergeAdapter, note, print_result, with_adapter
 from shearling.commands.takes import takes_options
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class RunOptions:
     source: Annotated[
         str | None, typer.Option(help="The model to make smaller, in place of the recipe's.")
     ] = None
+    merge_adapter: MergeAdapter = False
     text: Annotated[
         list[str] | None,
         typer.Option(help="Text in place of the recipe's, as `shearling pack`; may be repeated."),
@@ -63,6 +64,9 @@ def run(options: RunOptions) -> None:
     if options.text:
         changes |= {"data.text": options.text, "data.store": None}
     recipe = read_recipe(options.recipe, options.settings or [], changes)
+    if recipe.source is not None:
+        source = str(with_adapter(recipe.source, options.merge_adapter))
+        recipe = recipe.model_copy(update={"source": source})
     with progress_bars() as progress:
         whole = RecipeRun(recipe, options.output, progress, note)
         if options.dry_run:
