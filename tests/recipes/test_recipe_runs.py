@@ -101,7 +101,6 @@ def test_a_second_call_makes_nothing(copied: Copied) -> None:
     ("change", "made"),
     [
         ("heal.save_every=100", []),  # which changes nothing of the result
-        ("report.within=7", ["07-report"]),
         # More held-out text; calibration text is the same, and so all that was cut by it.
         ("evaluate.windows=3", ["02-text", "05-evaluate", "07-report"]),
     ],
@@ -116,14 +115,6 @@ def test_a_change_of_healing(copied: Copied) -> None:
     states = copied("heal.lr=2e-2").states()
     assert [name for name, state in states.items() if state == "whole"] == STAGES[:3]
     assert states["04-heal"] == "changed"
-
-
-def test_a_stage_that_was_removed_comes_back_the_same(copied: Copied) -> None:
-    run = copied()
-    before = digest(run.output / "03-prune" / "model.safetensors")
-    shutil.rmtree(run.output / "03-prune")
-    assert copied().run()["made"] == ["03-prune"]
-    assert digest(run.output / "03-prune" / "model.safetensors") == before
 
 
 @pytest.mark.parametrize(
@@ -174,6 +165,11 @@ def test_a_source_or_a_text_that_changed(farm: Farm, tmp_path: Path) -> None:
     other = Path(shutil.copytree(farm.model, tmp_path / "other"))  # named otherwise: a change
     text.write_bytes(farm.text.read_bytes())
     assert own.run("run", *BARE, f"source={other}").run()["made"] == []
+    before = digest(tmp_path / "run" / "03-prune" / "model.safetensors")
+    shutil.rmtree(tmp_path / "run" / "01-pack")
+    shutil.rmtree(tmp_path / "run" / "03-prune")  # both come back the same, and 02-text stays
+    assert own.run("run", *BARE).run()["made"] == ["01-pack", "03-prune"]
+    assert digest(tmp_path / "run" / "03-prune" / "model.safetensors") == before
 
 
 # --- refused before any work ---------------------------------------------------------------------
@@ -184,7 +180,7 @@ def test_a_source_or_a_text_that_changed(farm: Farm, tmp_path: Path) -> None:
     [
         (["target.params=0.001x"], "target cannot be met: .* parameters were asked for, but one"),
         (["target={shape: {hidden: 99}}"], "target cannot be met: .*hidden"),
-        (["target={shape: {heads: 0.7x}}"], "target cannot be met: .*heads"),
+        (["target={shape: {heads: 0.6x}}"], "target cannot be met: .*heads"),
         (["target={shape: {sheep: 0.7x}}"], "target cannot be met: shape has sheep"),
         (["target={layers: 9}"], "target cannot be met: .*9"),
         (["method={kind: blocks}", "target={shape: {mlp: 40}}"], "changes mlp; give layers"),
@@ -204,9 +200,9 @@ def test_what_cannot_be_is_refused_before_any_work(
 ) -> None:
     changes = {"source": str(farm.model), "data.text": str(farm.text)}
     named = {pair.split("=")[0] for pair in pairs}
-    changes = {key: one for key, one in changes.items() if key not in named and "data" not in named}
+    changes = {key: one for key, one in changes.items() if not {key, key.split(".")[0]} & named}
     with pytest.raises(ShearlingError, match=f"(?s){sentence}"):
-        RecipeRun(read_recipe("laptop", [*SMALL, *pairs][-len(pairs) :], changes), farm.root / "no")
+        RecipeRun(read_recipe("laptop", pairs, changes), farm.root / "no")
     assert not (farm.root / "no").exists()
 
 
@@ -250,9 +246,9 @@ def test_steps_are_shares_of_the_source(farm: Farm) -> None:
 
 
 def test_gates_and_a_dynamic_mix(farm: Farm) -> None:
-    gates = "method={kind: gates, tokens: 200, batch: 2, sample_length: 16, samples: 4}"
+    gates = "method={kind: gates, recipe: sheared, tokens: 120, batch: 2, mix: proportional}"
     pairs = (
-        "target={shape: {layers: 4, mlp: 40}}", gates, "heal.mix=dynamic", "heal.tokens=200",
+        "target={shape: {layers: 4, mlp: 40}}", gates, "heal.mix=dynamic", "heal.tokens=120",
         "evaluate=null", "bench=null", "report=null", "heal.eval_sequences=2",
     )  # fmt: skip
     run = farm.run("gates", *pairs)

@@ -8,13 +8,15 @@ from pathlib import Path
 
 from shearling.data.domains import find_domains
 from shearling.data.store import Store, tokenizer_hash
-from shearling.errors import ShearlingError
+from shearling.evaluate.tasks.suite import load_suite
 from shearling.files.remembered import known_digest
 from shearling.files.results import public
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.resolve import resolve
-from shearling.recipes.plan import Given, Made, Stage
 from shearling.recipes.record import StageInput, StageRecord, joined
+from shearling.recipes.stage import Given, Made, Stage
+
+PARTS = ("texts", "tasks", "degeneration")
 
 
 @dataclass
@@ -90,6 +92,8 @@ def _fingerprint(one: Given) -> str:
             ]
         )
     (value,) = one.values
+    if one.of == "suite":
+        return _suite(value)
     if one.of == "model":
         return Checkpoint.open(value).fingerprint
     if one.of == "tokenizer":
@@ -98,9 +102,9 @@ def _fingerprint(one: Given) -> str:
     return Store.open(Path(value)).fingerprint
 
 
-def check_text(path: str, key: str) -> None:
-    """Raise ShearlingError unless there is text at ``path``, which ``key`` of a recipe names."""
-    if not Path(path).exists():
-        raise ShearlingError(
-            f"{key} {path} is not there; give a .jsonl or .txt file, or a directory of such."
-        )
+def _suite(name: str) -> str:
+    """Of a suite, what it asks and the files it asks it of."""
+    _, suite = load_suite(name)
+    files = [one.file for one in (*suite.texts, *suite.tasks, *suite.degeneration) if one.file]
+    asked = suite.model_dump(mode="json", exclude={part: {"__all__": {"file"}} for part in PARTS})
+    return joined([asked, [_fingerprint(Given("text", (str(file),))) for file in files]])

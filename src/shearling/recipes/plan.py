@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,13 @@ from shearling.recipes.schema import (
     StepSection,
     WholeRecipe,
 )
+from shearling.recipes.stage import Given, Made, Stage
 from shearling.recipes.target import size_of
 from shearling.recipes.work import (
     CALIBRATION,
     HELD_OUT,
     KINDS,
     LOSSES,
-    StageKind,
     suite_of,
     trained_tokens,
 )
@@ -43,54 +43,6 @@ from shearling.train.setup import FREE
 
 Notify = Callable[[str], None]
 WINDOWS_DRAWN = 4  # times as much text to calibrate on as windows are taken of it
-
-
-@dataclass(frozen=True)
-class Given:
-    """Something from outside: a ``model``, its ``tokenizer``, ``text`` or a ``store``."""
-
-    of: str
-    values: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Made:
-    """What an earlier stage makes, or one file of it."""
-
-    stage: str
-    file: str = ""
-
-
-Inputs = Mapping[str, tuple[Given | Made, ...]]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage of a run.
-
-    Attributes:
-        name: its number and kind, which is that of its directory.
-        kind: what it does.
-        inputs: what it is made from, by what it is to the stage.
-        options: what it is told; another value makes it anew.
-        free: by option, what does not matter to what is made.
-        cost: what it will take.
-    """
-
-    name: str
-    kind: StageKind
-    inputs: Inputs
-    options: Mapping[str, Any]
-    free: Mapping[str, Any] = field(default_factory=dict)
-    cost: StageCost = field(default_factory=StageCost)
-
-    @property
-    def told(self) -> dict[str, Any]:
-        """All options."""
-        return {
-            name: value | self.free.get(name, {}) if isinstance(value, dict) else value
-            for name, value in self.options.items()
-        }
 
 
 @dataclass(frozen=True)
@@ -233,6 +185,7 @@ class _Planner:
         """What cuts are calibrated on."""
         data = self.recipe.data
         if data is not None and data.calibration is not None:
+            _require(data.calibration, "data.calibration")
             return Given("text", (data.calibration,))
         return None if text is None else replace(text, file=CALIBRATION)
 
@@ -355,18 +308,18 @@ class _Planner:
             return []
         texts: list[Given | Made] = [Given("text", (path,)) for path in wanted.texts]
         for path in wanted.texts:
-            if not Path(path).exists():
-                raise ShearlingError(
-                    f"evaluate.text {path} is not there; give a .jsonl or .txt file, or a "
-                    "directory of such."
-                )
+            _require(path, "evaluate.text")
         if text is not None and wanted.held_out:
             texts.insert(0, replace(text, file=HELD_OUT))
         if not (texts or wanted.suite or wanted.prompts):
             return []
         options = self._measuring(wanted)
-        suite_of({}, options)  # refuses one that is not there
-        inputs = {"models": tuple(model.at for model in models), "text": tuple(texts)}
+        suite = None if wanted.suite is None else Given("suite", (wanted.suite,))
+        inputs = {
+            "models": tuple(model.at for model in models), "text": tuple(texts), "suite": suite,
+        }  # fmt: skip
+        if suite is not None:
+            suite_of({"suite": suite.values}, options)  # refuses one that is not there
         tokens = wanted.windows * options["window"] * len(texts)
         tasks = f", and {wanted.suite}" if wanted.suite else ""
         said = f"{len(models)} models on {len(texts)} texts{tasks}"
@@ -377,7 +330,7 @@ class _Planner:
         bos = None if self.recipe.data is None else self.recipe.data.bos
         return {
             "window": self._within("evaluate.window", wanted.window), "windows": wanted.windows,
-            "suite": wanted.suite, "limit": wanted.limit, "prompts": list(wanted.prompts),
+            "limit": wanted.limit, "prompts": list(wanted.prompts),
             "max_new_tokens": wanted.max_new_tokens, "bos": bos, "seed": self.recipe.seed,
             "dtype": self.dtype,
         }  # fmt: skip
@@ -406,6 +359,14 @@ class _Planner:
         }  # fmt: skip
         cost = StageCost(10.0, None, None, 2_000_000, "one page on the run, one that compares")
         self._add("report", inputs, {"within": wanted.within}, cost)
+
+
+def _require(path: str, key: str) -> None:
+    """Raise ShearlingError unless there is something at ``path``, which a recipe's key names."""
+    if not Path(path).exists():
+        raise ShearlingError(
+            f"{key} {path} is not there; give a .jsonl or .txt file, or a directory of such."
+        )
 
 
 def _split(options: Options) -> tuple[dict[str, Any], dict[str, Any]]:

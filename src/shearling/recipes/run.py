@@ -27,10 +27,11 @@ from shearling.files.writer import write_json, write_text
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.memory import free_bytes
 from shearling.recipes.inputs import Inputs
-from shearling.recipes.plan import Stage, plan_recipe
+from shearling.recipes.plan import plan_recipe
 from shearling.recipes.read import plain_recipe
 from shearling.recipes.record import StageInput, StageRecord, check_untouched, digests, joined
 from shearling.recipes.schema import WholeRecipe
+from shearling.recipes.stage import Stage
 from shearling.recipes.work import StageWork
 
 RECIPE = "recipe.yaml"

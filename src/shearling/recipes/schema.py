@@ -204,10 +204,10 @@ class EvaluateSection(RecipeSection):
     held_out: bool = says("Perplexity on held-out text of the data.", True)
     windows: Count = says("Windows of each text.", 32)
     window: int = says("Tokens in each window.", 512, ge=2)
-    text: str | list[str] = says("Further texts for perplexity.", ())
+    text: str | list[str] = says("Further texts for perplexity.", [])
     suite: str | None = says("`shortened`, `sheared` or a YAML file of texts and tasks.", None)
     limit: int | None = says("Questions of each task.", None, ge=1)
-    prompts: list[str] = says("Prompts that every model continues.", ())
+    prompts: list[str] = says("Prompts that every model continues.", [])
     max_new_tokens: Count = says("Tokens after each prompt.", 64)
 
     @property
@@ -219,9 +219,9 @@ class EvaluateSection(RecipeSection):
 class BenchSection(RecipeSection):
     """Speed and memory of the same models, in turns: `shearling bench`."""
 
-    batches: list[Count] = says("Batch sizes.", (1,))
-    prompts: list[Count] = says("Prompt tokens.", (128,))
-    new: list[Count] = says("Generated tokens.", (32,))
+    batches: list[Count] = says("Batch sizes.", [1])
+    prompts: list[Count] = says("Prompt tokens.", [128])
+    new: list[Count] = says("Generated tokens.", [32])
     repeats: Count = says("Timed rounds.", 3)
     budget: float | None = says("Seconds for all of it.", None, gt=0)
     threads: int | None = says("CPU threads.", None, ge=1)
@@ -244,8 +244,8 @@ class WholeRecipe(_Cutting):
     data: DataSection | None = says("Text to calibrate, heal and measure with.", None)
     target: TargetSection | None = says("How much is left.", None)
     method: Method = says("How it is cut; `kind` is `scores`, `blocks` or `gates`.", ScoresMethod())
-    heal: list[HealSection] = says("How it is healed: one section, several, or null.", ())
-    steps: list[StepSection] = says("In place of `target`: several cuts, one after another.", ())
+    heal: list[HealSection] = says("How it is healed: one section, several, or null.", [])
+    steps: list[StepSection] = says("In place of `target`: several cuts, one after another.", [])
     evaluate: EvaluateSection | None = says(
         "What is measured; null for nothing.", EvaluateSection()
     )

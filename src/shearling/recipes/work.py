@@ -262,9 +262,9 @@ def suite_of(inputs: Mapping[str, tuple[str, ...]], told: Mapping[str, Any]) -> 
     """What is measured, and what results call it."""
     windows = {"window": told["window"], "max_windows": told["windows"], "bos": told["bos"]}
     own = build_suite(texts=[{"file": text} | windows for text in inputs.get("text", ())])
-    if told["suite"] is None:
+    if "suite" not in inputs:
         return CUSTOM, own
-    label, suite = load_suite(told["suite"])
+    label, suite = load_suite(*inputs["suite"])
     return label, merged(suite, own)
 
 
