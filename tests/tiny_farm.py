@@ -12,7 +12,8 @@ from shearling.recipes.run import RecipeRun
 # What makes the laptop recipe one for a model of 64 positions and a few thousand tokens.
 SMALL = (
     "data.length=32", "data.held_out=0.1", "heal.tokens=600", "heal.save_every=3",
-    "heal.eval_every=100", "heal.eval_sequences=2", "heal.lr=1e-2", "method.samples=4", "method.length=16", "method.written=2",
+    "heal.eval_every=100", "heal.eval_sequences=2", "heal.lr=1e-2", "method.samples=4",
+    "method.length=16", "method.written=2",
     "evaluate.windows=2", "evaluate.window=32", "bench.prompts=[4]", "bench.new=[2]",
     "bench.repeats=1", "bench.budget=null",
 )  # fmt: skip
