@@ -22,6 +22,12 @@ _7B = LlamaConfig(
     hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
     num_key_value_heads=32, vocab_size=32000, tie_word_embeddings=False,
 )  # fmt: skip
+_QWEN: dict[str, Any] = {
+    "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 48,
+    "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128, "num_experts": 128,
+    "num_experts_per_tok": 8, "moe_intermediate_size": 768, "vocab_size": 151936,
+    "norm_topk_prob": True,
+}  # fmt: skip
 CONFIGS: dict[str, Any] = {
     "meta-llama/Llama-2-7b-hf": _7B,
     "huggyllama/llama-7b": _7B,
@@ -30,11 +36,7 @@ CONFIGS: dict[str, Any] = {
         hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
         num_key_value_heads=3, vocab_size=49152, tie_word_embeddings=True,
     ),
-    "Qwen/Qwen3-30B-A3B": Qwen3MoeConfig(
-        hidden_size=2048, intermediate_size=6144, num_hidden_layers=48, num_attention_heads=32,
-        num_key_value_heads=4, head_dim=128, num_experts=128, num_experts_per_tok=8,
-        moe_intermediate_size=768, vocab_size=151936, norm_topk_prob=True,
-    ),
+    "Qwen/Qwen3-30B-A3B": Qwen3MoeConfig(**_QWEN),
 }  # fmt: skip
 
 
