@@ -10,19 +10,19 @@ import yaml
 from shearling.errors import ShearlingError
 from shearling.recipes.plan import plan_recipe
 from shearling.recipes.read import read_recipe
-from shearling.recipes.start import Answers, recipe_text
+from shearling.recipes.start import RecipeAnswers, recipe_text
 from tiny_farm import Farm
 
 
 def answered(farm: Farm, size: str, machine: str = "cpu") -> str:
-    return recipe_text(Answers(str(farm.model), (str(farm.text),), size, machine), farm.root)
+    return recipe_text(RecipeAnswers(str(farm.model), (str(farm.text),), size, machine), farm.root)
 
 
 @pytest.mark.parametrize(
     ("size", "target", "kind"),
     [
         ("0.8x", {"params": "0.8x"}, "scores"),
-        ("20k", {"params": "20k"}, "scores"),
+        ("40k", {"params": "40k"}, "scores"),
         ("3 blocks", {"layers": 3}, "blocks"),
         ("1.3x faster", {"layers": 3}, "blocks"),  # of five
     ],
@@ -34,7 +34,7 @@ def test_how_small_or_how_fast(farm: Farm, size: str, target: dict[str, object],
 
 
 def test_a_recipe_that_can_be_planned(farm: Farm, tmp_path: Path) -> None:
-    answers = Answers(str(farm.model), (f"pen={farm.text}",), "0.8x", "gpu")
+    answers = RecipeAnswers(str(farm.model), (f"pen={farm.text}",), "0.8x", "gpu")
     (tmp_path / "recipe.yaml").write_text(recipe_text(answers, tmp_path))
     recipe = read_recipe(str(tmp_path / "recipe.yaml"))
     assert recipe.heal[0].recipe == "distill"
@@ -47,7 +47,7 @@ def test_relative_paths_follow_the_recipe(
 ) -> None:
     monkeypatch.chdir(farm.root)
     (tmp_path / "deep").mkdir()
-    text = recipe_text(Answers("model", ("text.jsonl",), "0.8x", "cpu"), tmp_path / "deep")
+    text = recipe_text(RecipeAnswers("model", ("text.jsonl",), "0.8x", "cpu"), tmp_path / "deep")
     (tmp_path / "deep" / "own.yaml").write_text(text)
     monkeypatch.chdir(tmp_path)
     recipe = read_recipe("deep/own.yaml")
@@ -71,4 +71,4 @@ def test_relative_paths_follow_the_recipe(
 def test_answers_that_cannot_be_used(farm: Farm, change: dict[str, object], sentence: str) -> None:
     given = {"model": str(farm.model), "text": (str(farm.text),), "size": "0.8x", "machine": "cpu"}
     with pytest.raises(ShearlingError, match=sentence):
-        recipe_text(Answers(**given | change), farm.root)
+        recipe_text(RecipeAnswers(**given | change), farm.root)

@@ -56,10 +56,12 @@ def init(options: InitOptions) -> None:
     )
     machine = options.machine or _ask("Which machine (cpu, gpu or auto)", "--machine", "auto")
     from shearling.files.writer import write_text
-    from shearling.recipes.start import Answers, recipe_text
+    from shearling.recipes.start import RecipeAnswers, recipe_text
 
     model = str(with_adapter(model, options.merge_adapter))
-    written = recipe_text(Answers(model, tuple(text), size, machine), output.absolute().parent)
+    written = recipe_text(
+        RecipeAnswers(model, tuple(text), size, machine), output.absolute().parent
+    )
     write_text(output, written)
     lines = [f"wrote {output}; run it with `shearling run {output} --output DIR`"]
     print_result({"recipe": str(output)}, options.as_json, lines)
@@ -68,7 +70,9 @@ def init(options: InitOptions) -> None:
 def _ask(question: str, option: str, default: str | None = None) -> str:
     """An answer from the terminal (ShearlingError where there is none)."""
     if not sys.stdin.isatty():
+        if default is not None:
+            return default
         raise ShearlingError(
-            f"{option} was not given, and there is no terminal to ask on; give it."
+            f"there is no terminal to ask on, and {option} was not given; give it."
         )
     return typer.prompt(question, default=default, err=True)

@@ -24,7 +24,7 @@ _BLOCKS = re.compile(r"(\d+)\s*(?:blocks|layers)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Answers:
+class RecipeAnswers:
     """What is asked.
 
     Attributes:
@@ -40,7 +40,7 @@ class Answers:
     machine: str = "auto"
 
 
-def recipe_text(answers: Answers, directory: Path) -> str:
+def recipe_text(answers: RecipeAnswers, directory: Path) -> str:
     """The recipe as YAML, checked; its paths are relative to ``directory``, where it will lie.
 
     Raises:
