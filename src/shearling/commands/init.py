@@ -59,9 +59,8 @@ def init(options: InitOptions) -> None:
     from shearling.recipes.start import RecipeAnswers, recipe_text
 
     model = str(with_adapter(model, options.merge_adapter))
-    written = recipe_text(
-        RecipeAnswers(model, tuple(text), size, machine), output.absolute().parent
-    )
+    answers = RecipeAnswers(model, tuple(text), size, machine)
+    written = recipe_text(answers, output.absolute().parent)
     write_text(output, written)
     lines = [f"wrote {output}; run it with `shearling run {output} --output DIR`"]
     print_result({"recipe": str(output)}, options.as_json, lines)
