@@ -19,8 +19,11 @@ import processes
 from shearling.data.store import Store
 from shearling.errors import ShearlingError
 from shearling.recipes import run as running
+from shearling.recipes import work
 from shearling.recipes.read import read_recipe
 from shearling.recipes.run import RecipeRun
+from shearling.train.heal import Healed
+from shearling.train.options import Options
 from tiny_farm import SMALL, Farm
 from tiny_tokenizer import byte_tokenizer
 
@@ -172,6 +175,20 @@ def test_a_source_or_a_text_that_changed(farm: Farm, tmp_path: Path) -> None:
     assert digest(tmp_path / "run" / "03-prune" / "model.safetensors") == before
 
 
+def test_a_training_that_was_stopped(copied: Copied, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: Any, **how: Any) -> Healed:
+        return Healed(None, 3, 10)
+
+    monkeypatch.setattr(work, "heal", stopped)
+    told = copied("heal.lr=2e-2").run()
+    assert (told["made"], told["stopped"], told["model"]) == (
+        [],
+        "04-heal",
+        str(copied().output / "03-prune"),
+    )
+    assert told["kept"] == STAGES[:3]
+
+
 # --- refused before any work ---------------------------------------------------------------------
 
 
@@ -220,6 +237,18 @@ def test_what_does_not_fit(farm: Farm, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_more_tokens_than_there_are_is_said(farm: Farm) -> None:
     farm.run("no", "heal.tokens=1M")
     assert any("they would be seen" in one for one in farm.said)
+
+
+def test_how_often_all_of_the_data_is_seen_is_said(farm: Farm, whole: Any) -> None:
+    """Counted here from the store; the run asked for less than one epoch and said nothing."""
+    store = Store.open(whole[0].output / "01-pack")
+    there = 32 * len(store.sequences("text"))
+    said: list[str] = []
+    for tokens in (there, 3 * there):
+        given = work.StageWork(farm.root, {}, {}, notify=said.append)
+        work.tell_epochs(given, store, Options(tokens=tokens))
+    assert len(said) == 1
+    assert f"holds {there:,} to train on: they are seen 3.0 times" in said[0]
 
 
 # --- other ways ----------------------------------------------------------------------------------
