@@ -114,6 +114,23 @@ def test_a_change_makes_what_depends_on_it(copied: Copied, change: str, made: li
     assert copied(change).run()["made"] == []
 
 
+def test_killed_between_a_stages_end_and_its_record(copied: Copied) -> None:
+    run = copied()
+    before = {file: file.stat().st_mtime_ns for file in run.output.rglob("*.safetensors")}
+    for name in STAGES[:5]:
+        file = run.output / f"{name}.json"
+        begun = json.loads(file.read_text()) | {"whole": False, "output": "", "files": {}}
+        file.write_text(json.dumps(begun))
+    assert run.run()["made"] == STAGES[:5]  # which only says that they are whole
+    assert before == {file: file.stat().st_mtime_ns for file in before}
+    assert copied().run()["made"] == []
+
+
+def test_records_name_no_path(whole: tuple[RecipeRun, dict[str, Any]]) -> None:
+    for name in STAGES:
+        assert str(whole[0].output.parent) not in (whole[0].output / f"{name}.json").read_text()
+
+
 def test_a_change_of_healing(copied: Copied) -> None:
     states = copied("heal.lr=2e-2").states()
     assert [name for name, state in states.items() if state == "whole"] == STAGES[:3]

@@ -46,7 +46,7 @@ class Inputs:
         """Those from outside of the run, as they are now."""
         return {
             name: StageInput(
-                ", ".join(map(public, one.values)), joined(list(one.values))[:16], self.of(one)
+                ", ".join(map(_called, one.values)), joined(list(one.values))[:16], self.of(one)
             )
             for name, one in _named(stage)
             if isinstance(one, Given)
@@ -79,6 +79,12 @@ def _named(stage: Stage) -> list[tuple[str, Given | Made]]:
         for role, several in stage.inputs.items()
         for number, one in enumerate(several)
     ]
+
+
+def _called(value: str) -> str:
+    """What something given is called: of absolute paths the last part, behind a domain's name."""
+    name, equals, path = value.partition("=")
+    return f"{name}={public(path)}" if equals and not name.startswith("/") else public(value)
 
 
 def _fingerprint(one: Given) -> str:
