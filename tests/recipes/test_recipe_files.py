@@ -88,6 +88,12 @@ def test_changes(tmp_path: Path) -> None:
     assert recipe.data.specs == (str(Path("own.txt").resolve()),)
 
 
+@pytest.mark.parametrize("pair", ["heal.2.lr=1", "heal.lr=1"])
+def test_a_change_that_misses_a_list(pair: str) -> None:
+    with pytest.raises(ShearlingError, match=r"reaches into a list of 2, where a number from 0 to"):
+        read_recipe("shortened-cpt-lora", [pair])
+
+
 def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     name = written(tmp_path, BUILT.replace("{text: text.txt}", "{text: {pen: in/pen.txt}}"))
