@@ -31,6 +31,10 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "pack": ("pack", "{text}", "--tokenizer", "{model}", "--output", "{out}", "--length", "24",
              "--workers", "1"),
     "demo": ("demo", "--model", "{model}", "--text", "{text}", "--output", "{out}"),
+    "init": ("init", "--model", "{model}", "--text", "{text}", "--size", "2 blocks", "--machine",
+             "cpu", "--output", "{out}.yaml"),
+    "run": ("run", "laptop", "--source", "{model}", "--text", "{text}", "--output", "{out}",
+            "--dry-run"),
     "bench": ("bench", "{model}", "--prompt", "4", "--new", "2", "--repeats", "1", "--batch", "1"),
 }  # fmt: skip
 

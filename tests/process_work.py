@@ -26,6 +26,8 @@ from shearling.engine.stream import BlockStream
 from shearling.gates.learn import learn
 from shearling.gates.options import LearnOptions
 from shearling.model.checkpoint import Checkpoint
+from shearling.recipes.read import read_recipe
+from shearling.recipes.run import RecipeRun
 from shearling.scoring.score import score_tokens
 from shearling.scoring.score_units import score_units
 from shearling.train.heal import heal
@@ -144,3 +146,18 @@ def walk_rank(model: str, store: str, output: str, arguments: list[str]) -> None
     # The command goes on with this group: a second one at the same address would wait for ever.
     with Path(output, f"{ranks.rank}.txt").open("w") as said, redirect_stdout(said):
         app(arguments, standalone_mode=False)
+
+
+def killed_recipe(pairs: list[str], changes: dict[str, str], output: Path, stage: str) -> None:
+    """Run the laptop recipe; killed in a stage, in a training after its fourth step."""
+    torch.set_num_threads(1)
+
+    def progress(said: str, done: float, total: float, /) -> None:
+        if said.startswith(f"{stage}: ") and (done == 4 or "training" not in said):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def notify(sentence: str) -> None:
+        if sentence.startswith(stage) and stage.endswith(("text", "report")):  # of no progress
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    RecipeRun(read_recipe("laptop", pairs, changes), output, progress, notify).run()

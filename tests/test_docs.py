@@ -13,6 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 from family_docs import families_page
+from recipe_docs import SECTIONS, with_recipes
 from shearling.cli import app
 from shearling.data.results import CacheManifest, StoreManifest
 from shearling.evaluate import results as measured
@@ -21,6 +22,8 @@ from shearling.evaluate.abilities.results import Abilities
 from shearling.files.results import OwnFile, ResultFile, documented
 from shearling.gates.results import LearningHistory
 from shearling.model.manifest import ModelManifest
+from shearling.recipes import schema
+from shearling.recipes.record import StageRecord
 from shearling.report.records.comparison import ComparisonFile
 from shearling.scoring import registry
 from shearling.scoring.results import BlockScoresFile, UnitScoresFile
@@ -38,7 +41,7 @@ KINDS: tuple[type[OwnFile], ...] = (
     measured.Generations, measured.Damage, measured.Bench,
     HealingHistory, LearningHistory, ReferenceLosses,
     BlockScoresFile, UnitScoresFile, ModelManifest, StoreManifest, CacheManifest, ComparisonFile,
-    CheckpointState,
+    CheckpointState, StageRecord,
 )  # fmt: skip
 FIRST, LAST = "<!-- kinds: from the dataclasses -->\n", "<!-- end of kinds -->\n"
 
@@ -141,6 +144,16 @@ def test_docs_show_the_families_there_are() -> None:
     assert all(f"| `{name}` |" in page for name in [*FAMILIES, *WRAPPERS])
 
 
+def test_docs_show_the_keys_of_recipes_there_are() -> None:
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    assert page == with_recipes(page)
+    sections = {one for one in vars(schema).values() if isinstance(one, type)}
+    ours = {one for one in sections if issubclass(one, schema.RecipeSection)}
+    assert set(SECTIONS.values()) == {one for one in ours if one.model_fields and one.__doc__} - {
+        schema.RecipeSection
+    }
+
+
 def test_every_kind_is_in_the_docs() -> None:
     every = {*OwnFile.__subclasses__(), *ResultFile.__subclasses__()} - {ResultFile}
     assert set(KINDS) == {of for of in every if of.__module__.startswith("shearling.")}
@@ -168,3 +181,5 @@ if __name__ == "__main__":
     abilities_page = ROOT / "docs" / "abilities.md"
     abilities_page.write_text(with_abilities(abilities_page.read_text()))
     (ROOT / "docs" / "families.md").write_text(families_page())
+    recipes_page = ROOT / "docs" / "recipes.md"
+    recipes_page.write_text(with_recipes(recipes_page.read_text()))

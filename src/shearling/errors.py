@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
+from difflib import get_close_matches
 
 LONGEST = 400  # characters of a reason that a sentence shows
 # What these say is a key, a name or nothing; a reader needs their kind as well.
@@ -33,6 +34,12 @@ def reason(error: BaseException) -> str:
 def shortened(said: str) -> str:
     """A reason as a sentence shows it: what a file holds may be of any length."""
     return said if len(said) <= LONGEST else said[: LONGEST - 3] + "..."
+
+
+def nearest(given: str, known: Iterable[str]) -> str:
+    """``"; the nearest is mlp"`` where a name that is not known is like one that is, else ""."""
+    close = get_close_matches(given, list(known), n=1, cutoff=0.6)
+    return f"; the nearest is {close[0]}" if close else ""
 
 
 def lacks_memory(error: BaseException) -> bool:

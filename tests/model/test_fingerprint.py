@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from shearling.errors import ShearlingError
+from shearling.files import remembered
 from shearling.model import fingerprint as module
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.fingerprint import fingerprint, tensor_digests
@@ -93,7 +94,7 @@ def test_names_types_and_shapes_count(tmp_path: Path) -> None:
 
 
 def test_a_file_is_read_once(copy: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SETTLED_SECONDS", 0.0)
+    monkeypatch.setattr(remembered, "SETTLED_SECONDS", 0.0)
     first = Checkpoint.open(copy).fingerprint
     assert len(list(cache.iterdir())) == 1
     (moved := copy.with_name("moved")).exists()
@@ -105,7 +106,7 @@ def test_a_file_is_read_once(copy: Path, cache: Path, monkeypatch: pytest.Monkey
 def test_a_change_is_seen_though_the_time_is_set_back(
     copy: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "SETTLED_SECONDS", 0.0)
+    monkeypatch.setattr(remembered, "SETTLED_SECONDS", 0.0)
     weights = copy / "model.safetensors"
     settle(weights)
     before, stat = Checkpoint.open(copy).fingerprint, weights.stat()
@@ -128,7 +129,7 @@ def test_nothing_is_kept_of_a_file_that_has_just_changed(copy: Path, cache: Path
 def test_a_damaged_cache_is_none(
     copy: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
-    monkeypatch.setattr(module, "SETTLED_SECONDS", 0.0)
+    monkeypatch.setattr(remembered, "SETTLED_SECONDS", 0.0)
     before = Checkpoint.open(copy).fingerprint
     for file in cache.iterdir():
         file.write_text(damage)
@@ -138,7 +139,7 @@ def test_a_damaged_cache_is_none(
 def test_a_cache_that_cannot_be_written_stops_nothing(
     copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "SETTLED_SECONDS", 0.0)
+    monkeypatch.setattr(remembered, "SETTLED_SECONDS", 0.0)
     (tmp_path / "file").touch()
     before = Checkpoint.open(copy).fingerprint
     monkeypatch.setenv("SHEARLING_CACHE", str(tmp_path / "file"))

@@ -20,7 +20,6 @@ from shearling.commands.options import (
     warn,
 )
 from shearling.commands.takes import takes_options
-from shearling.errors import ShearlingError
 
 if TYPE_CHECKING:
     from shearling.data.store import Store
@@ -63,12 +62,13 @@ def heal(options: HealOptions) -> None:
     from shearling.train.heal import heal as run
     from shearling.train.options import parse
     from shearling.train.setup import Training, check, check_output
+    from shearling.train.steering import inherited, references
 
     given, output = options.training, options.training.output
     tokens = parse_count(given.tokens, "--tokens")
     training = parse(options.recipe, tokens, settings(options.settings, given))
     source, store = Checkpoint.open(options.model.given()), Store.open(given.data)
-    training = _inherited(training, source, store)
+    training = inherited(training, source, store, warn)
     check_output(output)  # before references are measured
     named = options.teacher
     teacher = None if named is None else Checkpoint.open(options.model.beside(named))
@@ -89,59 +89,6 @@ def heal(options: HealOptions) -> None:
         )  # fmt: skip
     if world.first:
         _print_result(healed, output, options.as_json)
-
-
-def _inherited(options: Options, source: Checkpoint, store: Store) -> Options:
-    """Weights that were not given go on from where the model's last training left them."""
-    from shearling.model.lineage import final_weights
-
-    if options.mix == "proportional" or options.weights is not None:
-        return options
-    weights = final_weights(source)
-    if weights is None or set(weights) != set(store.domains):
-        return options
-    warn(f"the domains start with the weights that the training of {source.name} ended with.")
-    return options.model_copy(update={"weights": weights})
-
-
-def references(
-    file: Path | None, teacher: Checkpoint | None, store: Store, options: Options,
-    world: World | None = None,
-) -> dict[str, float] | None:  # fmt: skip
-    """Reference losses for a dynamic mix: from a file, or measured on the teacher by all ranks.
-
-    Without a world nothing is measured, as in a dry run; the losses are zeros then.
-    """
-    from shearling.engine.place import Place, Wish
-    from shearling.train.reference import SEQUENCES, Reference
-    from shearling.train.reference import measure as measured
-
-    if options.mix != "dynamic":
-        return None
-    if file is not None:
-        reference = Reference.load(file)
-        if reference.tokenizer not in (None, store.tokenizer):
-            raise ShearlingError(
-                f"the losses of {file} were measured with another tokenizer than {store.path} was "
-                "packed with; measure them on that store."
-            )
-        if reference.tokenizer is not None and reference.bos != store.bos:
-            raise ShearlingError(
-                f"the losses of {file} were measured on sequences that "
-                f"{_begin(reference.bos)}, but those of {store.path} {_begin(store.bos)}; measure "
-                "them on that store."
-            )
-        return reference.losses
-    if teacher is None:
-        return None
-    if world is None:
-        return dict.fromkeys(store.domains, 0.0)
-    place = Place.best(teacher, Wish(device=str(world.device), ranks=world))
-    return measured(teacher, store, min(SEQUENCES, options.eval_sequences), place=place)
-
-
-def _begin(bos: int | None) -> str:
-    return "do not begin with BOS" if bos is None else f"begin with BOS (token {bos})"
 
 
 def settings(pairs: list[str] | None, options: TrainingOptions) -> list[str]:

@@ -12,7 +12,6 @@ import typer
 from shearling.commands.heal import (
     joined,
     print_stopped,
-    references,
     settings,
     tell_device,
     where,
@@ -79,6 +78,7 @@ def learn(options: LearnCommandOptions) -> None:
     from shearling.pruning.plan import parse_count, parse_shape
     from shearling.train.finish import RUN as HEALING
     from shearling.train.setup import Training, check_output
+    from shearling.train.steering import references
 
     given, output = options.training, options.training.output
     tokens = parse_count(given.tokens, "--tokens")

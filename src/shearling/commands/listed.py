@@ -15,6 +15,8 @@ from typer.core import TyperCommand, TyperGroup
 
 # What each does, in the order of the help.
 SUMMARIES = {
+    "init": "Write a recipe from four answers: model, text, how small or how fast, which machine.",
+    "run": "Make a smaller model by a recipe, stage by stage; goes on by itself if it was stopped.",
     "inspect": "Show a model's shape, exact counts, costs and lineage; reads headers, not weights.",
     "score": "Score every block of a model, or every unit of a width; the lowest is the first that "
     "can go.",

@@ -123,6 +123,17 @@ def check(training: Training, after: Shape, output: Path) -> None:
     """Refuse what cannot work before anything is loaded (ShearlingError)."""
     source, store, options = training.source, training.store, training.options
     assert isinstance(options, LearnOptions)
+    check_shape(source, after, gated=options.gates != "scores")
+    if options.sample_length > store.length and (options.warm_start or options.refit):
+        raise ShearlingError(
+            f"sample_length={options.sample_length} was given, but {store.path} holds sequences of "
+            f"{store.length} tokens; give at most that."
+        )
+    check_training(training, output, healing.RUN if options.gates == "scores" else RUN)
+
+
+def check_shape(source: Checkpoint, after: Shape, *, gated: bool = True) -> None:
+    """Refuse a shape that cannot be learned (ShearlingError); ``gated`` where gates are trained."""
     source.family.check(source.config, after)
     require_smaller(after, source.shape)
     if source.layout.routed:
@@ -141,14 +152,8 @@ def check(training: Training, after: Shape, output: Path) -> None:
             f"vocab={after['vocab']} was asked for, but which tokens stay is not learned; cut the "
             f"vocabulary with `shearling prune --shape vocab={after['vocab']}` first."
         )
-    if options.sample_length > store.length and (options.warm_start or options.refit):
-        raise ShearlingError(
-            f"sample_length={options.sample_length} was given, but {store.path} holds sequences of "
-            f"{store.length} tokens; give at most that."
-        )
-    if options.gates != "scores":
+    if gated:
         check_gates(source, GateBank(source.layout, source.shape, after))
-    check_training(training, output, healing.RUN if options.gates == "scores" else RUN)
 
 
 def _learner(

@@ -4,11 +4,8 @@ Two models that differ in one byte anywhere differ in it; how tensors are spread
 what the directory is called, does not change it. It is the SHA-256 of the configuration and, in
 the order of names, of every tensor's name, type, shape and the SHA-256 of its bytes.
 
-Every byte is read once, by several threads. What a file's tensors came to is kept in the cache
-directory, and stands until the file changes: it is known by device, inode, size, and the times, to
-the nanosecond, of the last change of its content and of its inode. The last of these cannot be set
-back. Of a file that was changed a moment ago nothing is kept, as a second change might fall within
-the same tick of the file system's clock.
+Every byte is read once, by several threads, and what a file's tensors came to is kept
+(:mod:`shearling.files.remembered`).
 """
 
 from __future__ import annotations
@@ -16,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,12 +21,10 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from shearling.errors import ShearlingError
-from shearling.files.cache import cache_directory
-from shearling.files.reading import read_json
-from shearling.files.writer import write_json
+from shearling.files.remembered import keep, recall
 
 FORMAT = 1  # raised when what is kept of a file would mean something else
-SETTLED_SECONDS = 2.0  # the coarsest clock of a file system in use, FAT's
+KEPT = "fingerprints"
 PIECE_BYTES = 4 * 2**20
 
 # Tensor name -> type, shape and SHA-256, as one string.
@@ -75,7 +69,7 @@ def tensor_digests(files: list[Path]) -> dict[Path, Digests]:
             digests[file] = {
                 name: f"{label} {future.result()}" for name, (label, future) in tensors.items()
             }
-            _keep(file, stats[file], digests[file])
+            keep(KEPT, FORMAT, file, stats[file], {"tensors": digests[file]})
     return digests
 
 
@@ -118,36 +112,8 @@ def _digest(file: Path, start: int, stop: int) -> str:
     return digest.hexdigest()
 
 
-def _place(stat: os.stat_result) -> Path:
-    """Where the digests of a file's tensors are kept."""
-    known_by = (
-        FORMAT, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
-    )  # fmt: skip
-    name = hashlib.sha256(repr(known_by).encode()).hexdigest()[:32]
-    return cache_directory() / "fingerprints" / f"{name}.json"
-
-
 def _recall(stat: os.stat_result) -> Digests | None:
     """What was kept of a file; None if nothing was, or it is damaged."""
-    try:
-        tensors = read_json(_place(stat)).get("tensors")
-    except ShearlingError:
-        return None
+    tensors = recall(KEPT, FORMAT, stat).get("tensors")
     whole = isinstance(tensors, dict) and all(isinstance(one, str) for one in tensors.values())
     return tensors if whole else None
-
-
-def _keep(file: Path, stat: os.stat_result, tensors: Digests) -> None:
-    """Keep a file's digests, if the file was left alone; a cache that cannot be written is none."""
-    now = file.stat()
-    if _place(now) != _place(stat) or time.time() - _changed(stat) < SETTLED_SECONDS:
-        return
-    try:
-        write_json(_place(stat), {"file": str(file), "tensors": tensors})
-    except (OSError, ShearlingError):
-        return
-
-
-def _changed(stat: os.stat_result) -> float:
-    """When a file was last changed, in seconds."""
-    return max(stat.st_mtime, stat.st_ctime)

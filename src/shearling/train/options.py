@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from shearling.data.seeds import LARGEST
-from shearling.errors import ShearlingError
+from shearling.errors import ShearlingError, nearest
 from shearling.files.reading import parse_yaml
 
 Recipe = Literal["cpt", "lora", "cpt-then-lora", "distill"]
@@ -139,23 +140,42 @@ def parse(recipe: str, tokens: int, pairs: Sequence[str]) -> Options:
 
 
 def pairs_into(given: Mapping[str, Any], pairs: Sequence[str]) -> dict[str, Any]:
-    """``given`` with the values of ``key=value`` pairs over it (ShearlingError if one is none)."""
-    values = dict(given)
+    """``given`` with the values of ``key=value`` pairs over it (ShearlingError if one is none).
+
+    A number reaches into a list, as ``heal.0.lr=1e-4`` does.
+    """
+    values = deepcopy(dict(given))
     for pair in pairs:
         key, sign, text = pair.partition("=")
         if not sign or not key:
             raise ShearlingError(
                 f"{_shown(pair)!r} was given, but options are written as key=value."
             )
-        path, target = key.split("."), values
+        path: list[str] = key.split(".")
+        target: Any = values
         for part in path[:-1]:
-            target = target.setdefault(part, {})
-            if not isinstance(target, dict):
+            if isinstance(target, list):
+                target = target[_place(target, part, key)]
+            else:
+                target[part] = {} if target.get(part) is None else target[part]
+                target = target[part]
+            if not isinstance(target, dict | list):
                 raise ShearlingError(
                     f"{_shown(key)} reaches inside {_shown(part)}, which is one value."
                 )
-        target[path[-1]] = parse_yaml(text, f"the value of {_shown(pair)}")
+        last: Any = _place(target, path[-1], key) if isinstance(target, list) else path[-1]
+        target[last] = parse_yaml(text, f"the value of {_shown(pair)}")
     return values
+
+
+def _place(values: list[Any], part: str, key: str) -> int:
+    """The place in a list that a part of a key names."""
+    if not part.isdecimal() or int(part) >= len(values):
+        raise ShearlingError(
+            f"{_shown(key)} reaches into a list of {len(values)}, where a number from 0 to "
+            f"{len(values) - 1} was expected, not {_shown(part)}."
+        )
+    return int(part)
 
 
 def validated(values: Mapping[str, Any], kind: type[_Kind]) -> _Kind:
@@ -168,7 +188,7 @@ def validated(values: Mapping[str, Any], kind: type[_Kind]) -> _Kind:
         if first["type"] == "extra_forbidden":
             raise ShearlingError(
                 f"{key} is not an option of {kind.what}; the options are "
-                f"{', '.join(kind.model_fields)}."
+                f"{', '.join(kind.model_fields)}{nearest(key, kind.model_fields)}."
             ) from error
         given = f" ({_shown(repr(first['input']))} was given)" if key else ""
         reason = first["msg"].removeprefix("Value error, ")

@@ -34,6 +34,10 @@ from shearling.train.options import Options
 from shearling.train.parallel import World, shard
 
 _ALONE = World()
+# Options that two runs need not share for one to go on with the other's checkpoint.
+FREE = (
+    "save_every", "keep", "eval_every", "eval_sequences", "micro", "checkpointing", "trackers",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -312,9 +316,6 @@ def mixed(store: Store, phase: Options, reference: Mapping[str, float] | None) -
 
 def identity(training: Training) -> dict[str, Any]:
     """What two runs must share for one to go on with the other's checkpoint."""
-    free = {
-        "save_every", "keep", "eval_every", "eval_sequences", "micro", "checkpointing", "trackers",
-    }  # fmt: skip
     teacher, cache = training.teacher, training.cache
     return {
         "model": training.source.fingerprint,
@@ -322,5 +323,5 @@ def identity(training: Training) -> dict[str, Any]:
         "teacher": None if teacher is None else teacher.fingerprint,
         "cache": None if cache is None else cache.fingerprint,
         "reference": None if training.reference is None else dict(training.reference),
-        "options": training.options.model_dump(mode="json", exclude=free),
+        "options": training.options.model_dump(mode="json", exclude={*FREE}),
     }

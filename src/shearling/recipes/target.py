@@ -1,0 +1,92 @@
+"""How much is left, from what a recipe says: shares are of the recipe's source."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any
+
+from shearling.errors import ShearlingError
+from shearling.model.checkpoint import Checkpoint
+from shearling.pruning.plan import parse_params
+from shearling.pruning.prune import Size
+from shearling.recipes.schema import TargetSection
+from shearling.table.values import Shape
+
+
+def size_of(
+    target: TargetSection, source: Checkpoint, model: Checkpoint, *, depth_only: bool = False
+) -> tuple[dict[str, Any], Shape]:
+    """What ``Size`` is given, and every axis after the cut.
+
+    Args:
+        target: of one cut.
+        source: of the recipe, of which shares are taken.
+        model: what is cut: the source, or what was made of it.
+        depth_only: only whole blocks go.
+
+    Raises:
+        ShearlingError: what no shape of the architecture meets; the nearest are named.
+    """
+    try:
+        given: dict[str, Any] = _absolute(target, source)
+        if depth_only and "params" in given:
+            given = {"layers": _depth_for(model, int(given["params"]))}
+        after = Size(**given).after(model)
+        model.family.check(model.config, after)
+    except ShearlingError as error:
+        raise ShearlingError(f"the recipe's target cannot be met: {error}") from error
+    widths = [axis for axis in after if axis != "layers" and after[axis] != model.shape[axis]]
+    if depth_only and widths:
+        raise ShearlingError(
+            f"the recipe's method cuts whole blocks, but its target changes {', '.join(widths)}; "
+            "give layers or params, or kind: scores."
+        )
+    return given, after
+
+
+def _absolute(target: TargetSection, source: Checkpoint) -> dict[str, Any]:
+    """A target without shares."""
+    given = target.model_dump(exclude_none=True)
+    if "shape" in given:
+        given["shape"] = _sizes(given["shape"], source)
+    if "params" in given:
+        given["params"] = parse_params(str(given["params"]), source.parameters)
+    if "active_params" in given and source.layout.routed:
+        active = source.layout.count(source.shape, active=True)
+        given["active_params"] = parse_params(
+            str(given["active_params"]), active, "--active-params"
+        )
+    if "remove" in given:
+        given["remove"] = tuple(given["remove"])
+    return given
+
+
+def _sizes(shape: Mapping[str, int | str], source: Checkpoint) -> dict[str, int]:
+    """Sizes by axis, shares taken of the source's."""
+    sizes: dict[str, int] = {}
+    for axis, size in shape.items():
+        if isinstance(size, int):
+            sizes[axis] = size
+            continue
+        match = re.fullmatch(r"([01](?:\.[0-9]{1,9})?)x", size.strip())
+        if match is None or axis not in source.shape:
+            raise ShearlingError(
+                f"shape has {axis}: {size!r}, but a size such as 24 or a share such as 0.75x of "
+                f"one of {', '.join(source.shape)} was expected."
+            )
+        sizes[axis] = int(Fraction(match[1]) * source.shape[axis])
+    return sizes
+
+
+def _depth_for(model: Checkpoint, params: int) -> int:
+    """The most blocks with which a model has at most so many parameters."""
+    for layers in range(model.shape["layers"] - 1, 0, -1):
+        if model.layout.count(model.shape.with_(layers=layers)) <= params:
+            return layers
+    least = model.layout.count(model.shape.with_(layers=1))
+    raise ShearlingError(
+        f"{params:,} parameters were asked for, but one block and the embeddings alone have "
+        f"{least:,}; ask for more, or cut widths as well with kind: scores."
+    )
