@@ -13,7 +13,7 @@ pinned = $(shell sed -n 's/^\($(1)==[^ ]*\).*/\1/p' constraints.txt)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup demo test check format bench clean
+.PHONY: help setup demo test oldest check format bench clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,13 @@ demo: $(VENV)/.demo ## make a small real model smaller and report on it; options
 # worker begins with tests that stand together: they share what they compute.
 test: $(VENV)/.dev ## run the tests; options in PYTEST_ARGS="…"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(PYTEST_ARGS)
+
+# Where routers, caches and configurations differ most between versions; torch stays as it is.
+OLDEST_TESTS = tests/pruning/test_cut.py tests/engine/test_experts.py tests/table/test_real_configs.py
+
+oldest: .oldest/.made ## run some of the tests with the oldest transformers that will do
+	@OMP_NUM_THREADS=1 PYTHONPATH=.oldest $(BIN)/python -m pytest -n auto --maxprocesses 8 \
+	  --dist worksteal $(OLDEST_TESTS)
 
 check: $(VENV)/.dev ## lint, formatting and types
 	@status=0; \
@@ -46,7 +53,7 @@ bench: $(VENV)/.demo ## run every benchmark
 	done
 
 clean: ## remove .venv and caches; results (demo/, runs/) stay
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .oldest build dist .pytest_cache .ruff_cache .hypothesis
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Some systems package Python without ensurepip; their pip can still install into a bare venv.
@@ -63,6 +70,11 @@ $(VENV)/.setup: pyproject.toml constraints.txt
 	@$(PIP) $(call pinned,torch)
 	@echo "installing shearling and what it needs"
 	@$(PIP) --editable .
+	@touch $@
+
+.oldest/.made: constraints-oldest.txt $(VENV)/.dev
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+	  --target .oldest --requirement $<
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.setup
