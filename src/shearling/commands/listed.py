@@ -28,7 +28,8 @@ SUMMARIES = {
     "`shearling heal --teacher-cache`.",
     "reference": "Find the loss that each domain should come down to while a smaller model is "
     "healed.",
-    "eval": "Measure perplexity, tasks, abilities and repetition of models, and show what they write.",
+    "eval": "Measure perplexity, tasks, abilities and repetition of models, and show what they "
+    "write.",
     "bench": "Time prefill and decode and measure memory, in turns when several models are given.",
     "judge": "Let a judge say which of two models answers better, both ways round; a win rate "
     "follows.",
