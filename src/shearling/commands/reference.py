@@ -210,28 +210,11 @@ def _measured(
     ranks: Ranks,
 ) -> Reference:
     from shearling.files.terminal import progress_bars
-    from shearling.model.manifest import identity
-    from shearling.train.reference import SEQUENCES, Reference, measure
+    from shearling.train.reference import SEQUENCES, measured
 
-    sequences = SEQUENCES if sequences is None else sequences
     place = place_of(checkpoint, options, ranks)
     with progress_bars() as progress:
-        losses = measure(checkpoint, store, sequences, place=place, progress=progress)
-    how = {
-        "method": "measured",
-        "model": identity(checkpoint),
-        "parameters": checkpoint.parameters,
-        "store": {
-            "name": store.path.resolve().name,
-            "tokenizer": store.tokenizer,
-            **({} if store.bos is None else {"bos": store.bos}),
-        },
-        "sequences": {
-            domain: min(sequences, len(store.sequences(domain, "held_out"))) for domain in losses
-        },
-        "length": store.length,
-    }
-    return Reference(losses, how)
+        return measured(checkpoint, store, sequences or SEQUENCES, place=place, progress=progress)
 
 
 def _point(reference: Reference) -> Point:

@@ -68,6 +68,10 @@ class Routing:
         weights_TE = self.weights_TP.new_zeros(len(self.chosen_TP), experts, dtype=torch.float32)
         return weights_TE.scatter(1, self.chosen_TP, self.weights_TP.float())
 
+    def loads(self, experts: int) -> Tensor:
+        """How many tokens each of so many experts is sent (E), on the host."""
+        return torch.bincount(self.chosen_TP.flatten().cpu(), minlength=experts)
+
     def reached(self, expert: int) -> Arrivals:
         """The tokens that reach an expert."""
         tokens_R, places_R = (self.chosen_TP == expert).nonzero(as_tuple=True)

@@ -27,7 +27,6 @@ from shearling.gates.learn import learn
 from shearling.gates.options import LearnOptions
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.loading import load_tokenizer
-from shearling.model.manifest import identity
 from shearling.model.resolve import resolve
 from shearling.model.subject import open_subject
 from shearling.pruning.prune import (
@@ -46,8 +45,7 @@ from shearling.table.values import Shape
 from shearling.train.heal import Healed, heal
 from shearling.train.options import Options
 from shearling.train.parallel import World, join
-from shearling.train.reference import Reference
-from shearling.train.reference import measure as measure_losses
+from shearling.train.reference import measured
 from shearling.train.steering import inherited, references
 
 Notify = Callable[[str], None]
@@ -165,14 +163,8 @@ def measure_reference(work: StageWork) -> None:
     source, store = work.model(), Store.open(Path(work.one("store")))
     place = Place.best(source, Wish(device=work.device))
     sequences = int(work.options["sequences"])
-    losses = measure_losses(source, store, sequences, place=place, progress=work.progress)
-    how = {
-        "method": "measured", "model": identity(source), "parameters": source.parameters,
-        "store": {"name": store.path.name, "tokenizer": store.tokenizer}
-        | ({} if store.bos is None else {"bos": store.bos}),
-        "length": store.length,
-    }  # fmt: skip
-    Reference(losses, how).save(work.output / LOSSES)
+    losses = measured(source, store, sequences, place=place, progress=work.progress)
+    losses.save(work.output / LOSSES)
 
 
 def prune_model(work: StageWork) -> None:

@@ -214,8 +214,7 @@ class ExpertRepair:
     def _by_load(self) -> Sequence[int]:
         loads_E = torch.zeros(self.experts.count, dtype=torch.float64)
         for lack in self.batches:
-            chosen = lack.routing.chosen_TP.flatten().cpu()
-            loads_E += torch.bincount(chosen, minlength=self.experts.count)
+            loads_E += lack.routing.loads(self.experts.count)
         self.ranks.add(loads_E)
         shared = [SHARED] if self.experts.shared is not None else []
         return [*shared, *loads_E.argsort(descending=True, stable=True).tolist()]

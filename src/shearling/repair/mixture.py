@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from shearling.engine.experts import Experts, Routing
+from shearling.engine.experts import Experts, Routing, decided
 from shearling.engine.ranks import Ranks
 from shearling.engine.stream import BlockStream
 from shearling.model.naming import gathered
@@ -98,8 +98,8 @@ class MixtureBlock:
         everyone = whole.experts
         load_E = torch.zeros(everyone.count, dtype=torch.float64)
         for routing in routings:
-            chosen = everyone.router(routing.x_TD)[2].flatten().cpu()
-            load_E += torch.bincount(chosen, minlength=everyone.count)
+            before = Routing(routing.x_TD, *decided(everyone.router(routing.x_TD)))
+            load_E += before.loads(everyone.count)
         ranks.add(load_E)
         sample_TD = sample_of(torch.cat([r.x_TD for r in routings]), everyone.count)
         folded = folds(everyone, kept, sample_TD)

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from shearling.data.store import IGNORED
+from shearling.data.store import IGNORED, Store
 from shearling.engine.place import Place
 from shearling.engine.stream import BlockStream
 from shearling.engine.walk import last_states
@@ -26,6 +26,7 @@ from shearling.files.progress import Progress, silent
 from shearling.files.reading import read_json
 from shearling.files.writer import write_json
 from shearling.model.checkpoint import Checkpoint
+from shearling.model.manifest import identity
 from shearling.train.results import ReferenceLosses
 from shearling.train.scaling import EXPONENTS, Law, fit
 from shearling.train.weights import losses_of
@@ -116,6 +117,28 @@ class Point:
         model = reference.how.get("model")
         name = model.get("name") if isinstance(model, dict) else model
         return Point(str(name or path.stem), parameters, reference.losses, reference.tokenizer)
+
+
+def measured(
+    checkpoint: Checkpoint, store: Store, sequences: int, *, place: Place, progress: Progress
+) -> Reference:
+    """A model's own losses, and how they came about; as :func:`measure`."""
+    losses = measure(checkpoint, store, sequences, place=place, progress=progress)
+    how = {
+        "method": "measured",
+        "model": identity(checkpoint),
+        "parameters": checkpoint.parameters,
+        "store": {
+            "name": store.path.resolve().name,
+            "tokenizer": store.tokenizer,
+            **({} if store.bos is None else {"bos": store.bos}),
+        },
+        "sequences": {
+            domain: min(sequences, len(store.sequences(domain, "held_out"))) for domain in losses
+        },
+        "length": store.length,
+    }
+    return Reference(losses, how)
 
 
 def measure(
