@@ -29,7 +29,8 @@ test: $(VENV)/.dev ## run the tests; options in PYTEST_ARGS="…"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(PYTEST_ARGS)
 
 # Where routers, caches and configurations differ most between versions; torch stays as it is.
-OLDEST_TESTS = tests/pruning/test_cut.py tests/engine/test_experts.py tests/table/test_real_configs.py
+OLDEST_TESTS = tests/pruning/test_cut.py tests/engine/test_experts.py tests/repair/test_expert_repair.py \
+  tests/table/test_real_configs.py
 
 oldest: .oldest/.made ## run some of the tests with the oldest transformers that will do
 	@OMP_NUM_THREADS=1 PYTHONPATH=.oldest $(BIN)/python -m pytest -n auto --maxprocesses 8 \

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import naive
 from places import place
-from shearling.engine.experts import Experts, Routing, has_experts
+from shearling.engine.experts import Experts, Routing, decided, has_experts
 from shearling.engine.ranks import ALONE
 from shearling.engine.stream import BlockStream
 from shearling.errors import ShearlingError
@@ -52,7 +52,7 @@ def drawn(experts: Experts, tokens: int) -> Tensor:
 def test_what_experts_give_is_what_the_stock_module_gives(models: Models, variant: str) -> None:
     _, _, experts = mixture_of(models(variant))
     x_TD = drawn(experts, 19)
-    routing = Routing(x_TD, *experts.router(x_TD)[1:])
+    routing = Routing(x_TD, *decided(experts.router(x_TD)))
     expected_TD = experts.module(x_TD, routing.chosen_TP, routing.weights_TP)
     torch.testing.assert_close(given_by(experts, routing), expected_TD)
     change_DK = torch.randn_like(experts.writer(1))
@@ -72,7 +72,7 @@ def test_steps_solve_the_normal_equations(models: Models, variant: str) -> None:
     missing_TD = 0.1 * torch.randn(9, x_TD.shape[1], generator=torch.Generator().manual_seed(1))
     w_T = torch.rand(9, generator=torch.Generator().manual_seed(2)) + 0.5
     with torch.inference_mode():
-        routing = Routing(x_TD.clone(), *router(x_TD)[1:])
+        routing = Routing(x_TD.clone(), *decided(router(x_TD)))
         batches = [products(experts, routing, missing_TD, w_T)]
         model = _Quadratic(router, batches, ALONE)
         gradient_ED = model.gradient()
