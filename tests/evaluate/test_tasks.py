@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -192,7 +193,10 @@ def test_generation_and_rolling_tasks_run_as_lm_evals_do(place: Path) -> None:
     with harness.quiet():
         theirs = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=2)
         ours = Scorer(model, tokenizer)
-        assert ours.generate_until(asked) == theirs.generate_until(asked, disable_tqdm=True)
+        written = theirs.generate_until(asked, disable_tqdm=True)
+        assert ours.generate_until(asked) == written
+        assert ours.answers == 2
+        assert ours.answer_tokens == sum(len(answer.encode()) for answer in written) > 0
         expected = theirs.loglikelihood_rolling(rolling, disable_tqdm=True)
         assert ours.loglikelihood_rolling(rolling) == pytest.approx(expected, rel=1e-5)
 
@@ -326,6 +330,23 @@ def test_a_metric_that_a_task_lacks(place: Path) -> None:
     assert measured(place, flock(place, metric="acc"), limit=3)["tasks"]["flock"]["primary"] == (
         "acc"
     )
+
+
+def test_a_metric_behind_one_of_several_filters() -> None:
+    """GSM8K's two: each is a metric of its own, and the bare name takes the first."""
+    listed = [{"metric": "exact_match"}]
+    filters = [{"name": "strict-match"}, {"name": "flexible-extract"}]
+    built = SimpleNamespace(config=SimpleNamespace(metric_list=listed, filter_list=filters))
+    metrics = {f"exact_match,{each['name']}": 0.25 * i for i, each in enumerate(filters)}
+    for asked, primary in (
+        ("exact_match,flexible-extract", "exact_match,flexible-extract"),
+        ("exact_match", "exact_match,strict-match"),
+    ):
+        task = Task(name="gsm8k", metric=asked)
+        run._check_metric(built, task)
+        assert run._with_primary({"metrics": metrics}, task)["primary"] == primary
+    with pytest.raises(ShearlingError, match=r"no metric exact_match,loose; it has exact_match,st"):
+        run._check_metric(built, Task(name="gsm8k", metric="exact_match,loose"))
 
 
 def test_without_lm_eval(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,8 @@ class EvalOptions:
 
     models: ModelsOptions
     suite: Annotated[
-        str | None, typer.Option(help="abilities, shortened, sheared, or a YAML file of your own.")
+        str | None,
+        typer.Option(help="abilities, retention, shortened, sheared, or a YAML file of your own."),
     ] = None
     text: Annotated[
         list[Path] | None,

@@ -144,6 +144,10 @@ class TaskResult:
     seconds: float | None = entry(absent=None)
     batch: int | None = entry(absent=None)
     prompt_sha256: str | None = entry("of all that was asked", absent=None)
+    answer_tokens: float | None = entry(
+        "the mean length of what the model wrote, up to where the task ends an answer",
+        absent=None, omit=True,
+    )  # fmt: skip
     truncated: int | None = entry("questions that were cut to the model's length", absent=None,
                                   omit=True)  # fmt: skip
     data_sha256: str | None = entry("of a file of questions", absent=None, omit=True)

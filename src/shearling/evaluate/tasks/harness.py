@@ -60,6 +60,7 @@ class Scorer(HFLM):
         self._starts: dict[tuple[int, ...], int] = {}
         self._count(0, 0)
         self.truncated = 0
+        self.answers, self.answer_tokens = 0, 0
 
     @property
     def asked(self) -> str:
@@ -80,7 +81,10 @@ class Scorer(HFLM):
         """As lm-eval's, noted, and with no bar of its own."""
         self._note(requests)
         self._count(len(requests), len(requests))
-        return super().generate_until(requests, disable_tqdm=True)
+        written = super().generate_until(requests, disable_tqdm=True)
+        self.answers += len(written)
+        self.answer_tokens += sum(len(self.tok_encode(answer)) for answer in written)
+        return written
 
     def _note(self, requests: Any) -> None:
         for request in requests:

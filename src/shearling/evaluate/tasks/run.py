@@ -167,6 +167,8 @@ class TaskRunner:
                 "batch": self.batch,
                 "prompt_sha256": scorer.asked,
             }
+            if scorer.answers:
+                by_name[name]["answer_tokens"] = scorer.answer_tokens / scorer.answers
             if scorer.truncated:
                 by_name[name]["truncated"] = scorer.truncated
             if task.label in self._digests:
@@ -228,7 +230,7 @@ def _with_primary(result: dict[str, Any], task: Task) -> dict[str, Any]:
     """The result with the metric that counts named; a filtered one by its full name."""
     names = [name for name in result["metrics"] if "_stderr" not in name]
     asked = (task.metric,) if task.metric else PRIMARY
-    first = [name for want in asked for name in names if name.split(",")[0] == want]
+    first = [n for want in asked for n in names if want in (n, n.split(",")[0])]
     primary = next(iter(first or names), None)
     return {"metrics": result["metrics"], "primary": primary} | result
 
@@ -238,10 +240,13 @@ def _check_metric(built: Any, task: Task) -> None:
     listed = getattr(config, "metric_list", None)
     if task.metric is None or not listed:
         return
-    names = [each["metric"] for each in listed]
-    if task.metric not in names:
+    names = [getattr(each["metric"], "__name__", each["metric"]) for each in listed]
+    listed_filters = getattr(config, "filter_list", None) or ()
+    filters = [f"{name},{each['name']}" for name in names for each in listed_filters]
+    if task.metric not in (*names, *filters):
         raise ShearlingError(
-            f"The task {task.label} has no metric {task.metric}; it has {', '.join(names)}."
+            f"The task {task.label} has no metric {task.metric}; it has "
+            f"{', '.join(filters or names)}."
         )
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from shearling.errors import ShearlingError
 from shearling.files.reading import check_size, parse_yaml
 
-BUILT_IN = ("abilities", "shortened", "sheared")
+BUILT_IN = ("abilities", "retention", "shortened", "sheared")
 CUSTOM = "custom"  # the name of a suite made of options alone
 HubText = Literal["wikitext2", "ptb"]
 
@@ -75,7 +75,8 @@ class Task(_Strict):
         name: lm-eval's name, a group's or a tag's as well; of a file, what results call it (by
             default the file's own name).
         shots: examples before each question; None takes what the task says, else none.
-        metric: the one that counts in the average; None takes acc_norm, or else acc.
+        metric: the one that counts in the average, with the filter of its answers where there are
+            several (``exact_match,flexible-extract``); None takes acc_norm, or else acc.
     """
 
     name: str | None = None
