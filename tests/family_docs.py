@@ -100,7 +100,9 @@ def _family(model_type: str) -> str:
     tried = f"variants {', '.join(f'`{name}`' for name in variants)}"
     if published:
         tried += f"; published {', '.join(published)}"
-    gguf = "no" if family.llama_cpp is None else f"`{family.llama_cpp.architecture}`"
+    facts = family.llama_cpp
+    gguf = "no" if facts is None else f"`{facts.architecture}`"
+    gguf += "" if facts is None or facts.reads else ", written"
     return f"| `{model_type}` | `{_model_class(config)}` | {', '.join(axes)} | {gguf} | {tried} |"
 
 

@@ -31,6 +31,7 @@ def check_counted(source: Checkpoint) -> None:
     Raises:
         ShearlingError: it would; the removals that would keep the pattern are named.
     """
+    _check_rotated(source)
     pattern = pattern_of(source.family, source.config)
     if pattern is None:
         return
@@ -52,6 +53,23 @@ def check_counted(source: Checkpoint) -> None:
         )
 
 
+def _check_rotated(source: Checkpoint) -> None:
+    """Refuse a model whose blocks without rotary positions are not those that llama.cpp counts."""
+    facts = source.family.llama_cpp
+    if facts is None or facts.unrotated is None:
+        return
+    for block, rotated in enumerate(source.config.no_rope_layers):
+        counted = (block + 1) % facts.unrotated != 0
+        if bool(rotated) != counted:
+            has, runs = (("with", "without"), ("without", "with"))[not rotated]
+            raise ShearlingError(
+                f"{source.name} cannot be exported to GGUF: llama.cpp runs every "
+                f"{facts.unrotated}th block without rotary positions, and so block {block} {runs} "
+                f"them, which is {has} them here; keep whole groups of {facts.unrotated} blocks "
+                "(--remove), or run it with transformers or vLLM."
+            )
+
+
 def check_computes(source: Checkpoint, file: GgufFile) -> None:
     """Hold what the metadata say, as llama.cpp reads them, against the source's configuration.
 
@@ -59,7 +77,7 @@ def check_computes(source: Checkpoint, file: GgufFile) -> None:
         ShearlingError: llama.cpp would compute something else; what, is named.
     """
     facts = source.family.llama_cpp
-    if facts is None:  # an architecture that the converter knows, and we do not read
+    if facts is None or not facts.reads:  # the converter knows it, and we do not read it
         return
     try:
         _, read = read_config(file, GgufWeights(file).small)

@@ -131,21 +131,6 @@ def as_json(source: Checkpoint, output: Path, outtype: str, proof: GgufProof) ->
     }
 
 
-def _remarks(source: Checkpoint, reader: Any, architecture: str) -> tuple[str, ...]:
-    """What the file cannot say of the model: a sliding window that llama.cpp would not keep to."""
-    window = getattr(source.config, "sliding_window", None)
-    kinds = getattr(source.config, "layer_types", None)
-    longest = getattr(source.config, "max_position_embeddings", 0)
-    if not window or window >= longest or (kinds and "sliding_attention" not in kinds):
-        return ()
-    if reader.get_field(f"{architecture}.attention.sliding_window") is not None:
-        return ()
-    return (
-        f"llama.cpp lets every position of a {source.family.model_type} model attend to all before "
-        f"it, where this one has a sliding window of {window}: longer texts will differ",
-    )
-
-
 def _unquantised(source: Checkpoint) -> str:
     """The type that keeps a source's weights as they are, or nearly."""
     stored = set(source.dtypes.values())

@@ -20,6 +20,7 @@ from shearling.model.gguf.header import GgufFile, gguf_package
 from shearling.model.gguf.layout import file_names, to_file
 from shearling.model.gguf.weights import GgufWeights
 from shearling.ship.llama_run import LlamaRun
+from shearling.table.axes import Row
 
 # How far a tensor may be from the source's, root mean square over that of the source: a tensor in
 # the wrong place or order is 1.4 away, four bits 0.1, two bits 0.3.
@@ -32,8 +33,14 @@ _KEYS = {
     "heads": "attention.head_count",
     "kv_heads": "attention.head_count_kv",
     "head_dim": "attention.key_length",
+    "experts": "expert_count",
+    "expert_mlp": "expert_feed_forward_length",
 }
+_EXPERT = "{}."  # the place of an expert's number in a tensor's name
 _TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+Places = dict[str, tuple[Row, int | None]]  # name -> its row, and the block that it is in
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,25 +79,23 @@ def prove(source: Checkpoint, file: Path, *, progress: Progress = silent) -> Ggu
     header = open_back(file)
     _check_sizes(source, header)
     held = {name: t for name, t in header.tensors.items() if not name.startswith("rope_")}
-    names = _names(source, header.architecture, set(held))
-    gguf, weights = gguf_package(), GgufWeights(header)
-    kinds = {name: gguf.GGMLQuantizationType(held[name].kind).name for name in held}
-    counted = Counter(kinds[name] for name in names.values())
-    exact, largest = 0, 0.0
     places = source.layout.places(source.shape)
-    for done, (name, tensor) in enumerate(source.read(names)):
-        progress("reading the file back", done, len(names))
-        row, kind = places[name][0], kinds[names[name]]
-        expected = to_file(source.family, source.shape, name, row, tensor)
-        stored = weights.read(names[name])
-        if row.role == "embedding":  # Gemma's loses rows that no token has
+    stored_as = _stored_as(source, places, header.architecture, set(held))
+    gguf, weights = gguf_package(), GgufWeights(header)
+    kinds = {name: gguf.GGMLQuantizationType(held[name].kind).name for name in stored_as}
+    exact, largest = 0, 0.0
+    for done, (name, of) in enumerate(stored_as.items()):
+        progress("reading the file back", done, len(stored_as))
+        expected, stored = _expected(source, places, of), weights.read(name)
+        if places[of[0]][0].role == "embedding":  # Gemma's loses rows that no token has
             expected = expected[: len(stored)]
-        error = _difference(name, expected, stored, kind)
-        exact += kind in _TYPES
+        error = _difference(of[0], expected, stored, kinds[name])
+        exact += kinds[name] in _TYPES
         largest = max(largest, error)
-    progress("reading the file back", len(names), len(names))
+    progress("reading the file back", len(stored_as), len(stored_as))
+    counted = dict(Counter(kinds.values()))
     remarks = _remarks(source, header)
-    return GgufProof(header.architecture, len(names), dict(counted), exact, largest, remarks)
+    return GgufProof(header.architecture, len(stored_as), counted, exact, largest, remarks)
 
 
 def open_back(file: Path) -> GgufFile:
@@ -137,9 +142,22 @@ def _remarks(source: Checkpoint, file: GgufFile) -> tuple[str, ...]:
     )
 
 
-def _names(source: Checkpoint, architecture: str, held: set[str]) -> dict[str, str]:
-    """Source tensor -> its name in the file, every one on both sides accounted for."""
-    names = file_names(list(source.files), architecture, source.shape["layers"])
+def _stored_as(
+    source: Checkpoint, places: Places, architecture: str, held: set[str]
+) -> dict[str, tuple[str, ...]]:
+    """Name in the file -> the source's tensors in it, every one on both sides accounted for.
+
+    They are several where the file has the matrices of all experts of a block in one.
+    """
+    together: dict[str, tuple[str, ...]] = {}
+    for name in source.files:
+        row, block = places[name]
+        if row.name in source.family.stacked and block is not None:
+            experts, _, matrix = row.name.rpartition(_EXPERT)
+            together[f"{experts}{matrix}".format(block)] = tuple(row.names(block, source.shape))
+        else:
+            together[name] = (name,)
+    names = file_names(list(together), architecture, source.shape["layers"])
     if names is None:
         raise differs(f"is of the architecture {architecture}, which the gguf package lacks")
     missing = [name for name, other in names.items() if other not in held]
@@ -149,7 +167,16 @@ def _names(source: Checkpoint, architecture: str, held: set[str]) -> dict[str, s
             f"lacks {missing[0]}" if missing else f"holds {min(left, default='a tensor')} besides"
         )
         raise differs(what)
-    return {name: str(other) for name, other in names.items()}
+    return {str(other): together[name] for name, other in names.items()}
+
+
+def _expected(source: Checkpoint, places: Places, names: tuple[str, ...]) -> Tensor:
+    """What a file must hold of some tensors: of one, or of all experts one after the other."""
+    found = {
+        name: to_file(source.family, source.shape, name, places[name][0], tensor)
+        for name, tensor in source.read(names)
+    }
+    return found[names[0]] if len(names) == 1 else torch.stack([found[name] for name in names])
 
 
 def _difference(name: str, expected: Tensor, stored: Tensor, kind: str) -> float:

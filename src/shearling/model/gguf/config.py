@@ -48,7 +48,9 @@ def families_of(architecture: str) -> list[Family]:
     return [
         family
         for family in FAMILIES.values()
-        if family.llama_cpp is not None and family.llama_cpp.architecture == architecture
+        if family.llama_cpp is not None
+        and family.llama_cpp.reads
+        and family.llama_cpp.architecture == architecture
     ]
 
 

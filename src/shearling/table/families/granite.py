@@ -19,6 +19,7 @@ from shearling.table.families.base import (
     head_dim,
 )
 from shearling.table.families.legal import Rule
+from shearling.table.families.llama_cpp import PAIRED, LlamaCppFacts
 from shearling.table.layout import Layout
 from shearling.table.values import Shape
 
@@ -74,6 +75,7 @@ GRANITE = Family(
     head_dim,
     adapt=explicit_head_dim,
     branch_scale=lambda config: config.residual_multiplier,
+    llama_cpp=LlamaCppFacts("granite", paired=PAIRED, reads=False),
 )
 GRANITE4 = Family(
     "granitemoehybrid",

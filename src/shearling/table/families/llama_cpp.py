@@ -41,6 +41,10 @@ class LlamaCppFacts:
             width of a head without a key.
         scaled_depth: with so many blocks it is hidden / heads instead.
         softcaps: config key -> metadata key, and the value of a file that names none.
+        unrotated: every block whose number, counted from 1, divides by it is run without rotary
+            positions; None where all have them.
+        reads: whether a file of the architecture is read as a model of ours. Where not, only
+            what is said here is known of it, and what llama.cpp computes is compared by running it.
     """
 
     architecture: str
@@ -59,6 +63,8 @@ class LlamaCppFacts:
     scalar: str | None = None
     scaled_depth: int | None = None
     softcaps: Mapping[str, tuple[str, float | None]] = field(default_factory=dict)
+    unrotated: int | None = None
+    reads: bool = True
 
     def kinds(self, depth: int, period: int | None = None) -> tuple[str, ...] | None:
         """The kind of each of ``depth`` blocks as llama.cpp counts them, or None."""

@@ -7,6 +7,7 @@ fade heads out one by one, therefore.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from shearling.table.families.base import (
@@ -16,6 +17,7 @@ from shearling.table.families.base import (
     gated_decoder,
     head_dim,
 )
+from shearling.table.families.llama_cpp import LlamaCppFacts
 from shearling.table.layout import Layout
 
 _POST = {"heads": "post_attention_layernorm", "mlp": "post_feedforward_layernorm"}
@@ -28,7 +30,7 @@ def _layout(config: Any) -> Layout:
     )
 
 
-def _olmo(model_type: str, per_layer: tuple[str, ...] = ()) -> Family:
+def _olmo(model_type: str, llama_cpp: LlamaCppFacts, per_layer: tuple[str, ...] = ()) -> Family:
     return Family(
         model_type,
         "model.layers",
@@ -38,8 +40,12 @@ def _olmo(model_type: str, per_layer: tuple[str, ...] = ()) -> Family:
         per_layer=per_layer,
         adapt=explicit_head_dim,
         post_norms=_POST,
+        llama_cpp=llama_cpp,
     )
 
 
-OLMO2 = _olmo("olmo2")
-OLMO3 = _olmo("olmo3", per_layer=("layer_types",))
+_FACTS = LlamaCppFacts("olmo2", reads=False)
+OLMO2 = _olmo("olmo2", _FACTS)
+OLMO3 = _olmo(
+    "olmo3", replace(_FACTS, window="sliding_window", slides=True, period=4), ("layer_types",)
+)

@@ -14,6 +14,7 @@ from shearling.table.families.experts import (
     with_experts,
 )
 from shearling.table.families.legal import Rule, whole_heads
+from shearling.table.families.llama_cpp import LlamaCppFacts
 from shearling.table.layout import Layout
 
 
@@ -37,4 +38,5 @@ OLMOE = Family(
     stacked=stacks("mlp.experts"),
     mixture=ExpertModules(),
     rules=_rules,
+    llama_cpp=LlamaCppFacts("olmoe", reads=False),
 )

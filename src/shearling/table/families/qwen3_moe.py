@@ -22,6 +22,7 @@ from shearling.table.families.experts import (
     stacks,
     with_experts,
 )
+from shearling.table.families.llama_cpp import LlamaCppFacts
 from shearling.table.layout import Layout
 from shearling.table.values import Shape
 
@@ -73,4 +74,5 @@ QWEN3_MOE = Family(
     rules=lambda config: expert_rules(config, config.moe_intermediate_size),
     adapt=explicit_head_dim,
     adapt_layers=renumbered,
+    llama_cpp=LlamaCppFacts("qwen3moe", reads=False),
 )
