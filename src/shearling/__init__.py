@@ -39,9 +39,9 @@ if TYPE_CHECKING:
         Criteria,
         Repairs,
         Running,
-        Size,
         prune,
     )
+    from shearling.pruning.size import Size
     from shearling.report import write_report
     from shearling.scoring.score import score
     from shearling.scoring.scores import Scores
@@ -63,7 +63,7 @@ _HOMES = {
     "Running": "pruning.prune.Running",
     "Scores": "scoring.scores.Scores",
     "Shape": "table.values.Shape",
-    "Size": "pruning.prune.Size",
+    "Size": "pruning.size.Size",
     "bench_models": "evaluate.benchmark.bench_models",
     "cut": "pruning.cut.cut",
     "evaluate_model": "evaluate.measure.evaluate_model",
