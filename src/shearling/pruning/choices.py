@@ -159,8 +159,14 @@ class _Chosen:
         layers, pattern = self.after["layers"], self.wanted.pattern
         if len(gone) == self.remove:
             self.keep = Keep({"layers": tuple(kept)})
-        else:
-            self.keep = keep_layers(self.scores, layers, pattern, kinds=kinds, gone=gone)
+            return
+        self.keep = keep_layers(self.scores, layers, pattern, kinds=kinds, gone=gone)
+        if not set(self.keep.model["layers"]) <= set(kept):
+            raise ShearlingError(
+                f"--nested: no {self.remove} of {depth} blocks can go that hold those of the next "
+                f"larger size ({', '.join(map(str, gone))}) and leave the others in the pattern "
+                "that --keep-pattern keeps; leave out one of the two, or ask for other sizes."
+            )
 
     def keep_units(self, scored: Mapping[tuple[str, str], Scores], within: Keep | None) -> None:
         """Keep the units that the scores of (criterion, axis) say, of those of ``within``."""
