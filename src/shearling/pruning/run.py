@@ -190,14 +190,15 @@ class Run:
                 if one.choice.experts != ExpertOptions():
                     options["expert_repair"] = asdict(one.choice.experts)
                 options["repair"] = solved.as_json()
+            made = None
             if self.place.ranks.first:
-                written[one.output] = cut(
+                made = cut(
                     cuttable, expanded, one.output, replaced=solved.replaced if solved else None,
                     options=options, seed=self.calibration.seed if self.calibration else None,
                     place=self.place, shard_bytes=shard_bytes, progress=self.progress,
                 )  # fmt: skip
             self.place.ranks.wait_for(one.output)
-            written.setdefault(one.output, Checkpoint.open(one.output))
+            written[one.output] = made or Checkpoint.open(one.output)
         return written
 
     def _repair(
