@@ -22,6 +22,7 @@ from shearling.evaluate.abilities.results import Abilities
 from shearling.files.results import OwnFile, ResultFile, documented
 from shearling.gates.results import LearningHistory
 from shearling.model.manifest import ModelManifest
+from shearling.pruning.results import FamilyFile
 from shearling.recipes import schema
 from shearling.recipes.record import StageRecord
 from shearling.report.records.comparison import ComparisonFile
@@ -41,7 +42,7 @@ KINDS: tuple[type[OwnFile], ...] = (
     measured.Generations, measured.Damage, measured.Bench,
     HealingHistory, LearningHistory, ReferenceLosses,
     BlockScoresFile, UnitScoresFile, ModelManifest, StoreManifest, CacheManifest, ComparisonFile,
-    CheckpointState, StageRecord,
+    CheckpointState, StageRecord, FamilyFile,
 )  # fmt: skip
 FIRST, LAST = "<!-- kinds: from the dataclasses -->\n", "<!-- end of kinds -->\n"
 

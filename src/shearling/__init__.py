@@ -9,6 +9,11 @@ The verbs of the command line as a typed API::
     size = shearling.Size(params="0.8x")
     smaller = shearling.prune(source, Path("smaller"), size, calibration=text)
 
+Several sizes at once are made together, each what it would be alone::
+
+    sizes = [shearling.Size(params=share) for share in ("0.9x", "0.8x", "0.7x")]
+    models = shearling.prune_family(source, Path("sizes"), sizes, calibration=text)
+
 ``cut`` is the surgery alone, of blocks or units that were chosen before::
 
     scores = shearling.score(source, "perplexity", calibration=Path("text.jsonl"))
@@ -33,15 +38,16 @@ if TYPE_CHECKING:
     from shearling.model.inspect import inspect
     from shearling.pruning.choose import keep_layers, without
     from shearling.pruning.cut import cut
+    from shearling.pruning.family import prune_family
     from shearling.pruning.proof import Proof, prove
     from shearling.pruning.prune import (
         CalibrationText,
         Criteria,
         Repairs,
         Running,
-        Size,
         prune,
     )
+    from shearling.pruning.size import Size
     from shearling.report import write_report
     from shearling.scoring.score import score
     from shearling.scoring.scores import Scores
@@ -63,7 +69,7 @@ _HOMES = {
     "Running": "pruning.prune.Running",
     "Scores": "scoring.scores.Scores",
     "Shape": "table.values.Shape",
-    "Size": "pruning.prune.Size",
+    "Size": "pruning.size.Size",
     "bench_models": "evaluate.benchmark.bench_models",
     "cut": "pruning.cut.cut",
     "evaluate_model": "evaluate.measure.evaluate_model",
@@ -72,6 +78,7 @@ _HOMES = {
     "keep_layers": "pruning.choose.keep_layers",
     "prove": "pruning.proof.prove",
     "prune": "pruning.prune.prune",
+    "prune_family": "pruning.family.prune_family",
     "score": "scoring.score.score",
     "without": "pruning.choose.without",
     "write_report": "report.write_report",
@@ -99,6 +106,7 @@ __all__ = [
     "keep_layers",
     "prove",
     "prune",
+    "prune_family",
     "score",
     "without",
     "write_report",

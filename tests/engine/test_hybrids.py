@@ -33,7 +33,7 @@ from shearling.model.memory import loaded_bytes
 from shearling.pruning.choose import keep_layers, keep_units
 from shearling.pruning.cut import cut
 from shearling.pruning.plan import parse_shape, shape_for
-from shearling.pruning.prune import Size
+from shearling.pruning.size import Size
 from shearling.repair.refit import refit
 from shearling.repair.rotate import rotate
 from shearling.scoring.score import protected_blocks, score_tokens

@@ -28,7 +28,7 @@ from shearling.scoring.registry import criteria_for, kinds, names
 from shearling.scoring.score import score
 from shearling.scoring.score_units import score_units
 from shearling.scoring.scores import Scores
-from shearling.table.values import Keep, Shape
+from shearling.table.values import Shape
 from tiny_cuts import AXES, sizes_of
 from tiny_tokenizer import write_llama
 
@@ -178,13 +178,13 @@ def test_ten_sequences_are_enough_to_score_blocks(
     models: Models, text: Calibration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = {}
-    real = shearling.pruning.run.score_tokens
+    real = shearling.scoring.score.score_tokens
 
     def score_tokens(stream: Any, name: str, ids_NS: torch.Tensor, **options: Any) -> Scores:
         seen[name] = tuple(ids_NS.shape)
         return real(stream, name, ids_NS[:4, :9], **options)
 
-    monkeypatch.setattr(shearling.pruning.run, "score_tokens", score_tokens)
+    monkeypatch.setattr(shearling.scoring.score, "score_tokens", score_tokens)
     checkpoint = Checkpoint.open(models("llama"))
     much = replace(text, samples=12, length=150)
     for by in ("influence", "repair"):
@@ -328,13 +328,13 @@ def test_what_the_model_says_serves_the_repair(
     models: Models, text: Calibration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[torch.Tensor] = []
-    real = shearling.pruning.run.refit
+    real = shearling.pruning.run.refit_all
 
-    def refit(checkpoint: Checkpoint, keep: Keep, ids_NS: torch.Tensor, *rest: Any, **options: Any):
+    def refit_all(stream: Any, cuts: Any, ids_NS: torch.Tensor, **options: Any) -> Any:
         seen.append(ids_NS)
-        return real(checkpoint, keep, ids_NS, *rest, **options)
+        return real(stream, cuts, ids_NS, **options)
 
-    monkeypatch.setattr(shearling.pruning.run, "refit", refit)
+    monkeypatch.setattr(shearling.pruning.run, "refit_all", refit_all)
     checkpoint = Checkpoint.open(models("llama"))
     choice = choose(checkpoint, checkpoint.shape.with_(mlp=20), by="random", calibration=text)
     for shares, written, stream in (((), 0, None), ((0.5, 1.0), 5, None), ((0.5,), 5, True)):
@@ -364,7 +364,7 @@ def test_too_little_space_is_refused_before_a_repair(
     needed = shearling.pruning.run.written_bytes(checkpoint, choice.keep)
     usage = shutil.disk_usage(tmp_path)._replace(free=needed - 1)
     monkeypatch.setattr(shearling.files.writer.shutil, "disk_usage", lambda _: usage)
-    monkeypatch.setattr(shearling.pruning.run, "refit", None)
+    monkeypatch.setattr(shearling.pruning.run, "refit_all", None)
     with pytest.raises(ShearlingError, match="free some space"):
         prune_to(checkpoint, choice, tmp_path / "out", calibration=text)
     monkeypatch.undo()

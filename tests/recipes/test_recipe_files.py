@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from shearling.errors import ShearlingError
-from shearling.pruning.prune import Size
+from shearling.pruning.size import Size
 from shearling.recipes.read import plain_recipe, read_recipe, recipe_of, shipped
 from shearling.recipes.schema import GatesMethod, ScoresMethod, TargetSection
 

@@ -25,7 +25,8 @@ from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
 from shearling.pruning.cut import cut
 from shearling.repair.final_norm import gain_name
-from shearling.repair.refit import HELD_OUT, ROUNDING, Repair
+from shearling.repair.refit import HELD_OUT, Repair
+from shearling.repair.solve import ROUNDING
 from shearling.table.values import Keep
 from tiny_cuts import AXES, PRODUCT, random_keep, relative, sizes_of
 from tiny_models import LEADING, tiny_model

@@ -20,7 +20,7 @@ from shearling.engine.stream import BlockStream
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
 from shearling.scoring.blocks.repair import repair, repairable, run_starts
-from shearling.scoring.score import score_tokens
+from shearling.scoring.score import score_removals, score_tokens
 
 Models = Callable[[str], Path]
 DEPTH = 5
@@ -109,6 +109,16 @@ def test_runs(models: Models, variant: str, ids_NS: Tensor) -> None:
     assert list(runs) == ["1", "2", "3"]
     for start in (1, 3):
         assert runs[f"{start}"] == pytest.approx(reference(path, ids_NS, start, 2), rel=1e-4)
+
+
+@pytest.mark.parametrize("by", ["repair", "greedy", "perplexity", "magnitude"])
+def test_several_numbers_of_blocks_at_once(models: Models, ids_NS: Tensor, by: str) -> None:
+    stream = opened(models("llama"))
+    removes = [1, 3, 2, 3]
+    together = score_removals(stream, by, ids_NS, removes, protected=(4,))
+    alone = [score_tokens(stream, by, ids_NS, protected=(4,), remove=count) for count in removes]
+    assert together == alone
+    assert len({one.removal_order for one in together}) == (3 if by in ("repair", "greedy") else 1)
 
 
 def test_what_follows_from_runs(models: Models, ids_NS: Tensor) -> None:

@@ -22,32 +22,50 @@ from shearling.commands.options import (
     print_result,
     warn,
 )
+from shearling.commands.prune_lines import family_lines, plan_of, print_pruned
 from shearling.commands.takes import takes_options
 from shearling.scoring.registry import KINDS, default_for
 
 if TYPE_CHECKING:
     from shearling.engine.ranks import Ranks
     from shearling.model.checkpoint import Checkpoint
+    from shearling.pruning.family import FamilyPruning
     from shearling.pruning.prune import CalibrationText, Pruning
-    from shearling.table.values import Shape
+    from shearling.pruning.size import Size
 
 
-NewModel = Annotated[Path, typer.Option(help="A new directory for the smaller model.")]
+NewModel = Annotated[
+    Path,
+    typer.Option(
+        help="A new directory for the smaller model; of several sizes, the directory that gets one "
+        "for each."
+    ),
+]
 Sizes = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
         help="Sizes after the cut, such as layers=24,mlp=1024; keys are layers, hidden, heads, "
         "kv_heads, linear_heads, mlp, experts, expert_mlp (of one expert) and vocab; what is not "
-        "named stays."
+        "named stays. May be repeated, for several models at once."
     ),
 ]
 Params = Annotated[
     str | None,
-    typer.Option(help="Parameters of the result, such as 0.8x or 113M; we choose the shape."),
+    typer.Option(
+        help="Parameters of the result, such as 0.8x or 113M; we choose the shape. Several, such "
+        "as 0.9x,0.8x,0.7x, make as many models at once."
+    ),
 ]
 ActiveParams = Annotated[
     str | None,
     typer.Option(help="Of a mixture of experts: parameters that one token meets; as --params."),
+]
+Nested = Annotated[
+    bool,
+    typer.Option(
+        "--nested",
+        help="Of several sizes: each keeps only blocks and units that the next larger one keeps.",
+    ),
 ]
 Layers = Annotated[int | None, typer.Option(help="Blocks to keep; as --shape layers=N.")]
 Remove = Annotated[str | None, typer.Option(help="Blocks to remove, separated by commas, from 0.")]
@@ -136,6 +154,7 @@ class SizeOptions:
     active_params: ActiveParams = None
     layers: Layers = None
     remove: Remove = None
+    nested: Nested = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,11 +205,24 @@ def prune(options: PruneOptions) -> None:
 
 
 def _run(options: PruneOptions, ranks: Ranks) -> None:
+    from shearling.files.writer import check_output
+
+    sizes = _sizes(options.size)
+    if len(sizes) > 1 or options.size.nested:
+        _run_family(options, sizes, ranks)
+        return
+    from shearling.pruning.prune import Pruning
+
+    check_output(options.output)
+    source = _source(options)
+    _run_one(options, Pruning.of(source, sizes[0], **_asked(options, ranks)), ranks)
+
+
+def _run_one(options: PruneOptions, pruning: Pruning, ranks: Ranks) -> None:
     from shearling.files.terminal import progress_bars
     from shearling.files.writer import claimed
     from shearling.pruning.settle import tell_pattern
 
-    pruning = _pruning(options, ranks)
     wanted = pruning.wanted
     chosen_by_text = options.by is not None and pruning.calibration is not None
     named = wanted.keep_blocks is not None or wanted.scores is not None
@@ -210,45 +242,86 @@ def _run(options: PruneOptions, ranks: Ranks) -> None:
     if options.dry_run:
         _print_plan(pruning, dict(choice.options), options)
     elif ranks.first:
-        _print_result(pruning.source, options.output, options.as_json)
+        print_pruned(pruning.source, options.output, options.as_json)
 
 
-def _pruning(options: PruneOptions, ranks: Ranks) -> Pruning:
-    """What is asked for, checked; the model is opened, and none of its weights read."""
-    from shearling.files.writer import check_output
+def _run_family(options: PruneOptions, sizes: list[Size], ranks: Ranks) -> None:
+    """Several sizes at once, each in a directory of its own."""
+    from shearling.files.terminal import progress_bars
+    from shearling.pruning.family import FamilyPruning
+    from shearling.pruning.prune import Running
+    from shearling.report import write_report
+
+    source = _source(options)
+    family = FamilyPruning.of(
+        source, options.output, sizes, nested=options.size.nested, **_asked(options, ranks)
+    )
+    missing = family.missing()
+    if options.dry_run:
+        _print_plans(family, [member.name for member in missing], options.as_json)
+        return
+    for member in family.members:
+        if member not in missing:
+            note(f"{member.output} is there already, of the same inputs, and is kept.")
+    running = Running(notify=warn, shard_bytes=int(options.shard_size * 1e9))
+    with progress_bars() as progress:
+        made = family.write(progress, running=running, tell=note)
+    if ranks.first:
+        page = write_report([options.output], options.output / "report.html")
+        lines = [*family_lines(made), f"wrote {options.output} and {page}"]
+        print_result(made.to_json(), options.as_json, lines)
+
+
+def _source(options: PruneOptions) -> Checkpoint:
     from shearling.model.checkpoint import Checkpoint
-    from shearling.pruning.prune import Criteria, Pruning, Repairs, Running, Size
 
-    given, protect, mend = options.size, options.protect, options.repair
-    size = Size(
-        shape=given.shape,
-        params=given.params,
-        active_params=given.active_params,
-        layers=given.layers,
-        remove=None if given.remove is None else tuple(numbers(given.remove, "--remove")),
-    )
-    criteria = Criteria(
-        by=options.by,
-        scores=options.scores,
-        protect_first=protect.protect_first,
-        protect_last=protect.protect_last,
-        keep_pattern=options.keep_pattern,
-    )
-    check_output(options.output)
-    return Pruning.of(
-        Checkpoint.open(options.model.given()),
-        size,
-        calibration=_calibration(options),
-        criteria=criteria,
-        repairs=Repairs(
+    return Checkpoint.open(options.model.given())
+
+
+def _sizes(given: SizeOptions) -> list[Size]:
+    """What is to be left; several of --params, --active-params or --shape are several models."""
+    from shearling.pruning.size import Size
+
+    params, active, shapes = _listed(given.params), _listed(given.active_params), given.shape or []
+    remove = None if given.remove is None else tuple(numbers(given.remove, "--remove"))
+
+    def size(number: int) -> Size:
+        several: list[list[str]] = [params, active, shapes]
+        one = [given[min(number, len(given) - 1)] if given else None for given in several]
+        return Size(
+            params=one[0], active_params=one[1], shape=one[2], layers=given.layers, remove=remove
+        )
+
+    return [size(number) for number in range(max(map(len, (params, active, shapes, [None]))))]
+
+
+def _listed(text: str | None) -> list[str]:
+    return [] if text is None else text.split(",")
+
+
+def _asked(options: PruneOptions, ranks: Ranks) -> dict[str, Any]:
+    """All that is asked for but the size, by argument of :func:`shearling.pruning.prune.prune`."""
+    from shearling.pruning.prune import Criteria, Repairs, Running
+
+    protect, mend = options.protect, options.repair
+    return {
+        "calibration": _calibration(options),
+        "criteria": Criteria(
+            by=options.by,
+            scores=options.scores,
+            protect_first=protect.protect_first,
+            protect_last=protect.protect_last,
+            keep_pattern=options.keep_pattern,
+        ),
+        "repairs": Repairs(
             refit=mend.refit,
             rotate=mend.rotate,
             final_norm=mend.final_norm,
             router=mend.router,
             merge_experts=mend.merge_experts,
         ),
-        running=Running(wish=options.place.wish(ranks), notify=warn),
-    )
+        "running": Running(wish=options.place.wish(ranks), notify=warn),
+    }
 
 
 def _calibration(options: PruneOptions) -> CalibrationText | None:
@@ -265,67 +338,18 @@ def _calibration(options: PruneOptions) -> CalibrationText | None:
 
 def _print_plan(pruning: Pruning, how: dict[str, Any], options: PruneOptions) -> None:
     """What would be written; ``how`` the blocks that go were chosen, if they are known."""
-    from shearling.model.inspect import comparison
-
-    source, after = pruning.source, pruning.wanted.after
-    removed = how.get("removed")
-    gone = set(removed or ())
-    kept = [block for block in range(source.shape["layers"]) if block not in gone]
-    plan = comparison(source, after, kept if gone else None)
-    text = [f"would remove blocks {', '.join(map(str, removed))}"] if removed else []
-    text += [*_widths(source.shape, after), *plan["text"]]
-    notes = source.notes(after)
-    text += [*notes, *pruning.place.lines()]
-    print_result(how | plan["figures"] | {"notes": notes}, options.as_json, text)
+    figures, text = plan_of(pruning, how)
+    print_result(figures, options.as_json, [*text, *pruning.place.lines()])
 
 
-def _print_result(source: Checkpoint, output: Path, as_json: bool) -> None:
-    from shearling.model.inspect import comparison
-    from shearling.model.manifest import read_manifest
-    from shearling.table.values import Shape
-
-    manifest = read_manifest(output) or {}
-    options, proof = manifest["options"], manifest["proof"]
-    after = Shape(manifest["shape"])
-    text = [f"removed blocks {options['removed']}"] if options.get("removed") else []
-    compared = comparison(source, after, manifest["keep"].get("layers"))
-    text += [*_widths(source.shape, after), *compared["text"]]
-    text += _rotation_lines(options.get("rotation"))
-    text.append(_repair_line(options.get("repair"), len(manifest.get("repaired", []))))
-    text.append(
-        f"proof of surgery: logits within {proof['max_relative_difference']:.1e} of the source "
-        f"with what was removed masked ({proof['loaded_with']})"
-    )
-    text += source.notes(after)
-    print_result(manifest, as_json, [*text, f"wrote {output}"])
-
-
-def _rotation_lines(rotation: dict[str, Any] | None) -> list[str]:
-    if not rotation:
-        return []
-    return [
-        f"rotated     into the principal axes: {rotation['kept_energy']:.1%} of the stream's "
-        f"energy stays; logits within {rotation['proof']['max_relative_difference']:.1e} of the "
-        "source before the cut"
-    ]
-
-
-def _repair_line(repair: dict[str, Any] | None, tensors: int) -> str:
-    """What the repair did; its warnings go to stderr."""
-    if not repair:
-        return "not repaired: --calibration FILE and --refit would solve what is left anew"
-    for sentence in repair["warnings"]:
-        warn(sentence)
-    before = sum(step["error_before"] for step in repair["steps"])
-    gone = 1 - sum(step["error_after"] for step in repair["steps"]) / max(before, 1e-300)
-    left = "" if repair["final_norm"] else "; the final norm as it was (--no-final-norm)"
-    return (
-        f"repaired    {tensors} tensors on {repair['tokens']:,} tokens in "
-        f"{repair['seconds']:.0f} s: {gone:.0%} of the held-out error gone{left}"
-    )
-
-
-def _widths(before: Shape, after: Shape) -> list[str]:
-    """Every axis that shrinks, but for the blocks, which are told apart."""
-    changed = [axis for axis in after if axis != "layers" and after[axis] < before[axis]]
-    return [f"{axis:<11} {before[axis]} -> {after[axis]}" for axis in changed]
+def _print_plans(family: FamilyPruning, missing: list[str], as_json: bool) -> None:
+    """The same of several sizes, those that are there already included."""
+    plans: dict[str, Any] = {}
+    text: list[str] = []
+    for member in family.members:
+        figures, lines = plan_of(member.pruning, {})
+        made = "" if member.name in missing else " (there already)"
+        plans[member.name] = figures | {"made": member.name not in missing}
+        text += [f"{member.name}{made}", *(f"  {line}" for line in lines)]
+    place = family.members[0].pruning.place
+    print_result({"nested": family.nested, "sizes": plans}, as_json, [*text, *place.lines()])

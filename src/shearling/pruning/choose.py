@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from shearling.errors import ShearlingError
+from shearling.pruning.nested import Within, removal_order
 from shearling.pruning.pattern import Pattern, removal_words
 from shearling.scoring.scores import Scores
 from shearling.table.axes import Axis
@@ -27,19 +29,25 @@ def check_layers(layers: int, depth: int) -> None:
 
 
 def keep_layers(
-    scores: Scores, layers: int, pattern: Pattern | None = None, *, kinds: Sequence[str] = ()
+    scores: Scores,
+    layers: int,
+    pattern: Pattern | None = None,
+    *,
+    kinds: Sequence[str] = (),
+    gone: Indices = (),
 ) -> Keep:
     """Remove the blocks that matter least until ``layers`` are left, and one of each kind.
 
     With a ``pattern``, among the removals that keep it: the one that costs least in sum, of scores
-    or, where a criterion gives an order of removal, of places in that order.
+    or, where a criterion gives an order of removal, of places in that order. Blocks ``gone`` go
+    whatever they cost, as a larger cut has removed them.
 
     Raises:
         ShearlingError: ``layers`` out of range, too many blocks protected, or no such removal.
     """
     depth = len(scores.values)
     check_layers(layers, depth)
-    removable = one_by_one(kinds, scores.order)
+    removable = [*gone, *one_by_one(kinds, removal_order(scores, gone), gone)]
     if depth - layers > len(removable):
         why = (
             "are not protected"
@@ -56,6 +64,9 @@ def keep_layers(
     costs = [math.inf] * depth
     for place, block in enumerate(removable):
         costs[block] = float(place) if scores.removal_order else scores.values[block]
+    least = -1.0 - sum(abs(cost) for cost in costs if math.isfinite(cost))
+    for block in gone:
+        costs[block] = least
     kept = pattern.cheapest(costs, layers)
     if kept is None:
         raise ShearlingError(
@@ -134,6 +145,7 @@ def keep_units(
     shape: Shape,
     after: Shape,
     layers: tuple[int, ...],
+    within: Keep | None = None,
 ) -> Keep:
     """Keep the highest-scored units of every width axis that shrinks; ties to the lower index.
 
@@ -146,6 +158,7 @@ def keep_units(
         shape: sizes of the source.
         after: sizes wanted; ``vocab`` and rigid axes are not looked at.
         layers: surviving blocks in the source's numbering.
+        within: what a larger cut keeps, of which this one is to be a part.
 
     Returns:
         What survives, nested axes filled in; the choice of the vocabulary is left to others.
@@ -161,6 +174,7 @@ def keep_units(
             f"for; name as many blocks."
         )
     layout.check(after)
+    allowed = Within(within, shape["layers"])
     whole = tuple(layers) == tuple(range(shape["layers"]))
     model: dict[str, Indices] = {} if whole else {"layers": tuple(layers)}
     layout.complete(Keep(model), shape)  # blocks in order and in range, before they are indices
@@ -172,14 +186,16 @@ def keep_units(
         if not axis.per_block:
             if after[axis.name] < shape[axis.name]:
                 (row,) = _of(scores, axis.name, layout, shape).rows
-                model[axis.name] = _best(row, range(len(row)), after[axis.name])
+                among = allowed.among(axis.name, range(len(row)))
+                model[axis.name] = _best(row, among, after[axis.name])
         elif axis.inside is None or layout.axis[axis.inside].rigid:
             inner = next((each for each in layout.axes if each.inside == axis.name), None)
             if inner is not None and inner.rigid:
                 inner = None
             if inner is not None and not inner.of_each:
                 _check_nesting(inner.name, axis.name, shape, after)
-            blocks |= _keep_nest(scores, axis, inner, layout, shape, after, layers)
+            nest = _Nest(axis, inner, layout, shape, after, layers, allowed)
+            blocks |= nest.keep(scores)
     return layout.complete(Keep(model, blocks), shape)
 
 
@@ -189,46 +205,58 @@ def group_sums(row: Sequence[float], groups: int) -> tuple[float, ...]:
     return tuple(math.fsum(row[g * each : (g + 1) * each]) for g in range(groups))
 
 
-def _keep_nest(
-    scores: Mapping[str, Scores],
-    outer: Axis,
-    inner: Axis | None,
-    layout: Layout,
-    shape: Shape,
-    after: Shape,
-    layers: tuple[int, ...],
-) -> dict[str, tuple[Indices, ...]]:
-    """Choices, per surviving block, of units that hold others, and of those that they hold."""
-    size, left = shape[outer.name], after[outer.name]
-    fixed = shape[outer.inside] if outer.inside else 1  # groups of it that all stay
-    kept: dict[str, tuple[Indices, ...]] = {}
-    chosen = {layer: tuple(range(size)) for layer in layers}
-    if left < size:
-        values = _outer_rows(scores, outer, inner, layout, shape)
-        chosen = {
-            layer: tuple(
-                index
-                for ends in range(size // fixed, size + 1, size // fixed)
-                for index in _best(values[layer], range(ends - size // fixed, ends), left // fixed)
+@dataclass(frozen=True, slots=True)
+class _Nest:
+    """Units of every surviving block, and those that they hold, if they hold any."""
+
+    outer: Axis
+    inner: Axis | None
+    layout: Layout
+    shape: Shape
+    after: Shape
+    layers: tuple[int, ...]
+    allowed: Within
+
+    def keep(self, scores: Mapping[str, Scores]) -> dict[str, tuple[Indices, ...]]:
+        """Choices by axis, a row for each surviving block."""
+        outer, inner, shape, layers = self.outer, self.inner, self.shape, self.layers
+        size, left = shape[outer.name], self.after[outer.name]
+        fixed = shape[outer.inside] if outer.inside else 1  # groups of it that all stay
+        kept: dict[str, tuple[Indices, ...]] = {}
+        chosen = {layer: tuple(range(size)) for layer in layers}
+        if left < size:
+            values = _outer_rows(scores, outer, inner, self.layout, shape)
+            chosen = {
+                layer: tuple(
+                    index
+                    for ends in range(size // fixed, size + 1, size // fixed)
+                    for index in self._best(
+                        values, outer, layer, range(ends - size // fixed, ends), left // fixed
+                    )
+                )
+                for layer in layers
+            }
+            kept[outer.name] = tuple(chosen.values())
+        if inner is None:
+            return kept
+        groups_after, groups_before = (1, 1) if inner.of_each else (left, size)
+        each, most = self.after[inner.name] // groups_after, shape[inner.name] // groups_before
+        if each < most:
+            values = _of(scores, inner.name, self.layout, shape).rows
+            kept[inner.name] = tuple(
+                tuple(
+                    index
+                    for group in groups
+                    for index in self._best(
+                        values, inner, layer, range(group * most, (group + 1) * most), each
+                    )
+                )
+                for layer, groups in chosen.items()
             )
-            for layer in layers
-        }
-        kept[outer.name] = tuple(chosen.values())
-    if inner is None:
         return kept
-    groups_after, groups_before = (1, 1) if inner.of_each else (left, size)
-    each, most = after[inner.name] // groups_after, shape[inner.name] // groups_before
-    if each < most:
-        values = _of(scores, inner.name, layout, shape).rows
-        kept[inner.name] = tuple(
-            tuple(
-                index
-                for group in groups
-                for index in _best(values[layer], range(group * most, (group + 1) * most), each)
-            )
-            for layer, groups in chosen.items()
-        )
-    return kept
+
+    def _best(self, values: Rows, axis: Axis, layer: int, among: range, count: int) -> Indices:
+        return _best(values[layer], self.allowed.among(axis.name, among, layer), count)
 
 
 def _outer_rows(
@@ -265,6 +293,6 @@ def _check_nesting(inner: str, outer: str, shape: Shape, after: Shape) -> None:
         )
 
 
-def _best(row: Sequence[float], among: range, count: int) -> Indices:
+def _best(row: Sequence[float], among: Sequence[int], count: int) -> Indices:
     """The ``count`` highest of ``among``, in order; ties go to the lower index."""
     return tuple(sorted(sorted(among, key=lambda i: (-row[i], i))[:count]))

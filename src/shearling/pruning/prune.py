@@ -7,7 +7,7 @@ default settled by what the source allows.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,10 +16,9 @@ from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
 from shearling.files.writer import check_output, claimed
 from shearling.model.checkpoint import Checkpoint
-from shearling.pruning.choose import without
+from shearling.pruning.choices import Wanted
 from shearling.pruning.cut import SHARD_BYTES
-from shearling.pruning.plan import parse_layers, parse_params, parse_shape, shape_for
-from shearling.pruning.run import Run, Wanted, repair_need
+from shearling.pruning.run import Run, repair_need
 from shearling.pruning.settle import (
     Notify,
     settle_experts,
@@ -31,99 +30,14 @@ from shearling.pruning.settle import (
     tell_pattern,
     tell_unused,
 )
+from shearling.pruning.size import Size
 from shearling.repair.calibration import Calibration
 from shearling.scoring.registry import criteria_for, protection
 from shearling.scoring.scores import Scores
-from shearling.table.values import Keep, Shape
 
 
 def _warn(sentence: str) -> None:
     warnings.warn(sentence, stacklevel=4)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Size:
-    """How much is left: one of these, or ``layers`` and ``remove`` that agree.
-
-    Attributes:
-        shape: sizes after the cut, such as ``"layers=24,mlp=1024"`` or a mapping of such.
-        params: parameters of the result, such as ``"0.8x"``, ``"113M"`` or a number.
-        active_params: of a mixture, parameters that one token meets, likewise.
-        layers: blocks to keep.
-        remove: blocks to remove, counted from 0.
-
-    Raises:
-        ShearlingError: nothing is given, or two that do not go together.
-    """
-
-    shape: str | Mapping[str, int] | None = None
-    params: str | int | None = None
-    active_params: str | int | None = None
-    layers: int | None = None
-    remove: tuple[int, ...] | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse what says nothing, or too much."""
-        sizes = {
-            "--shape": self.shape, "--params": self.params, "--active-params": self.active_params,
-            "--layers": self.layers,
-        }  # fmt: skip
-        given = [name for name, value in sizes.items() if value is not None]
-        if self.remove is None and not given:
-            raise ShearlingError(
-                "nothing says how much to cut; give --params 0.8x, --shape layers=24,mlp=1024, "
-                "--layers N or --remove 14,15."
-            )
-        if self.remove is not None and set(given) - {"--layers"}:
-            raise ShearlingError(
-                f"--remove names the blocks that go itself; leave out {' and '.join(given)}."
-            )
-        if len(given) > 1:
-            raise ShearlingError(f"{' and '.join(given)} were both given; choose one.")
-
-    def keep_blocks(self, source: Checkpoint) -> Keep | None:
-        """The surviving blocks where ``remove`` names the others.
-
-        Raises:
-            ShearlingError: blocks that are not there, or another number than ``layers`` says.
-        """
-        if self.remove is None:
-            return None
-        depth = source.shape["layers"]
-        keep = source.layout.complete(without(self.remove, depth), source.shape)
-        left = len(keep.model["layers"])
-        if self.layers not in (None, left):
-            raise ShearlingError(
-                f"--layers {self.layers} and --remove {','.join(map(str, self.remove))} disagree: "
-                f"of {depth} blocks {left} would be left; give one of the two, or --layers {left}."
-            )
-        return keep
-
-    def after(self, source: Checkpoint) -> Shape:
-        """Every axis with its size after the cut (ShearlingError if it cannot be)."""
-        if self.shape is not None:
-            sizes = self.shape
-            if not isinstance(sizes, str):
-                sizes = ",".join(f"{axis}={size}" for axis, size in sizes.items())
-            return parse_shape(sizes, source)
-        if self.params is not None:
-            return shape_for(source, parse_params(str(self.params), source.parameters))
-        if self.active_params is not None:
-            return self._after_active(source, str(self.active_params))
-        keep = self.keep_blocks(source)
-        if keep is not None:
-            return source.shape.with_(layers=len(keep.model["layers"]))
-        assert self.layers is not None
-        return parse_layers(self.layers, source)
-
-    def _after_active(self, source: Checkpoint, text: str) -> Shape:
-        if not source.layout.routed:
-            raise ShearlingError(
-                f"--active-params {text} was given, but {source.name} has no experts, and a token "
-                "meets all of its parameters; use --params."
-            )
-        active = source.layout.count(source.shape, active=True)
-        return shape_for(source, parse_params(text, active, "--active-params"), active=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,13 +96,15 @@ class CalibrationText:
     written: int | None = None
     bos: bool | None = None
 
-    def settled(self, source: Checkpoint, wish: Wish, notify: Notify) -> tuple[Calibration, Place]:
-        """The same with its defaults filled in, and where the source runs on it."""
+    def settled(
+        self, source: Checkpoint, wish: Wish, notify: Notify, cuts: int = 1
+    ) -> tuple[Calibration, Place]:
+        """The same with its defaults filled in, and where the source runs on it for some cuts."""
         shares = rewritten_shares(1)
         text = Calibration(
             self.file, self.samples, self.length, self.seed, shares, self.written, self.bos
         )
-        place = Place.best(source, wish, repair_need(source, text))
+        place = Place.best(source, wish, repair_need(source, text, cuts))
         copies, written = self.copies, self.written
         streamed = place.weights != "resident"
         if streamed:
@@ -306,17 +222,65 @@ class Pruning:
         running: Running | None = None,
     ) -> Pruning:
         """Check and settle, before any work; arguments and errors as :func:`prune`."""
-        criteria, repairs = criteria or Criteria(), repairs or Repairs()
-        running = running or Running()
-        notify, wish = running.notify, running.wish
+        (pruning,) = prunings(
+            source, [size], calibration=calibration, criteria=criteria, repairs=repairs,
+            running=running,
+        )  # fmt: skip
+        return pruning
+
+    def run(self, progress: Progress = silent, tell: Notify | None = None) -> Run:
+        """The model and the text, ready to choose and to write; ``tell`` is told the place."""
+        place = replace(self.place, tell=tell)
+        return Run(self.source, self.calibration, place=place, progress=progress)
+
+
+def prunings(
+    source: Checkpoint,
+    sizes: Sequence[Size],
+    *,
+    calibration: CalibrationText | None = None,
+    criteria: Criteria | None = None,
+    repairs: Repairs | None = None,
+    running: Running | None = None,
+) -> list[Pruning]:
+    """Check and settle a cut to each of some sizes; they share the text and the place.
+
+    Raises:
+        ShearlingError: as :func:`prune`.
+    """
+    criteria, repairs = criteria or Criteria(), repairs or Repairs()
+    running = running or Running()
+    notify, wish = _once(running.notify), running.wish
+    for size in sizes:
         if size.remove is not None and (criteria.by is not None or criteria.scores is not None):
             raise ShearlingError("--remove names the blocks itself; leave out --by and --scores.")
-        text, place = None, None
-        if calibration is not None:
-            text, place = calibration.settled(source, wish, notify)
-        repaired = settle_repaired(repairs.refit, text, notify)
+    text, place = None, None
+    if calibration is not None:
+        text, place = calibration.settled(source, wish, notify, len(sizes))
+    repaired = settle_repaired(repairs.refit, text, notify)
+    settle = _Settle(source, text, criteria, repairs, repaired, notify)
+    wanted = [settle.wanted(size) for size in sizes]
+    place = place or Place.best(source, wish)
+    return [Pruning(source, one, text, place) for one in wanted]
+
+
+@dataclass(frozen=True, slots=True)
+class _Settle:
+    """What cuts of several sizes are told alike."""
+
+    source: Checkpoint
+    text: Calibration | None
+    criteria: Criteria
+    repairs: Repairs
+    repaired: bool
+    notify: Notify
+
+    def wanted(self, size: Size) -> Wanted:
+        """What a cut to one size is to be, its options checked."""
+        source, criteria, repairs = self.source, self.criteria, self.repairs
+        repaired, notify = self.repaired, self.notify
         keep_blocks, after = size.keep_blocks(source), size.after(source)
-        rotated = settle_rotated(repairs.rotate, source, after, text, notify)
+        rotated = settle_rotated(repairs.rotate, source, after, self.text, notify)
         final_norm = settle_final_norm(repairs.final_norm, repaired=repaired, notify=notify)
         experts = settle_experts(repairs, source, after, repaired=repaired, notify=notify)
         tell_unused(source, after, criteria, rotated=rotated, notify=notify)
@@ -328,17 +292,23 @@ class Pruning:
         if chosen and after["layers"] < source.shape["layers"]:
             tell_ignored(notify, criteria.protect_given, "the blocks are already chosen")
         by_blocks, *_ = criteria_for(criteria.by, source, repaired=repaired)
-        wanted = Wanted(
+        return Wanted(
             after, by=criteria.by, scores=scores, keep_blocks=keep_blocks, repaired=repaired,
             rotated=rotated, final_norm=final_norm, experts=experts,
             protect=criteria.protect(by_blocks), pattern=pattern,
         )  # fmt: skip
-        return Pruning(source, wanted, text, place or Place.best(source, wish))
 
-    def run(self, progress: Progress = silent, tell: Notify | None = None) -> Run:
-        """The model and the text, ready to choose and to write; ``tell`` is told the place."""
-        place = replace(self.place, tell=tell)
-        return Run(self.source, self.calibration, place=place, progress=progress)
+
+def _once(notify: Notify) -> Notify:
+    """What is said of several sizes is said once."""
+    said: set[str] = set()
+
+    def tell(sentence: str) -> None:
+        if sentence not in said:
+            said.add(sentence)
+            notify(sentence)
+
+    return tell
 
 
 def rewritten_shares(copies: int) -> tuple[float, ...]:

@@ -19,7 +19,8 @@ from shearling.table.axes import EXPERT_MLP, EXPERTS
 from shearling.table.values import Keep, Shape
 
 if TYPE_CHECKING:
-    from shearling.pruning.prune import Criteria, Repairs, Size
+    from shearling.pruning.prune import Criteria, Repairs
+    from shearling.pruning.size import Size
 
 Notify = Callable[[str], None]
 

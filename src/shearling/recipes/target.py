@@ -10,7 +10,7 @@ from typing import Any
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
 from shearling.pruning.plan import parse_params
-from shearling.pruning.prune import Size
+from shearling.pruning.size import Size
 from shearling.recipes.schema import TargetSection
 from shearling.table.values import Shape
 

@@ -8,7 +8,8 @@ What a function takes and gives depends on ``of`` and ``reads``. Of blocks:
 
 - ``text``: ``(stream, ids_NS, *, protected, progress)`` to :class:`Scores`;
 - ``weights``: ``(checkpoint, *, protected, progress)`` to :class:`Scores`;
-- with ``removes``, a keyword ``remove`` besides: how many blocks are to go, or None.
+- with ``removes``, a keyword ``remove`` besides: how many blocks are to go, or None; where such a
+  criterion can score for several numbers at once, ``together`` names the function that does.
 
 Of units, on the axes asked for (U units, K columns each):
 
@@ -74,6 +75,8 @@ class Criterion:
         one_pass: whether it keeps no state but those of one walk forward; criteria of blocks
             otherwise keep one for every block, and so does a walk backward.
         removes: whether it has to know how many blocks go.
+        together: of such a one, a function of the same module that scores for several numbers of
+            blocks at once, given them in place of ``remove``, behind the tokens.
         check: a function of the same module that refuses beforehand what cannot be scored, given
             the checkpoint, the number of sequences, the protected blocks and how many go.
         plus: whether there is a form NAME+ that never removes the blocks in ``PLUS``.
@@ -97,6 +100,7 @@ class Criterion:
     windows: tuple[int, int] | None = None
     one_pass: bool = False
     removes: bool = False
+    together: str = ""
     check: str = ""
     plus: bool = False
     protects: tuple[int, int] = (0, 0)
@@ -119,12 +123,13 @@ class Criterion:
                 f"of {', '.join(SUMS)} or join other criteria."
             )
         of_blocks = (
-            self.removes, self.check, self.plus, self.windows, self.additive, self.one_pass,
+            self.removes, self.together, self.check, self.plus, self.windows, self.additive,
+            self.one_pass,
         )  # fmt: skip
         if self.of != "blocks" and any(of_blocks):
             raise ValueError(
                 f"criterion {self.name!r} is of {self.of}, but declares what is known of blocks "
-                "alone: removes, check, plus, windows, additive or one_pass."
+                "alone: removes, together, check, plus, windows, additive or one_pass."
             )
         if self.whole_groups and not summed:
             raise ValueError(
@@ -160,6 +165,13 @@ class Criterion:
     def function(self) -> Callable[..., Any]:
         """The function itself; imports its module."""
         return _attribute(self.home)
+
+    @property
+    def several(self) -> Callable[..., Any] | None:
+        """The function that scores for several numbers of blocks at once, if there is one."""
+        return (
+            _attribute(f"{self.home.partition(':')[0]}:{self.together}") if self.together else None
+        )
 
     def refuse(self, *given: Any) -> None:
         """Raise ShearlingError if ``check`` says that blocks cannot be scored so."""

@@ -6,6 +6,7 @@ Which function that is, and what it needs, is in :mod:`shearling.scoring.registr
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -159,6 +160,41 @@ def score_tokens(
     more = {"remove": remove} if criterion.removes else {}
     scores = criterion.function(stream, ids_NS, protected=protected, progress=progress, **more)
     return _named(scores, by, stream.checkpoint)
+
+
+def score_removals(
+    stream: BlockStream,
+    by: str,
+    ids_NS: torch.Tensor,
+    removes: Sequence[int],
+    *,
+    protected: tuple[int, ...] = (),
+    progress: Progress = silent,
+) -> list[Scores]:
+    """As :func:`score_tokens`, for several numbers of blocks that are to go.
+
+    What does not depend on the number is computed once.
+
+    Returns:
+        Scores for each of ``removes``; each is what it would be alone.
+    """
+    criterion, several = find(by, "blocks"), find(by, "blocks").several
+    numbers = list(dict.fromkeys(removes))
+    if several is not None and len(numbers) > 1:
+        scored = several(stream, ids_NS, numbers, protected=protected, progress=progress)
+        by_number = {
+            number: _named(scores, by, stream.checkpoint)
+            for number, scores in zip(numbers, scored, strict=True)
+        }
+    else:
+        runs = numbers if criterion.removes else numbers[:1]
+        by_number = {
+            number: score_tokens(
+                stream, by, ids_NS, protected=protected, remove=number, progress=progress
+            )
+            for number in runs
+        }
+    return [by_number.get(number, by_number[numbers[0]]) for number in removes]
 
 
 def score_weights(

@@ -14,6 +14,7 @@ from shearling.report.pages.before_after import comparison_section
 from shearling.report.pages.behaviour import degeneration_section, judgements_section
 from shearling.report.pages.charts import damage_section, scores_section
 from shearling.report.pages.comparison_view import comparisons_section
+from shearling.report.pages.family import family_section
 from shearling.report.pages.headline import header, page_title
 from shearling.report.pages.healing import healing_section
 from shearling.report.pages.learning import learning_section
@@ -45,6 +46,7 @@ def page(results: Results) -> str:
         [comparisons_section(results)]
         if not results.models
         else [
+            family_section(results),
             anatomy_section(results),
             comparison_section(results),
             abilities_section(results),
@@ -98,6 +100,7 @@ def footer(results: Results) -> Markup:
             *results.abilities,
             *results.degenerations,
             *results.judgements,
+            *results.families,
             *(step for model in results.made for step in model.chain),
         )
         if one.created

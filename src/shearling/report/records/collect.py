@@ -16,7 +16,7 @@ from shearling.report.records.results import Results, join_records
 LARGEST = 20_000_000  # bytes; a tokenizer can be that large, a result never is
 OUR_NAMES = (
     *("shearling", "scores-", "unit-scores", "evaluation-", "damage", "bench", "generations"),
-    *("healing", "learning", "tasks", "degeneration", "judgement", "abilities"),
+    *("healing", "learning", "tasks", "degeneration", "judgement", "abilities", "family"),
 )
 
 

@@ -20,6 +20,7 @@ from shearling.evaluate.results import (
 from shearling.files.results import public
 from shearling.gates.results import LearningHistory
 from shearling.model.manifest import ModelManifest
+from shearling.pruning.results import FamilyFile
 from shearling.report.records.comparison import ComparisonFile, comparison_of
 from shearling.report.records.quality import tasks_of
 from shearling.report.records.records import (
@@ -102,6 +103,10 @@ def _add_judgement(values: Values, path: Path, records: Records) -> None:
     records.judgements.append(Judgement.from_json(values, path))
 
 
+def _add_family(values: Values, path: Path, records: Records) -> None:
+    records.families.append(FamilyFile.from_json(values, path))
+
+
 READERS: dict[str, Callable[[Values, Path, Records], None]] = {
     ModelManifest.kind: _add_manifest,
     BlockScoresFile.kind: _add_scores,
@@ -118,6 +123,7 @@ READERS: dict[str, Callable[[Values, Path, Records], None]] = {
     Abilities.kind: _add_abilities,
     Degeneration.kind: _add_degeneration,
     Judgement.kind: _add_judgement,
+    FamilyFile.kind: _add_family,
 }
 
 

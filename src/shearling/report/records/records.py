@@ -23,6 +23,7 @@ from shearling.evaluate.results import (
 from shearling.files.results import refuse
 from shearling.model.manifest import ModelManifest, WrittenProof
 from shearling.model.refs import ModelRef
+from shearling.pruning.results import FamilyFile
 from shearling.report.records.comparison import Comparison
 from shearling.report.records.fields import describe
 from shearling.report.records.quality import Tasks
@@ -133,6 +134,7 @@ class Records:
     abilities: list[Abilities] = field(default_factory=list)
     degenerations: list[Degeneration] = field(default_factory=list)
     judgements: list[Judgement] = field(default_factory=list)
+    families: list[FamilyFile] = field(default_factory=list)
 
 
 def manifest_of(file: ModelManifest, path: Path) -> Manifest:

@@ -16,6 +16,7 @@ from shearling.evaluate.results import (
     Judgement,
 )
 from shearling.model.refs import ModelRef
+from shearling.pruning.results import FamilyFile
 from shearling.report.records.comparison import Comparison
 from shearling.report.records.quality import Tasks
 from shearling.report.records.records import BlockScores, Manifest, Records, SourceModel, TimedRun
@@ -108,6 +109,7 @@ class Results:
     judgements: tuple[Judgement, ...] = ()
     unit_scores: tuple[ScoredUnits, ...] = ()
     abilities: tuple[Abilities, ...] = ()
+    families: tuple[FamilyFile, ...] = ()
 
     @property
     def source(self) -> Model | None:
@@ -140,6 +142,7 @@ def join_records(records: Records) -> Results:
     spoken_of = [
         *(one.model for one in _measured(measured)),
         *(model for one in measured.judgements for model in (one.a, one.b)),
+        *(size.model for one in measured.families for size in one.sizes),
     ]
     models = _models(records.manifests, spoken_of, sizes_told(measured))
     if not models and not records.comparisons:
@@ -194,6 +197,9 @@ def measurements(records: Records) -> Results:
         ),
         judgements=_newest(
             records.judgements, lambda one: (one.a.fingerprint, one.b.fingerprint, one.judge)
+        ),
+        families=_newest(
+            records.families, lambda one: tuple(size.model.fingerprint for size in one.sizes)
         ),
     )
 

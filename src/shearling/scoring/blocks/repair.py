@@ -6,7 +6,8 @@ the gap, and the perplexity of the model so repaired is measured on sequences he
 solution. Neighbours are removed together: the repair bridges one gap better than many
 (LOG.md, 2026-11-22).
 All places are tried in one walk: the source's stream and, past each gap, the held-out states of
-the model without it, so that every block's weights are read once.
+the model without it, so that every block's weights are read once. Runs of several lengths, for
+cuts of several sizes, are tried in the same walk.
 
 Shapes: N sequences of S positions, in batches of B; D hidden, K columns of the writer.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,13 +39,12 @@ REPAIRED, INPUTS, OUTPUTS = "repaired", "inputs", "outputs"
 
 
 @criterion(
-    "repair", of="blocks", reads=("text",), removes=True, check="run_starts", additive=True,
-    default="repaired", order=10,
+    "repair", of="blocks", reads=("text",), removes=True, together="repair_each",
+    check="run_starts", additive=True, default="repaired", order=10,
     says="perplexity of the model without a run of blocks, after the block before it was solved "
     "anew",
     work="ours",
 )  # fmt: skip
-@torch.inference_mode()
 def repair(
     stream: BlockStream,
     ids_NS: Tensor,
@@ -61,19 +62,48 @@ def repair(
         ShearlingError: too few sequences, no run possible beside the protected blocks, or an
             architecture whose blocks do not simply add to the stream.
     """
-    remove = _run_length(remove, stream.depth)
-    starts = run_starts(stream.checkpoint, len(ids_NS), protected, remove)
+    removes = [_run_length(remove, stream.depth)]
+    (scores,) = repair_each(stream, ids_NS, removes, protected=protected, progress=progress)
+    return scores
+
+
+@torch.inference_mode()
+def repair_each(
+    stream: BlockStream,
+    ids_NS: Tensor,
+    removes: Sequence[int],
+    *,
+    protected: tuple[int, ...],
+    progress: Progress = silent,
+) -> list[Scores]:
+    """As :func:`repair`, for runs of several lengths in one walk."""
+    gaps = [
+        Gap(start, remove)
+        for remove in dict.fromkeys(removes)
+        for start in run_starts(stream.checkpoint, len(ids_NS), protected, remove)
+    ]
     with stream.place.running(), States(stream.place) as states:
-        gaps = _Gaps(stream, ids_NS, starts, remove, states)
-        for step in forward(gaps.text, "scoring runs after repair", progress, runs=gaps.runs):
-            gaps.step(step)
-        losses = gaps.losses()
+        trial = _Gaps(stream, ids_NS, gaps, states)
+        for step in forward(trial.text, "scoring runs after repair", progress, runs=trial.runs):
+            trial.step(step)
+        losses = trial.losses()
     _require_finite(losses)
+    return [
+        _scores({gap.start: loss for gap, loss in losses.items() if gap.length == remove}, remove,
+                stream.depth, protected)
+        for remove in removes
+    ]  # fmt: skip
+
+
+def _scores(
+    losses: dict[int, float], remove: int, depth: int, protected: tuple[int, ...]
+) -> Scores:
+    """Values of blocks from the losses without runs of ``remove``, by the run's first block."""
     best = min(losses, key=lambda start: losses[start])
     worst = max(losses.values())
     values = [
         exp_of(min((losses[s] for s in losses if s <= block < s + remove), default=worst))
-        for block in range(stream.depth)
+        for block in range(depth)
     ]
     return Scores(
         "repair", "layers", (tuple(values),), protected,
@@ -121,69 +151,90 @@ def _run_length(remove: int | None, depth: int) -> int:
     return max(1, depth // 5) if remove is None else remove
 
 
-def _require_finite(losses: dict[int, float]) -> None:
-    broken = [start for start, loss in losses.items() if not math.isfinite(loss)]
+def _require_finite(losses: dict[Gap, float]) -> None:
+    broken = [gap for gap, loss in losses.items() if not math.isfinite(loss)]
     if broken:
         raise ShearlingError(
             f"repair gives no finite score for {len(broken)} of {len(losses)} runs, the first "
-            f"starting at block {broken[0]}; the weights hold NaN or infinity, or overflow: fetch "
-            "the checkpoint again."
+            f"starting at block {broken[0].start}; the weights hold NaN or infinity, or overflow: "
+            "fetch the checkpoint again."
         )
 
 
+class Gap(NamedTuple):
+    """A run of blocks that is tried.
+
+    Attributes:
+        start: its first block.
+        length: how many blocks it has.
+    """
+
+    start: int
+    length: int
+
+    @property
+    def last(self) -> int:
+        """Its last block."""
+        return self.start + self.length - 1
+
+
 class _Gaps:
-    """The source's stream, the inputs kept until their gap ends, and the repaired streams."""
+    """The source's stream, the inputs kept until their gaps end, and the repaired streams."""
 
     def __init__(
-        self, stream: BlockStream, ids_NS: Tensor, starts: list[int], remove: int, states: States
+        self, stream: BlockStream, ids_NS: Tensor, gaps: Sequence[Gap], states: States
     ) -> None:
         """Held-out sequences come in batches of their own: only they go on past a gap."""
-        self.stream, self.starts, self.remove, self.states = stream, starts, remove, states
-        self.last = branches(stream.checkpoint)[-1]
+        self.stream, self.gaps, self.states = stream, gaps, states
+        # Before each start, the gap that ends last: until then its inputs are kept.
+        self.longest = {gap.start: gap for gap in sorted(gaps, key=lambda gap: gap.length)}
+        self.writer = branches(stream.checkpoint)[-1]
         self.ranks = stream.place.ranks.of(len(ids_NS))
         batches = held_apart(ids_NS, stream.batches, ranks=self.ranks)
         self.held = [is_held for _, is_held in batches]
         self.text = Text(stream, states).begin([ids_BS for ids_BS, _ in batches])
-        self.open: set[int] = set()
+        self.open: set[Gap] = set()
 
     def runs(self, index: int) -> list[tuple[Key, int]]:
         """What a block runs: the source's states, and held-out ones of every gap behind us."""
         return [
             (key, number)
             for number, is_held in enumerate(self.held)
-            for key in [*((REPAIRED, start) for start in sorted(self.open) if is_held), MAIN]
+            for key in [*((REPAIRED, gap) for gap in sorted(self.open) if is_held), MAIN]
         ]
 
     def step(self, step: Step) -> None:
-        """Run one block on every stream, then close the gap that ends with it."""
-        with watching(step.block, [self.last]) as seen:
+        """Run one block on every stream, then close the gaps that end with it."""
+        with watching(step.block, [self.writer]) as seen:
             for run in step.passes:
-                if run.key == MAIN and step.index + 1 in self.starts:
-                    inputs_BSK = seen.inputs[self.last.axis]
+                if run.key == MAIN and step.index + 1 in self.longest:
+                    inputs_BSK = seen.inputs[self.writer.axis]
                     self.states.put((INPUTS, step.index), run.number, inputs_BSK)
                     self.states.put((OUTPUTS, step.index), run.number, run.after_BSD)
-        start = step.index + 1 - self.remove
-        if start in self.starts:
-            self._close(start, step.block.get_submodule(self.last.writer).get_parameter("weight"))
+        for gap in self.gaps:
+            if gap.last == step.index:
+                writer = step.block.get_submodule(self.writer.writer)
+                self._close(gap, writer.get_parameter("weight"))
 
-    def _close(self, start: int, like_DK: Tensor) -> None:
-        """Solve for the gap that starts at ``start``, and let the model without it go on."""
-        before = start - 1
+    def _close(self, gap: Gap, like_DK: Tensor) -> None:
+        """Solve for a gap, and let the model without it go on."""
+        before = gap.start - 1
         fit, held = (self._moments(before, is_held, like_DK) for is_held in (False, True))
         if not (fit.finite() and held.finite()):
             raise ShearlingError(
-                f"block {before} or one of the {self.remove} behind it gives states that are not "
+                f"block {before} or one of the {gap.length} behind it gives states that are not "
                 "finite numbers on the calibration text; fetch the checkpoint again."
             )
         # The choice of strength uses the held-out sequences, the solution does not.
         correction = correct(fit, held, bias=False, refit=False, ranks=self.ranks)
+        fetch = self.states.take if gap == self.longest[gap.start] else self.states.get
         for number, is_held in enumerate(self.held):
-            x_BSK = self.states.take((INPUTS, before), number)
-            h_BSD = self.states.take((OUTPUTS, before), number)
+            x_BSK = fetch((INPUTS, before), number)
+            h_BSD = fetch((OUTPUTS, before), number)
             if is_held:
                 repaired_BSD = h_BSD + x_BSK.to(h_BSD.dtype) @ correction.weight_KD.to(h_BSD.dtype)
-                self.states.put((REPAIRED, start), number, repaired_BSD)
-        self.open.add(start)
+                self.states.put((REPAIRED, gap), number, repaired_BSD)
+        self.open.add(gap)
 
     def _moments(self, before: int, is_held: bool, like_DK: Tensor) -> Moments:
         moments = Moments(like_DK)
@@ -195,17 +246,17 @@ class _Gaps:
         moments.add_up(self.ranks)
         return moments
 
-    def losses(self) -> dict[int, float]:
-        """Mean nats per token on the held-out sequences, by the run's first block."""
+    def losses(self) -> dict[Gap, float]:
+        """Mean nats per token on the held-out sequences."""
         held = [n for n, is_held in enumerate(self.held) if is_held]
         predicted = [self.text.batches[n][:, 1:].numel() for n in held]
         last = ((self.states.get(MAIN, n), self.text.batches[n]) for n in held)
         needed = torch.cat([self.text.batches[n].flatten() for n in held]) if held else None
         words = self.stream.likely_words(last, needed, self.ranks)
         with self.stream.abridged(words):
-            sums = [self._nats((REPAIRED, start), held) for start in self.starts]
+            sums = [self._nats((REPAIRED, gap), held) for gap in self.gaps]
         *sums, tokens = self.ranks.totals([*sums, float(sum(predicted))])
-        return {start: nats / tokens for start, nats in zip(self.starts, sums, strict=True)}
+        return {gap: nats / tokens for gap, nats in zip(self.gaps, sums, strict=True)}
 
     def _nats(self, key: Key, numbers: list[int]) -> float:
         """Over the held-out tokens of this rank."""
