@@ -125,11 +125,11 @@ def test_what_is_there_is_kept_and_what_failed_is_made_again(
     output, cut = tmp_path / "flocks", shearling.pruning.run.cut
     written: list[str] = []
 
-    def failing(source: Checkpoint, keep: Any, place: Path, **options: Any) -> Checkpoint:
+    def failing(source: Checkpoint, keep: Any, directory: Path, **options: Any) -> Checkpoint:
         if written:
             raise ShearlingError("the disk ran full")
-        written.append(place.name)
-        return cut(source, keep, place, **options)
+        written.append(directory.name)
+        return cut(source, keep, directory, **options)
 
     monkeypatch.setattr(shearling.pruning.run, "cut", failing)
     assert pruned(model, text, output).exit_code == 1
