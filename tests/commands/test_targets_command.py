@@ -101,6 +101,7 @@ def test_a_footprint_is_kept_by_what_is_written(models, tmp_path: Path) -> None:
         (["--speed", "90x"], "--speed 90x cannot be met.*the nearest"),
         (["--speed", "1.2x", "--engine", "onnx"], "one of transformers, llama.cpp, vllm"),
         (["--footprint", "99GB"], "already"),
+        (["--speed", "1.2x", "--params", "0.9x,0.8x"], "--speed chooses one shape.*one size"),
         (["--params", "0.8x", "--prefer", "size"], "one of quality, balanced, speed"),
         (["--params", "0.8x", "--axes", "layers,vocab"], "--axes vocab.*--calibration"),
     ],
@@ -108,6 +109,15 @@ def test_a_footprint_is_kept_by_what_is_written(models, tmp_path: Path) -> None:
 def test_what_cannot_be(models, timers, tmp_path: Path, arguments: list, said: str) -> None:
     told = refused(models("llama"), "--output", tmp_path / "out", *arguments)
     assert re.search(said, told), told
+
+
+@pytest.mark.parametrize("arguments", [["--by", "taste"], ["--calibration", "nowhere.jsonl"]])
+def test_what_is_wrong_elsewhere_is_said_before_anything_is_timed(
+    models, timers, tmp_path: Path, arguments: list[str]
+) -> None:
+    told = refused(models("llama"), "--output", tmp_path / "out", "--speed", "1.2x", *arguments)
+    assert arguments[1] in told
+    assert timers == []
 
 
 def test_an_engine_that_is_not_installed(models, tmp_path: Path, monkeypatch) -> None:

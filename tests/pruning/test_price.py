@@ -147,10 +147,11 @@ def test_a_budget_takes_words_only_when_asked(wordy: Checkpoint, text: Path) -> 
     assert asked.account["vocabulary"]["kept"] == fewest + 5
     assert not any("vocabulary is" in one for one in told)
 
-    less = pruning(wordy, Size(params="0.5x", axes="layers,mlp,vocab"), text, told).wanted
+    least = wordy.layout.count(wordy.shape.with_(vocab=fewest, layers=2))
+    less = pruning(wordy, Size(params=least, axes="layers,mlp,vocab"), text, told).wanted
     assert less.after["vocab"] == fewest
     assert less.after["layers"] < 3 or less.after["mlp"] < 16
-    assert wordy.layout.count(less.after) <= 0.5 * wordy.parameters
+    assert wordy.layout.count(less.after) <= least
 
 
 def test_the_hint_without_text_or_words(wordy: Checkpoint, models) -> None:

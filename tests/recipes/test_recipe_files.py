@@ -134,7 +134,7 @@ def test_steps_inherit(tmp_path: Path) -> None:
         ("bench: {batches: [0]}", "at bench.batches.0: .*greater than or equal to 1"),
         ("data: {length: 8}", "at data: give either text .files. or store"),
         ("steps: [{target: {layers: 1}}]", "give either target .one cut. or steps"),
-        ("target: {speed: 2}", "key target.speed, which is not known; .*there are shape, params"),
+        ("target: {size: 2}", "key target.size, which is not known; .*there are shape, params"),
         ("device: [1]", "at device: .*valid string"),
     ],
 )  # fmt: skip

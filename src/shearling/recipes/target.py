@@ -68,13 +68,13 @@ def _planned(
     if target.footprint is not None:
         whole = footprint(source, source.shape, load)
         asked["footprint"] = f"{parse_footprint(target.footprint, whole) / 10**6:.6f}MB"
-    prefer = asked.pop("prefer", None)
-    spending = Spending(require_preference(prefer), ("layers",) if depth_only else None)
+    asked.pop("prefer", None)
+    spending = Spending(require_preference(target.prefer), ("layers",) if depth_only else None)
     targets = Targets(**asked, load=load)
     if not targets.timed:
         plan = meet(model, targets, spending)
         return _changed(plan.as_json(), model), plan.shape
-    told = {"asked": asked, "load": target.model_dump(include=set(LOAD)), "prefer": prefer}
+    told = {"asked": asked, "load": target.model_dump(include=set(LOAD)), "prefer": target.prefer}
     return {"targets": told | {"axes": spending.axes}}, promised_shape(model, targets, spending)
 
 
