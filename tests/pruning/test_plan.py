@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 import naive
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
-from shearling.pruning.plan import parse_layers, parse_params, parse_shape, shape_for
+from shearling.pruning.plan import (
+    BLOCKS_GIVE,
+    PREFERENCES,
+    Spending,
+    parse_layers,
+    parse_params,
+    parse_shape,
+    shape_for,
+)
 from shearling.table.families import FAMILIES
 from shearling.table.values import Shape
 from tiny_models import LEADING, tiny_config
@@ -218,3 +226,33 @@ def test_layers() -> None:
     for layers in (0, 5, 6):
         with pytest.raises(ShearlingError, match=f"--layers {layers} .* between 1 and 4"):
             parse_layers(layers, source)
+
+
+# --- what a budget cares for ---------------------------------------------------------------------
+
+
+def test_a_preference_for_speed_takes_blocks() -> None:
+    source = headed("llama")
+    block = cut_to("llama", 5, MLP) - cut_to("llama", 4, MLP)
+    fast = shape_for(source, source.parameters - 2 * block, spending=Spending("speed"))
+    assert fast == source.shape.with_(layers=3)
+    assert PREFERENCES["balanced"].blocks_give == BLOCKS_GIVE
+
+
+@pytest.mark.parametrize(("axis", "other"), [("layers", "mlp"), ("mlp", "layers")])
+def test_a_budget_takes_from_the_axes_named(axis: str, other: str) -> None:
+    source = headed("llama")
+    shape = shape_for(source, int(0.9 * source.parameters), spending=Spending(axes=(axis,)))
+    assert shape[other] == source.shape[other]
+    assert shape[axis] < source.shape[axis]
+    with pytest.raises(ShearlingError, match="ask for more"):
+        shape_for(source, 1000, spending=Spending(axes=(axis,)))
+
+
+def test_a_budget_goes_on_from_where_words_went() -> None:
+    source = headed("llama")
+    start = source.shape.with_(vocab=60)
+    shape = shape_for(source, int(0.6 * source.parameters), spending=Spending(start=start))
+    assert shape["vocab"] == 60
+    assert source.layout.count(shape) <= 0.6 * source.parameters
+    assert shape_for(source, source.layout.count(start), spending=Spending(start=start)) == start

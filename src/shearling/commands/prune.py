@@ -24,6 +24,7 @@ from shearling.commands.options import (
 )
 from shearling.commands.prune_lines import family_lines, plan_of, print_pruned
 from shearling.commands.takes import takes_options
+from shearling.commands.target_options import TargetOptions, met, spent
 from shearling.scoring.registry import KINDS, default_for
 
 if TYPE_CHECKING:
@@ -183,6 +184,7 @@ class PruneOptions:
     model: ModelOptions
     output: NewModel
     size: SizeOptions
+    target: TargetOptions
     by: By = None
     scores: OfBlocks = None
     repair: RepairOptions
@@ -207,7 +209,7 @@ def prune(options: PruneOptions) -> None:
 def _run(options: PruneOptions, ranks: Ranks) -> None:
     from shearling.files.writer import check_output
 
-    sizes = _sizes(options.size)
+    sizes = _sizes(options.size, options.target)
     if len(sizes) > 1 or options.size.nested:
         _run_family(options, sizes, ranks)
         return
@@ -215,7 +217,8 @@ def _run(options: PruneOptions, ranks: Ranks) -> None:
 
     check_output(options.output)
     source = _source(options)
-    _run_one(options, Pruning.of(source, sizes[0], **_asked(options, ranks)), ranks)
+    size = sizes[0] if sizes else _met(source, options, ranks)
+    _run_one(options, Pruning.of(source, size, **_asked(options, ranks)), ranks)
 
 
 def _run_one(options: PruneOptions, pruning: Pruning, ranks: Ranks) -> None:
@@ -278,19 +281,41 @@ def _source(options: PruneOptions) -> Checkpoint:
     return Checkpoint.open(options.model.given())
 
 
-def _sizes(given: SizeOptions) -> list[Size]:
-    """What is to be left; several of --params, --active-params or --shape are several models."""
+def _met(source: Checkpoint, options: PruneOptions, ranks: Ranks) -> Size:
+    """The size that meets targets, which is searched for once all else is known to be possible."""
+    from shearling.data.documents import documents
+    from shearling.scoring.registry import criteria_for
+
+    asked, file = _asked(options, ranks), options.text.calibration
+    criteria_for(options.by, source, repaired=asked["calibration"] is not None)
+    if file is not None and not file.exists():
+        documents(file)  # says what would do
+    budget = {"params": options.size.params, "active_params": options.size.active_params}
+    return met(source, budget, options.target, options.place, ranks, options.text)
+
+
+def _sizes(given: SizeOptions, target: TargetOptions) -> list[Size]:
+    """What is to be left; several of --params, --active-params or --shape are several models.
+
+    None is named where targets are to be met, by a shape that has to be searched for.
+    """
     from shearling.pruning.size import Size
 
     params, active, shapes = _listed(given.params), _listed(given.active_params), given.shape or []
     remove = None if given.remove is None else tuple(numbers(given.remove, "--remove"))
+    named = {"--shape": given.shape, "--layers": given.layers, "--remove": given.remove}
+    several = [*params[1:], *active[1:], *(["nested"] if given.nested else [])]
+    how = spent(target, named, budgeted=bool(params or active), several=bool(several))
+    if target.asked:
+        return []
 
     def size(number: int) -> Size:
         several: list[list[str]] = [params, active, shapes]
         one = [given[min(number, len(given) - 1)] if given else None for given in several]
         return Size(
-            params=one[0], active_params=one[1], shape=one[2], layers=given.layers, remove=remove
-        )
+            params=one[0], active_params=one[1], shape=one[2], layers=given.layers,
+            remove=remove, **how,
+        )  # fmt: skip
 
     return [size(number) for number in range(max(map(len, (params, active, shapes, [None]))))]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +25,10 @@ def plan_of(pruning: Pruning, how: dict[str, Any]) -> tuple[dict[str, Any], list
     kept = [block for block in range(source.shape["layers"]) if block not in gone]
     plan = comparison(source, after, kept if gone else None)
     text = [f"would remove blocks {', '.join(map(str, removed))}"] if removed else []
-    text += [*_widths(source.shape, after), *plan["text"]]
+    account = pruning.wanted.account
+    text += [*_widths(source.shape, after), *plan["text"], *_account_lines(account, source)]
     notes = source.notes(after)
-    return how | plan["figures"] | {"notes": notes}, [*text, *notes]
+    return {**how, **account, **plan["figures"], "notes": notes}, [*text, *notes]
 
 
 def print_pruned(source: Checkpoint, output: Path, as_json: bool) -> None:
@@ -41,6 +43,7 @@ def print_pruned(source: Checkpoint, output: Path, as_json: bool) -> None:
     text = [f"removed blocks {options['removed']}"] if options.get("removed") else []
     compared = comparison(source, after, manifest["keep"].get("layers"))
     text += [*_widths(source.shape, after), *compared["text"]]
+    text += _account_lines(options, source)
     text += _rotation_lines(options.get("rotation"))
     text.append(_repair_line(options.get("repair"), len(manifest.get("repaired", []))))
     text.append(
@@ -49,6 +52,16 @@ def print_pruned(source: Checkpoint, output: Path, as_json: bool) -> None:
     )
     text += source.notes(after)
     print_result(manifest, as_json, [*text, f"wrote {output}"])
+
+
+def _account_lines(account: Mapping[str, Any], source: Checkpoint) -> list[str]:
+    """How a shape came about that was searched for."""
+    from shearling.targets.say import target_lines, words_line
+
+    lines = [words_line(account["vocabulary"])] if "vocabulary" in account else []
+    if "targets" in account:
+        lines += target_lines(account["targets"], source.shape)
+    return lines
 
 
 def _rotation_lines(rotation: dict[str, Any] | None) -> list[str]:

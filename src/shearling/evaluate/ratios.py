@@ -34,7 +34,7 @@ def ratio(
         removed are null for a model of another family, or of none that shearling knows.
     """
     rounds = list(zip(before, after, strict=True))
-    decode = spread(_round(a, b) for a, b in rounds)
+    decode = spread(decode_speedup(a, b) for a, b in rounds)
     promise = promised(first, other, cell)
     peaks = [max((t.peak_bytes or 0) for t in timings) for timings in (before, after)]
     return {
@@ -68,7 +68,7 @@ def promised(first: OpenedModel, other: OpenedModel, cell: Cell) -> float | None
     return steps[0] / steps[1] if len(steps) == 2 else None
 
 
-def _round(before: Timing, after: Timing) -> float:
+def decode_speedup(before: Timing, after: Timing) -> float:
     """A round's ratio of decode times: the median over its turns, each beside its counterpart.
 
     An interruption falls into one turn of one model, and would weigh in the sum.

@@ -220,7 +220,7 @@ def plan_bench(
     workload.check()
     subjects = [_opened(model) for model in models]
     candidates = _candidates(models, subjects)
-    _check_positions(candidates, workload.cells)
+    check_positions(candidates, workload.cells)
     setting = Setting(workload.dtype, workload.device, workload.threads, workload.cells)
     engines = [engine(name, workload.places) for name in workload.engines]
     for one in engines:
@@ -394,7 +394,8 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _check_positions(candidates: Sequence[Candidate], cells: Sequence[Cell]) -> None:
+def check_positions(candidates: Sequence[Candidate], cells: Sequence[Cell]) -> None:
+    """Refuse a grid that is longer than a model's positions (ShearlingError)."""
     longest = max(cells, key=lambda cell: cell.prompt + cell.new)
     for candidate in candidates:
         limit = longest_input(load_config(candidate.path))

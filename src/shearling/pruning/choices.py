@@ -70,6 +70,7 @@ class Wanted:
         experts: how a repair mends those of a mixture.
         protect: how many of the first and of the last blocks are never removed.
         pattern: the removal must leave the blocks in this.
+        account: how the sizes came about, for the manifest.
     """
 
     after: Shape
@@ -82,6 +83,7 @@ class Wanted:
     experts: ExpertOptions = field(default_factory=ExpertOptions)
     protect: tuple[int, int] | None = None
     pattern: Pattern | None = None
+    account: Mapping[str, Any] = field(default_factory=dict)
 
 
 def choose_all(run: Run, wanted: Sequence[Wanted], *, nested: bool = False) -> list[Choice]:
@@ -196,6 +198,7 @@ class _Chosen:
             read = {"bos": run.windows.bos is not None} if "windows" in vars(run) else {}
             options["calibration"] = run.calibration.as_json() | read
         options["seconds_choosing"] = seconds
+        options |= wanted.account
         agreed = _agreed(run.place.ranks, self.keep)
         return Choice(agreed, options, self.rotated, wanted.final_norm, wanted.experts)
 

@@ -7,10 +7,13 @@ default settled by what the source allows.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from shearling.data.documents import documents
 from shearling.engine.place import Place, Wish
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
@@ -26,6 +29,8 @@ from shearling.pruning.settle import (
     settle_pattern,
     settle_repaired,
     settle_rotated,
+    settle_size,
+    settle_words,
     tell_ignored,
     tell_pattern,
     tell_unused,
@@ -34,6 +39,7 @@ from shearling.pruning.size import Size
 from shearling.repair.calibration import Calibration
 from shearling.scoring.registry import criteria_for, protection
 from shearling.scoring.scores import Scores
+from shearling.table.values import Shape
 
 
 def _warn(sentence: str) -> None:
@@ -257,9 +263,12 @@ def prunings(
     text, place = None, None
     if calibration is not None:
         text, place = calibration.settled(source, wish, notify, len(sizes))
-    repaired = settle_repaired(repairs.refit, text, notify)
+    read = None if text is None else partial(documents, text.file)
+    sized = [settle_size(size, source, read, notify) for size in sizes]
+    refit = settle_words(repairs.refit, source, [after for after, _ in sized], text, notify)
+    repaired = settle_repaired(refit, text, notify)
     settle = _Settle(source, text, criteria, repairs, repaired, notify)
-    wanted = [settle.wanted(size) for size in sizes]
+    wanted = [settle.wanted(size, *of) for size, of in zip(sizes, sized, strict=True)]
     place = place or Place.best(source, wish)
     return [Pruning(source, one, text, place) for one in wanted]
 
@@ -275,11 +284,11 @@ class _Settle:
     repaired: bool
     notify: Notify
 
-    def wanted(self, size: Size) -> Wanted:
+    def wanted(self, size: Size, after: Shape, account: Mapping[str, Any]) -> Wanted:
         """What a cut to one size is to be, its options checked."""
         source, criteria, repairs = self.source, self.criteria, self.repairs
         repaired, notify = self.repaired, self.notify
-        keep_blocks, after = size.keep_blocks(source), size.after(source)
+        keep_blocks = size.keep_blocks(source)
         rotated = settle_rotated(repairs.rotate, source, after, self.text, notify)
         final_norm = settle_final_norm(repairs.final_norm, repaired=repaired, notify=notify)
         experts = settle_experts(repairs, source, after, repaired=repaired, notify=notify)
@@ -295,7 +304,7 @@ class _Settle:
         return Wanted(
             after, by=criteria.by, scores=scores, keep_blocks=keep_blocks, repaired=repaired,
             rotated=rotated, final_norm=final_norm, experts=experts,
-            protect=criteria.protect(by_blocks), pattern=pattern,
+            protect=criteria.protect(by_blocks), pattern=pattern, account=account,
         )  # fmt: skip
 
 

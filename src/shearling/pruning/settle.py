@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
 from shearling.pruning.choose import check_pattern
 from shearling.pruning.pattern import Pattern, pattern_of
+from shearling.pruning.vocabulary.price import Documents, begin_with_words, hint
 from shearling.repair.calibration import Calibration
 from shearling.repair.experts import ExpertOptions
 from shearling.repair.refit import HELD_OUT
@@ -23,6 +26,49 @@ if TYPE_CHECKING:
     from shearling.pruning.size import Size
 
 Notify = Callable[[str], None]
+
+
+def settle_size(
+    size: Size, source: Checkpoint, read: Documents | None, notify: Notify
+) -> tuple[Shape, Mapping[str, Any]]:
+    """Every axis with its size after a cut, and what the manifest says of how that came about.
+
+    ``read`` gives the text that words are chosen by.
+
+    Raises:
+        ShearlingError: it cannot be, or words are to go and there is no text to choose them by.
+    """
+    if not size.budgeted:
+        if not size.account:
+            given = {"--prefer": size.prefer, "--axes": size.axes}
+            tell_ignored(notify, given, "the sizes are named")
+        return size.after(source), size.account
+    spending, (params, active) = size.spending(source), size.most(source)
+    count = partial(source.layout.count, active=active)
+    start, words = begin_with_words(source, spending, read, lambda shape: count(shape) <= params)
+    if not active and spending.axes is None and (said := hint(source, read)):
+        notify(said)
+    account = {"vocabulary": words} if words else {}
+    return size.after(source, replace(spending, start=start)), account
+
+
+def settle_words(
+    refit: bool | None,
+    source: Checkpoint,
+    sizes: Sequence[Shape],
+    text: Calibration | None,
+    notify: Notify,
+) -> bool | None:
+    """What the user says of a repair, or that there is none where only words go.
+
+    What blocks compute of the words that stay is then what it was.
+    """
+    whole = [(axis, size) for axis, size in source.shape.items() if axis != "vocab"]
+    only_words = all(after[axis] == size for after in sizes for axis, size in whole)
+    if refit is None and text is not None and only_words:
+        notify("nothing is repaired, as only words go; --refit fits the final norm's gain anew.")
+        return False
+    return refit
 
 
 def settle_repaired(refit: bool | None, text: Calibration | None, notify: Notify) -> bool:

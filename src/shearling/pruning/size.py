@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
 from shearling.pruning.choose import without
-from shearling.pruning.plan import parse_layers, parse_params, parse_shape, shape_for
+from shearling.pruning.plan import (
+    Spending,
+    parse_active,
+    parse_axes,
+    parse_layers,
+    parse_params,
+    parse_shape,
+    require_preference,
+    shape_for,
+)
 from shearling.table.values import Keep, Shape
 
 
@@ -22,6 +32,11 @@ class Size:
         active_params: of a mixture, parameters that one token meets, likewise.
         layers: blocks to keep.
         remove: blocks to remove, counted from 0.
+        prefer: what a number of parameters cares for most, of
+            :data:`shearling.pruning.plan.PREFERENCES`; None is the default.
+        axes: what it may take from, such as ``"layers,mlp,vocab"``; None takes blocks and one
+            width.
+        account: how a shape came about that was searched for, for the manifest.
 
     Raises:
         ShearlingError: nothing is given, or two that do not go together.
@@ -32,9 +47,13 @@ class Size:
     active_params: str | int | None = None
     layers: int | None = None
     remove: tuple[int, ...] | None = None
+    prefer: str | None = None
+    axes: str | tuple[str, ...] | None = None
+    account: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse what says nothing, or too much."""
+        require_preference(self.prefer)
         sizes = {
             "--shape": self.shape, "--params": self.params, "--active-params": self.active_params,
             "--layers": self.layers,
@@ -97,28 +116,35 @@ class Size:
             )
         return keep
 
-    def after(self, source: Checkpoint) -> Shape:
+    @property
+    def budgeted(self) -> bool:
+        """Whether a number of parameters is given, for which a shape is chosen."""
+        return self.params is not None or self.active_params is not None
+
+    def spending(self, source: Checkpoint) -> Spending:
+        """How a number of parameters is spread (ShearlingError for axes that cannot be)."""
+        axes = None if self.axes is None else parse_axes(self.axes, source)
+        return Spending(require_preference(self.prefer), axes)
+
+    def most(self, source: Checkpoint) -> tuple[int, bool]:
+        """The parameters asked for, and whether they are those that one token meets."""
+        if self.active_params is None:
+            return parse_params(str(self.params), source.parameters), False
+        return parse_active(str(self.active_params), source), True
+
+    def after(self, source: Checkpoint, spending: Spending | None = None) -> Shape:
         """Every axis with its size after the cut (ShearlingError if it cannot be)."""
         if self.shape is not None:
             return parse_shape(_text_of(self.shape), source)
-        if self.params is not None:
-            return shape_for(source, parse_params(str(self.params), source.parameters))
-        if self.active_params is not None:
-            return self._after_active(source, str(self.active_params))
+        if self.budgeted:
+            params, active = self.most(source)
+            spending = spending or self.spending(source)
+            return shape_for(source, params, active=active, spending=spending)
         keep = self.keep_blocks(source)
         if keep is not None:
             return source.shape.with_(layers=len(keep.model["layers"]))
         assert self.layers is not None
         return parse_layers(self.layers, source)
-
-    def _after_active(self, source: Checkpoint, text: str) -> Shape:
-        if not source.layout.routed:
-            raise ShearlingError(
-                f"--active-params {text} was given, but {source.name} has no experts, and a token "
-                "meets all of its parameters; use --params."
-            )
-        active = source.layout.count(source.shape, active=True)
-        return shape_for(source, parse_params(text, active, "--active-params"), active=True)
 
 
 def _text_of(shape: str | Mapping[str, int]) -> str:

@@ -67,7 +67,7 @@ class DataSection(RecipeSection):
 
 
 class TargetSection(RecipeSection):
-    """How much is left; one of these, or `layers` and `remove` that agree."""
+    """How much is left: a size, `layers` and `remove` that agree, or targets that are all met."""
 
     shape: dict[str, int | str] | None = says(
         "Sizes by axis; a share such as `0.75x` is of the source's, rounded down.", None
@@ -76,12 +76,52 @@ class TargetSection(RecipeSection):
     active_params: str | int | None = says("Of a mixture: those that one token meets.", None)
     layers: int | None = says("Blocks to keep.", None, ge=1)
     remove: list[int] | None = says("Blocks to remove, from 0.", None)
+    speed: str | None = says("Decode speed over the source's on this machine: `1.3x`.", None)
+    latency: str | None = says("Time of a new token on this machine: `20ms`.", None)
+    footprint: str | None = says("Memory of weights and KV cache: `8GB` or `0.7x`.", None)
+    prefer: Literal["quality", "balanced", "speed"] | None = says(
+        "What a number of parameters or a target cares for most; null is `balanced`.", None
+    )
+    engine: Literal["transformers", "llama.cpp", "vllm"] = says(
+        "What `speed` and `latency` are timed with.", "transformers"
+    )
+    batch: Count = says("Sequences at a time, for targets.", 1)
+    prompt: Count = says("Prompt tokens that are timed.", 128)
+    new: Count = says("Generated tokens that are timed.", 64)
+    context: int | None = says(
+        "Of `footprint`: tokens of each sequence; null the model's positions, at most 4096.",
+        None, ge=1,
+    )  # fmt: skip
+    threads: int | None = says("CPU threads that are timed.", None, ge=1)
 
     @model_validator(mode="after")
     def _something(self) -> TargetSection:
-        if not self.model_dump(exclude_none=True):
+        named = {key for key in ("shape", "layers", "remove") if getattr(self, key) is not None}
+        if not (named or self.targets or self.sizes):
             raise ValueError("nothing says how much to cut; give shape, params or layers")
+        if named and self.targets:
+            raise ValueError(
+                f"{min(self.targets)} chooses a shape and {min(named)} names one; give one of them"
+            )
         return self
+
+    @property
+    def targets(self) -> dict[str, str]:
+        """Targets that ask for more than a number of parameters."""
+        given = {"speed": self.speed, "latency": self.latency, "footprint": self.footprint}
+        return {name: text for name, text in given.items() if text is not None}
+
+    @property
+    def timed(self) -> bool:
+        """Whether a target has to be timed."""
+        return bool({"speed", "latency"} & self.targets.keys())
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """What names a size, and what it prefers."""
+        kept = {"shape", "params", "active_params", "layers", "remove", "prefer"}
+        given = self.model_dump(include=kept, exclude_none=True)
+        return {} if given.keys() <= {"prefer"} else given
 
 
 class ScoresMethod(RecipeSection):

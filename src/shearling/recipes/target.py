@@ -7,12 +7,20 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
+from shearling.engine.place import Wish
 from shearling.errors import ShearlingError
+from shearling.files.progress import Progress
 from shearling.model.checkpoint import Checkpoint
-from shearling.pruning.plan import parse_params
+from shearling.model.dtypes import name_of
+from shearling.pruning.plan import Spending, parse_params, require_preference
 from shearling.pruning.size import Size
 from shearling.recipes.schema import TargetSection
 from shearling.table.values import Shape
+from shearling.targets import timing
+from shearling.targets.asked import TargetLoad, Targets, footprint, parse_footprint
+from shearling.targets.meet import Notify, meet, promised_shape
+
+LOAD = ("engine", "batch", "prompt", "new", "context", "threads")
 
 
 def size_of(
@@ -30,6 +38,8 @@ def size_of(
         ShearlingError: what no shape of the architecture meets; the nearest are named.
     """
     try:
+        if target.targets:
+            return _planned(target, source, model, depth_only=depth_only)
         given: dict[str, Any] = _absolute(target, source)
         if depth_only and "params" in given:
             given = {"layers": _depth_for(model, int(given["params"]))}
@@ -46,9 +56,59 @@ def size_of(
     return given, after
 
 
+def _planned(
+    target: TargetSection, source: Checkpoint, model: Checkpoint, *, depth_only: bool
+) -> tuple[dict[str, Any], Shape]:
+    """A size that meets targets of memory; of time, the targets, and what operations promise.
+
+    What takes time is timed when its stage is worked on.
+    """
+    asked = _absolute(target, source) | target.targets
+    load = TargetLoad(**target.model_dump(include=set(LOAD)))
+    if target.footprint is not None:
+        whole = footprint(source, source.shape, load)
+        asked["footprint"] = f"{parse_footprint(target.footprint, whole) / 10**6:.6f}MB"
+    asked.pop("prefer", None)
+    spending = Spending(require_preference(target.prefer), ("layers",) if depth_only else None)
+    targets = Targets(**asked, load=load)
+    if not targets.timed:
+        plan = meet(model, targets, spending)
+        return _changed(plan.as_json(), model), plan.shape
+    told = {"asked": asked, "load": target.model_dump(include=set(LOAD)), "prefer": target.prefer}
+    return {"targets": told | {"axes": spending.axes}}, promised_shape(model, targets, spending)
+
+
+def measured_size(
+    told: Mapping[str, Any], model: Checkpoint, wish: Wish, notify: Notify, progress: Progress
+) -> Size:
+    """The size that a stage was told: its own, or one that meets targets of time on this machine.
+
+    Raises:
+        ShearlingError: targets that cannot be met, or an engine that is not installed.
+    """
+    if "targets" not in told:
+        return Size(**told)
+    asked = told["targets"]
+    device = wish.torch_device()
+    dtype = name_of(wish.torch_dtype(device, model))
+    load = TargetLoad(**asked["load"], dtype=dtype, device=str(device))
+    axes = None if asked["axes"] is None else tuple(asked["axes"])
+    spending = Spending(require_preference(asked["prefer"]), axes)
+    targets = Targets(**asked["asked"], load=load)
+    timer = timing.EngineTimer(model, load, progress)
+    plan = meet(model, targets, spending, timer=timer, notify=notify)
+    return Size(**_changed(plan.as_json(), model))
+
+
+def _changed(account: dict[str, Any], model: Checkpoint) -> dict[str, Any]:
+    """What ``Size`` is given of a shape that was searched for."""
+    shape = {axis: size for axis, size in account["shape"].items() if size != model.shape[axis]}
+    return {"shape": shape, "account": {"targets": account}}
+
+
 def _absolute(target: TargetSection, source: Checkpoint) -> dict[str, Any]:
     """A target without shares."""
-    given = target.model_dump(exclude_none=True)
+    given = target.sizes
     if "shape" in given:
         given["shape"] = _sizes(given["shape"], source)
     if "params" in given:

@@ -34,9 +34,9 @@ from shearling.pruning.prune import (
     Criteria,
     Repairs,
     Running,
-    Size,
     prune,
 )
+from shearling.recipes.target import measured_size
 from shearling.report import write_report
 from shearling.report.measured import Missing, WantedResults, candidate, gather, measure
 from shearling.report.pages.comparison_report import write_comparison
@@ -173,13 +173,12 @@ def prune_model(work: StageWork) -> None:
     text = None
     if "calibration" in work.inputs:
         text = CalibrationText(file=Path(work.one("calibration")), **told["text"])
+    model, wish = work.model(), Wish(device=work.device, dtype=told["dtype"])
+    size = measured_size(told["size"], model, wish, work.notify, work.progress)
     prune(
-        work.model(), work.output, Size(**told["size"]),
+        model, work.output, size,
         calibration=text, criteria=Criteria(**told["criteria"]), repairs=Repairs(**told["repairs"]),
-        running=Running(
-            wish=Wish(device=work.device, dtype=told["dtype"]),
-            progress=work.progress, notify=work.notify,
-        ),
+        running=Running(wish=wish, progress=work.progress, notify=work.notify),
     )  # fmt: skip
 
 

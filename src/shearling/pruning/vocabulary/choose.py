@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -53,28 +54,97 @@ def choose_tokens(
         ShearlingError: no tokenizer that can be cut, a damaged file, no text, or a ``size`` below
             what must stay or above what there is.
     """
-    raw = read_tokenizer(directory)
-    tokenizer = load_fast_tokenizer(directory)
-    rows = embedding_rows(directory)
-    tokens = {i for i in model_tokens(raw["model"]).values() if i < rows}
-    fixed = {i for i in _named(directory, raw, tokenizer) if i < rows}
-    fixed |= indispensable(raw) & tokens
-    parts = spelling(raw["model"])
-    needs = parts if model_kind(raw["model"]) == "BPE" else _nothing
-    fixed = _closed(fixed, needs)
-    everything = tokens | fixed
+    words = SpelledVocabulary.of(directory)
+    everything, fixed = words.everything, words.fixed
     if size is not None and not len(fixed) <= size <= len(everything):
         raise ShearlingError(
             f"a vocabulary of {size:,} tokens was asked for, but {directory} has "
             f"{len(everything):,}, of which {len(fixed):,} must stay (special tokens, bytes, "
             f"characters); ask for {len(fixed):,} to {len(everything):,}."
         )
-    counts = _count(tokenizer, documents)
-    if not counts:
-        raise ShearlingError(
-            "the text to choose tokens by is empty; give documents like those the model is for."
+    kept = set(everything)
+    for token, cost in words.removals(words.counted(documents)):
+        if len(kept) <= size if size is not None else cost:
+            break
+        kept.remove(token)
+    return tuple(sorted(kept))
+
+
+@dataclass(frozen=True)
+class SpelledVocabulary:
+    """A tokenizer's tokens: which must stay, and what each is spelt with without it.
+
+    Attributes:
+        tokenizer: as users load it.
+        everything: ids of the tokens that have a row of the embedding.
+        fixed: those that must stay.
+        parts: what a token is spelt with when it alone is gone.
+        needs: what must stay as long as a token does.
+    """
+
+    tokenizer: Any
+    everything: frozenset[int]
+    fixed: frozenset[int]
+    parts: Parts
+    needs: Parts
+
+    @staticmethod
+    def of(directory: Path) -> SpelledVocabulary:
+        """Those of a model directory (ShearlingError for a tokenizer that cannot be cut)."""
+        raw = read_tokenizer(directory)
+        tokenizer = load_fast_tokenizer(directory)
+        rows = embedding_rows(directory)
+        tokens = {i for i in model_tokens(raw["model"]).values() if i < rows}
+        fixed = {i for i in _named(directory, raw, tokenizer) if i < rows}
+        fixed |= indispensable(raw) & tokens
+        parts = spelling(raw["model"])
+        needs = parts if model_kind(raw["model"]) == "BPE" else _nothing
+        fixed = _closed(fixed, needs)
+        return SpelledVocabulary(
+            tokenizer, frozenset(tokens | fixed), frozenset(fixed), parts, needs
         )
-    return tuple(sorted(_trim(everything, fixed, counts, parts, needs, size)))
+
+    def counted(self, documents: Iterable[str]) -> Counter[int]:
+        """How often each token occurs in the documents (ShearlingError if there is no text)."""
+        counts = _count(self.tokenizer, documents)
+        if not counts:
+            raise ShearlingError(
+                "the text to choose tokens by is empty; give documents like those the model is for."
+            )
+        return counts
+
+    def used(self, counts: Mapping[int, int]) -> set[int]:
+        """What is left once all went that a text does not use, nor any token that it does."""
+        occurring = {token for token, count in counts.items() if count} & self.everything
+        return _closed(set(self.fixed) | occurring, self.needs)
+
+    def removals(self, counts: Mapping[int, int]) -> Iterator[tuple[int, int]]:
+        """Tokens in the order in which they go, each with the tokens by which the corpus grows.
+
+        Always the cheapest that no token needs which is still there.
+        """
+        kept, left = set(self.everything), Counter(counts)
+        needed = Counter(part for token in kept for part in self.needs(token))
+
+        def cost(token: int) -> int:
+            """Tokens by which the corpus grows without this one; 0 only if it is not used."""
+            return left[token] and left[token] * max(1, len(self.parts(token)) - 1)
+
+        heap = [(cost(token), -token) for token in kept - self.fixed if not needed[token]]
+        heapq.heapify(heap)
+        while heap:
+            noted, token = heap[0][0], -heap[0][1]
+            if noted != cost(token):  # it has taken over counts since
+                heapq.heapreplace(heap, (cost(token), -token))
+                continue
+            yield token, noted
+            heapq.heappop(heap)
+            kept.remove(token)
+            _pass_on(token, kept, left, self.parts)
+            for part in self.needs(token):
+                needed[part] -= 1
+                if not needed[part] and part not in self.fixed:
+                    heapq.heappush(heap, (cost(part), -part))
 
 
 def load_fast_tokenizer(directory: Path) -> Any:
@@ -170,41 +240,6 @@ def _count(tokenizer: Any, documents: Iterable[str]) -> Counter[int]:
         for encoding in backend.encode_batch_fast(batch, add_special_tokens=False):
             counts.update(encoding.ids)
     return counts
-
-
-def _trim(
-    everything: set[int],
-    fixed: set[int],
-    counts: Counter[int],
-    parts: Parts,
-    needs: Parts,
-    size: int | None,
-) -> set[int]:
-    """Drop the cheapest token that no kept one needs, until ``size`` are left or all are used."""
-    kept, counts = set(everything), Counter(counts)
-    needed = Counter(part for token in kept for part in needs(token))
-
-    def cost(token: int) -> int:
-        """Tokens by which the corpus grows without this one; 0 only if it is not used."""
-        return counts[token] and counts[token] * max(1, len(parts(token)) - 1)
-
-    heap = [(cost(token), -token) for token in kept - fixed if not needed[token]]
-    heapq.heapify(heap)
-    while heap and (size is None or len(kept) > size):
-        noted, token = heap[0][0], -heap[0][1]
-        if noted != cost(token):  # it has taken over counts since
-            heapq.heapreplace(heap, (cost(token), -token))
-            continue
-        if size is None and noted:
-            break
-        heapq.heappop(heap)
-        kept.remove(token)
-        _pass_on(token, kept, counts, parts)
-        for part in needs(token):
-            needed[part] -= 1
-            if not needed[part] and part not in fixed:
-                heapq.heappush(heap, (cost(part), -part))
-    return kept
 
 
 def _pass_on(token: int, kept: set[int], counts: Counter[int], parts: Parts) -> None:

@@ -1,0 +1,216 @@
+"""Options of a cut's targets, and from targets to a size that `shearling prune` takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from shearling.commands.options import PlaceOptions, TextOptions, note, warn, warn_ignored
+from shearling.errors import ShearlingError
+from shearling.pruning.plan import PREFERENCES
+
+if TYPE_CHECKING:
+    from shearling.engine.ranks import Ranks
+    from shearling.model.checkpoint import Checkpoint
+    from shearling.pruning.size import Size
+    from shearling.targets.asked import Targets
+
+_TIMING = "Of --speed and --latency:"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetOptions:
+    """What the result is to reach, and under which load."""
+
+    speed: Annotated[
+        str | None,
+        typer.Option(
+            help="Decode speed over the source's on this machine, such as 1.3x; shapes with random "
+            "weights are timed, and the one of least damage taken. With other targets, all are met."
+        ),
+    ] = None
+    latency: Annotated[
+        str | None, typer.Option(help="Time of a new token on this machine, such as 20ms.")
+    ] = None
+    footprint: Annotated[
+        str | None,
+        typer.Option(
+            help="Memory of weights (as they are stored) and KV cache (16 bits) for --batch "
+            "sequences of --context tokens, such as 8GB or 0.7x."
+        ),
+    ] = None
+    prefer: Annotated[
+        str | None,
+        typer.Option(
+            help=f"What a size or target cares for most: {', '.join(PREFERENCES)}. Decides what "
+            "share whole blocks give; default balanced."
+        ),
+    ] = None
+    axes: Annotated[
+        str | None,
+        typer.Option(
+            help="What a size or target may take from, such as layers,mlp,vocab; with vocab, words "
+            "that the calibration text does not need go first. Default: blocks and neurons, or "
+            "experts."
+        ),
+    ] = None
+    engine: Annotated[str, typer.Option(help=f"{_TIMING} transformers, llama.cpp or vllm.")] = (
+        "transformers"
+    )
+    batch: Annotated[int, typer.Option(min=1, help="Sequences at a time, for targets.")] = 1
+    prompt: Annotated[int, typer.Option(min=1, help=f"{_TIMING} prompt tokens.")] = 128
+    new: Annotated[int, typer.Option(min=1, help=f"{_TIMING} generated tokens.")] = 64
+    context: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Of --footprint: tokens of each sequence; default the model's positions, at most "
+            "4096.",
+        ),
+    ] = None
+    repeats: Annotated[int, typer.Option(min=1, help=f"{_TIMING} timed rounds.")] = 5
+    threads: Annotated[int | None, typer.Option(min=1, help=f"{_TIMING} CPU threads.")] = None
+    llama_cpp: Annotated[
+        Path | None,
+        typer.Option(help="A directory with llama.cpp's programs; default $LLAMA_CPP, then PATH."),
+    ] = None
+    vllm: Annotated[
+        Path | None, typer.Option(help="The vllm program of its environment; default on the PATH.")
+    ] = None
+
+    @property
+    def given(self) -> dict[str, str | None]:
+        """Targets that ask for more than a number of parameters."""
+        return {
+            "--speed": self.speed, "--latency": self.latency, "--footprint": self.footprint,
+        }  # fmt: skip
+
+    @property
+    def asked(self) -> bool:
+        """Whether there are such."""
+        return any(text is not None for text in self.given.values())
+
+    @property
+    def loaded(self) -> dict[str, Any]:
+        """By the names of the options, where the user said something of the load."""
+        default = TargetOptions()
+        names = ("engine", "batch", "prompt", "new", "context", "repeats", "threads")
+        names += ("llama_cpp", "vllm")
+        values = {name: (getattr(self, name), getattr(default, name)) for name in names}
+        return {
+            f"--{name.replace('_', '-')}": None if value == preset else value
+            for name, (value, preset) in values.items()
+        }
+
+
+def spent(
+    options: TargetOptions, named: Mapping[str, Any], *, budgeted: bool, several: bool
+) -> dict[str, Any]:
+    """What :class:`shearling.pruning.size.Size` is told of how a budget is spread.
+
+    Args:
+        options: targets, of which it is said what they cost, and which have no effect.
+        named: by option, sizes that are named themselves.
+        budgeted: whether a number of parameters is given.
+        several: whether several sizes are asked for.
+
+    Raises:
+        ShearlingError: sizes that do not go with targets.
+    """
+    if options.asked:
+        target = next(name for name, text in options.given.items() if text is not None)
+        given = [name for name, value in named.items() if value]
+        if given:
+            raise ShearlingError(
+                f"{target} chooses a shape and {given[0]} names one; leave one of the two out."
+            )
+        if several:
+            raise ShearlingError(
+                f"{target} chooses one shape, and several sizes were asked for; give one size."
+            )
+    else:
+        warn_ignored(options.loaded, "no target of speed, latency or footprint is given")
+    if options.asked or budgeted:
+        _tell_preference(options)
+    return {"prefer": options.prefer, "axes": options.axes}
+
+
+def met(
+    source: Checkpoint,
+    budget: Mapping[str, Any],
+    options: TargetOptions,
+    place: PlaceOptions,
+    ranks: Ranks,
+    text: TextOptions,
+) -> Size:
+    """The size that meets targets, as ``pruning`` takes it.
+
+    Args:
+        source: the model.
+        budget: ``params`` and ``active_params`` that hold as well.
+        options: targets.
+        place: what computes.
+        ranks: processes that share the work.
+        text: that words are chosen by.
+
+    Raises:
+        ShearlingError: targets that cannot be met, or an engine that is not installed.
+    """
+    from shearling.data.documents import documents
+    from shearling.files.terminal import progress_bars
+    from shearling.pruning.plan import Spending, parse_axes, require_preference
+    from shearling.pruning.size import Size
+    from shearling.targets import timing
+    from shearling.targets.meet import meet
+
+    targets = _targets(source, budget, options, place, ranks)
+    axes = None if options.axes is None else parse_axes(options.axes, source)
+    read = None if text.calibration is None else partial(documents, text.calibration)
+    with progress_bars() as progress:
+        timer = timing.EngineTimer(source, targets.load, progress) if targets.timed else None
+        plan = meet(
+            source, targets, Spending(require_preference(options.prefer), axes), timer=timer,
+            documents=read, notify=note if targets.timed else warn,
+        )  # fmt: skip
+    changed = {axis: size for axis, size in plan.shape.items() if size != source.shape[axis]}
+    return Size(shape=changed, account={"targets": plan.as_json()})
+
+
+def _tell_preference(options: TargetOptions) -> None:
+    """One line on what a preference costs."""
+    from shearling.pruning.plan import require_preference
+
+    name = require_preference(options.prefer)
+    note(f"--prefer {name}: {PREFERENCES[name].costs}.")
+
+
+def _targets(
+    source: Checkpoint, budget: Mapping[str, Any], options: TargetOptions, place: PlaceOptions,
+    ranks: Ranks,
+) -> Targets:  # fmt: skip
+    from shearling.evaluate.engines import Places
+    from shearling.model.dtypes import name_of
+    from shearling.targets.asked import TargetLoad, Targets
+
+    if ranks.size > 1:
+        raise ShearlingError(
+            f"{ranks.size} processes were started, but targets are one process's work: each would "
+            "time another shape; start one, or name the shape that it finds with --shape."
+        )
+    wish = place.wish(ranks)
+    device = wish.torch_device()
+    load = TargetLoad(
+        engine=options.engine, places=Places(options.llama_cpp, options.vllm),
+        batch=options.batch, prompt=options.prompt, new=options.new, context=options.context,
+        dtype=name_of(wish.torch_dtype(device, source)), device=str(device),
+        threads=options.threads, repeats=options.repeats,
+    )  # fmt: skip
+    return Targets(
+        speed=options.speed, latency=options.latency, footprint=options.footprint,
+        params=budget["params"], active_params=budget["active_params"], load=load,
+    )  # fmt: skip

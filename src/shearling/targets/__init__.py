@@ -1,0 +1,1 @@
+"""Targets of a cut in speed, latency and memory, met by measured costs of this machine."""

@@ -1,0 +1,111 @@
+"""Targets are met by what a timer says, with no model run."""
+
+from __future__ import annotations
+
+import pytest
+
+from fake_timer import FakeTimer, plain
+from shearling.errors import ShearlingError
+from shearling.model.checkpoint import Checkpoint
+from shearling.pruning.plan import Spending
+from shearling.table.values import Shape
+from shearling.targets.asked import TargetLoad, Targets
+from shearling.targets.meet import first_shapes, meet
+from shearling.targets.say import target_lines
+
+
+@pytest.fixture
+def source(models) -> Checkpoint:
+    return Checkpoint.open(models("llama"))
+
+
+def test_a_speed_is_met_at_the_first_try_where_the_model_holds(source: Checkpoint) -> None:
+    timer, told = FakeTimer(source.shape, plain), []
+    plan = meet(source, Targets(speed="1.2x"), Spending(), timer=timer, notify=told.append)
+    assert [len(shapes) for shapes, _ in timer.asked] == [3, 3, 1]
+    assert [batch for _, batch in timer.asked] == [None, 8, None]
+    assert plain(source.shape) / plain(plan.shape) >= 1.2
+    account = plan.as_json()
+    assert account["predicted"]["speed"] == pytest.approx(plain(source.shape) / plain(plan.shape))
+    assert account["wanted"] == {"speed": "1.2x"}
+    assert account["measured"]["parameters"] == source.layout.count(plan.shape)
+    assert [row["shape"] for row in account["table"]] == [
+        dict(source.shape), *(dict(s) for s in first_shapes(source, "mlp", Spending()))
+    ]  # fmt: skip
+    lines = "\n".join(target_lines(account, source.shape))
+    assert "asked       --speed 1.2x" in lines
+    assert "mlp=32: " in lines
+    assert any("with 1 at a time" in line and "with 8" in line for line in told)
+
+
+def test_what_misses_is_searched_again_with_what_was_learned(source: Checkpoint) -> None:
+    """Shapes between those of the table run slower than between them: the model is corrected."""
+    known = [source.shape, *first_shapes(source, "mlp", Spending())]
+
+    def rough(shape: Shape, batch: int) -> float:
+        return plain(shape) * (1 if shape in known else 1.15)
+
+    timer = FakeTimer(source.shape, rough)
+    plan = meet(source, Targets(speed="1.3x"), Spending(), timer=timer)
+    assert len(plan.tries) == 2
+    speeds = [one.speed for one, _ in plan.tries]
+    assert speeds[0] < 1.3 * 0.95 <= speeds[1]
+    assert plan.timed is not None
+    assert plan.timed.speed == speeds[1]
+
+
+def test_what_is_never_reached_is_told(source: Checkpoint) -> None:
+    known = [source.shape, *first_shapes(source, "mlp", Spending())]
+
+    def stubborn(shape: Shape, batch: int) -> float:
+        return plain(shape if shape in known else source.shape)
+
+    timer, told = FakeTimer(source.shape, stubborn), []
+    meet(source, Targets(speed="1.3x"), Spending(), timer=timer, notify=told.append)
+    assert "--speed 1.3x was not reached within 5%" in told[-1]
+    assert "1.00x as fast" in told[-1]
+
+
+def test_a_latency_and_a_size_hold_together(source: Checkpoint) -> None:
+    timer = FakeTimer(source.shape, plain)
+    latency = 0.8 * plain(source.shape)
+    asked = Targets(latency=f"{1e3 * latency:.4f}ms", params="0.6x", footprint="0.9x")
+    plan = meet(source, asked, Spending(), timer=timer)
+    assert plain(plan.shape) <= latency * 1.0001
+    assert source.layout.count(plan.shape) <= 0.6 * source.parameters
+
+
+def test_narrower_that_runs_no_faster_is_said(source: Checkpoint) -> None:
+    timer, told = FakeTimer(source.shape, lambda shape, batch: 1 + shape["layers"]), []
+    plan = meet(source, Targets(speed="1.4x"), Spending(), timer=timer, notify=told.append)
+    assert plan.shape["mlp"] == source.shape["mlp"]
+    assert any("mlp 50 -> 32 removes" in line and "buys little speed" in line for line in told)
+
+
+def test_memory_is_counted_and_nothing_timed(source: Checkpoint) -> None:
+    load = TargetLoad(context=64)
+    plan = meet(source, Targets(footprint="0.8x", load=load), Spending())
+    account = plan.as_json()
+    whole = account["measured"]["footprint_bytes"] / 0.8
+    assert source.bytes + 2 * 2 * 5 * 3 * 6 * 64 >= whole
+    assert "table" not in account
+
+
+@pytest.mark.parametrize("engine", ["llama.cpp"])
+def test_words_are_not_cut_for_a_converter_that_refuses_them(source, engine: str) -> None:
+    asked = Targets(speed="1.2x", load=TargetLoad(engine=engine))
+    spending = Spending(axes=("layers", "vocab"))
+    with pytest.raises(ShearlingError, match="converter refuses"):
+        meet(source, asked, spending, timer=FakeTimer(source.shape, plain))
+
+
+def test_the_nearest_is_named(source: Checkpoint) -> None:
+    timer = FakeTimer(source.shape, plain)
+    with pytest.raises(ShearlingError, match=r"--speed 50x cannot be met.*gives --speed 2\.48x"):
+        meet(source, Targets(speed="50x"), Spending(), timer=timer)
+
+
+def test_what_the_source_meets_already(source: Checkpoint) -> None:
+    timer = FakeTimer(source.shape, plain)
+    with pytest.raises(ShearlingError, match="meets what was asked for as it is"):
+        meet(source, Targets(latency="9s"), Spending(), timer=timer)
