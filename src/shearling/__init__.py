@@ -59,7 +59,7 @@ no_torchao_notices()  # here, since processes of their own import transformers f
 # No name of a room or another module at the top is among them: importing that module would take the
 # place of the function.
 _HOMES = {
-    "CalibrationText": "pruning.prune.CalibrationText",
+    "CalibrationText": "pruning.text.CalibrationText",
     "Checkpoint": "model.checkpoint.Checkpoint",
     "Criteria": "pruning.prune.Criteria",
     "Keep": "table.values.Keep",
