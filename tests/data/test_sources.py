@@ -74,7 +74,7 @@ def test_what_users_write(here: Path, texts: list[str], expected: list[tuple[str
         (["web=talks.jsonl:0", "chat=src:1"], "web has share 0, but a share is above 0"),
         (["web=talks.jsonl:-0.5", "chat=src:1.5"], "web has share -0.5"),
         (["web=talks.jsonl:1e999"], "web has share inf"),
-        (["web=talks.jsonl", "Web=src"], "two calibration sources are called 'Web' (talks.jsonl and src)"),
+        (["web=talks.jsonl", "Web=src"], "two calibration sources are called 'Web' (talks"),
         (["talks.jsonl", "talks.jsonl"], "two calibration sources are called 'talks'"),
         (["a=talks.jsonl:0.5", "b=src:0.3", "c=c4.jsonl"],
          "a, b have shares (0.5 + 0.3 = 0.8), but c has none; give c 0.2, or leave out every"),
