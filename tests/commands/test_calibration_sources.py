@@ -53,7 +53,7 @@ FEW = ("--samples", 8, "--length", 64, "--json")
 
 
 def test_score_tells_its_sources(here: Path) -> None:
-    both = ("--calibration", f"web={here / 'web.jsonl'}:0.75",
+    both = ("--calibration", f"web={here / 'web.jsonl'}:0.6",
             "--calibration", f"chat={here / 'talks.jsonl'}:0.25")  # fmt: skip
     found = run("score", here / "model", "--by", "perplexity", *both, *FEW)
     assert found["calibration"] == {
@@ -77,7 +77,7 @@ def test_one_named_source_scores_as_the_file_does(here: Path) -> None:
 
 def test_prune_as_a_command_an_api_and_a_recipe(here: Path, tmp_path: Path) -> None:
     """All three take the same, and make the same model."""
-    specs = [f"web={here / 'web.jsonl'}:0.75", f"chat={here / 'talks.jsonl'}:0.25"]
+    specs = [f"web={here / 'web.jsonl'}:0.6", f"chat={here / 'talks.jsonl'}:0.4"]
     given = [part for spec in specs for part in ("--calibration", spec)]
     manifest = run(
         "prune", here / "model", "--shape", "layers=3", *given, "--written-from", "both",
@@ -87,8 +87,8 @@ def test_prune_as_a_command_an_api_and_a_recipe(here: Path, tmp_path: Path) -> N
     assert told["written_from"] == "both"
     assert [one["name"] for one in manifest["options"]["repair"]["sources"]] == ["web", "chat"]
     sources = (
-        shearling.TextSource(here / "web.jsonl", "web", 0.75),
-        shearling.TextSource(here / "talks.jsonl", "chat", 0.25),
+        shearling.TextSource(here / "web.jsonl", "web", 0.6),
+        shearling.TextSource(here / "talks.jsonl", "chat", 0.4),
     )
     text = shearling.CalibrationText(sources=sources, samples=8, length=64, written_from="both")
     source = shearling.Checkpoint.open(here / "model")
@@ -100,14 +100,14 @@ def test_prune_as_a_command_an_api_and_a_recipe(here: Path, tmp_path: Path) -> N
     recipe.write_text(
         f"shearling: 1\nsource: {here / 'model'}\n"
         f"data: {{text: {here / 'web.jsonl'}, calibration: "
-        f"{{web: '{here / 'web.jsonl'}:0.75', chat: '{here / 'talks.jsonl'}:0.25'}}}}\n"
+        f"{{web: '{here / 'web.jsonl'}:0.6', chat: '{here / 'talks.jsonl'}:0.4'}}}}\n"
         "target: {shape: {layers: 3}}\n"
         "method: {samples: 8, length: 64, written_from: both}\n"
         "evaluate: null\nreport: null\n"
     )
     stages = plan_recipe(read_recipe(str(recipe)))
     (stage,) = (one for one in stages if one.kind.name == "prune")
-    assert stage.options["text"]["shares"] == [0.75, 0.25]
+    assert stage.options["text"]["shares"] == [0.6, 0.4]
     inputs = {
         "model": (str(here / "model"),),
         "calibration": values(stage),
