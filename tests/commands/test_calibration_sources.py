@@ -53,7 +53,7 @@ FEW = ("--samples", 8, "--length", 64, "--json")
 
 
 def test_score_tells_its_sources(here: Path) -> None:
-    both = ("--calibration", f"web={here / 'web.jsonl'}:0.6",
+    both = ("--calibration", f"web={here / 'web.jsonl'}:0.75",
             "--calibration", f"chat={here / 'talks.jsonl'}:0.25")  # fmt: skip
     found = run("score", here / "model", "--by", "perplexity", *both, *FEW)
     assert found["calibration"] == {
