@@ -83,6 +83,16 @@ def test_without_conversations_the_first_tokens_of_documents_ask(tmp_path: Path)
     assert set(found) <= expected
 
 
+def test_of_one_long_document_lines_ask(tmp_path: Path) -> None:
+    file, tokenizer = tmp_path / "book.txt", chatty()
+    lines = [f"{letter * 20}\n" for letter in "abcdefghijklmnopqrstuvwxyz"]
+    file.write_text("".join(lines))
+    found = said(tokenizer, opened([TextSource(file)], tokenizer, count=12))
+    assert len(found) == 12
+    assert len(set(found)) > 4
+    assert set(found) <= {f"<user>{line[:16]}<assistant>" for line in lines}
+
+
 def test_what_does_not_fit_is_shortened(tmp_path: Path) -> None:
     """The system's turn stays if there is room for it, and goes if there is none."""
     tokenizer = chatty()

@@ -158,11 +158,22 @@ def _turns(
     orders = [iter(rng.permutation(len(of_source))) for of_source in read]
     for source in mixed_order(counts, folded(seed)):
         number = next(orders[source], None)
-        text = "" if number is None else str(read[source][int(number)])[:CHARACTERS]
+        if number is None:  # fewer documents than turns
+            text = _somewhere(str(read[source][int(rng.integers(len(read[source])))]), rng)
+        else:
+            text = str(read[source][int(number)])[:CHARACTERS]
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         said = str(tokenizer.decode(ids[:USER_TOKENS])).strip()
         if said:
             yield [{"role": "user", "content": said}]
+
+
+def _somewhere(document: str, rng: np.random.Generator) -> str:
+    """A piece of a document from the beginning of a line, or of a word where there are no lines."""
+    at = int(rng.integers(len(document)))
+    ends = (document.find(sign, at) for sign in ("\n", " "))
+    start = next((end + 1 for end in ends if end >= 0), 0)
+    return document[start : start + CHARACTERS]
 
 
 @dataclass(frozen=True, slots=True)
