@@ -1,15 +1,16 @@
 """What text that an instruct model writes for its repair should begin with.
 
     SHEARLING_BENCH_DATA=DIR python benchmarks/calibration_sources.py
-        [--only text,template,both] [--draws 0,1,2] [--params 0.8x] [--chat talks.jsonl]
+        [--only text,template,both] [--draws 0,1,2] [--size 0.8x] [--items 8] [--chat talks.jsonl]
 
-SmolLM2-135M-Instruct is cut by `prune --params 0.8x` on 64 windows of 256 tokens from the first
-nine tenths of c4.jsonl; what it writes itself begins with the text, behind its chat template, or
-half of it each (`--written-from`). With ``--chat FILE`` 0.3 of the windows are conversations of
-that file. Each draw is another seed: other documents, windows and draws. Written down for each:
-perplexity on 12 windows of 512 tokens of c4's last tenth and of WikiText-2, and what is left of
-the source's abilities (docs/abilities.md). Rows that are known are not run again. Needs DIR, which
-holds redpajama/c4.jsonl and wikitext2-test.txt.
+SmolLM2-135M-Instruct loses 20 % of its blocks' parameters by default, as in draws.py, on 64 windows
+of 256 tokens from the first nine tenths of c4.jsonl; what it writes itself begins with the text,
+behind its chat template, or half of it each (`--written-from`). With ``--chat FILE`` 0.3 of the
+windows are conversations of that file. Each draw is another seed: other documents, windows and
+draws. Written down for each: perplexity on 12 windows of 512 tokens of c4's last tenth and of
+WikiText-2, and what is left of the source's abilities (docs/abilities.md), on so many items of
+each, or all. Rows that are known are not run again. Needs DIR, which holds redpajama/c4.jsonl and
+wikitext2-test.txt.
 """
 
 from __future__ import annotations
@@ -43,28 +44,29 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", default=",".join(KINDS), help="which of these")
     parser.add_argument("--draws", default="0,1,2", help="seeds")
-    parser.add_argument("--params", default="0.8x")
+    parser.add_argument("--size", default="0.8x", help="of the blocks' parameters, what stays")
     parser.add_argument("--chat", type=Path, help="conversations, 0.3 of the windows")
-    parser.add_argument("--limit", type=int, help="items of each ability, for a trial")
-    parser.add_argument("--samples", type=int, default=64, help="fewer for a trial")
+    parser.add_argument("--items", type=int, help="of each ability; all, if not given")
+    parser.add_argument("--samples", type=int, default=64, help="windows")
+    parser.add_argument("--trial", action="store_true", help="save nothing")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         texts = _texts(Path(place))
-        figures, source = _measured(source_directory(), texts, arguments.limit)
-        if arguments.limit is None:
+        figures, source = _measured(source_directory(), texts, arguments.items)
+        if not arguments.trial:
             save(NAME, _known() | {"source": figures}, shown=False)
         for seed in map(int, arguments.draws.split(",")):
             for kind in arguments.only.split(","):
                 row = {
-                    "written_from": kind, "seed": seed, "params": arguments.params,
-                    "chat": arguments.chat.name if arguments.chat else None,
+                    "written_from": kind, "seed": seed, "size": arguments.size,
+                    "samples": arguments.samples, "items": arguments.items, "chat": arguments.chat.name if arguments.chat else None,
                 }  # fmt: skip
                 known = _known()  # read again: another run may be beside this one
                 if any(row.items() <= one.items() for one in known["rows"]):
                     continue
                 row |= _row(kind, seed, arguments, texts, source, Path(place) / f"{kind}-{seed}")
                 print(json.dumps({key: row[key] for key in row if key != "abilities"}), flush=True)
-                if arguments.limit is None:
+                if not arguments.trial:
                     save(NAME, known | {"rows": [*known["rows"], row]}, shown=False)
 
 
@@ -94,13 +96,16 @@ def _row(
         sources=(web, *talks), samples=arguments.samples, seed=seed, written_from=kind
     )
     started, processor = time.perf_counter(), time.process_time()
+    model = Checkpoint.open(source_directory())
+    blocks = model.shape["layers"] * model.layout.count_block(model.shape)
+    gone = round((1 - float(arguments.size.rstrip("x"))) * blocks)
     cut = prune(
-        Checkpoint.open(source_directory()), place, Size(params=arguments.params),
-        calibration=text, running=Running(progress=_told),
+        model, place, Size(params=model.parameters - gone), calibration=text,
+        running=Running(progress=_told),
     )  # fmt: skip
     spent = time.perf_counter() - started, time.process_time() - processor
     options = (read_manifest(place) or {})["options"]
-    figures, abilities = _measured(place, texts, arguments.limit)
+    figures, abilities = _measured(place, texts, arguments.items)
     left = shares(source, abilities)
     kept = {share.ability: round(share.left, 4) for share in left}
     mean = mean_share(left)
@@ -114,19 +119,19 @@ def _row(
 
 
 def _measured(
-    path: Path, texts: dict[str, Path], limit: int | None
+    path: Path, texts: dict[str, Path], items: int | None
 ) -> tuple[dict[str, float], Abilities]:
     """A model's perplexities, and its abilities."""
     figures = {
         name: round(evaluate(path, texts[name], Windows(WINDOW, WINDOWS))["perplexity"], 3)
         for name in ("c4", "wikitext2")
     }
-    return figures, _abilities(path, limit)
+    return figures, _abilities(path, items)
 
 
-def _abilities(path: Path, limit: int | None) -> Abilities:
+def _abilities(path: Path, items: int | None) -> Abilities:
     subject = open_subject(path)
-    asked = measure_abilities(subject, load_model(path), subject.tokenizer(), Asking(limit=limit))
+    asked = measure_abilities(subject, load_model(path), subject.tokenizer(), Asking(limit=items))
     return Abilities.from_json(asked, Path("abilities.json"))
 
 
