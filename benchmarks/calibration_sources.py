@@ -59,7 +59,8 @@ def main() -> None:
             for kind in arguments.only.split(","):
                 row = {
                     "written_from": kind, "seed": seed, "size": arguments.size,
-                    "samples": arguments.samples, "items": arguments.items, "chat": arguments.chat.name if arguments.chat else None,
+                    "samples": arguments.samples, "items": arguments.items,
+                    "chat": arguments.chat.name if arguments.chat else None,
                 }  # fmt: skip
                 known = _known()  # read again: another run may be beside this one
                 if any(row.items() <= one.items() for one in known["rows"]):
