@@ -17,6 +17,7 @@ from pathlib import Path
 
 from common import first_nine_tenths, save, source_directory, text_file
 from shearling.commands.demo_text import write_demo_text
+from shearling.data.sources import TextSource
 from shearling.engine.place import Place
 from shearling.model.checkpoint import Checkpoint
 from shearling.pruning.plan import parse_shape
@@ -35,7 +36,7 @@ def stages(source: Checkpoint, text: Path, windows: int, output: Path) -> dict[s
     def mark(stage: str, done: float, total: float, /) -> None:
         ends[stage] = time.perf_counter()
 
-    calibration = Calibration(text, windows, LENGTH)
+    calibration = Calibration((TextSource(text),), windows, LENGTH)
     run = Run(source, calibration, place=Place.cpu(), progress=mark)
     run.write(run.choose(Wanted(parse_shape(SHAPE, source))), output)
     seconds, last = {}, begun

@@ -22,7 +22,8 @@ from common import RESULTS, first_nine_tenths, save, source_directory, text_file
 from shearling.evaluate.perplexity import Windows, evaluate
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.manifest import read_manifest
-from shearling.pruning.prune import CalibrationText, Running, Size, prune
+from shearling.pruning.prune import Running, Size, prune
+from shearling.pruning.text import CalibrationText
 
 PARAMS, WINDOW, WINDOWS = "0.85x", 512, 12
 SIDES = {"bos": True, "no-bos": False}

@@ -109,7 +109,9 @@ def measured(job: dict[str, Any]) -> dict[str, Any]:
 def cut(source: Any, job: dict[str, Any], output: Path, scratch: Path) -> dict[str, Any]:
     """Cut and repair by default, but for what the arm changes."""
     from shearling.pruning import plan
-    from shearling.pruning.prune import CalibrationText, Size, prune
+    from shearling.pruning.prune import prune
+    from shearling.pruning.size import Size
+    from shearling.pruning.text import CalibrationText
 
     key, _, value = job["arm"].partition("=")
     if key == "blocks":

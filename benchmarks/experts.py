@@ -29,6 +29,7 @@ import torch
 from common import RESULTS, first_nine_tenths, save, source_directory, text_file
 from shearling.data.bos import TokenWindows
 from shearling.data.documents import documents
+from shearling.data.sources import TextSource
 from shearling.data.text import calibration_windows
 from shearling.engine.place import Need, Place, Wish
 from shearling.engine.stream import BlockStream
@@ -89,7 +90,7 @@ class Measuring:
         self.windows = _calibration(self.source, given, scratch)
         self.ids_NS = self.repair_NS = self.windows.ids_NS
         if given.written:
-            text = Calibration(scratch, samples=given.samples, length=LENGTH)
+            text = Calibration((TextSource(scratch),), samples=given.samples, length=LENGTH)
             self.repair_NS = repair_text(self.stream, text, self.windows)
         c4 = text_file("redpajama/c4.jsonl", scratch)
         lines = c4.read_text(encoding="utf-8").splitlines()

@@ -170,7 +170,7 @@ def _chooser(
             started = time.perf_counter()
             if axis == "width":
                 scores = score(
-                    source, criterion, axis="mlp", calibration=calibration.file,
+                    source, criterion, axis="mlp", calibration=calibration.sources,
                     samples=calibration.samples, length=calibration.length, seed=calibration.seed,
                     place=Place.cpu(),
                 )  # fmt: skip
@@ -178,7 +178,7 @@ def _chooser(
                 all_windows = calibration.samples, calibration.length
                 samples, length = find(criterion, "blocks").windows or all_windows
                 scores = score(
-                    source, criterion, calibration=calibration.file, samples=samples,
+                    source, criterion, calibration=calibration.sources, samples=samples,
                     length=length, place=Place.cpu(),
                     remove=blocks if criterion == "repair" else 12,
                 )  # fmt: skip
@@ -340,9 +340,11 @@ def _loaded(checkpoint: Any, replaced: dict[str, Any]) -> Any:
 
 
 def _calibration(scratch: Path) -> Any:
+    from shearling.data.sources import TextSource
     from shearling.repair.calibration import Calibration
 
-    return Calibration(first_nine_tenths(text_file("redpajama/c4.jsonl", Path()), scratch))
+    text = first_nine_tenths(text_file("redpajama/c4.jsonl", Path()), scratch)
+    return Calibration((TextSource(text, share=1.0),))
 
 
 def _evaluation(tokenizer: Any, windows: int = 12, length: int = 512) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from shearling.files.quiet import no_torchao_notices
 from shearling.version import __version__
 
 if TYPE_CHECKING:
+    from shearling.data.sources import TextSource
     from shearling.evaluate.benchmark import bench_models
     from shearling.evaluate.measure import evaluate_model, generate_samples
     from shearling.model.checkpoint import Checkpoint
@@ -40,14 +41,9 @@ if TYPE_CHECKING:
     from shearling.pruning.cut import cut
     from shearling.pruning.family import prune_family
     from shearling.pruning.proof import Proof, prove
-    from shearling.pruning.prune import (
-        CalibrationText,
-        Criteria,
-        Repairs,
-        Running,
-        prune,
-    )
+    from shearling.pruning.prune import Criteria, Repairs, Running, prune
     from shearling.pruning.size import Size
+    from shearling.pruning.text import CalibrationText
     from shearling.report import write_report
     from shearling.scoring.score import score
     from shearling.scoring.scores import Scores
@@ -59,7 +55,7 @@ no_torchao_notices()  # here, since processes of their own import transformers f
 # No name of a room or another module at the top is among them: importing that module would take the
 # place of the function.
 _HOMES = {
-    "CalibrationText": "pruning.prune.CalibrationText",
+    "CalibrationText": "pruning.text.CalibrationText",
     "Checkpoint": "model.checkpoint.Checkpoint",
     "Criteria": "pruning.prune.Criteria",
     "Keep": "table.values.Keep",
@@ -70,6 +66,7 @@ _HOMES = {
     "Scores": "scoring.scores.Scores",
     "Shape": "table.values.Shape",
     "Size": "pruning.size.Size",
+    "TextSource": "data.sources.TextSource",
     "bench_models": "evaluate.benchmark.bench_models",
     "cut": "pruning.cut.cut",
     "evaluate_model": "evaluate.measure.evaluate_model",
@@ -97,6 +94,7 @@ __all__ = [
     "Shape",
     "ShearlingError",
     "Size",
+    "TextSource",
     "__version__",
     "bench_models",
     "cut",

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-import shearling.repair.calibration
+import shearling.data.calibration
+from shearling.data.sources import TextSource
 from shearling.engine.place import Place, Wish
 from shearling.engine.stream import BlockStream
 from shearling.model.checkpoint import Checkpoint
@@ -25,7 +26,7 @@ def test_a_whole_prune(stream: bool, tmp_path: Path, monkeypatch: pytest.MonkeyP
     opened: list[Any] = []
     tokenised: list[Any] = []
     enter = BlockStream._open
-    windows = shearling.repair.calibration.calibration_windows
+    windows = shearling.data.calibration.calibration_windows
 
     def noting(self: BlockStream, checkpoint: Checkpoint, *rest: Any) -> None:
         opened.append(checkpoint)
@@ -33,13 +34,13 @@ def test_a_whole_prune(stream: bool, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(BlockStream, "_open", noting)
     monkeypatch.setattr(
-        shearling.repair.calibration,
+        shearling.data.calibration,
         "calibration_windows",
         lambda *args, **options: tokenised.append(args) or windows(*args, **options),
     )
     said: list[str] = []
     here = replace(Place.best(source, Wish(device="cpu", stream=stream)), tell=said.append)
-    run = Run(source, Calibration(text, samples=8, length=16), place=here)
+    run = Run(source, Calibration((TextSource(text),), samples=8, length=16), place=here)
     choice = run.choose(Wanted(source.shape.with_(layers=3, mlp=40)))
     run.write(choice, tmp_path / "out")
     assert sum(checkpoint is source for checkpoint in opened) == 1

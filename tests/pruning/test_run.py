@@ -19,6 +19,7 @@ import shearling.pruning.run
 import shearling.scoring.score
 from places import choose, place, prune_to
 from shearling.data.bos import TokenWindows
+from shearling.data.sources import TextSource
 from shearling.engine.stream import BlockStream
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
@@ -41,7 +42,7 @@ SOME = ["llama", "qwen2-tied", "gemma2", "gemma3", "phi3", "gpt_neox", "opt-proj
 def text(tmp_path_factory: pytest.TempPathFactory) -> Calibration:
     path = tmp_path_factory.mktemp("text") / "sheep.txt"
     path.write_text("".join(f"{n} sheep went through the gate. " for n in range(60)))
-    return Calibration(path, samples=8, length=17, shares=(0.5,), written=0)
+    return Calibration((TextSource(path),), samples=8, length=17, shares=(0.5,), written=0)
 
 
 @pytest.fixture(autouse=True)

@@ -23,6 +23,7 @@ from naive import stock
 from places import choose, place, prune_to, refit
 from shearling.cli import main
 from shearling.data.bos import TokenWindows
+from shearling.data.sources import TextSource
 from shearling.engine.stream import BlockStream
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
@@ -296,7 +297,9 @@ def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calibration:
         return TokenWindows(ids_NS)
 
     monkeypatch.setattr(Calibration, "windows", drawn)
-    return Calibration(tmp_path / "sheep.txt", samples=8, length=17, shares=(0.5,), written=2)
+    return Calibration(
+        (TextSource(tmp_path / "sheep.txt"),), samples=8, length=17, shares=(0.5,), written=2
+    )
 
 
 @pytest.mark.parametrize("variant", ["llama-biases", "qwen2-tied", "phi3"])

@@ -32,7 +32,8 @@ from shearling.files.writer import write_json, write_text
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.manifest import identity, ref, stamp
 from shearling.pruning.choose import check_layers
-from shearling.pruning.prune import CalibrationText, Running, Size, prune
+from shearling.pruning.prune import Running, Size, prune
+from shearling.pruning.text import CalibrationText
 from shearling.report import write_report
 from shearling.scoring.score import score
 from shearling.scoring.scores import Scores

@@ -19,6 +19,7 @@ from shearling.files.progress import first_process, processes
 from shearling.scoring.registry import PLUS, by_help
 
 if TYPE_CHECKING:
+    from shearling.data.sources import TextSource
     from shearling.engine.place import Need, Place, Wish
     from shearling.engine.ranks import Ranks
     from shearling.model.checkpoint import Checkpoint
@@ -28,8 +29,13 @@ Model = Annotated[str, typer.Argument(help="A model directory, a .gguf file or a
 Models = Annotated[list[str], typer.Argument(help="Model directories, .gguf files or hub ids.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Calibration = Annotated[
-    Path | None,
-    typer.Option(help="Text to score with: .jsonl with a 'text' field, .txt, or a directory."),
+    list[str] | None,
+    typer.Option(
+        metavar="[NAME=]PATH[:SHARE]",
+        help="Text to score with: .jsonl with a 'text' field or conversations, .txt, or a "
+        "directory. Several, each given so, share the windows: web=c4.jsonl:0.7, "
+        "chat=talks.jsonl:0.3; without shares alike.",
+    ),
 ]
 Samples = Annotated[int, typer.Option(min=1, help="Calibration sequences.")]
 Length = Annotated[int, typer.Option(min=2, help="Tokens in each sequence.")]
@@ -195,6 +201,13 @@ class TextOptions:
     samples: Samples = 64
     length: Length = 256
     bos: Bos = None
+
+    @property
+    def sources(self) -> tuple[TextSource, ...] | None:
+        """The text, as one source or several; None where there is none."""
+        from shearling.data.sources import parse_sources
+
+        return parse_sources(self.calibration) if self.calibration else None
 
 
 @dataclass(frozen=True, kw_only=True)

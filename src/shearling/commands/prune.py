@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from shearling.engine.ranks import Ranks
     from shearling.model.checkpoint import Checkpoint
     from shearling.pruning.family import FamilyPruning
-    from shearling.pruning.prune import CalibrationText, Pruning
+    from shearling.pruning.prune import Pruning
     from shearling.pruning.size import Size
+    from shearling.pruning.text import CalibrationText
 
 
 NewModel = Annotated[
@@ -138,6 +139,13 @@ Written = Annotated[
         "each of --samples. A streamed model writes none.",
     ),
 ]
+WrittenFrom = Annotated[
+    str,
+    typer.Option(
+        help="What those sequences begin with: a few tokens of the text, the chat template behind "
+        "a user's turn (template), or half of them each (both).",
+    ),
+]
 ShardSize = Annotated[
     float, typer.Option(min=0.001, help="Largest weight file, in GB (10^9 bytes).")
 ]
@@ -164,6 +172,7 @@ class ModelTextOptions:
 
     copies: Copies = None
     written: Written = None
+    written_from: WrittenFrom = "text"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -350,14 +359,16 @@ def _asked(options: PruneOptions, ranks: Ranks) -> dict[str, Any]:
 
 
 def _calibration(options: PruneOptions) -> CalibrationText | None:
-    from shearling.pruning.prune import CalibrationText
+    from shearling.pruning.text import CalibrationText
+    from shearling.repair.openings import check_written_from
 
     given, made = options.text, options.model_text
-    if given.calibration is None:
+    if (sources := given.sources) is None:
         return None
     return CalibrationText(
-        file=given.calibration, samples=given.samples, length=given.length, seed=options.seed,
+        sources=sources, samples=given.samples, length=given.length, seed=options.seed,
         copies=made.copies, written=made.written, bos=given.bos,
+        written_from=check_written_from(made.written_from),
     )  # fmt: skip
 
 

@@ -46,6 +46,7 @@ def print_pruned(source: Checkpoint, output: Path, as_json: bool) -> None:
     text += _account_lines(options, source)
     text += _rotation_lines(options.get("rotation"))
     text.append(_repair_line(options.get("repair"), len(manifest.get("repaired", []))))
+    text += _source_lines(options.get("repair"))
     text.append(
         f"proof of surgery: logits within {proof['max_relative_difference']:.1e} of the source "
         f"with what was removed masked ({proof['loaded_with']})"
@@ -71,6 +72,18 @@ def _rotation_lines(rotation: dict[str, Any] | None) -> list[str]:
         f"rotated     into the principal axes: {rotation['kept_energy']:.1%} of the stream's "
         f"energy stays; logits within {rotation['proof']['max_relative_difference']:.1e} of the "
         "source before the cut"
+    ]
+
+
+def _source_lines(repair: dict[str, Any] | None) -> list[str]:
+    """What was lost on each of several calibration sources."""
+    damages = (repair or {}).get("sources", [])
+    width = max((len(one["name"]) for one in damages), default=0)
+    return [
+        f"held out    {one['name']:<{width}}  perplexity {one['perplexity_before']:.4g} -> "
+        f"{one['perplexity_after']:.4g}, {one['divergence']:.3f} nats from the source "
+        f"({one['tokens']:,} tokens)"
+        for one in damages
     ]
 
 

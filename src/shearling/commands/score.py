@@ -108,7 +108,7 @@ def _scores(
     place = place_of(source, options.place, ranks, need)
     with progress_bars() as progress:
         return run(
-            source, by, axis=options.axis, calibration=text.calibration, samples=text.samples,
+            source, by, axis=options.axis, calibration=text.sources, samples=text.samples,
             length=text.length, seed=options.seed, bos=text.bos, place=place,
             protect=protection(by, ends.protect_first, ends.protect_last) if of_blocks else None,
             remove=options.remove, progress=progress,

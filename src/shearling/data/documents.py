@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
-from shearling.data.records import HELD_SHARE, SUFFIXES, Document, read, split, suffix_of
+from shearling.data.records import (
+    HELD_SHARE,
+    SUFFIXES,
+    Chat,
+    Document,
+    Exchange,
+    read,
+    split,
+    suffix_of,
+)
 from shearling.errors import ShearlingError
 from shearling.model.memory import free_bytes
+
+Read = TypeVar("Read")
+
+
+@dataclass(frozen=True, slots=True)
+class UnrenderedChat:
+    """A conversation that no template has turned into text yet, and how to name it in an error."""
+
+    chat: Chat
+    where: Callable[[], str]
 
 
 def documents(path: Path | str) -> list[str]:
@@ -26,6 +47,31 @@ def documents(path: Path | str) -> list[str]:
             a file is not UTF-8 or broken, or there is no text at all.
     """
     path = Path(path)
+    texts = list(
+        _held((text for file in _files(path) for text in _read(file)), path, sys.getsizeof)
+    )
+    if not texts:
+        raise ShearlingError(f"{path} holds no text; give a file with at least one document.")
+    return texts
+
+
+def documents_and_conversations(path: Path | str) -> list[str | UnrenderedChat]:
+    """As :func:`documents`, conversations among them; a prompt and its answer are a document.
+
+    A record that has a text is a document, whatever else it holds.
+
+    Raises:
+        ShearlingError: as :func:`documents`.
+    """
+    path = Path(path)
+    records = list(_held((one for file in _files(path) for one in _read_all(file)), path, _size))
+    if not records:
+        raise ShearlingError(f"{path} holds no text; give a file with at least one document.")
+    return records
+
+
+def _files(path: Path) -> list[Path]:
+    """The files that are read, in order (ShearlingError where there is none)."""
     if path.is_dir():
         files = [
             file
@@ -39,22 +85,18 @@ def documents(path: Path | str) -> list[str]:
                 f"The directory {path} holds no text; give one with files ending in "
                 f"{', '.join(SUFFIXES)}."
             )
-    elif not path.exists():
+        return files
+    if not path.exists():
         raise ShearlingError(
             f"There is no text at {path}; give an existing directory or a file ending in "
             f"{', '.join(SUFFIXES)}."
         )
-    elif not suffix_of(path):
+    if not suffix_of(path):
         raise ShearlingError(
             f"{path} is not a kind of text file that is read here; give a file ending in "
             f"{', '.join(SUFFIXES)}, or a directory of such."
         )
-    else:
-        files = [path]
-    texts = list(_held((text for file in files for text in _read(file)), path))
-    if not texts:
-        raise ShearlingError(f"{path} holds no text; give a file with at least one document.")
-    return texts
+    return [path]
 
 
 def _read(file: Path) -> Iterator[str]:
@@ -65,12 +107,32 @@ def _read(file: Path) -> Iterator[str]:
                 yield record.text
 
 
-def _held(texts: Iterable[str], path: Path) -> Iterator[str]:
-    """The same texts, as long as there is memory for them."""
+def _read_all(file: Path) -> Iterator[str | UnrenderedChat]:
+    """The documents and conversations of one file."""
+    for shard in split(file):
+        shard = replace(shard, text_first=True)
+        for number, record in read(shard):
+            if isinstance(record, Document):
+                yield record.text
+            elif isinstance(record, Exchange):
+                yield record.prompt + record.answer
+            elif record is not None:
+                yield UnrenderedChat(record, partial(shard.where, number))
+
+
+def _size(one: str | UnrenderedChat) -> int:
+    """Bytes of a document, or of what is said in a conversation."""
+    if isinstance(one, str):
+        return sys.getsizeof(one)
+    return sum(sys.getsizeof(said) for _, said in one.chat.messages)
+
+
+def _held(texts: Iterable[Read], path: Path, size: Callable[[Read], int]) -> Iterator[Read]:
+    """The same, as long as there is memory for them."""
     most = int((free_bytes() or 2**62) * HELD_SHARE)
     held = 0
     for text in texts:
-        held += sys.getsizeof(text)
+        held += size(text)
         if held > most:
             raise ShearlingError(
                 f"{path} holds more than {most / 1e9:.1f} GB of text, {HELD_SHARE:.0%} of the free "

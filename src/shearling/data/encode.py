@@ -5,7 +5,8 @@ Legend: T tokens of a record.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -133,25 +134,69 @@ def answers(
         ShearlingError: there is no template, it refuses the conversation, or an answer cannot be
             found in what it makes of it.
     """
-    messages = [{"role": role, "content": content} for role, content in chat.messages]
-    if not tokenizer.chat_template:
-        raise ShearlingError(
-            f"{where()} is a conversation, but the tokenizer has no chat template; give a "
-            "--tokenizer that has one, or prompts with answers."
-        )
-    try:
-        text = render_chat(tokenizer, messages).rstrip()
+    advice = "give a --tokenizer that has one, or prompts with answers"
+    messages = messages_of(chat)
+    text = render(tokenizer, messages, where=where, advice=advice).rstrip()
+    with _taken(where):
         spans = [
             _span(tokenizer, messages, turn, text)
             for turn, message in enumerate(messages)
             if message["role"] == "assistant" and message["content"].strip()
         ]
+    return text, spans
+
+
+def messages_of(chat: Chat) -> Messages:
+    """A conversation as templates take it."""
+    return [{"role": role, "content": content} for role, content in chat.messages]
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, *, where: Callable[[], str], advice: str
+) -> str:
+    """A conversation as the tokenizer's chat template has it.
+
+    Args:
+        tokenizer: with a template.
+        messages: the conversation.
+        where: how to name it in an error.
+        advice: what would work where there is no template.
+
+    Raises:
+        ShearlingError: there is no template, or it refuses the conversation.
+    """
+    if not tokenizer.chat_template:
+        raise ShearlingError(
+            f"{where()} is a conversation, but the tokenizer has no chat template; {advice}."
+        )
+    with _taken(where):
+        return render_chat(tokenizer, messages)
+
+
+def answer_opening(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str:
+    """A conversation as its template has it, up to where the assistant answers.
+
+    Raises:
+        ShearlingError: the template refuses it.
+    """
+    with _taken(lambda: "What the model is to answer"):
+        asked = render_chat(tokenizer, messages, ask=True)
+        if asked != render_chat(tokenizer, messages):
+            return asked
+        stand_in = [*messages, {"role": "assistant", "content": _ANSWER}]  # it ignores the question
+        return render_chat(tokenizer, stand_in).partition(_ANSWER)[0]
+
+
+@contextmanager
+def _taken(where: Callable[[], str]) -> Generator[None]:
+    """What a template raises, in one sentence."""
+    try:
+        yield
     except Exception as error:  # a template can raise whatever it likes
         raise ShearlingError(
             f"{where()} is a conversation that the tokenizer's chat template does not take "
             f"({reason(error)}); mend or leave out that record."
         ) from error
-    return text, spans
 
 
 def _span(

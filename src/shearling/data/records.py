@@ -82,7 +82,8 @@ class Shard:
     ``start`` and ``stop`` are bytes of a .jsonl file (the lines that begin there), row groups of
     a .parquet file, and 0 and the size of any other, which is read whole. ``size`` is in bytes.
     ``max_line`` is how many bytes a line may have, unpacked; ``texts``: documents alone are read,
-    whatever else a record holds.
+    whatever else a record holds; ``text_first``: a record that has a text is a document, whatever
+    else it holds.
     """
 
     file: Path
@@ -91,6 +92,7 @@ class Shard:
     size: int
     max_line: int = MAX_LINE
     texts: bool = False
+    text_first: bool = False
 
     @property
     def expected(self) -> str:
@@ -296,7 +298,8 @@ def _json(line: bytes, shard: Shard, number: int) -> Any:
 def _record(value: Any, shard: Shard, number: int) -> Record | None:
     """What one line or row says; None where there is nothing to learn."""
     if isinstance(value, dict):
-        if not shard.texts:
+        has_text = isinstance(value.get("text"), str)
+        if not shard.texts and not (has_text and shard.text_first):
             for key, role, content in (
                 ("messages", "role", "content"),
                 ("conversations", "from", "value"),
@@ -309,7 +312,7 @@ def _record(value: Any, shard: Shard, number: int) -> Record | None:
             )
             if prompt and answer:
                 return _exchange(value, prompt, answer)
-        if isinstance(value.get("text"), str):
+        if has_text:
             text = _LONE_SURROGATE.sub("\ufffd", value["text"])
             return Document(text) if text.strip() else None
     kind = f"is of type {type(value).__name__}"

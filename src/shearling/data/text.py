@@ -41,7 +41,7 @@ def calibration_windows(
 
     The documents are taken in a random order, and each with at least that many tokens gives one
     window at a random place, until there are ``samples``. Where too few documents are that long,
-    all of them, in that order, are joined (with EOS between, if the tokenizer has one) and cut
+    all of them, in that order, are joined (EOS between, if the tokenizer has one) and cut
     into windows that do not overlap, of which ``samples`` distinct ones are drawn. A function of
     ``seed`` and the documents alone.
 
@@ -180,13 +180,18 @@ def _enough_tokens(
         start = int(rng.integers(total - budget + 1)) if total > budget else 0
         ids_by_part: list[np.ndarray] = []
         for part in _stretch(documents, start, start + budget):
-            if ids_by_part and tokenizer.eos_token_id is not None:
+            if ids_by_part and not _ended(ids_by_part[-1], tokenizer.eos_token_id):
                 ids_by_part.append(np.asarray([tokenizer.eos_token_id], dtype=np.int64))
             ids_by_part.append(_ids(tokenizer, part))
         ids = np.concatenate(ids_by_part) if ids_by_part else np.empty(0, dtype=np.int64)
         if len(ids) >= need or budget >= total:
             return ids
         budget *= 4
+
+
+def _ended(ids: np.ndarray, eos: int | None) -> bool:
+    """Whether no EOS is to follow: there is none, or a conversation's template has put it there."""
+    return eos is None or (len(ids) > 0 and ids[-1] == eos)
 
 
 def _stretch(documents: Sequence[str], start: int, stop: int) -> Iterator[str]:

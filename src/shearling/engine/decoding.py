@@ -41,8 +41,9 @@ def draw(sums_TV: Tensor, at_T1: Tensor) -> Tensor:
 
 
 def continue_sequences(
-    model: Any, ids_BS: Tensor, at_BT: Tensor, words: Words | None = None, *, recorded: bool = True
-) -> Iterator[int]:
+    model: Any, ids_BS: Tensor, at_BT: Tensor, words: Words | None = None, *,
+    given_BT: Tensor | None = None, recorded: bool = True,
+) -> Iterator[int]:  # fmt: skip
     """Fill the last T tokens of each row by its draws; tells how many are filled.
 
     Args:
@@ -50,6 +51,7 @@ def continue_sequences(
         ids_BS: tokens (B, S), the first S - T of them given; filled in place.
         at_BT: a uniform draw between 0 and 1 for every token.
         words: those that the model's logits are of, if not all.
+        given_BT: which of those last tokens are given as well, and not drawn; none, if not given.
         recorded: whether a GPU may replay a step; not where the host decides what is computed, as
             it does with experts.
     """
@@ -57,11 +59,14 @@ def continue_sequences(
     recorded = recorded and ids_BS.device.type == "cuda"
     fixed = _fixed_rooms(model, ids_BS.shape[1]) if recorded else None
     if fixed is None or steps <= WARM_UP:
-        yield from _stepwise(model, ids_BS, at_BT, _growing(model, ids_BS.shape[1]), words)
+        cache = _growing(model, ids_BS.shape[1])
+        yield from _stepwise(model, ids_BS, at_BT, cache, words, given_BT)
         return
     cache = Cache(layers=list(fixed))
-    yield from _stepwise(model, ids_BS[:, : start + WARM_UP], at_BT[:, :WARM_UP], cache, words)
-    step = _Step(model, ids_BS, at_BT, cache, WARM_UP, words)
+    first = None if given_BT is None else given_BT[:, :WARM_UP]
+    ids_BF = ids_BS[:, : start + WARM_UP]
+    yield from _stepwise(model, ids_BF, at_BT[:, :WARM_UP], cache, words, first)
+    step = _Step(model, ids_BS, at_BT, cache, WARM_UP, words, given_BT)
     yield from _in_segments(step, fixed, recorded=True)
 
 
@@ -83,13 +88,17 @@ def _in_segments(step: _Step, fixed: list[_Fixed], *, recorded: bool) -> Iterato
 
 
 def _stepwise(
-    model: Any, ids_BS: Tensor, at_BT: Tensor, cache: Cache, words: Words | None = None
-) -> Iterator[int]:
+    model: Any, ids_BS: Tensor, at_BT: Tensor, cache: Cache, words: Words | None = None,
+    given_BT: Tensor | None = None,
+) -> Iterator[int]:  # fmt: skip
     """Step by step, as Python says."""
     start = ids_BS.shape[1] - at_BT.shape[1]
     feed_BS = ids_BS[:, :start]
     for step, at_B in enumerate(at_BT.unbind(1)):
         feed_BS = _next(model, feed_BS, cache, at_B[:, None], words)
+        if given_BT is not None:
+            given_B1 = given_BT[:, step : step + 1]
+            feed_BS = torch.where(given_B1, ids_BS[:, start + step, None], feed_BS)
         ids_BS[:, start + step] = feed_BS[:, 0]
         yield step + 1
 
@@ -110,14 +119,15 @@ class _Step:
     Attributes:
         done: tokens drawn when it was made.
         words: those that the model's logits are of, if not all.
+        given_BT: which tokens are not drawn.
     """
 
     def __init__(
         self, model: Any, ids_BS: Tensor, at_BT: Tensor, cache: Cache, done: int,
-        words: Words | None = None,
+        words: Words | None = None, given_BT: Tensor | None = None,
     ) -> None:  # fmt: skip
         """Nothing runs yet."""
-        self.words = words
+        self.words, self.given_BT = words, given_BT
         self.model, self.ids_BS, self.at_BT, self.cache = model, ids_BS, at_BT, cache
         self.start, self.done = ids_BS.shape[1] - at_BT.shape[1], done
         self._at_1 = torch.tensor([done], device=ids_BS.device)
@@ -128,6 +138,9 @@ class _Step:
         feed_B1 = self.ids_BS.index_select(1, position_1 - 1)
         at_B1 = self.at_BT.index_select(1, self._at_1)
         drawn_B1 = _next(self.model, feed_B1, self.cache, at_B1, self.words)
+        if self.given_BT is not None:
+            given_B1 = self.given_BT.index_select(1, self._at_1)
+            drawn_B1 = torch.where(given_B1, self.ids_BS.index_select(1, position_1), drawn_B1)
         self.ids_BS.index_copy_(1, position_1, drawn_B1)
         self._at_1 += 1
 

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from shearling.data.bos import TokenWindows
+from shearling.data.sources import TextSource
 from shearling.data.store import Store
 from shearling.engine.place import Place, Wish
 from shearling.errors import ShearlingError, reason
@@ -273,7 +274,10 @@ def _by_scores(
             if world.first:
                 shutil.rmtree(place, ignore_errors=True)
             sizes = windows.ids_NS.shape
-            text = Tokens(store.path, *sizes, options.seed, shares=(), written=0, tokens=windows)
+            text = Tokens(
+                (TextSource(store.path),), *sizes, options.seed, shares=(), written=0,
+                tokens=windows,
+            )  # fmt: skip
             wish = Wish(device=str(world.device), ranks=world)
             where = Place.best(training.source, wish, repair_need(training.source, text))
             run = Run(training.source, text, place=where, progress=training.progress)

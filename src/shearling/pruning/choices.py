@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from shearling.data.documents import documents
 from shearling.engine.ranks import Ranks
 from shearling.errors import ShearlingError
 from shearling.pruning.choose import account, keep_layers, keep_units
@@ -147,6 +146,7 @@ class _Chosen:
             run.text_for(self.by_experts)
         if wanted.repaired and run.calibration is not None:
             run.text_for("repair")  # not as a criterion
+            _ = run.openings  # refused now, if at all
         self.vocab = _vocabulary(run, after)
         self.options: dict[str, Any] = {}
 
@@ -279,7 +279,7 @@ def _widths(run: Run, after: Shape, *, rotated: bool) -> list[str]:
                 f"{run.place.ranks.size} processes were started, but the rotation of hidden "
                 "channels is one process's work; start one, or use --no-rotate."
             )
-        run.file_for("the stream's basis")
+        run.text_that_chooses("the stream's basis")
         widths.remove("hidden")
     return widths
 
@@ -290,7 +290,7 @@ def _vocabulary(run: Run, after: Shape) -> dict[str, Indices]:
         return {}
     from shearling.pruning.vocabulary import choose_tokens
 
-    text = documents(run.file_for("a smaller vocabulary"))
+    text = run.text_that_chooses("a smaller vocabulary").documents(run.source)
     return {"vocab": choose_tokens(run.source.path, text, after["vocab"])}
 
 

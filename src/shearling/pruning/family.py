@@ -23,11 +23,12 @@ from shearling.files.writer import claimed, write_json
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.manifest import ModelManifest, SourceFacts, describe
 from shearling.pruning.nested import check_shapes
-from shearling.pruning.prune import CalibrationText, Criteria, Pruning, Repairs, Running, prunings
+from shearling.pruning.prune import Criteria, Pruning, Repairs, Running, prunings
 from shearling.pruning.results import FAMILY, FamilyFile, FamilySize
 from shearling.pruning.run import Asked
 from shearling.pruning.settle import Notify, tell_pattern
 from shearling.pruning.size import Size
+from shearling.pruning.text import CalibrationText
 from shearling.repair.calibration import Calibration
 from shearling.version import __version__
 
@@ -297,7 +298,8 @@ def _text(calibration: Calibration) -> list[Any]:
     """The calibration text, and how it is used."""
     files = [
         (source.name, known_digest(source.file))
-        for sources in find_domains([f"{calibration.file}"]).values()
+        for one in calibration.sources
+        for sources in find_domains([str(one.file)]).values()
         for source in sources
     ]
     return [calibration.as_json(), calibration.bos, files]

@@ -21,7 +21,7 @@ from shearling.files.writer import check_output, claimed
 from shearling.model.checkpoint import Checkpoint
 from shearling.pruning.choices import Wanted
 from shearling.pruning.cut import SHARD_BYTES
-from shearling.pruning.run import Run, repair_need
+from shearling.pruning.run import Run
 from shearling.pruning.settle import (
     Notify,
     settle_experts,
@@ -36,6 +36,7 @@ from shearling.pruning.settle import (
     tell_unused,
 )
 from shearling.pruning.size import Size
+from shearling.pruning.text import CalibrationText
 from shearling.repair.calibration import Calibration
 from shearling.scoring.registry import criteria_for, protection
 from shearling.scoring.scores import Scores
@@ -77,48 +78,6 @@ class Criteria:
     def protect(self, by: str) -> tuple[int, int] | None:
         """How many of the first and last blocks stay under the criterion ``by``, if it is said."""
         return protection(by, self.protect_first, self.protect_last)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CalibrationText:
-    """The text that criteria and the repair see.
-
-    Attributes:
-        file: .jsonl with a ``text`` field, .txt, or a directory of such.
-        samples, length: windows, and tokens in each.
-        seed: of every random choice.
-        copies: of the windows, in which the source model rewrote some of the tokens, for the
-            repair; None makes one, or three if the model is streamed.
-        written: sequences for the repair that the source model writes itself; None writes four
-            for each window. A streamed model writes none.
-        bos: whether windows, and what the model writes, begin with BOS; None follows the tokenizer.
-    """
-
-    file: Path
-    samples: int = 64
-    length: int = 256
-    seed: int = 0
-    copies: int | None = None
-    written: int | None = None
-    bos: bool | None = None
-
-    def settled(
-        self, source: Checkpoint, wish: Wish, notify: Notify, cuts: int = 1
-    ) -> tuple[Calibration, Place]:
-        """The same with its defaults filled in, and where the source runs on it for some cuts."""
-        shares = rewritten_shares(1)
-        text = Calibration(
-            self.file, self.samples, self.length, self.seed, shares, self.written, self.bos
-        )
-        place = Place.best(source, wish, repair_need(source, text, cuts))
-        copies, written = self.copies, self.written
-        streamed = place.weights != "resident"
-        if streamed:
-            tell_ignored(notify, {"--written": written or None}, "a streamed model writes no text")
-            written = 0
-        if copies is None:
-            copies = 3 if streamed else 1
-        return replace(text, shares=rewritten_shares(copies), written=written), place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -318,13 +277,6 @@ def _once(notify: Notify) -> Notify:
             notify(sentence)
 
     return tell
-
-
-def rewritten_shares(copies: int) -> tuple[float, ...]:
-    """Shares of tokens rewritten in each copy, spread evenly: 0.3, 0.5 and 0.7 for three."""
-    if copies < 2:
-        return (0.5,) * copies
-    return tuple(round(0.3 + 0.4 * i / (copies - 1), 3) for i in range(copies))
 
 
 def load_scores(file: Path, source: Checkpoint, notify: Notify) -> Scores:

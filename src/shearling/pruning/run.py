@@ -26,9 +26,11 @@ from shearling.files.writer import check_output, check_space, claimed
 from shearling.model.checkpoint import Checkpoint
 from shearling.pruning.choices import Choice, Wanted, choose_all
 from shearling.pruning.cut import SHARD_BYTES, cut, written_bytes
+from shearling.repair.by_source import Apart
 from shearling.repair.calibration import Calibration, repair_text
 from shearling.repair.cut_walk import CutToRepair
 from shearling.repair.experts import ExpertOptions
+from shearling.repair.openings import Openings
 from shearling.repair.refit import FURTHER_WIDTHS, KEPT_WIDTHS, refit_all
 from shearling.repair.result import Repair
 from shearling.repair.rotate import rotate
@@ -96,11 +98,16 @@ class Run:
         """The windows, or no tokens for a criterion that looks at none."""
         return NO_TOKENS if find(by, "units").textless else self.text_for(by)
 
-    def file_for(self, purpose: str) -> Path:
+    @cached_property
+    def openings(self) -> Openings | None:
+        """What sequences that the model writes begin with, if not with the text alone."""
+        return None if self.calibration is None else self.calibration.openings(self.source)
+
+    def text_that_chooses(self, purpose: str) -> Calibration:
         """The text itself (ShearlingError if there is none)."""
         if self.calibration is None:
             raise ShearlingError(f"{purpose} is chosen by a text; give --calibration FILE.")
-        return self.calibration.file
+        return self.calibration
 
     @cached_property
     def repair_ids_NS(self) -> Tensor:
@@ -109,7 +116,10 @@ class Run:
         Whatever number of cuts is repaired, they are made once.
         """
         assert self.calibration is not None
-        return repair_text(self.stream, self.calibration, self.windows, progress=self.progress)
+        return repair_text(
+            self.stream, self.calibration, self.windows, openings=self.openings,
+            progress=self.progress,
+        )  # fmt: skip
 
     def choose(self, wanted: Wanted) -> Choice:
         """Choose what survives a cut, as :func:`shearling.pruning.choices.choose_all` says."""
@@ -218,7 +228,7 @@ class Run:
             cuts.append(CutToRepair(expanded, solved, cuttable, choice.final_norm, choice.experts))
         return refit_all(
             stream, cuts, self.repair_ids_NS, windows=self.calibration.samples,
-            progress=self.progress,
+            apart=Apart.of(self.calibration), progress=self.progress,
         )  # fmt: skip
 
 

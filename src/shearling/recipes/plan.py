@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from shearling.data.sources import parse_sources
 from shearling.data.store import Store
 from shearling.engine.devices import named_device
 from shearling.engine.place import Wish
@@ -171,7 +172,7 @@ class _Planner:
             return None
         scores = [step.method for step in recipe.cuts if isinstance(step.method, ScoresMethod)]
         drawn = 0
-        if recipe.data.calibration is None and scores:
+        if not recipe.data.calibrated and scores:
             drawn = WINDOWS_DRAWN * max(one.samples * one.length for one in scores)
         measured = recipe.evaluate
         held = measured.windows * measured.window if measured and measured.held_out else 0
@@ -184,10 +185,23 @@ class _Planner:
     def _calibration(self, text: Made | None) -> Given | Made | None:
         """What cuts are calibrated on."""
         data = self.recipe.data
-        if data is not None and data.calibration is not None:
-            _require(data.calibration, "data.calibration")
-            return Given("text", (data.calibration,))
+        if data is not None and data.calibrated:
+            if isinstance(data.calibration, str):
+                _require(data.calibration, "data.calibration")
+            parsed = parse_sources(data.calibrated)
+            named = [f"{one.name}={one.file}" if one.name else str(one.file) for one in parsed]
+            return Given("text", tuple(named))
         return None if text is None else replace(text, file=CALIBRATION)
+
+    def _sharing(self, method: ScoresMethod) -> dict[str, Any]:
+        """Options of the text that were not always there, where they are not the default."""
+        calibrated = () if self.recipe.data is None else self.recipe.data.calibrated
+        told: dict[str, Any] = {}
+        if len(calibrated) > 1:
+            told["shares"] = [one.share for one in parse_sources(calibrated)]
+        if method.written_from != "text":
+            told["written_from"] = method.written_from
+        return told
 
     # --- models ----------------------------------------------------------------------------------
 
@@ -222,7 +236,8 @@ class _Planner:
             | {key: told[key] for key in ("protect_first", "protect_last", "keep_pattern")},
             "repairs": {key: told[key] for key in ("refit", "rotate", "final_norm")},
             "text": {"length": length, "seed": self.recipe.seed, "bos": bos}
-            | {key: told[key] for key in ("samples", "copies", "written")},
+            | {key: told[key] for key in ("samples", "copies", "written")}
+            | self._sharing(method),
             "dtype": self.recipe.dtype,
         }
         cost = self.costs.cut(model.facts, after, method, repaired=repaired)

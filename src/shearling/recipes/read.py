@@ -116,7 +116,7 @@ def _check_version(values: Mapping[str, Any], name: str) -> None:
 def _located(values: Any, base: Path, key: str = "") -> Any:
     """The same values with paths that do not depend on the working directory."""
     if isinstance(values, dict):
-        inside = key if key == "text" else None  # domains of a text
+        inside = key if key in ("text", "calibration") else None  # domains, or sources
         return {name: _located(one, base, inside or str(name)) for name, one in values.items()}
     if isinstance(values, list):
         return [_located(one, base, key) for one in values]

@@ -14,6 +14,7 @@ from shearling.data.seeds import LARGEST
 from shearling.errors import ShearlingError
 from shearling.gates.options import RECIPES, LearnOptions
 from shearling.pruning.plan import parse_count
+from shearling.repair.openings import WrittenFrom
 from shearling.train.options import Options, Recipe, validated
 
 VERSION = 1  # raised when what a recipe says would mean something else
@@ -45,8 +46,11 @@ class DataSection(RecipeSection):
         "Files, directories or globs: one, several, or `domain: path`; as `shearling pack`.", None
     )
     store: str | None = says("A token store of `shearling pack`, in place of `text`.", None)
-    calibration: str | None = says(
-        "Text to score and repair with; else windows of what is trained on.", None
+    calibration: str | list[str] | dict[str, str] | None = says(
+        "Text to score and repair with, as `shearling prune --calibration`: one, several, or "
+        "`name: path` (with `:share` behind, such as `web: c4.jsonl:0.7`); else windows of what is "
+        "trained on.",
+        None,
     )
     length: int = says("Tokens in each sequence.", 512, ge=2)
     held_out: float = says("Share of the documents that is not trained on.", 0.02, ge=0, lt=1)
@@ -64,6 +68,14 @@ class DataSection(RecipeSection):
         if isinstance(self.text, dict):
             return tuple(f"{domain}={path}" for domain, path in self.text.items())
         return (self.text,) if isinstance(self.text, str) else tuple(self.text or ())
+
+    @property
+    def calibrated(self) -> tuple[str, ...]:
+        """The calibration text as ``shearling prune`` takes it."""
+        given = self.calibration
+        if isinstance(given, dict):
+            return tuple(f"{name}={path}" for name, path in given.items())
+        return (given,) if isinstance(given, str) else tuple(given or ())
 
 
 class TargetSection(RecipeSection):
@@ -141,6 +153,9 @@ class ScoresMethod(RecipeSection):
     length: int = says("Tokens in each window.", 256, ge=2)
     copies: int | None = says("Rewritten copies of the windows for the repair.", None, ge=0, le=9)
     written: int | None = says("Sequences that the source writes for the repair.", None, ge=0)
+    written_from: WrittenFrom = says(
+        "What they begin with: `text`, the chat `template`, or `both`.", "text"
+    )
 
 
 class GatesMethod(RecipeSection):

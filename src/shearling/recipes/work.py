@@ -7,13 +7,14 @@ and packing go on from it, measuring keeps each result, a cut begins anew.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from shearling.data.pack import PackPlan, pack
+from shearling.data.sources import TextSource
 from shearling.data.store import Store
 from shearling.engine.place import Place, Wish
 from shearling.engine.ranks import leave
@@ -30,12 +31,12 @@ from shearling.model.loading import load_tokenizer
 from shearling.model.resolve import resolve
 from shearling.model.subject import open_subject
 from shearling.pruning.prune import (
-    CalibrationText,
     Criteria,
     Repairs,
     Running,
     prune,
 )
+from shearling.pruning.text import CalibrationText
 from shearling.recipes.target import measured_size
 from shearling.report import write_report
 from shearling.report.measured import Missing, WantedResults, candidate, gather, measure
@@ -172,7 +173,7 @@ def prune_model(work: StageWork) -> None:
     told = work.options
     text = None
     if "calibration" in work.inputs:
-        text = CalibrationText(file=Path(work.one("calibration")), **told["text"])
+        text = _calibration(work.inputs["calibration"], **told["text"])
     model, wish = work.model(), Wish(device=work.device, dtype=told["dtype"])
     size = measured_size(told["size"], model, wish, work.notify, work.progress)
     prune(
@@ -180,6 +181,18 @@ def prune_model(work: StageWork) -> None:
         calibration=text, criteria=Criteria(**told["criteria"]), repairs=Repairs(**told["repairs"]),
         running=Running(wish=wish, progress=work.progress, notify=work.notify),
     )  # fmt: skip
+
+
+def _calibration(
+    given: Sequence[str], *, shares: Sequence[float] | None = None, **options: Any
+) -> CalibrationText:
+    """Sources as a stage names them, with their shares."""
+    parsed = [TextSource.parse(one) for one in given]
+    sources = [
+        replace(one, share=share)
+        for one, share in zip(parsed, shares or [None] * len(parsed), strict=True)
+    ]
+    return CalibrationText(sources=sources, **options)
 
 
 def learn_gates(work: StageWork) -> bool:

@@ -9,18 +9,18 @@ them together with copies that the source model rewrote in part
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from shearling.data.bos import TokenWindows
-from shearling.data.documents import documents
-from shearling.data.text import calibration_windows
+from shearling.data.calibration import Drawing, mixed_windows, origins, source_documents
+from shearling.data.sources import TextSource, described_sources
 from shearling.engine.stream import BlockStream
 from shearling.files.progress import Progress, silent
 from shearling.model.checkpoint import Checkpoint
+from shearling.repair.openings import Openings, WrittenFrom, openings_of
 from shearling.repair.rewritten import SHARES, rewrite
 from shearling.repair.written import write
 
@@ -32,7 +32,7 @@ class Calibration:
     """Text, and how it is used.
 
     Attributes:
-        file: .jsonl, .txt or a directory of such.
+        sources: where it lies, each with a share; one of them or several.
         samples, length: windows of text, and tokens in each.
         seed: of every random choice.
         shares: the repair also sees copies of the windows in which the source model rewrote these
@@ -40,39 +40,67 @@ class Calibration:
         written: and so many sequences that the source model writes itself; four for each window
             with None.
         bos: whether windows, and what the model writes, begin with BOS; None follows the tokenizer.
+        written_from: what the model writes begins with tokens of the text, behind its chat
+            template, or half of it each.
     """
 
-    file: Path
+    sources: tuple[TextSource, ...]
     samples: int = 64
     length: int = 256
     seed: int = 0
     shares: tuple[float, ...] = SHARES
     written: int | None = None
     bos: bool | None = None
+    written_from: WrittenFrom = "text"
 
     @property
     def sequences(self) -> int:
         """How many sequences the source model writes."""
         return WRITTEN * self.samples if self.written is None else self.written
 
+    @property
+    def origins(self) -> tuple[int, ...]:
+        """The number of the source that each window is of."""
+        return origins(self.sources, self.samples, self.seed)
+
     def windows(self, checkpoint: Checkpoint) -> TokenWindows:
         """Tokens (samples, length)."""
-        return calibration_windows(
-            documents(self.file), checkpoint.tokenizer(),
-            samples=self.samples, length=self.length, seed=self.seed, bos=self.bos,
+        drawing = Drawing(
+            samples=self.samples, length=self.length, seed=self.seed, bos=self.bos
+        )  # fmt: skip
+        return mixed_windows(self.sources, checkpoint.tokenizer(), drawing)
+
+    def documents(self, checkpoint: Checkpoint) -> list[str]:
+        """All documents of all sources, conversations as the model's template has them."""
+        tokenizer = checkpoint.tokenizer()
+        texts = [source_documents(one, tokenizer, bos=self.bos) for one in self.sources]
+        return [text for of_source in texts for text in of_source]
+
+    def openings(self, checkpoint: Checkpoint) -> Openings | None:
+        """What sequences that the model writes begin with; None where it is the text alone.
+
+        Raises:
+            ShearlingError: they are to begin behind the chat template, and there is none.
+        """
+        if self.written_from == "text" or not self.sequences:
+            return None
+        return openings_of(
+            self.sources, checkpoint.tokenizer(), self.sequences, self.length,
+            seed=self.seed, bos=self.bos, every=self.written_from == "template",
         )  # fmt: skip
 
     def as_json(self) -> dict[str, Any]:
         """For the manifest."""
-        return {
-            "file": self.file.name, "samples": self.samples, "length": self.length,
-            "seed": self.seed, "rewritten_shares": list(self.shares), "written": self.sequences,
+        written = {} if self.written_from == "text" else {"written_from": self.written_from}
+        return described_sources(self.sources, self.samples) | {
+            "samples": self.samples, "length": self.length, "seed": self.seed,
+            "rewritten_shares": list(self.shares), "written": self.sequences, **written,
         }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tokens(Calibration):
-    """Calibration windows that are at hand already, from ``file``, which is not read.
+    """Calibration windows that are at hand already, from a source that is not read.
 
     Attributes:
         tokens: (samples, length).
@@ -90,6 +118,7 @@ def repair_text(
     calibration: Calibration,
     windows: TokenWindows,
     *,
+    openings: Openings | None = None,
     progress: Progress = silent,
 ) -> Tensor:
     """What a repair is solved on: the windows, copies of them, and what the model writes itself.
@@ -100,6 +129,7 @@ def repair_text(
         source: the model.
         calibration: how the text is used.
         windows: its windows.
+        openings: what some of the written sequences begin with.
         progress: told how far the work is.
 
     Returns:
@@ -111,6 +141,7 @@ def repair_text(
     if source.place.weights != "resident":
         return rewritten.ids_NS
     written_NS = write(
-        source, windows, calibration.sequences, words=rewritten.words, seed=seed, progress=progress
-    )
+        source, windows, calibration.sequences, words=rewritten.words, seed=seed,
+        openings=openings, progress=progress,
+    )  # fmt: skip
     return torch.cat([rewritten.ids_NS, written_NS])

@@ -26,10 +26,11 @@ from shearling.errors import ShearlingError
 from shearling.files.progress import Progress
 from shearling.model.checkpoint import Checkpoint
 from shearling.repair.behind_norm import before_norm, gain_behind
+from shearling.repair.by_source import Apart, damage_by_source
 from shearling.repair.experts import ExpertOptions, ExpertRepair, Lack
 from shearling.repair.final_norm import FittedGain, Triple, enough, fit_gain, gain_name, some_rows
 from shearling.repair.mixture import MixtureBlock
-from shearling.repair.result import Repair, Solved
+from shearling.repair.result import Repair, Solved, SourceDamage
 from shearling.repair.solve import SolvedFiles, WriterLack, apply_correction, fit_writer
 from shearling.repair.source_walk import SourceWalk, not_finite
 from shearling.table.axes import EXPERT_MLP, EXPERTS
@@ -95,6 +96,7 @@ class CutWalk:
         self.solved: list[Solved] = []
         self.scale = 1.0
         self.gain: FittedGain | None = None
+        self.damages: tuple[SourceDamage, ...] = ()
         self.files = SolvedFiles(wanted.directory, writes=source.stream.place.ranks.first)
         self.seconds = 0.0
         self._singular: dict[int, int] = {}
@@ -280,11 +282,16 @@ class CutWalk:
                 held = self.source.held[number]
                 yield WriterLack(held, x_BSK, y_BSE - _linear(writer, x_BSK), w_BS)
 
-    def finish(self, progress: Progress) -> None:
-        """Fit the final norm's gain, where it is asked for, and wait until all is written."""
+    def finish(self, progress: Progress, apart: Apart | None = None) -> None:
+        """Fit the final norm's gain, where it is asked for, and wait until all is written.
+
+        With several sources, ``apart``, what is lost on each is measured.
+        """
         with self._timed():
             if self.wanted.final_norm:
                 self.gain = self._fit_readout(progress)
+            if apart is not None:
+                self.damages = damage_by_source(self.source, self.cut, apart, self.gain)
             self.files.finish()
 
     def _fit_readout(self, progress: Progress) -> FittedGain | None:
@@ -329,7 +336,7 @@ class CutWalk:
             self.seconds + self.source.seconds, ids_NS.numel(),
             divergence=None if gain is None else (gain.before, gain.after),
             divergence_words=None if gain is None else gain.words,
-            final_norm=self.wanted.final_norm,
+            final_norm=self.wanted.final_norm, sources=self.damages,
         )  # fmt: skip
 
     def _warnings(self, length: int) -> tuple[str, ...]:

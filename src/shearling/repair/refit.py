@@ -27,6 +27,7 @@ from shearling.engine.stream import BlockStream
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
 from shearling.model.checkpoint import Checkpoint
+from shearling.repair.by_source import Apart
 from shearling.repair.cut_walk import CutToRepair, CutWalk
 from shearling.repair.experts import ExpertOptions
 from shearling.repair.result import Repair
@@ -70,6 +71,7 @@ def refit_all(
     ids_NS: Tensor,
     *,
     windows: int | None = None,
+    apart: Apart | None = None,
     progress: Progress = silent,
 ) -> list[Repair]:
     """Solve the writers of some cuts of one model anew, on tokens.
@@ -84,6 +86,7 @@ def refit_all(
         windows: how many of the sequences are texts of their own, if those behind them are copies
             of them in the same order (:func:`shearling.repair.rewritten.augment`); all, if not
             given.
+        apart: which of several sources the windows are of, to tell the damage on each.
         progress: told the blocks done.
 
     Returns:
@@ -111,7 +114,7 @@ def refit_all(
                     progress("repairing the cut", done, total)
             walk.forget({one.pending for one in walks if one.pending is not None})
         for one in walks:
-            one.finish(progress)
+            one.finish(progress, apart)
     return [one.result(ids_NS) for one in walks]
 
 

@@ -28,6 +28,25 @@ class Solved:
     error_after: float
 
 
+@dataclass(frozen=True, slots=True)
+class SourceDamage:
+    """What a repaired cut lost on one of the calibration sources, on its held-out windows.
+
+    Attributes:
+        name: of the source.
+        windows, tokens: how many were held out, and predicted.
+        perplexity_before, perplexity_after: of the source model, and of the repaired cut.
+        divergence: of the next-token distribution from the source model's, in nats a token.
+    """
+
+    name: str
+    windows: int
+    tokens: int
+    perplexity_before: float
+    perplexity_after: float
+    divergence: float
+
+
 @dataclass(frozen=True)
 class Repair:
     """Tensors of the result that were solved anew.
@@ -43,6 +62,8 @@ class Repair:
         divergence_words: over how many words of a large vocabulary that is
             (:mod:`shearling.engine.words`); None over all.
         final_norm: whether fitting it was asked for.
+        sources: the damage on each of several calibration sources; of one alone it is not told
+            apart.
     """
 
     replaced: Mapping[str, Callable[[], Tensor]]
@@ -53,9 +74,11 @@ class Repair:
     divergence: tuple[float, float] | None = None
     divergence_words: int | None = None
     final_norm: bool = True
+    sources: tuple[SourceDamage, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """For the manifest."""
+        apart = {"sources": [asdict(one) for one in self.sources]} if self.sources else {}
         return {
             "seconds": round(self.seconds, 2),
             "tokens": self.tokens,
@@ -63,5 +86,6 @@ class Repair:
             "final_norm": self.final_norm,
             "divergence": None if self.divergence is None else list(self.divergence),
             "divergence_words": self.divergence_words,
+            **apart,
             "steps": [asdict(step) for step in self.steps],
         }

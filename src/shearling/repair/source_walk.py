@@ -58,6 +58,11 @@ class SourceWalk:
         """This rank's tokens (B, S)."""
         return self._text.batches
 
+    @property
+    def text(self) -> Text:
+        """Its tokens, and where its states wait."""
+        return self._text
+
     def begin(self, ids_NS: Tensor, windows: int) -> None:
         """Embed this rank's tokens; sequences are held out in a fixed pattern."""
         self.ranks = self.stream.place.ranks.of(len(ids_NS))

@@ -20,6 +20,7 @@ from shearling.engine.walk import last_states
 from shearling.engine.words import POSITIONS, Words, is_large
 from shearling.files.progress import Progress, silent
 from shearling.model.checkpoint import Checkpoint
+from shearling.repair.openings import Openings
 from shearling.table.cost import state_bytes
 
 PREFIX = 4  # tokens of the real text: enough for a subject, too few to bind the rest
@@ -35,9 +36,13 @@ def write(
     *,
     words: Words | None = None,
     seed: int = 0,
+    openings: Openings | None = None,
     progress: Progress = silent,
 ) -> Tensor:
     """Sequences that the model writes, each from ``PREFIX`` neighbouring tokens of a window.
+
+    With ``openings``, all or half of them begin behind the chat template instead; the others are
+    what they are without, but for the rounding of products.
 
     Where windows begin with BOS, so does each sequence, before those tokens.
 
@@ -53,10 +58,11 @@ def write(
         words: those that stand for a large vocabulary (:mod:`shearling.engine.words`), if they are
             known; asked of the model, if not. Of a small one, every word may be drawn.
         seed: of every draw.
+        openings: what sequences begin with, where it is not the text alone.
         progress: told the tokens done.
 
     Returns:
-        Tokens (sequences, S).
+        Tokens (sequences, S); sequence n belongs to window n modulo N.
     """
     ids_NS = windows.ids_NS
     length, opened = ids_NS.shape[1], windows.bos is not None
@@ -69,20 +75,25 @@ def write(
     starts = TokenWindows.of(starts, windows.bos).ids_NS
     written_NS = torch.cat([starts, ids_NS.new_empty(sequences, length - prefix)], 1)
     at_NT = torch.rand(sequences, length - prefix, generator=generator)
+    given_NT = torch.zeros_like(at_NT, dtype=torch.bool)
+    if openings is not None:
+        given_NT = openings.put(written_NS, len(ids_NS), prefix)
     budget = max(CACHE_BYTES, stream.place.spare // 2)
     each = _cached_values(stream.checkpoint, length) * stream.place.dtype.itemsize
     most = max(1, budget // each)
     ranks = stream.place.ranks.of(sequences)
-    written_NS, at_NT = ranks.share(written_NS), ranks.share(at_NT)
+    written_NS, at_NT, given_NT = (ranks.share(of_N) for of_N in (written_NS, at_NT, given_NT))
     batches = -(-len(written_NS) // most)
     parts, recorded = [], not stream.checkpoint.layout.routed
     with stream.place.running(packed=None), stream.abridged(words), stream.whole() as model:
-        for number, (ids_BS, at_BT) in enumerate(
-            zip(written_NS.tensor_split(batches), at_NT.tensor_split(batches), strict=True)
-        ):
+        split = (of_N.tensor_split(batches) for of_N in (written_NS, at_NT, given_NT))
+        for number, batch in enumerate(zip(*split, strict=True)):
+            ids_BS, at_BT, given_BT = (of_B.to(stream.place.device) for of_B in batch)
             done = number * at_BT.shape[1]
-            ids_BS, at_BT = ids_BS.to(stream.place.device), at_BT.to(stream.place.device)
-            for step in continue_sequences(model, ids_BS, at_BT, words, recorded=recorded):
+            for step in continue_sequences(
+                model, ids_BS, at_BT, words, recorded=recorded,
+                given_BT=None if openings is None else given_BT,
+            ):  # fmt: skip
                 progress("writing calibration text", done + step, batches * at_BT.shape[1])
             parts.append(ids_BS.cpu())
     return ranks.gather(torch.cat(parts), sequences)

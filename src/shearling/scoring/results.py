@@ -13,8 +13,8 @@ Rows = Annotated[tuple[Numbers, ...], "a list of numbers for each block"]
 
 ADVICE = "make one with: shearling score MODEL --calibration FILE --output scores.json"
 _CALIBRATION = (
-    "what was measured on: `file`, `samples`, `length`, `seed`, `bos`: whether each window begins "
-    "with BOS; null for criteria of weights alone"
+    "what was measured on: `file` or `sources`, `samples`, `length`, `seed`, `bos`: whether each "
+    "window begins with BOS; null for criteria of weights alone"
 )
 
 

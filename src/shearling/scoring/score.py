@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from shearling.data.documents import documents
-from shearling.data.text import calibration_windows
+from shearling.data.calibration import Drawing, mixed_windows
+from shearling.data.sources import TextSource, described_sources, settled_sources
 from shearling.engine.place import Need, Place
 from shearling.engine.stream import BlockStream
 from shearling.errors import ShearlingError
@@ -35,7 +35,7 @@ def score(
     by: str,
     *,
     axis: str = "layers",
-    calibration: Path | None = None,
+    calibration: Path | Sequence[TextSource] | None = None,
     samples: int = 10,
     length: int = 128,
     seed: int = 0,
@@ -53,8 +53,8 @@ def score(
             the last 2.
         axis: ``layers`` for the blocks, or ``mlp``, ``heads``, ``kv_heads``, ``linear_heads``,
             ``hidden``, ``experts`` or ``expert_mlp``.
-        calibration: text (.jsonl, .txt or a directory of such); criteria that read weights alone
-            need none.
+        calibration: text (.jsonl, .txt or a directory of such), or several sources; criteria that
+            read weights alone need none.
         samples: number of calibration sequences.
         length: tokens in each.
         seed: of every random choice.
@@ -78,13 +78,12 @@ def score(
     if not criterion.textless:
         if calibration is None:
             raise ShearlingError(f"criterion {by} runs the model on text; give --calibration FILE.")
-        windows = calibration_windows(
-            documents(calibration), checkpoint.tokenizer(), samples=samples, length=length,
-            seed=seed, bos=bos,
-        )  # fmt: skip
+        sources = settled_sources(calibration)
+        drawing = Drawing(samples=samples, length=length, seed=seed, bos=bos)
+        windows = mixed_windows(sources, checkpoint.tokenizer(), drawing)
         ids_NS = windows.ids_NS
-        used = {"file": calibration.name, "samples": samples, "length": length, "seed": seed}
-        used["bos"] = windows.bos is not None
+        used = described_sources(sources, samples)
+        used |= {"samples": samples, "length": length, "seed": seed, "bos": windows.bos is not None}
     if axis == "layers" and criterion.textless:  # reads tensors alone, and no model is built
         scores = score_weights(checkpoint, by, protected=protected, progress=progress)
     else:

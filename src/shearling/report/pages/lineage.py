@@ -11,6 +11,7 @@ from shearling.report.decide.compare import AXES
 from shearling.report.draw.markup import Markup, el, render
 from shearling.report.draw.sections import absent, section
 from shearling.report.numbers import figure, plural, ranges
+from shearling.report.pages.source_damage import source_damage
 from shearling.report.records.fields import describe
 from shearling.report.records.records import Manifest, ProofFigures, SourceModel
 from shearling.report.records.results import Model, Results
@@ -123,6 +124,7 @@ def _step_facts(step: Manifest) -> Facts:
         ("Parameters", numbers.exact(step.parameters)),
         ("On disk", numbers.disk(step.bytes)),
         ("Repair", _repair(step)),
+        ("Held out", source_damage(step)),
         ("Unsettled", _lost(step)),
         ("Options", _options(step)),
         ("Seed", step.seed),

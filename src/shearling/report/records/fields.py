@@ -32,7 +32,8 @@ def describe(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(_pair(str(key), one) for key, one in value.items() if one is not None)
     if isinstance(value, list):
-        shown = ", ".join(describe(one) for one in value[:LISTED])
+        apart = "; " if any(isinstance(one, dict) for one in value) else ", "
+        shown = apart.join(describe(one) for one in value[:LISTED])
         return shown if len(value) <= LISTED else f"{shown}, … ({len(value)} in all)"
     if isinstance(value, bool):
         return "yes" if value else "no"
