@@ -17,16 +17,16 @@ from shearling.engine.stream import BlockStream
 from shearling.engine.walk import Step, Text, forward
 from shearling.model.checkpoint import Checkpoint
 from shearling.repair import source_walk
-from shearling.repair.cut_walk import CutToRepair
+from shearling.repair.cut_walk import CutToRepair, CutWalk
 from shearling.repair.refit import FURTHER_WIDTHS, refit, refit_all
 from shearling.repair.result import Repair
 from shearling.table.values import Keep
 from tiny_cuts import random_keep, sizes_of
 
 Models = Callable[[str], Path]
-# Of five blocks: gaps that begin and end at different places, at the end, and none at all.
-GAPS = ((0, 1, 2, 3, 4), (0, 2, 3, 4), (0, 1, 4), (1, 3))
-SOME = [("llama", True), ("llama", False), ("gemma2", True), ("olmo2", True), ("qwen3_moe", True)]
+# Of five blocks: gaps that begin and end at different places, one at both ends.
+GAPS = ((0, 2, 3, 4), (0, 1, 4), (1, 3))
+SOME = [("llama", False), ("gemma2", True), ("olmo2", True), ("qwen3_moe", True)]
 
 
 @pytest.fixture(autouse=True)
@@ -70,12 +70,12 @@ def test_each_is_what_it_is_alone(
     wanted = []
     for number, keep in enumerate(cuts):
         (tmp_path / f"{number}").mkdir()
-        wanted.append(CutToRepair(keep, tmp_path / f"{number}", final_norm=number == 2))
+        wanted.append(CutToRepair(keep, tmp_path / f"{number}", final_norm=number == 1))
     together = refit_all(stream, wanted, drawn(), windows=5)
     for number, (keep, repair) in enumerate(zip(cuts, together, strict=True)):
         alone = tmp_path / f"alone{number}"
         alone.mkdir()
-        one = refit(stream, keep, drawn(), alone, windows=5, final_norm=number == 2)
+        one = refit(stream, keep, drawn(), alone, windows=5, final_norm=number == 1)
         assert repair.steps
         assert_same(repair, one)
 
@@ -105,7 +105,7 @@ def test_the_source_is_walked_once_and_little_is_kept(
     for count in (1, 3):
         walked.clear()
         most = 0
-        cuts = [CutToRepair(Keep({"layers": layers}), tmp_path) for layers in GAPS[1 : 1 + count]]
+        cuts = [CutToRepair(Keep({"layers": layers}), tmp_path) for layers in GAPS[:count]]
         told: list[Any] = []
 
         def tell(*one: Any, told: list[Any] = told) -> None:
@@ -113,8 +113,51 @@ def test_the_source_is_walked_once_and_little_is_kept(
 
         refit_all(BlockStream(checkpoint, place()), cuts, drawn(), progress=tell)
         assert walked == [range(block, block + 1) for block in range(5)]
-        total = sum(len(layers) for layers in GAPS[1 : 1 + count])
+        total = sum(len(layers) for layers in GAPS[:count])
         repairing = [one for one in told if one[0] == "repairing the cut"]
         assert repairing == [("repairing the cut", n, total) for n in range(1, total + 1)]
         kept.append(most)
     assert kept[1] - kept[0] <= 2 * FURTHER_WIDTHS  # of the streams' width all of them
+
+
+@pytest.mark.parametrize("variant", ["llama", "gemma2", "gpt_neox", "opt-projected", "qwen3_5"])
+def test_no_branch_is_run_twice_and_nothing_differs(
+    models: Models, variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = BlockStream(Checkpoint.open(models(variant)), place())
+    keep, entered = Keep({"layers": (0, 2, 3)}), 0
+    run_from = BlockStream.run_from
+
+    def counting(self: BlockStream, *given: Any) -> None:
+        nonlocal entered
+        entered += 1
+        run_from(self, *given)
+
+    monkeypatch.setattr(BlockStream, "run_from", counting)
+    (tmp_path / "entered").mkdir()
+    quick = refit(stream, keep, drawn(), tmp_path / "entered", final_norm=False)
+    assert entered == 3 * 4  # every batch of every block that stays
+    monkeypatch.setattr(CutWalk, "_enters", lambda *_: False)
+    (tmp_path / "whole").mkdir()
+    assert_same(quick, refit(stream, keep, drawn(), tmp_path / "whole", final_norm=False))
+    assert entered == 3 * 4
+
+
+def test_a_block_that_is_not_entered_so_is_run_whole(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = BlockStream(Checkpoint.open(models("llama")), place())
+    keep = Keep({"layers": (0, 2, 3)})
+    (tmp_path / "as it is").mkdir()
+    expected = refit(stream, keep, drawn(), tmp_path / "as it is", final_norm=False)
+    run_from = BlockStream.run_from
+
+    def wrong(
+        self: BlockStream, block: Any, call: Any, h_BSD: torch.Tensor, entrance: Any,
+        x_BSK: torch.Tensor,
+    ) -> None:  # fmt: skip
+        run_from(self, block, call, h_BSD, entrance, x_BSK + 1e-6)
+
+    monkeypatch.setattr(BlockStream, "run_from", wrong)
+    (tmp_path / "wrong").mkdir()
+    assert_same(expected, refit(stream, keep, drawn(), tmp_path / "wrong", final_norm=False))

@@ -128,6 +128,57 @@ def watching(
             hook.remove()
 
 
+class Entrance:
+    """A way into a block at a writer whose inputs are known; what is before it is left out.
+
+    The module that holds the writer then gives what the writer gives. Whether the block takes it
+    from there as it would from the module itself is for the caller to try.
+    """
+
+    def __init__(self, block: nn.Module, half: Branch) -> None:
+        """Nothing is known of the module around the writer yet."""
+        path = half.writer.rpartition(".")[0]
+        self._writer = block.get_submodule(half.writer)
+        self._around = block.get_submodule(path)
+        self._besides: int | None = None  # how much it gives besides: weights of attention, or None
+        self._alone = True  # whether it gives a tensor, and no tuple
+
+    @property
+    def open(self) -> bool:
+        """Whether the module has run, and can be stood in for."""
+        return self._besides is not None and "forward" not in vars(self._around)
+
+    @contextmanager
+    def noting(self) -> Generator[None]:
+        """Note how the module gives what it gives, while the whole block runs."""
+
+        def note(_: nn.Module, args: object, out: Any) -> None:
+            self._alone = isinstance(out, Tensor)
+            self._besides = 0 if self._alone else len(out) - 1
+
+        hook = self._around.register_forward_hook(note)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    @contextmanager
+    def entered(self, x_BSK: Tensor) -> Generator[None]:
+        """Have runs of the block begin with the writer, given its inputs."""
+        assert self._besides is not None
+        besides = [None] * self._besides
+
+        def forward(*args: object, **options: object) -> Any:
+            out = self._writer(x_BSK)
+            return out if self._alone else (out, *besides)
+
+        vars(self._around)["forward"] = forward
+        try:
+            yield
+        finally:
+            del vars(self._around)["forward"]
+
+
 def _first(out: Any) -> Tensor:
     """What a module gives, where some modules of experts give their router's choice as well."""
     return out[0] if isinstance(out, tuple) else out

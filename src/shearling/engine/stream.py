@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shearling.engine.branches import Branch, branches, run_until, watching
+from shearling.engine.branches import Branch, Entrance, branches, run_until, watching
 from shearling.engine.calls import Call, cast
 from shearling.engine.pieces import Pieces, together
 from shearling.engine.place import Place
@@ -134,6 +134,17 @@ class BlockStream:
     def run_until(self, block: nn.Module, call: Call, h_BSD: Tensor) -> None:
         """Run a block that is being watched, as far as it is wanted."""
         self.pieces.run(lambda h: run_until(block, self._call(call, h), h), h_BSD)
+
+    def run_from(
+        self, block: nn.Module, call: Call, h_BSD: Tensor, entrance: Entrance, x_BSK: Tensor
+    ) -> None:
+        """The same from a writer on whose inputs (B, S, K) are known."""
+
+        def run(h_BSD: Tensor, x_BSK: Tensor) -> None:
+            with entrance.entered(x_BSK):
+                run_until(block, self._call(call, h_BSD), h_BSD)
+
+        self.pieces.run(run, h_BSD, x_BSK)
 
     def _call(self, call: Call, h_BSD: Tensor) -> Call:
         """The call for as many sequences as the state has."""

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from shearling.engine.branches import Branch, watching
+from shearling.engine.branches import Branch, Entrance, Seen, watching
 from shearling.engine.experts import listening
 from shearling.engine.moments import held_rows, inverse_energy
 from shearling.engine.stream import BlockStream
@@ -99,6 +99,7 @@ class CutWalk:
         self.damages: tuple[SourceDamage, ...] = ()
         self.files = SolvedFiles(wanted.directory, writes=source.stream.place.ranks.first)
         self.seconds = 0.0
+        self._enterable = True  # until a block is found that is not
         self._singular: dict[int, int] = {}
         self._strengths: dict[str, float] = {}
 
@@ -254,11 +255,14 @@ class CutWalk:
         writer = step.block.get_submodule(half.writer)
         gain, halves = gain_behind(step.block, half), self.source.halves(index)
         additive = self.source.additive
+        entrance = Entrance(step.block, halves[0]) if self._enters(halves, half) else None
         with watching(step.block, halves, until=half) as seen:
-            for number, calls in enumerate(self.cut.calls):
+            for number in range(len(self.cut.calls)):
                 h_BSE = self.states.get(self.cut.key, number)
-                self.cut.stream.run_until(step.block, calls[step.index], h_BSE)
+                self._reach(step, half, number, seen, entrance)
                 x_BSK = seen.inputs[half.axis]
+                if half is halves[0] and self._enters(halves, halves[-1]):
+                    self.states.put((half.axis, "x"), number, x_BSK)
                 own_BSE = None
                 if half.norm is not None or not additive:
                     own_BSE = self._surviving(self.source.own(index, half, number))
@@ -281,6 +285,43 @@ class CutWalk:
                     y_BSE, w_BS = before_norm(y_BSE, own_BSE, w_BS, gain)
                 held = self.source.held[number]
                 yield WriterLack(held, x_BSK, y_BSE - _linear(writer, x_BSK), w_BS)
+
+    def _enters(self, halves: Sequence[Branch], half: Branch) -> bool:
+        """Whether the second branch is reached without running the first one again.
+
+        Its inputs are as they were when the first one's writer was solved. Keeping them on disk
+        would gain nothing.
+        """
+        alike = half is halves[-1] is not halves[0] and half.axis != EXPERTS
+        return alike and self._enterable and self.states.place.states != "disk"
+
+    def _reach(
+        self, step: Step, half: Branch, number: int, seen: Seen, entrance: Entrance | None
+    ) -> None:
+        """Run a batch through a block that is watched, up to a writer."""
+        stream, call = self.cut.stream, self.cut.calls[number][step.index]
+        h_BSE, block = self.states.get(self.cut.key, number), step.block
+        if entrance is None:
+            stream.run_until(block, call, h_BSE)
+            return
+        first = self.source.halves(self.layers[step.index])[0]
+        x_BSK = self.states.take((first.axis, "x"), number)
+        if entrance.open and self._enterable:
+            stream.run_from(block, call, h_BSE, entrance, x_BSK)
+            return
+        with entrance.noting():
+            stream.run_until(block, call, h_BSE)
+        if not self._enterable:
+            return
+        # The first batch is run both ways; unless that is the same, bit for bit, all are run whole.
+        whole = seen.inputs[half.axis], seen.contributions[first.axis]
+        if entrance.open:
+            stream.run_from(block, call, h_BSE, entrance, x_BSK)
+        again = seen.inputs[half.axis], seen.contributions[first.axis]
+        same = all(torch.equal(one, other) for one, other in zip(whole, again, strict=True))
+        if not (entrance.open and same):
+            self._enterable = False
+            stream.run_until(block, call, h_BSE)
 
     def finish(self, progress: Progress, apart: Apart | None = None) -> None:
         """Fit the final norm's gain, where it is asked for, and wait until all is written.
