@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
               "--recipe", "warm", "samples=4", "sample_length=16", *TRAIN),
     "teach": ("teach", "{model}", "--data", "{store}", "--output", "{out}", "--top", "4"),
     "reference": ("reference", "{model}", "--store", "{store}", "--output", "{out}.json"),
+    "write": ("write", "{model}", "--tokens", "40", "--length", "20", "--output", "{out}.jsonl"),
     "pack": ("pack", "{text}", "--tokenizer", "{model}", "--output", "{out}", "--length", "24",
              "--workers", "1"),
     "demo": ("demo", "--model", "{model}", "--text", "{text}", "--output", "{out}"),

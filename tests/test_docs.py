@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from family_docs import families_page
 from recipe_docs import SECTIONS, with_recipes
 from shearling.cli import app
-from shearling.data.results import CacheManifest, StoreManifest
+from shearling.data.results import CacheManifest, OwnTextPlan, StoreManifest
 from shearling.evaluate import results as measured
 from shearling.evaluate.abilities.kinds import ABILITIES
 from shearling.evaluate.abilities.results import Abilities
@@ -41,8 +41,8 @@ KINDS: tuple[type[OwnFile], ...] = (
     measured.Evaluation, measured.TaskResults, Abilities, measured.Degeneration, measured.Judgement,
     measured.Generations, measured.Damage, measured.Bench,
     HealingHistory, LearningHistory, ReferenceLosses,
-    BlockScoresFile, UnitScoresFile, ModelManifest, StoreManifest, CacheManifest, ComparisonFile,
-    CheckpointState, StageRecord, FamilyFile,
+    BlockScoresFile, UnitScoresFile, ModelManifest, StoreManifest, CacheManifest, OwnTextPlan,
+    ComparisonFile, CheckpointState, StageRecord, FamilyFile,
 )  # fmt: skip
 FIRST, LAST = "<!-- kinds: from the dataclasses -->\n", "<!-- end of kinds -->\n"
 

@@ -14,17 +14,13 @@ import torch
 from torch import Tensor
 
 from shearling.data.bos import TokenWindows
-from shearling.engine.decoding import continue_sequences
+from shearling.engine.sampling import PREFIX, sequences_at_once, writing
 from shearling.engine.stream import BlockStream
 from shearling.engine.walk import last_states
 from shearling.engine.words import POSITIONS, Words, is_large
 from shearling.files.progress import Progress, silent
-from shearling.model.checkpoint import Checkpoint
-from shearling.table.cost import state_bytes
 
-PREFIX = 4  # tokens of the real text: enough for a subject, too few to bind the rest
 HEARD = 4 * POSITIONS  # tokens that are read to learn which words are likely
-CACHE_BYTES = 2 * 2**30  # of keys and values alive at once; half of what a GPU has to spare
 
 
 @torch.no_grad()  # in inference mode, weights could not be packed
@@ -69,22 +65,20 @@ def write(
     starts = TokenWindows.of(starts, windows.bos).ids_NS
     written_NS = torch.cat([starts, ids_NS.new_empty(sequences, length - prefix)], 1)
     at_NT = torch.rand(sequences, length - prefix, generator=generator)
-    budget = max(CACHE_BYTES, stream.place.spare // 2)
-    each = _cached_values(stream.checkpoint, length) * stream.place.dtype.itemsize
-    most = max(1, budget // each)
+    most = sequences_at_once(stream.checkpoint, stream.place, length)
     ranks = stream.place.ranks.of(sequences)
     written_NS, at_NT = ranks.share(written_NS), ranks.share(at_NT)
     batches = -(-len(written_NS) // most)
-    parts, recorded = [], not stream.checkpoint.layout.routed
-    with stream.place.running(packed=None), stream.abridged(words), stream.whole() as model:
+    steps, parts = length - prefix, []
+    with writing(stream, words) as write_batch:
         for number, (ids_BS, at_BT) in enumerate(
             zip(written_NS.tensor_split(batches), at_NT.tensor_split(batches), strict=True)
         ):
-            done = number * at_BT.shape[1]
-            ids_BS, at_BT = ids_BS.to(stream.place.device), at_BT.to(stream.place.device)
-            for step in continue_sequences(model, ids_BS, at_BT, words, recorded=recorded):
-                progress("writing calibration text", done + step, batches * at_BT.shape[1])
-            parts.append(ids_BS.cpu())
+
+            def tell(step: int, done: int = number * steps) -> None:
+                progress("writing calibration text", done + step, batches * steps)
+
+            parts.append(write_batch(ids_BS, at_BT, tell))
     return ranks.gather(torch.cat(parts), sequences)
 
 
@@ -105,11 +99,3 @@ def _starts(ids_NS: Tensor, sequences: int, prefix: int, generator: torch.Genera
     rows = torch.arange(sequences) % len(ids_NS)
     first = torch.randint(ids_NS.shape[1] - prefix + 1, (sequences, 1), generator=generator)
     return ids_NS[rows[:, None], first + torch.arange(prefix)]
-
-
-def _cached_values(checkpoint: Checkpoint, length: int) -> int:
-    """Keys and values of a sequence, and the states of linear attention."""
-    layout, shape = checkpoint.layout, checkpoint.shape
-    heads = shape.get("kv_heads") or shape["heads"]  # a latent is cached unfolded
-    keys = 2 * layout.blocks_with("heads", shape) * heads * shape["head_dim"]
-    return keys * length + state_bytes(layout, shape, 1)
