@@ -47,7 +47,8 @@ class Criteria:
     Attributes:
         by: criteria, as in :func:`shearling.scoring.registry.criteria_for`; None takes the best.
         scores: of blocks, if they are known already; a file of ``shearling score``, or a value.
-        protect_first, protect_last: so many blocks never go; None leaves it to the criterion.
+        protect_first: so many of the first blocks never go; None leaves it to the criterion.
+        protect_last: the same of the last ones.
         keep_pattern: only blocks go whose removal leaves each other one of the kind that llama.cpp
             takes it for by its number (:mod:`shearling.pruning.pattern`).
     """
@@ -79,7 +80,8 @@ class CalibrationText:
 
     Attributes:
         file: .jsonl with a ``text`` field, .txt, or a directory of such.
-        samples, length: windows, and tokens in each.
+        samples: windows.
+        length: tokens in each.
         seed: of every random choice.
         copies: of the windows, in which the source model rewrote some of the tokens, for the
             repair; None makes one, or three if the model is streamed.
