@@ -12,7 +12,8 @@ pinned = $(shell sed -n 's/^\($(1)==[^ ]*\).*/\1/p' constraints.txt)
 
 # Warnings, such as a link that leads nowhere, are errors. Without --clean, those of pages that did
 # not change would not be told.
-SITE = $(BIN)/zensical build --clean --strict
+SITE = $(BIN)/zensical build --clean --strict \
+  && ! grep -rlE '<(script|link|img)[^>]+(src|href)="?https?:' site --include='*.html'
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -45,11 +46,12 @@ check: $(VENV)/.dev ## lint, formatting, types, and the links of the docs
 	$(BIN)/ruff check || status=1; \
 	$(BIN)/ruff format --check || status=1; \
 	$(BIN)/ty check --python $(VENV) || status=1; \
-	$(SITE) || status=1; \
+	{ $(SITE); } || status=1; \
 	exit $$status
 
 docs: $(VENV)/.dev ## build the documentation, site/index.html
 	@$(SITE)
+	@echo "open site/index.html; for its search, python3 -m http.server -d site"
 
 format: $(VENV)/.dev ## rewrite files the way `make check` wants them
 	@$(BIN)/ruff check --fix --quiet || true
