@@ -46,9 +46,8 @@ class Shown:
         options = {one for one in self.arguments if one.startswith("-")}
         settings = {one.split("=")[0] for one in self.arguments if re.match(r"[a-z_.]+=", one)}
         kinds = {f"{one} {value}" for one, value in self.pairs() if one in ("--suite", "--recipe")}
-        kinds |= {
-            f"several {one}" for one, value in self.pairs() if one == "--params" and "," in value
-        }
+        if self.arguments.count("--shape") > 1 or "," in dict(self.pairs()).get("--params", ""):
+            kinds.add("several sizes")
         return self.name, *sorted((options | settings | kinds) - AMOUNTS)
 
     def pairs(self) -> Iterator[tuple[str, str]]:

@@ -100,6 +100,7 @@ def small(argument: str) -> str:
     argument = argument.replace("$shape", "layers=2,mlp=40").replace("$", "").removeprefix("/")
     argument = re.sub(r"^batch=\d+$", "batch=2", argument)
     argument = re.sub(r"layers=\d+(,hidden=\d+,heads=\d+)?,mlp=\d+", "layers=2,mlp=40", argument)
+    argument = re.sub(r"^layers=\d+$", "layers=2", argument)
     return re.sub(r"^experts=\d+$", "experts=3", argument)
 
 
