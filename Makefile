@@ -10,10 +10,15 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 pinned = $(shell sed -n 's/^\($(1)==[^ ]*\).*/\1/p' constraints.txt)
 
+# Warnings, such as a link that leads nowhere, are errors. Without --clean, those of pages that did
+# not change would not be told.
+SITE = $(BIN)/zensical build --clean --strict \
+  && ! grep -rlE '<(script|link|img)[^>]+(src|href)="?https?:' site --include='*.html'
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup demo test oldest check format bench clean
+.PHONY: help setup demo test oldest check docs format bench clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,12 +41,17 @@ oldest: .oldest/.made ## run some of the tests with the oldest transformers that
 	@OMP_NUM_THREADS=1 PYTHONPATH=.oldest $(BIN)/python -m pytest -n auto --maxprocesses 8 \
 	  --dist worksteal $(OLDEST_TESTS)
 
-check: $(VENV)/.dev ## lint, formatting and types
+check: $(VENV)/.dev ## lint, formatting, types, and the links of the docs
 	@status=0; \
 	$(BIN)/ruff check || status=1; \
 	$(BIN)/ruff format --check || status=1; \
 	$(BIN)/ty check --python $(VENV) || status=1; \
+	{ $(SITE); } || status=1; \
 	exit $$status
+
+docs: $(VENV)/.dev ## build the documentation, site/index.html
+	@$(SITE)
+	@echo "open site/index.html; for its search, python3 -m http.server -d site"
 
 format: $(VENV)/.dev ## rewrite files the way `make check` wants them
 	@$(BIN)/ruff check --fix --quiet || true
@@ -54,7 +64,7 @@ bench: $(VENV)/.demo ## run every benchmark
 	done
 
 clean: ## remove .venv and caches; results (demo/, runs/) stay
-	rm -rf $(VENV) .oldest build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .oldest build dist site .cache .pytest_cache .ruff_cache .hypothesis
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Some systems package Python without ensurepip; their pip can still install into a bare venv.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from shearling import cli
 from tiny_tokenizer import write_llama
@@ -28,6 +29,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
               "--recipe", "warm", "samples=4", "sample_length=16", *TRAIN),
     "teach": ("teach", "{model}", "--data", "{store}", "--output", "{out}", "--top", "4"),
     "reference": ("reference", "{model}", "--store", "{store}", "--output", "{out}.json"),
+    "write": ("write", "{model}", "--tokens", "40", "--length", "20", "--output", "{out}.jsonl"),
     "pack": ("pack", "{text}", "--tokenizer", "{model}", "--output", "{out}", "--length", "24",
              "--workers", "1"),
     "demo": ("demo", "--model", "{model}", "--text", "{text}", "--output", "{out}"),
@@ -42,9 +44,9 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 class Inputs:
     """A plain model, and text, prompts and a token store that its tokenizer has made."""
 
-    def __init__(self, root: Path, *, layers: int = 8) -> None:
-        """Write them into ``root``."""
-        self.root, self.plain = root, write_llama(root / "plain", layers=layers)
+    def __init__(self, root: Path, *, layers: int = 8, **options: Any) -> None:
+        """Write them into ``root``; ``options`` are of the model."""
+        self.root, self.plain = root, write_llama(root / "plain", layers=layers, **options)
         lines = [json.dumps({"text": f"{n} sheep on the hill. " * (n % 5 + 9)}) for n in range(40)]
         self.text = root / "text.jsonl"
         self.text.write_text("\n".join(lines))

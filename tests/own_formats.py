@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from fuzzing import Format
+from shearling.data.own_text import read_plan
 from shearling.data.store import Store
 from shearling.data.teacher import Cache
 from shearling.judge.kept import KeptAnswer, KeptLines, KeptVerdict
@@ -225,6 +226,10 @@ LOG = [
      "seconds": 0.5, "tokens_per_s": 9.0},
     {"kind": "eval", "step": 1, "tokens": 96, "losses": {"fell": 2.9}, "weights": {"fell": 1.0}},
 ]  # fmt: skip
+OWN_TEXT = {
+    "kind": "own-text-plan", "version": 1, "model": "ewe", "fingerprint": "ab" * 32, "length": 24,
+    "sequences": 7, "seed": 0, "head": [1], "template": False, "text_sha256": None, "batch": 2,
+}  # fmt: skip
 STATE = {
     "identity": {"model": "ab", "options": {"lr": 1e-3}},
     "mixture": {"seed": 0, "batch": 4, "sizes": {"fell": 7}, "step": 3, "taken": {"fell": 12}},
@@ -257,6 +262,7 @@ def own_formats() -> list[Format]:
         Format("store", write_store, read_store, "store.json"),
         Format("store, tokens", write_store, read_store, "fell/train/tokens.bin", "bytes"),
         Format("store, mask", write_store, read_store, "pen/train/mask.bin", "bytes"),
+        one_file("own text, plan", "plan.json", OWN_TEXT, read_plan),
         Format("teacher's cache", write_cache, read_cache, "teacher.json"),
         Format("teacher's cache, shard", write_cache, read_cache, "fell/00000000.safetensors",
                "bytes"),

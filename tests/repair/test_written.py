@@ -14,6 +14,7 @@ import naive
 import shearling.repair.written
 from places import place
 from shearling.data.bos import TokenWindows
+from shearling.engine import sampling
 from shearling.engine.stream import BlockStream
 from shearling.model.checkpoint import Checkpoint
 from shearling.repair.written import PREFIX
@@ -113,7 +114,7 @@ def test_a_seed_says_it_all(models: Models, monkeypatch: pytest.MonkeyPatch) -> 
     assert torch.equal(write(BlockStream(checkpoint, place()), windows(), 6, seed=3), first)
     assert not torch.equal(write(BlockStream(checkpoint, place()), windows(), 6, seed=4), first)
     # Two at a time at most.
-    monkeypatch.setattr(shearling.repair.written, "CACHE_BYTES", 2 * 17 * 4 * 2 * 5 * 3 * 6 + 1)
+    monkeypatch.setattr(sampling, "CACHE_BYTES", 2 * 17 * 4 * 2 * 5 * 3 * 6 + 1)
     assert torch.equal(write(BlockStream(checkpoint, place()), windows(), 6, seed=3), first)
     assert write(BlockStream(checkpoint, place()), windows(), 5, seed=3).shape == (5, 17)
 

@@ -21,6 +21,7 @@ SUMMARIES = {
     "score": "Score every block of a model, or every unit of a width; the lowest is the first that "
     "can go.",
     "prune": "Cut a model to a shape or a size, repair it, and prove that it is what it claims.",
+    "write": "Have a model write text from its own distribution, to calibrate or train with.",
     "pack": "Turn text and instruction data into a store of tokens to heal a model with.",
     "learn": "Learn which units to keep while training, and cut to exactly the shape asked for.",
     "heal": "Retrain a model on text or from its source; goes on by itself if it was stopped.",

@@ -292,13 +292,10 @@ def _source(options: PruneOptions) -> Checkpoint:
 
 def _met(source: Checkpoint, options: PruneOptions, ranks: Ranks) -> Size:
     """The size that meets targets, which is searched for once all else is known to be possible."""
-    from shearling.data.documents import documents
     from shearling.scoring.registry import criteria_for
 
-    asked, file = _asked(options, ranks), options.text.calibration
+    asked = _asked(options, ranks)
     criteria_for(options.by, source, repaired=asked["calibration"] is not None)
-    if file is not None and not file.exists():
-        documents(file)  # says what would do
     budget = {"params": options.size.params, "active_params": options.size.active_params}
     return met(source, budget, options.target, options.place, ranks, options.text)
 

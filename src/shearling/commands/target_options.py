@@ -161,7 +161,6 @@ def met(
     Raises:
         ShearlingError: targets that cannot be met, or an engine that is not installed.
     """
-    from shearling.data.documents import documents
     from shearling.files.terminal import progress_bars
     from shearling.pruning.plan import Spending, parse_axes, require_preference
     from shearling.pruning.size import Size
@@ -170,7 +169,7 @@ def met(
 
     targets = _targets(source, budget, options, place, ranks)
     axes = None if options.axes is None else parse_axes(options.axes, source)
-    read = None if text.calibration is None else partial(documents, text.calibration)
+    read = None if text.sources is None else partial(_documents, text, source)
     with progress_bars() as progress:
         timer = timing.EngineTimer(source, targets.load, progress) if targets.timed else None
         plan = meet(
@@ -179,6 +178,12 @@ def met(
         )  # fmt: skip
     changed = {axis: size for axis, size in plan.shape.items() if size != source.shape[axis]}
     return Size(shape=changed, account={"targets": plan.as_json()})
+
+
+def _documents(text: TextOptions, source: Checkpoint) -> list[str]:
+    from shearling.data.calibration import all_documents
+
+    return all_documents(text.sources or (), source.tokenizer(), bos=text.bos)
 
 
 def _tell_preference(options: TargetOptions) -> None:

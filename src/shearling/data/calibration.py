@@ -72,6 +72,13 @@ def origins(sources: Sequence[TextSource], samples: int, seed: int) -> tuple[int
     return mixed_order(dealt(sources, samples), folded(seed))
 
 
+def all_documents(
+    sources: Sequence[TextSource], tokenizer: PreTrainedTokenizerBase, *, bos: bool | None = None
+) -> list[str]:
+    """Of all sources, one after the other; see :func:`source_documents`."""
+    return [text for one in sources for text in source_documents(one, tokenizer, bos=bos)]
+
+
 def source_documents(
     source: TextSource,
     tokenizer: PreTrainedTokenizerBase,

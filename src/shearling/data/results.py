@@ -102,6 +102,35 @@ class StoreManifest(OwnFile):
             check_domains(self.domains)
 
 
+@dataclass(frozen=True)
+class OwnTextPlan(OwnFile):
+    """What a model is to write, beside the batches of it that are done."""
+
+    kind: ClassVar[str] = "own-text-plan"
+    written_by: ClassVar[str] = "`write`, in `FILE.unfinished`, until `FILE` is whole"
+    advice: ClassVar[str] = "remove the directory and run `shearling write` again"
+    VERSION: ClassVar[int] = 1
+
+    version: int = entry(str(VERSION))
+    model: Name = entry()
+    fingerprint: str = entry("of the model")
+    sequences: int = entry()
+    length: int = entry("tokens of each")
+    seed: int = entry()
+    head: tuple[int, ...] = entry("tokens with which all begin")
+    template: bool = entry("whether these are a chat template's")
+    text_sha256: str | None = entry("of the text that lends beginnings", absent=None)
+    batch: int = entry("sequences written at a time")
+
+    def __post_init__(self) -> None:
+        """Refuse another version, and what cannot be written."""
+        if self.version != self.VERSION:
+            raise Misfit("version", str(self.VERSION), self.version)
+        for name in ("sequences", "length", "batch"):
+            if getattr(self, name) < 1:
+                raise Misfit(name, "a whole number of at least 1", getattr(self, name))
+
+
 Parameters = Annotated[int, "a number of parameters"]
 
 

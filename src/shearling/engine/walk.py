@@ -66,8 +66,10 @@ class Pass:
     """One state's run through a block.
 
     Attributes:
-        key, number: which state; its batch.
-        before_BSD, after_BSD: the state before the block and behind it.
+        key: which state.
+        number: its batch.
+        before_BSD: the state before the block.
+        after_BSD: the state behind it.
     """
 
     key: Key

@@ -306,7 +306,7 @@ def documented(of: type[Any], depth: int = 0) -> Iterator[str]:
         wanted = _types(of)[one.name]
         says, absent = one.metadata.get("says", ""), one.metadata.get("absent", MISSING)
         old = "; may be absent" if absent is not MISSING else ""
-        yield f"{'  ' * depth}- `{one.name}` ({_word(wanted)}{old}){': ' + says if says else ''}"
+        yield f"{'    ' * depth}- `{one.name}` ({_word(wanted)}{old}){': ' + says if says else ''}"
         inner = _inner(wanted)
         if inner is not None and inner.__name__ != "ModelRef":
             yield from documented(inner, depth + 1)

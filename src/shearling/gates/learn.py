@@ -79,7 +79,8 @@ def learn(
         teacher: distil from this model while learning.
         reference: domain -> reference loss (nats), for a dynamic mix.
         world: ranks; one process alone if not given.
-        progress, notify: told how far the run is; told what a user should know.
+        progress: told how far the run is.
+        notify: told what a user should know.
 
     Raises:
         ShearlingError: a shape that cannot be reached or is the model's own, and all that healing

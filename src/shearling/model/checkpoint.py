@@ -45,7 +45,9 @@ class Checkpoint:
         path: the directory; of what is made of another model, that model's.
         raw: config.json as it is written; of a wrapped language model, what its own would be.
         config: the same, resolved by transformers.
-        family, layout, shape: what the architecture's table says of it.
+        family: the architecture.
+        layout: which tensors it has, and on which axes they lie.
+        shape: its size by axis.
         dtypes: tensor name -> safetensors' name of its type, such as ``BF16``.
         tensors: the weights.
         source: the model that this one is made of as it is read, whose name, fingerprint,

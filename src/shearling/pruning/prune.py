@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from shearling.data.documents import documents
 from shearling.engine.place import Place, Wish
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
@@ -54,7 +53,8 @@ class Criteria:
     Attributes:
         by: criteria, as in :func:`shearling.scoring.registry.criteria_for`; None takes the best.
         scores: of blocks, if they are known already; a file of ``shearling score``, or a value.
-        protect_first, protect_last: so many blocks never go; None leaves it to the criterion.
+        protect_first: so many of the first blocks never go; None leaves it to the criterion.
+        protect_last: the same of the last ones.
         keep_pattern: only blocks go whose removal leaves each other one of the kind that llama.cpp
             takes it for by its number (:mod:`shearling.pruning.pattern`).
     """
@@ -222,7 +222,7 @@ def prunings(
     text, place = None, None
     if calibration is not None:
         text, place = calibration.settled(source, wish, notify, len(sizes))
-    read = None if text is None else partial(documents, text.file)
+    read = None if text is None else partial(text.documents, source)
     sized = [settle_size(size, source, read, notify) for size in sizes]
     refit = settle_words(repairs.refit, source, [after for after, _ in sized], text, notify)
     repaired = settle_repaired(refit, text, notify)

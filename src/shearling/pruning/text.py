@@ -23,7 +23,8 @@ class CalibrationText:
     Attributes:
         file: .jsonl with a ``text`` field or with conversations, .txt, or a directory of such.
         sources: in place of it, several with names and shares.
-        samples, length: windows, and tokens in each.
+        samples: windows.
+        length: tokens in each.
         seed: of every random choice.
         copies: of the windows, in which the source model rewrote some of the tokens, for the
             repair; None makes one, or three if the model is streamed.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from shearling.data.bos import TokenWindows
-from shearling.data.calibration import Drawing, mixed_windows, origins, source_documents
+from shearling.data.calibration import Drawing, all_documents, mixed_windows, origins
 from shearling.data.sources import TextSource, described_sources
 from shearling.engine.stream import BlockStream
 from shearling.files.progress import Progress, silent
@@ -72,9 +72,7 @@ class Calibration:
 
     def documents(self, checkpoint: Checkpoint) -> list[str]:
         """All documents of all sources, conversations as the model's template has them."""
-        tokenizer = checkpoint.tokenizer()
-        texts = [source_documents(one, tokenizer, bos=self.bos) for one in self.sources]
-        return [text for of_source in texts for text in of_source]
+        return all_documents(self.sources, checkpoint.tokenizer(), bos=self.bos)
 
     def openings(self, checkpoint: Checkpoint) -> Openings | None:
         """What sequences that the model writes begin with; None where it is the text alone.

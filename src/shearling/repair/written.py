@@ -14,18 +14,14 @@ import torch
 from torch import Tensor
 
 from shearling.data.bos import TokenWindows
-from shearling.engine.decoding import continue_sequences
+from shearling.engine.sampling import PREFIX, sequences_at_once, writing
 from shearling.engine.stream import BlockStream
 from shearling.engine.walk import last_states
 from shearling.engine.words import POSITIONS, Words, is_large
 from shearling.files.progress import Progress, silent
-from shearling.model.checkpoint import Checkpoint
 from shearling.repair.openings import Openings
-from shearling.table.cost import state_bytes
 
-PREFIX = 4  # tokens of the real text: enough for a subject, too few to bind the rest
 HEARD = 4 * POSITIONS  # tokens that are read to learn which words are likely
-CACHE_BYTES = 2 * 2**30  # of keys and values alive at once; half of what a GPU has to spare
 
 
 @torch.no_grad()  # in inference mode, weights could not be packed
@@ -78,24 +74,20 @@ def write(
     given_NT = torch.zeros_like(at_NT, dtype=torch.bool)
     if openings is not None:
         given_NT = openings.put(written_NS, len(ids_NS), prefix)
-    budget = max(CACHE_BYTES, stream.place.spare // 2)
-    each = _cached_values(stream.checkpoint, length) * stream.place.dtype.itemsize
-    most = max(1, budget // each)
+    most = sequences_at_once(stream.checkpoint, stream.place, length)
     ranks = stream.place.ranks.of(sequences)
     written_NS, at_NT, given_NT = (ranks.share(of_N) for of_N in (written_NS, at_NT, given_NT))
     batches = -(-len(written_NS) // most)
-    parts, recorded = [], not stream.checkpoint.layout.routed
-    with stream.place.running(packed=None), stream.abridged(words), stream.whole() as model:
+    steps, parts = length - prefix, []
+    with writing(stream, words) as write_batch:
         split = (of_N.tensor_split(batches) for of_N in (written_NS, at_NT, given_NT))
-        for number, batch in enumerate(zip(*split, strict=True)):
-            ids_BS, at_BT, given_BT = (of_B.to(stream.place.device) for of_B in batch)
-            done = number * at_BT.shape[1]
-            for step in continue_sequences(
-                model, ids_BS, at_BT, words, recorded=recorded,
-                given_BT=None if openings is None else given_BT,
-            ):  # fmt: skip
-                progress("writing calibration text", done + step, batches * at_BT.shape[1])
-            parts.append(ids_BS.cpu())
+        for number, (ids_BS, at_BT, given_BT) in enumerate(zip(*split, strict=True)):
+
+            def tell(step: int, done: int = number * steps) -> None:
+                progress("writing calibration text", done + step, batches * steps)
+
+            given = None if openings is None else given_BT
+            parts.append(write_batch(ids_BS, at_BT, tell, given))
     return ranks.gather(torch.cat(parts), sequences)
 
 
@@ -116,11 +108,3 @@ def _starts(ids_NS: Tensor, sequences: int, prefix: int, generator: torch.Genera
     rows = torch.arange(sequences) % len(ids_NS)
     first = torch.randint(ids_NS.shape[1] - prefix + 1, (sequences, 1), generator=generator)
     return ids_NS[rows[:, None], first + torch.arange(prefix)]
-
-
-def _cached_values(checkpoint: Checkpoint, length: int) -> int:
-    """Keys and values of a sequence, and the states of linear attention."""
-    layout, shape = checkpoint.layout, checkpoint.shape
-    heads = shape.get("kv_heads") or shape["heads"]  # a latent is cached unfolded
-    keys = 2 * layout.blocks_with("heads", shape) * heads * shape["head_dim"]
-    return keys * length + state_bytes(layout, shape, 1)

@@ -57,7 +57,8 @@ def heal(
         cache: for ``distill``: what a teacher said of the store, instead of the teacher itself.
         reference: domain -> reference loss (nats), for a dynamic mix.
         world: ranks; one process alone if not given.
-        progress, notify: told how far the run is; told what a user should know.
+        progress: told how far the run is.
+        notify: told what a user should know.
 
     Raises:
         ShearlingError: options that do not go together, data of another tokenizer, a teacher of

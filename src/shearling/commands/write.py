@@ -1,0 +1,99 @@
+"""``shearling write``: what the command line says, checked, and handed to :mod:`data.own_text`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from shearling.commands.options import (
+    Bos,
+    Json,
+    ModelOptions,
+    PlaceOptions,
+    Seed,
+    place_of,
+    print_result,
+)
+from shearling.commands.takes import takes_options
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriteOptions:
+    """What the command line says."""
+
+    model: ModelOptions
+    tokens: Annotated[str, typer.Option(help="How many to write, such as 200k, 1.5M or 2B.")]
+    output: Annotated[
+        Path, typer.Option(help="A new .jsonl file, or that of a run that was stopped.")
+    ]
+    begin_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="TEXT",
+            help="Begin each sequence with a few tokens of this text: .jsonl, .txt or a directory. "
+            "Without, with BOS, or with a word drawn by chance where the tokenizer puts no BOS.",
+        ),
+    ] = None
+    template: Annotated[
+        bool,
+        typer.Option("--template", help="Begin each as the chat template begins what a user says."),
+    ] = False
+    length: Annotated[int, typer.Option(min=2, help="Tokens in each sequence.")] = 512
+    batch: Annotated[
+        int | None,
+        typer.Option(min=1, help="Sequences at a time; by default as many as memory allows."),
+    ] = None
+    bos: Bos = None
+    seed: Seed = 0
+    place: PlaceOptions
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")
+    ] = False
+    as_json: Json = False
+
+
+@takes_options
+def write(options: WriteOptions) -> None:
+    """Have a model write text from its own distribution, to calibrate or train with.
+
+    Goes on by itself if it was stopped. An end of text begins another document.
+    """
+    from shearling.data.own_text import BYTES, OwnText, OwnTextRun
+    from shearling.engine.ranks import ALONE
+    from shearling.files.terminal import progress_bars
+    from shearling.model.checkpoint import Checkpoint
+    from shearling.pruning.plan import parse_count
+
+    wanted = OwnText(
+        tokens=parse_count(options.tokens, "--tokens"), length=options.length, seed=options.seed,
+        bos=options.bos, template=options.template, begin_from=options.begin_from,
+        batch=options.batch,
+    )  # fmt: skip
+    source = Checkpoint.open(options.model.given())
+    run = OwnTextRun(source, wanted, options.output, place_of(source, options.place, ALONE))
+    if options.dry_run:
+        plan, done = run.begun, run.done
+        tokens = plan.sequences * plan.length
+        described = plan.to_json() | {"tokens": tokens, "done": done, "bytes": tokens * BYTES}
+        lines = [
+            f"would write {plan.sequences:,} sequences of {plan.length:,} tokens, {plan.batch:,} "
+            f"at a time, {done:,} of them done already: about {tokens * BYTES / 1e6:,.1f} MB"
+        ]
+        print_result(described, options.as_json, lines)
+        return
+    with progress_bars() as progress:
+        written = run.write(progress)
+    print_result(written, options.as_json, _lines(written, options))
+
+
+def _lines(written: dict[str, Any], options: WriteOptions) -> list[str]:
+    return [
+        f"{written['tokens']:,} tokens in {written['documents']:,} documents, "
+        f"{written['bytes'] / 1e6:,.1f} MB",
+        f"wrote {options.output}",
+        f"next: shearling pack {options.output} --tokenizer {options.model.model} --output STORE",
+    ]
