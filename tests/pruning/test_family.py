@@ -17,6 +17,7 @@ from places import place
 from shearling import CalibrationText, Checkpoint, Criteria, Repairs, Running, Size, prune
 from shearling.cli import app
 from shearling.data.bos import TokenWindows
+from shearling.data.sources import TextSource
 from shearling.errors import ShearlingError
 from shearling.files.writer import file_digest
 from shearling.pruning.family import FamilyPruning, prune_family
@@ -237,7 +238,7 @@ def test_options_are_told_of_once_and_more_cuts_need_more_room(
 
 def drawn() -> Tokens:
     ids_NS = torch.randint(3, 101, (8, 17), generator=torch.Generator().manual_seed(1))
-    plain = Calibration(Path("none.txt"), samples=8, length=17, shares=(), written=0)
+    plain = Calibration((TextSource(Path("none.txt")),), samples=8, length=17, shares=(), written=0)
     fields = {name: getattr(plain, name) for name in plain.__dataclass_fields__}
     return Tokens(**fields, tokens=TokenWindows(ids_NS))
 

@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 from shearling.data.documents import documents
-from shearling.data.openings import Openings
 from shearling.data.results import OwnTextPlan
 from shearling.data.seeds import folded
+from shearling.data.starts import TextStarts
 from shearling.engine.place import Place
 from shearling.engine.sampling import sequences_at_once, writing
 from shearling.engine.stream import BlockStream
@@ -95,7 +95,7 @@ class OwnTextRun:
         texts = () if wanted.begin_from is None else documents(wanted.begin_from)
         order = torch.Generator().manual_seed(wanted.seed)
         shuffled = [texts[n] for n in torch.randperm(len(texts), generator=order).tolist()]
-        self.openings = Openings.of(
+        self.openings = TextStarts.of(
             source.tokenizer(), source.shape["vocab"],
             texts=shuffled, bos=wanted.bos, template=wanted.template,
         )  # fmt: skip

@@ -27,7 +27,7 @@ _SAID = "\x02said\x03"  # stands for what a user says
 
 
 @dataclass(frozen=True)
-class Openings:
+class TextStarts:
     """The beginnings of texts, told apart by their number.
 
     Attributes:
@@ -50,8 +50,8 @@ class Openings:
     def of(
         tokenizer: PreTrainedTokenizerBase, vocab: int, *, texts: Sequence[str] = (),
         bos: bool | None = None, template: bool = False,
-    ) -> Openings:  # fmt: skip
-        """The openings that a tokenizer allows.
+    ) -> TextStarts:  # fmt: skip
+        """The beginnings that a tokenizer allows.
 
         Raises:
             ShearlingError: a BOS or a template is asked for and there is none, or no text of
@@ -62,7 +62,7 @@ class Openings:
         if template:
             asked = _before_the_user(tokenizer)
             head += asked[asked[:1] == head :] if head else asked
-        made = Openings(tokenizer, vocab, head, texts, template, begin)
+        made = TextStarts(tokenizer, vocab, head, texts, template, begin)
         if texts and not any(made._lent(text, torch.Generator()) for text in texts):
             raise ShearlingError(
                 f"no document of the text to begin from has {PREFIX} tokens; give longer ones."
@@ -83,7 +83,7 @@ class Openings:
             lent = self._lent(self.texts[(number + further) % len(self.texts)], generator)
             if lent:
                 return [*self.head, *lent]
-        raise AssertionError("one of the texts has enough tokens, or there were no openings")
+        raise AssertionError("one of the texts has enough tokens, or there were no beginnings")
 
     def documents(self, ids: Sequence[int]) -> list[str]:
         """The texts that a sequence of tokens is, without what no text says.
