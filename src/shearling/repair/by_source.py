@@ -23,6 +23,7 @@ from shearling.repair.final_norm import FittedGain, Triple, gain_name
 from shearling.repair.result import SourceDamage
 from shearling.repair.source_walk import SourceWalk
 
+LARGEST = 700.0  # nats whose exponential is a number still
 NONE = -1  # the source of a copy, and of what the model wrote
 
 
@@ -90,12 +91,10 @@ def damage_by_source(
     for name, figures in zip(names, sums_5N.T.tolist(), strict=True):
         windows, tokens, *nats = figures
         if tokens:
-            before, after, divergence = (one / tokens for one in nats)
-            damages.append(
-                SourceDamage(
-                    name, int(windows), int(tokens), math.exp(before), math.exp(after), divergence
-                )
-            )
+            *losses, divergence = (one / tokens for one in nats)
+            before, after = (math.exp(min(loss, LARGEST)) for loss in losses)
+            counts = int(windows), int(tokens)
+            damages.append(SourceDamage(name, *counts, before, after, divergence))
     return tuple(damages)
 
 
