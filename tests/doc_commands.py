@@ -17,7 +17,11 @@ ROOT = Path(__file__).parent.parent
 GROUP: Any = typer.main.get_command(app)
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SCRIPTS = sorted((ROOT / "runs").glob("*.sh"))
-AMOUNTS = {"--batch", "--new", "--window", "--max-windows", "--length", "--seed", "batch", "lr"}
+# What makes no other way of calling a command.
+AMOUNTS = {
+    "--batch", "--bench", "--length", "--max-windows", "--new", "--output", "--seed", "--window",
+    "batch", "lr",
+}  # fmt: skip
 CODE = ("", "sh", "bash", "console")  # languages of fenced blocks in which commands stand
 
 
@@ -48,7 +52,8 @@ class Shown:
         kinds = {f"{one} {value}" for one, value in self.pairs() if one in ("--suite", "--recipe")}
         if self.arguments.count("--shape") > 1 or "," in dict(self.pairs()).get("--params", ""):
             kinds.add("several sizes")
-        return self.name, *sorted((options | settings | kinds) - AMOUNTS)
+        amounts = AMOUNTS | ({"--prompt"} if self.name == "bench" else set())
+        return self.name, *sorted((options | settings | kinds) - amounts)
 
     def pairs(self) -> Iterator[tuple[str, str]]:
         """Each argument with the one behind it."""

@@ -23,7 +23,7 @@ SMALLER: dict[str, tuple[str, ...]] = {
     "score": ("--samples", "2", "--length", "16"),
     "prune": ("--samples", "2", "--length", "16", "--written", "2"),
     "eval": ("--window", "16", "--max-windows", "2", "--limit", "1", "--max-new-tokens", "4"),
-    "compare": ("--window", "16", "--max-windows", "2", "--limit", "1", "--no-bench"),
+    "compare": ("--window", "16", "--max-windows", "2", "--no-bench"),
     "bench": ("--batch", "1", "--prompt", "4", "--new", "2", "--repeats", "1"),
     "pack": ("--length", "24", "--held-out", "0.2", "--workers", "1"),
     "heal": ("--tokens", "200", "batch=2", "eval_sequences=1", "warmup=0"),
@@ -37,7 +37,7 @@ TEXTS = ("calibration", "text", "begin_from", "files")
 STORES = ("data", "store")
 RECIPE = """{{shearling: 1, source: {model}, data: {{text: {text}, length: 24}},
 target: {{params: 0.9x}}, heal: {{tokens: 200}}}}"""
-SUITE = "texts: [{file: text.jsonl, window: 16, max_windows: 2}]\nabilities: {limit: 1}\n"
+SUITE = "texts: [{file: text.jsonl, window: 16, max_windows: 2}]"
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +109,8 @@ def resized(shown: Shown) -> list[str]:
     params, more = shown.parsed(), list(SMALLER.get(shown.name, ()))
     if params.get("layers"):
         more += ["--layers", "2"]
+    if shown.name == "compare" and params["suite"]:
+        more += ["--suite", "mine.yaml"]  # `eval` asks all of the abilities already
     if shown.name == "eval" and "abilities" not in str(params["suite"]):
         at = more.index("--limit")
         del more[at : at + 2]
