@@ -130,7 +130,9 @@ def prepare(shown: Shown, inputs: Inputs, model: Path) -> None:
     )
     for kind, source in ((MODELS, model), (TEXTS, inputs.text), (STORES, inputs.store)):
         for value in (value for name in kind for value in listed(params.get(name))):
-            place = Path(value.replace("*", "a"))
+            named = re.fullmatch(r"(?:\w+=)?(.*?)(?::[\d.]+)?", value)  # NAME=PATH:SHARE
+            assert named is not None
+            place = Path(named[1].replace("*", "a"))
             place.parent.mkdir(parents=True, exist_ok=True)
             if place.suffix == ".zst":
                 with pyarrow.CompressedOutputStream(str(place), "zstd") as file:
