@@ -36,6 +36,11 @@ def shortened(said: str) -> str:
     return said if len(said) <= LONGEST else said[: LONGEST - 3] + "..."
 
 
+def told(value: object) -> str:
+    """A value that a file holds, as a sentence shows it."""
+    return shortened(repr(value))
+
+
 def nearest(given: str, known: Iterable[str]) -> str:
     """``"; the nearest is mlp"`` where a name that is not known is like one that is, else ""."""
     close = get_close_matches(given, list(known), n=1, cutoff=0.6)

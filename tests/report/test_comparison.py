@@ -157,6 +157,10 @@ def test_what_is_no_number_and_what_is_markup(tmp_path: Path) -> None:
         ({"rows": [{"by": "x", "repair": "none", "axis": "a"}]}, r"rows\[0\]\.removed is missing"),
         ({"rows": [row("a", 1, "x", "none", None, s=[2])]}, r"rows\[0\]\.s is \[2\]"),
         ({"speed": [{"by": "dense"}]}, r"speed\[0\]\.batch is missing"),
+        (
+            {"speed": [{"by": "dense", "batch": 1, "decode_tokens_per_s": {"median": "fast"}}]},
+            r"decode_tokens_per_s\.median is 'fast' where a number",
+        ),
     ],
 )
 def test_a_damaged_file_is_refused(tmp_path: Path, change: Any, message: str) -> None:

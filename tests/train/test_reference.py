@@ -348,6 +348,7 @@ def test_points_come_from_files(tmp_path: Path) -> None:
         ("{", "is not valid JSON"),
         ("[1]", "holds a list, but an object"),
         ('{"kind": "scores", "losses": {"web": 1}}', "its kind is 'scores'"),
+        (f'{{"kind": "{"a" * 5000}", "losses": {{}}}}', r"its kind is 'a{1,400}\.\.\.\)"),
         ('{"kind": "reference"}', "is not a file of reference losses"),
         ('{"kind": "reference", "losses": {"web": NaN}}', "give nan for the domain web"),
         ('{"kind": "reference", "losses": {"web": "low"}}', "give low for the domain web"),

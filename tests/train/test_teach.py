@@ -238,10 +238,17 @@ def test_caches_that_cannot_be_opened(teacher: Checkpoint, store: Store, tmp_pat
     file.write_bytes(whole[:-1])
     with pytest.raises(ShearlingError, match=f"has {len(whole) - 1:,} bytes, where {len(whole):,}"):
         Cache.open(cache.path)
+    file.write_bytes(whole)
+    manifest = cache.path / "teacher.json"
+    said = manifest.read_text()
+    manifest.write_text(json.dumps(json.loads(said) | {"top": 2**40}))  # before room is made
+    with pytest.raises(ShearlingError, match="with 1099511627776 kept for each takes"):
+        Cache.open(cache.path)
+    manifest.write_text(said)
     file.unlink()
     with pytest.raises(ShearlingError, match="is missing"):
         Cache.open(cache.path)
-    (cache.path / "teacher.json").write_text('{"kind": "teacher-cache", "version": 2}')
+    manifest.write_text('{"kind": "teacher-cache", "version": 2}')
     with pytest.raises(ShearlingError, match="version 2"):
         Cache.open(cache.path)
 

@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerBase
 
 from shearling.data.bos import opening
 from shearling.data.results import StoreManifest
-from shearling.errors import ShearlingError
+from shearling.errors import ShearlingError, told
 from shearling.files.reading import read_json
 from shearling.files.results import refuse
 from shearling.model.loading import load_tokenizer
@@ -69,8 +69,8 @@ class Store:
             raise ShearlingError(f"{path} is no token store; make one with `shearling pack`.")
         if values.get("version") != StoreManifest.VERSION:
             raise ShearlingError(
-                f"{path} is a token store of version {values.get('version')!r}, but this program "
-                f"reads version {StoreManifest.VERSION}; pack it again."
+                f"{path} is a token store of version {told(values.get('version'))}, but this "
+                f"program reads version {StoreManifest.VERSION}; pack it again."
             )
         manifest = StoreManifest.from_json(values, file)
         if not manifest.domains:

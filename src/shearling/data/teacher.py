@@ -25,7 +25,7 @@ from torch import Tensor
 
 from shearling.data.results import CachedTeacher, CacheManifest, shard_name
 from shearling.data.store import UNFINISHED, Store
-from shearling.errors import ShearlingError
+from shearling.errors import ShearlingError, told
 from shearling.files.reading import read_json
 from shearling.files.results import refuse
 
@@ -98,8 +98,9 @@ class Cache:
         made = values.get("kind"), values.get("version")
         if made != (CacheManifest.kind, CacheManifest.VERSION):
             raise ShearlingError(
-                f"{path} is a {made[0]!r} of version {made[1]!r}, but a {CacheManifest.kind} of "
-                f"version {CacheManifest.VERSION} was expected; make one with `shearling teach`."
+                f"{path} is a {told(made[0])} of version {told(made[1])}, but a "
+                f"{CacheManifest.kind} of version {CacheManifest.VERSION} was expected; make one "
+                "with `shearling teach`."
             )
         manifest = CacheManifest.from_json(values, path / MANIFEST)
         if not manifest.files and any(manifest.domains.values()):
@@ -111,6 +112,13 @@ class Cache:
                 state = "is missing" if size is None else f"has {size:,} bytes"
                 raise ShearlingError(
                     f"{file} {state}, where {expected:,} bytes were expected; remove {path} and "
+                    "run `shearling teach` again."
+                )
+            least = row_bytes(manifest.store.length, manifest.top, manifest.vocab)
+            if expected < least:
+                raise ShearlingError(
+                    f"{file} has {expected:,} bytes, but one sequence of {manifest.store.length} "
+                    f"tokens with {manifest.top} kept for each takes {least:,}; remove {path} and "
                     "run `shearling teach` again."
                 )
         return Cache(path, manifest)

@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shearling.errors import ShearlingError, in_words
+from shearling.errors import ShearlingError, in_words, told
 from shearling.files.cache import cache_directory
 from shearling.files.quiet import no_progress_bars
 from shearling.files.reading import read_json
@@ -145,8 +145,8 @@ def _check_mergeable(path: Path, raw: Mapping[str, Any]) -> None:
     # X-LoRA reads further adapters, from wherever its configuration says.
     if kind == "XLORA" or tuner is None or not issubclass(tuner, BaseTuner):
         raise ShearlingError(
-            f"{path / CONFIG} is of the type {kind!r}, which cannot be merged into weights; give "
-            "an adapter such as LoRA."
+            f"{path / CONFIG} is of the type {told(kind)}, which cannot be merged into weights; "
+            "give an adapter such as LoRA."
         )
     if raw.get("megatron_config"):
         raise ShearlingError(

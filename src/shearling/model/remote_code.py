@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shearling.errors import ShearlingError
+from shearling.errors import ShearlingError, told
 from shearling.files.reading import read_json
 
 AUTO_MAP = "auto_map"
@@ -50,7 +50,7 @@ def check_config(path: Path, raw: Mapping[str, Any]) -> None:
         raise ShearlingError(
             f"{path / CONFIG} names {named_class(raw[AUTO_MAP], 'AutoModelForCausalLM')}, code "
             "that is never run, and transformers itself knows no model of the type "
-            f"{raw.get('model_type')!r}; give a model of a type that it knows."
+            f"{told(raw.get('model_type'))}; give a model of a type that it knows."
         )
 
 

@@ -21,7 +21,7 @@ from shearling.data.store import IGNORED, Store
 from shearling.engine.place import Place
 from shearling.engine.stream import BlockStream
 from shearling.engine.walk import last_states
-from shearling.errors import ShearlingError
+from shearling.errors import ShearlingError, told
 from shearling.files.progress import Progress, silent
 from shearling.files.reading import read_json
 from shearling.files.writer import write_json
@@ -79,7 +79,7 @@ class Reference(ReferenceLosses):
         data = read_json(path, ADVICE)
         if data.get("kind") != "reference" or not isinstance(data.get("losses"), dict):
             raise ShearlingError(
-                f"{path} is not a file of reference losses (its kind is {data.get('kind')!r}); "
+                f"{path} is not a file of reference losses (its kind is {told(data.get('kind'))}); "
                 f"{ADVICE}."
             )
         how = ReferenceLosses.from_json(data | {"losses": {}}, path).how

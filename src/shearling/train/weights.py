@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
-from shearling.errors import ShearlingError
+from shearling.errors import ShearlingError, told
 
 KINDS = ("constant", "proportional", "dynamic")
 SMOOTHING = 1e-4  # c of the paper's rule
@@ -68,7 +68,7 @@ class Constant:
         """
         if state.get("kind") != self.kind or not isinstance(state.get("weights"), Mapping):
             raise ShearlingError(
-                f"a state of the mix {state.get('kind')!r} was given, but this run's mix is "
+                f"a state of the mix {told(state.get('kind'))} was given, but this run's mix is "
                 f"{self.kind!r}; resume with the mix that the run began with."
             )
         self.current = checked(state["weights"], self.current)

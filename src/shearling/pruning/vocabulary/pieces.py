@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from shearling.errors import ShearlingError
+from shearling.errors import ShearlingError, told
 from shearling.files.reading import read_json
 
 TOKENIZER = "tokenizer.json"
@@ -42,8 +42,8 @@ def read_tokenizer(directory: Path) -> dict[str, Any]:
     for mark in ("continuing_subword_prefix", "end_of_word_suffix"):
         if kind == "BPE" and raw["model"].get(mark):
             raise ShearlingError(
-                f"{file} sets {mark} to {raw['model'][mark]!r}, but only BPE without such marks "
-                "can be cut; keep the whole vocabulary."
+                f"{file} sets {mark} to {told(raw['model'][mark])}, but only BPE without such "
+                "marks can be cut; keep the whole vocabulary."
             )
     return raw
 

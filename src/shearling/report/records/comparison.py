@@ -154,8 +154,8 @@ def _check_speed(row: Row, key: str, where: str) -> None:
     """Raise Misfit unless a speed is as ``bench`` writes it, with its spread, or a number."""
     value = row.get(key)
     if isinstance(value, dict):
-        _check_value(value, "median", f"{where}.{key}")
-    elif value is not None and as_number(value) is None:
+        value, where, key = value.get("median", MISSING), f"{where}.{key}", "median"
+    if value is not None and as_number(value) is None:
         raise Misfit(f"{where}.{key}", "a number", value)
 
 
