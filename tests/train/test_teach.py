@@ -241,8 +241,10 @@ def test_caches_that_cannot_be_opened(teacher: Checkpoint, store: Store, tmp_pat
     file.write_bytes(whole)
     manifest = cache.path / "teacher.json"
     said = manifest.read_text()
-    manifest.write_text(json.dumps(json.loads(said) | {"top": 2**40}))  # before room is made
-    with pytest.raises(ShearlingError, match="with 1099511627776 kept for each takes"):
+    values = json.loads(said)
+    values["store"]["length"] = 2**30
+    manifest.write_text(json.dumps(values))  # refused before room is made
+    with pytest.raises(ShearlingError, match="one sequence of 1073741824 tokens with 2 kept"):
         Cache.open(cache.path)
     manifest.write_text(said)
     file.unlink()
