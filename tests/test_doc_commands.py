@@ -20,8 +20,8 @@ from tiny_tokenizer import CHAT, VOCAB, byte_tokenizer
 COMMANDS, WAYS = every_command(), ways()
 # What a tiny model can do in place of what is shown: the last of an option counts.
 SMALLER: dict[str, tuple[str, ...]] = {
-    "score": ("--samples", "2", "--length", "16"),
-    "prune": ("--samples", "2", "--length", "16", "--written", "2"),
+    "score": ("--samples", "5", "--length", "16"),
+    "prune": ("--samples", "5", "--length", "16", "--written", "2"),
     "eval": ("--window", "16", "--max-windows", "2", "--limit", "1", "--max-new-tokens", "4"),
     "compare": ("--window", "16", "--max-windows", "2", "--no-bench"),
     "bench": ("--batch", "1", "--prompt", "4", "--new", "2", "--repeats", "1"),
