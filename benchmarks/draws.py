@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from common import RESULTS, first_nine_tenths, save, source_directory, text_file
 
@@ -108,14 +108,14 @@ def measured(job: dict[str, Any]) -> dict[str, Any]:
 
 def cut(source: Any, job: dict[str, Any], output: Path, scratch: Path) -> dict[str, Any]:
     """Cut and repair by default, but for what the arm changes."""
-    from shearling.pruning import plan
+    from shearling.pruning.preferences import PREFERENCES, Preference
     from shearling.pruning.prune import prune
     from shearling.pruning.size import Size
     from shearling.pruning.text import CalibrationText
 
     key, _, value = job["arm"].partition("=")
     if key == "blocks":
-        plan.BLOCKS_GIVE = float(value)
+        cast(dict, PREFERENCES)["balanced"] = Preference(float(value), "")
     samples = int(value) if key == "samples" else 64
     written = int(value) * samples if key == "written" else None
     text = first_nine_tenths(text_file("redpajama/c4.jsonl", scratch), scratch)

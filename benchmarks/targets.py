@@ -22,7 +22,8 @@ from shearling.errors import ShearlingError
 from shearling.evaluate.engines import Places
 from shearling.files.terminal import progress_bars
 from shearling.model.checkpoint import Checkpoint
-from shearling.pruning.plan import PREFERENCES, Spending
+from shearling.pruning.plan import Spending
+from shearling.pruning.preferences import PREFERENCES
 from shearling.table.cost import kv_cache_bytes
 from shearling.targets.asked import TargetLoad, Targets, footprint, parse_footprint, parse_speed
 from shearling.targets.meet import meet

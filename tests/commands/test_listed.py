@@ -16,7 +16,7 @@ from shearling.cli import app
 from shearling.commands.listed import SUMMARIES
 
 # Files beside the commands that are none.
-OTHERS = {"demo_run", "demo_text", "listed", "options", "prune_lines", "takes"}
+OTHERS = {"demo_run", "demo_text", "listed", "options", "prune_lines", "takes", "target_options"}
 
 
 @pytest.mark.parametrize("name", SUMMARIES)

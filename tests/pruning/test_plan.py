@@ -14,15 +14,8 @@ from hypothesis import strategies as st
 import naive
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
-from shearling.pruning.plan import (
-    BLOCKS_GIVE,
-    PREFERENCES,
-    Spending,
-    parse_layers,
-    parse_params,
-    parse_shape,
-    shape_for,
-)
+from shearling.pruning.plan import Spending, parse_layers, parse_params, parse_shape, shape_for
+from shearling.pruning.preferences import BLOCKS_GIVE, PREFERENCES
 from shearling.table.families import FAMILIES
 from shearling.table.values import Shape
 from tiny_models import LEADING, tiny_config

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shearling.errors import ShearlingError
-from shearling.pruning.plan import PREFERENCES, Spending, shape_for
+from shearling.pruning.plan import Spending, shape_for
+from shearling.pruning.preferences import PREFERENCES
 from shearling.table.families import FAMILIES
 from shearling.table.values import Shape
 from shearling.targets.search import Limit, SearchSpace, search

@@ -24,7 +24,7 @@ from shearling.commands.options import (
 )
 from shearling.commands.prune_lines import family_lines, plan_of, print_pruned
 from shearling.commands.takes import takes_options
-from shearling.commands.target_options import TargetOptions, met, spent
+from shearling.commands.target_options import TargetOptions, met, spent, tell_preference
 from shearling.scoring.registry import KINDS, default_for
 
 if TYPE_CHECKING:
@@ -227,7 +227,14 @@ def _run(options: PruneOptions, ranks: Ranks) -> None:
     check_output(options.output)
     source = _source(options)
     size = sizes[0] if sizes else _met(source, options, ranks)
-    _run_one(options, Pruning.of(source, size, **_asked(options, ranks)), ranks)
+    pruning = Pruning.of(source, size, **_asked(options, ranks))
+    _tell_preference(options)
+    _run_one(options, pruning, ranks)
+
+
+def _tell_preference(options: PruneOptions) -> None:
+    given = options.size
+    tell_preference(options.target, budgeted=bool(given.params or given.active_params))
 
 
 def _run_one(options: PruneOptions, pruning: Pruning, ranks: Ranks) -> None:
@@ -268,6 +275,7 @@ def _run_family(options: PruneOptions, sizes: list[Size], ranks: Ranks) -> None:
     family = FamilyPruning.of(
         source, options.output, sizes, nested=options.size.nested, **_asked(options, ranks)
     )
+    _tell_preference(options)
     missing = family.missing()
     if options.dry_run:
         _print_plans(family, [member.name for member in missing], options.as_json)
@@ -311,7 +319,7 @@ def _sizes(given: SizeOptions, target: TargetOptions) -> list[Size]:
     remove = None if given.remove is None else tuple(numbers(given.remove, "--remove"))
     named = {"--shape": given.shape, "--layers": given.layers, "--remove": given.remove}
     several = [*params[1:], *active[1:], *(["nested"] if given.nested else [])]
-    how = spent(target, named, budgeted=bool(params or active), several=bool(several))
+    how = spent(target, named, several=bool(several))
     if target.asked:
         return []
 

@@ -35,6 +35,7 @@ def print_pruned(source: Checkpoint, output: Path, as_json: bool) -> None:
     """What was made."""
     from shearling.model.inspect import comparison
     from shearling.model.manifest import read_manifest
+    from shearling.pruning.settle import only_words
     from shearling.table.values import Shape
 
     manifest = read_manifest(output) or {}
@@ -45,7 +46,8 @@ def print_pruned(source: Checkpoint, output: Path, as_json: bool) -> None:
     text += [*_widths(source.shape, after), *compared["text"]]
     text += _account_lines(options, source)
     text += _rotation_lines(options.get("rotation"))
-    text.append(_repair_line(options.get("repair"), len(manifest.get("repaired", []))))
+    repaired = len(manifest.get("repaired", []))
+    text.append(_repair_line(options.get("repair"), repaired, only_words(source.shape, after)))
     text += _source_lines(options.get("repair"))
     text.append(
         f"proof of surgery: logits within {proof['max_relative_difference']:.1e} of the source "
@@ -87,8 +89,10 @@ def _source_lines(repair: dict[str, Any] | None) -> list[str]:
     ]
 
 
-def _repair_line(repair: dict[str, Any] | None, tensors: int) -> str:
+def _repair_line(repair: dict[str, Any] | None, tensors: int, words_alone: bool) -> str:
     """What the repair did; its warnings go to stderr."""
+    if not repair and words_alone:
+        return "not repaired: only words went; --refit would fit the final norm's gain anew"
     if not repair:
         return "not repaired: --calibration FILE and --refit would solve what is left anew"
     for sentence in repair["warnings"]:

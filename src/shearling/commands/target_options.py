@@ -12,7 +12,7 @@ import typer
 
 from shearling.commands.options import PlaceOptions, TextOptions, note, warn, warn_ignored
 from shearling.errors import ShearlingError
-from shearling.pruning.plan import PREFERENCES
+from shearling.pruning.preferences import PREFERENCES
 
 if TYPE_CHECKING:
     from shearling.engine.ranks import Ranks
@@ -108,15 +108,12 @@ class TargetOptions:
         }
 
 
-def spent(
-    options: TargetOptions, named: Mapping[str, Any], *, budgeted: bool, several: bool
-) -> dict[str, Any]:
+def spent(options: TargetOptions, named: Mapping[str, Any], *, several: bool) -> dict[str, Any]:
     """What :class:`shearling.pruning.size.Size` is told of how a budget is spread.
 
     Args:
-        options: targets, of which it is said what they cost, and which have no effect.
+        options: targets, of which it is said which have no effect.
         named: by option, sizes that are named themselves.
-        budgeted: whether a number of parameters is given.
         several: whether several sizes are asked for.
 
     Raises:
@@ -135,8 +132,6 @@ def spent(
             )
     else:
         warn_ignored(options.loaded, "no target of speed, latency or footprint is given")
-    if options.asked or budgeted:
-        _tell_preference(options)
     return {"prefer": options.prefer, "axes": options.axes}
 
 
@@ -162,7 +157,8 @@ def met(
         ShearlingError: targets that cannot be met, or an engine that is not installed.
     """
     from shearling.files.terminal import progress_bars
-    from shearling.pruning.plan import Spending, parse_axes, require_preference
+    from shearling.pruning.plan import Spending, parse_axes
+    from shearling.pruning.preferences import require_preference
     from shearling.pruning.size import Size
     from shearling.targets import timing
     from shearling.targets.meet import meet
@@ -186,9 +182,16 @@ def _documents(text: TextOptions, source: Checkpoint) -> list[str]:
     return all_documents(text.sources or (), source.tokenizer(), bos=text.bos)
 
 
-def _tell_preference(options: TargetOptions) -> None:
-    """One line on what a preference costs."""
-    from shearling.pruning.plan import require_preference
+def tell_preference(options: TargetOptions, *, budgeted: bool) -> None:
+    """One line on what a preference costs, where it decides something.
+
+    Args:
+        options: targets.
+        budgeted: whether a number of parameters is given.
+    """
+    if not (options.asked or budgeted):
+        return
+    from shearling.pruning.preferences import require_preference
 
     name = require_preference(options.prefer)
     note(f"--prefer {name}: {PREFERENCES[name].costs}.")

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
+from shearling.pruning.preferences import DEFAULT_PREFERENCE, PREFERENCES
 from shearling.table.families import legal
 from shearling.table.values import Shape
 
@@ -21,44 +22,7 @@ AXES = (
     "layers", "hidden", "heads", "kv_heads", "linear_heads", "mlp", "experts", "expert_mlp",
     "vocab",
 )  # fmt: skip
-# Of what a budget takes away, whole blocks give this share and MLP neurons the rest, as long as so
-# many neurons stay: on SmolLM2 better than a sixth, a half, all or nothing (LOG.md).
-BLOCKS_GIVE = 1 / 3
-
-
-@dataclass(frozen=True, slots=True)
-class Preference:
-    """What a budget cares for most.
-
-    Attributes:
-        blocks_give: the share of what goes that whole blocks give.
-        costs: what that costs, in words.
-    """
-
-    blocks_give: float
-    costs: str
-
-
-DEFAULT_PREFERENCE = "balanced"
-# By the names of --prefer. Measured on SmolLM2-135M-Instruct, one draw of calibration text.
-PREFERENCES: Mapping[str, Preference] = {
-    "quality": Preference(
-        BLOCKS_GIVE,
-        "blocks give a third of what goes, where perplexity is least (51.7 on WikiText-2 at -20 % "
-        "of SmolLM2), which decodes slower than the same parameters in blocks alone",
-    ),
-    "balanced": Preference(
-        BLOCKS_GIVE,
-        "blocks give a third of what goes: 51.7 on WikiText-2 at -20 % of SmolLM2 and 1.10x its "
-        "decode speed, where blocks alone give 62.7 and 1.18x",
-    ),
-    "speed": Preference(
-        1.0,
-        "blocks give all that goes: 1.18x the decode speed at -20 % of SmolLM2 and 62.7 on "
-        "WikiText-2, where a third from blocks gives 1.10x and 51.7",
-    ),
-}
-WIDTH_FLOOR = 0.5
+WIDTH_FLOOR = 0.5  # of the neurons stay; beyond, more blocks go
 BUDGET_AXES = ("layers", "mlp", "experts", "expert_mlp", "vocab")
 MULTIPLES = {"mlp": 8, "expert_mlp": 8, "experts": 1}  # of neurons: what matrix kernels like
 _NUMBER = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([xXkKmMbB]?)")
@@ -171,7 +135,7 @@ class Spending:
     """How a budget is spread.
 
     Attributes:
-        prefer: of :data:`PREFERENCES`.
+        prefer: of :data:`shearling.pruning.preferences.PREFERENCES`.
         axes: what may shrink, of :data:`BUDGET_AXES`; None takes blocks and one width.
         start: sizes to begin with, where something else went already; None is the source's.
     """
@@ -188,17 +152,6 @@ class Spending:
     def blocks_give(self) -> float:
         """The share of what goes that whole blocks give."""
         return PREFERENCES[self.prefer].blocks_give
-
-
-def require_preference(prefer: str | None) -> str:
-    """A name of :data:`PREFERENCES`, the default for None (ShearlingError for another)."""
-    if prefer is None:
-        return DEFAULT_PREFERENCE
-    if prefer not in PREFERENCES:
-        raise ShearlingError(
-            f"--prefer {prefer!r} was given, but one of {', '.join(PREFERENCES)} was expected."
-        )
-    return prefer
 
 
 def parse_axes(given: str | Sequence[str], checkpoint: Checkpoint) -> tuple[str, ...]:

@@ -224,7 +224,7 @@ def prunings(
         text, place = calibration.settled(source, wish, notify, len(sizes))
     read = None if text is None else partial(text.documents, source)
     sized = [settle_size(size, source, read, notify) for size in sizes]
-    refit = settle_words(repairs.refit, source, [after for after, _ in sized], text, notify)
+    refit = settle_words(repairs.refit, source, [after for after, _ in sized], text)
     repaired = settle_repaired(refit, text, notify)
     settle = _Settle(source, text, criteria, repairs, repaired, notify)
     wanted = [settle.wanted(size, *of) for size, of in zip(sizes, sized, strict=True)]

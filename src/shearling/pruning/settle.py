@@ -57,18 +57,18 @@ def settle_words(
     source: Checkpoint,
     sizes: Sequence[Shape],
     text: Calibration | None,
-    notify: Notify,
 ) -> bool | None:
     """What the user says of a repair, or that there is none where only words go.
 
     What blocks compute of the words that stay is then what it was.
     """
-    whole = [(axis, size) for axis, size in source.shape.items() if axis != "vocab"]
-    only_words = all(after[axis] == size for after in sizes for axis, size in whole)
-    if refit is None and text is not None and only_words:
-        notify("nothing is repaired, as only words go; --refit fits the final norm's gain anew.")
-        return False
-    return refit
+    only = all(only_words(source.shape, after) for after in sizes)
+    return False if refit is None and text is not None and only else refit
+
+
+def only_words(before: Shape, after: Shape) -> bool:
+    """Whether a cut takes words and nothing else."""
+    return all(after[axis] == size for axis, size in before.items() if axis != "vocab")
 
 
 def settle_repaired(refit: bool | None, text: Calibration | None, notify: Notify) -> bool:

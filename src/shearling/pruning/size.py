@@ -16,9 +16,9 @@ from shearling.pruning.plan import (
     parse_layers,
     parse_params,
     parse_shape,
-    require_preference,
     shape_for,
 )
+from shearling.pruning.preferences import require_preference
 from shearling.table.values import Keep, Shape
 
 
@@ -33,7 +33,7 @@ class Size:
         layers: blocks to keep.
         remove: blocks to remove, counted from 0.
         prefer: what a number of parameters cares for most, of
-            :data:`shearling.pruning.plan.PREFERENCES`; None is the default.
+            :data:`shearling.pruning.preferences.PREFERENCES`; None is the default.
         axes: what it may take from, such as ``"layers,mlp,vocab"``; None takes blocks and one
             width.
         account: how a shape came about that was searched for, for the manifest.

@@ -12,7 +12,8 @@ from shearling.errors import ShearlingError
 from shearling.files.progress import Progress
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.dtypes import name_of
-from shearling.pruning.plan import Spending, parse_params, require_preference
+from shearling.pruning.plan import Spending, parse_params
+from shearling.pruning.preferences import require_preference
 from shearling.pruning.size import Size
 from shearling.recipes.schema import TargetSection
 from shearling.table.values import Shape

@@ -1,8 +1,8 @@
 """The shape with the least predicted damage that keeps within every limit.
 
 Damage is what makes a budget of parameters alone give blocks the share that is preferred
-(:data:`shearling.pruning.plan.PREFERENCES`): where blocks give the share b of all parameters,
-neurons the share n, and s is the share preferred,
+(:data:`shearling.pruning.preferences.PREFERENCES`): where blocks give the share b of all
+parameters, neurons the share n, and s is the share preferred,
 
     damage = (1 - s) b^2 + s n^2,
 
