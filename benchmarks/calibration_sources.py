@@ -53,6 +53,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         texts = _texts(Path(place))
         figures, source = _measured(source_directory(), texts, arguments.items)
+        print(f"source: {figures}", flush=True)
         if not arguments.trial:
             save(NAME, _known() | {"source": figures}, shown=False)
         for seed in map(int, arguments.draws.split(",")):
