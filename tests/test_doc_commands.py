@@ -22,7 +22,7 @@ COMMANDS, WAYS = every_command(), ways()
 SMALLER: dict[str, tuple[str, ...]] = {
     "score": ("--samples", "5", "--length", "16"),
     "prune": ("--samples", "5", "--length", "16", "--written", "2"),
-    "eval": ("--window", "16", "--max-windows", "2", "--limit", "1", "--max-new-tokens", "4"),
+    "eval": ("--window", "16", "--max-windows", "2", "--max-new-tokens", "4"),
     "compare": ("--window", "16", "--max-windows", "2", "--no-bench"),
     "bench": ("--batch", "1", "--prompt", "4", "--new", "2", "--repeats", "1"),
     "pack": ("--length", "24", "--held-out", "0.2", "--workers", "1"),
@@ -109,11 +109,8 @@ def resized(shown: Shown) -> list[str]:
     params, more = shown.parsed(), list(SMALLER.get(shown.name, ()))
     if params.get("layers"):
         more += ["--layers", "2"]
-    if shown.name == "compare" and params["suite"]:
-        more += ["--suite", "mine.yaml"]  # `eval` asks all of the abilities already
-    if shown.name == "eval" and "abilities" not in str(params["suite"]):
-        at = more.index("--limit")
-        del more[at : at + 2]
+    if params.get("suite"):  # abilities take seconds, and have tests of their own
+        more += ["--suite", "mine.yaml"]
     given = {one.split("=")[0] for one in shown.arguments if "=" in one}
     return [one for one in more if "=" not in one or one.split("=")[0] not in given]
 
