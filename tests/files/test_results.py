@@ -106,6 +106,6 @@ def test_the_fields_document_themselves() -> None:
     assert list(documented(Flock))[:4] == [
         "- `owner` (text)",
         "- `fleeces` (list of objects): one a sheep",
-        "  - `weight` (number): kilograms",
-        "  - `colour` (text or null; may be absent)",
+        "    - `weight` (number): kilograms",
+        "    - `colour` (text or null; may be absent)",
     ]

@@ -86,8 +86,9 @@ def tab(studio, tmp_path_factory) -> Iterator[Browser]:
         yield opened
 
 
-def continued(path: Path, prompt: str, **options: Any) -> str:
-    [sample] = generate(load_model(path), load_tokenizer(path), [prompt], Sampling(**options))
+def continued(path: Path, prompt: str, *, chat: bool = False, **options: Any) -> str:
+    sampling = Sampling(**options)
+    [sample] = generate(load_model(path), load_tokenizer(path), [prompt], sampling, chat=chat)
     return sample["text"]
 
 
