@@ -11,7 +11,9 @@ import typer
 from shearling.commands.options import (
     Batches,
     Json,
+    LlamaCppPrograms,
     ModelsOptions,
+    VllmProgram,
     check_file,
     numbers,
     print_result,
@@ -44,13 +46,8 @@ class BenchOptions:
     engine: Annotated[
         str, typer.Option(help=f"Of {', '.join(ENGINES)}; several separated by commas.")
     ] = "transformers"
-    llama_cpp: Annotated[
-        Path | None,
-        typer.Option(help="A directory with llama.cpp's programs; default $LLAMA_CPP, then PATH."),
-    ] = None
-    vllm: Annotated[
-        Path | None, typer.Option(help="The vllm program of its environment; default on the PATH.")
-    ] = None
+    llama_cpp: LlamaCppPrograms = None
+    vllm: VllmProgram = None
     dtype: Annotated[str, typer.Option(help="What to compute in.")] = "float32"
     device: Annotated[str, typer.Option(help="A torch device.")] = "cpu"
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None

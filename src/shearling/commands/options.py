@@ -37,6 +37,13 @@ Calibration = Annotated[
         "chat=talks.jsonl:0.3; without shares alike.",
     ),
 ]
+LlamaCppPrograms = Annotated[
+    Path | None,
+    typer.Option(help="A directory with llama.cpp's programs; default $LLAMA_CPP, then PATH."),
+]
+VllmProgram = Annotated[
+    Path | None, typer.Option(help="The vllm program of its environment; default on the PATH.")
+]
 Samples = Annotated[int, typer.Option(min=1, help="Calibration sequences.")]
 Length = Annotated[int, typer.Option(min=2, help="Tokens in each sequence.")]
 TokenStore = Annotated[Path, typer.Option(help="A token store, as `shearling pack` writes it.")]

@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shearling.commands.options import PlaceOptions, TextOptions, note, warn, warn_ignored
+from shearling.commands.options import (
+    LlamaCppPrograms,
+    PlaceOptions,
+    TextOptions,
+    VllmProgram,
+    note,
+    warn,
+    warn_ignored,
+)
 from shearling.errors import ShearlingError
 from shearling.pruning.preferences import PREFERENCES
 
@@ -75,13 +82,8 @@ class TargetOptions:
     ] = None
     repeats: Annotated[int, typer.Option(min=1, help=f"{_TIMING} timed rounds.")] = 5
     threads: Annotated[int | None, typer.Option(min=1, help=f"{_TIMING} CPU threads.")] = None
-    llama_cpp: Annotated[
-        Path | None,
-        typer.Option(help="A directory with llama.cpp's programs; default $LLAMA_CPP, then PATH."),
-    ] = None
-    vllm: Annotated[
-        Path | None, typer.Option(help="The vllm program of its environment; default on the PATH.")
-    ] = None
+    llama_cpp: LlamaCppPrograms = None
+    vllm: VllmProgram = None
 
     @property
     def given(self) -> dict[str, str | None]:
