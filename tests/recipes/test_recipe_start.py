@@ -24,7 +24,12 @@ def answered(farm: Farm, size: str, machine: str = "cpu") -> str:
         ("0.8x", {"params": "0.8x"}, "scores"),
         ("40k", {"params": "40k"}, "scores"),
         ("3 blocks", {"layers": 3}, "blocks"),
-        ("1.3x faster", {"layers": 3}, "blocks"),  # of five
+        ("1.3x faster", {"speed": "1.3x"}, "scores"),
+        (" 1.25 faster", {"speed": "1.25x"}, "scores"),
+        ("20 ms", {"latency": "20ms"}, "scores"),
+        ("0.7x memory", {"footprint": "0.7x"}, "scores"),
+        ("0.9x of the memory", {"footprint": "0.9x"}, "scores"),
+        ("180KiB", {"footprint": "180KiB"}, "scores"),
     ],
 )
 def test_how_small_or_how_fast(farm: Farm, size: str, target: dict[str, object], kind: str) -> None:
@@ -63,7 +68,10 @@ def test_relative_paths_follow_the_recipe(
         ({"text": ("nowhere.txt",)}, "There is no text at nowhere.txt"),
         ({"size": "tiny"}, "'tiny' was given, but a share such as 0.8x"),
         ({"size": "0.01x"}, "target cannot be met: .* parameters were asked for"),
-        ({"size": "0.9x faster"}, "would leave 5 of 5 blocks; give such as 1.3x faster"),
+        ({"size": "0.9x faster"}, "'0.9x' was given, but a factor above 1"),
+        ({"size": "1..3x faster"}, "'1..3x' was given, but a factor above 1"),
+        ({"size": "0 ms"}, "'0ms' was given, but a time for each new token"),
+        ({"size": "8GB"}, "asks for 8.00GB, but the model takes"),
         ({"size": "7 blocks"}, "target cannot be met: .*7"),
         ({"machine": "abacus"}, "--machine 'abacus' was given, but cpu, gpu or auto"),
     ],

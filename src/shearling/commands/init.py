@@ -29,7 +29,8 @@ class InitOptions:
     size: Annotated[
         str | None,
         typer.Option(
-            help="How small or how fast: 0.8x or 113M (parameters), '24 blocks', '1.3x faster'."
+            help="How small or how fast: 0.8x or 113M (parameters), '24 blocks', '1.3x faster', "
+            "20ms (for a token), '0.7x memory' or 8GB (weights and cache)."
         ),
     ] = None
     machine: Annotated[
@@ -52,7 +53,7 @@ def init(options: InitOptions) -> None:
     model = options.model or _ask("Which model (a directory, a .gguf file or a hub id)", "--model")
     text = options.text or [_ask("Which text (a file, a directory or a glob)", "--text")]
     size = options.size or _ask(
-        "How small (0.8x, 113M, 24 blocks) or how fast (1.3x faster)", "--size"
+        "How small (0.8x, 113M, 24 blocks, 0.7x memory) or how fast (1.3x faster, 20ms)", "--size"
     )
     machine = options.machine or _ask("Which machine (cpu, gpu or auto)", "--machine", "auto")
     from shearling.files.writer import write_text

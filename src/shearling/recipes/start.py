@@ -19,8 +19,11 @@ from shearling.recipes.read import recipe_of, shipped
 from shearling.recipes.target import size_of
 
 MACHINES = {"cpu": "laptop", "gpu": "shearling"}  # the shipped recipe that each begins with
-_FASTER = re.compile(r"(\d+(?:\.\d+)?)\s*x?\s*faster", re.IGNORECASE)
-_BLOCKS = re.compile(r"(\d+)\s*(?:blocks|layers)", re.IGNORECASE)
+_NUMBER = r"\s*([0-9.]+)\s*"
+_FASTER = re.compile(_NUMBER + r"x?\s*faster\s*", re.IGNORECASE)
+_MEMORY = re.compile(_NUMBER + r"(?:x\s*(?:of\s*)?(?:the\s*)?memory|([KMGT]i?B))\s*", re.IGNORECASE)
+_LATENCY = re.compile(_NUMBER + r"(ms|s)\s*", re.IGNORECASE)
+_BLOCKS = re.compile(r"\s*(\d+)\s*(?:blocks|layers)\s*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,8 @@ class RecipeAnswers:
     Attributes:
         model: a directory, a ``.gguf`` file or a hub id.
         text: files, directories or globs, as ``shearling pack`` takes them.
-        size: ``0.8x`` or ``113M`` (parameters), ``24 blocks``, or ``1.3x faster``.
+        size: ``0.8x`` or ``113M`` (parameters), ``24 blocks``, ``1.3x faster``, ``20ms`` (for a
+            token), ``0.7x memory`` or ``8GB`` (weights and cache).
         machine: ``cpu``, ``gpu``, or ``auto``: a GPU if there is one.
     """
 
@@ -50,7 +54,7 @@ def recipe_text(answers: RecipeAnswers, directory: Path) -> str:
     name = _shipped(answers.machine)
     model = Checkpoint.open(answers.model)
     find_domains(answers.text)
-    target, method = _wanted(answers.size, model)
+    target, method = _wanted(answers.size)
     values: dict[str, Any] = parse_yaml(shipped()[name], f"The recipe {name}")
     values |= {"about": f"{model.name}, {answers.size}; begun from the shipped recipe {name}."}
     values |= {"source": _relative(answers.model, directory), "target": target, "method": method}
@@ -77,24 +81,19 @@ def _shipped(machine: str) -> str:
     return MACHINES[machine]
 
 
-def _wanted(size: str, model: Checkpoint) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Target and method.
-
-    Time for a token is nearly in proportion to the blocks that it passes, and hardly to their
-    width where one token is decoded at a time: who asks for speed gets whole blocks removed.
-    """
-    depth = model.shape["layers"]
-    if faster := _FASTER.fullmatch(size.strip()):
-        times = float(faster[1])
-        layers = int(depth / times) if times > 1 else depth
-        if not 0 < layers < depth:
-            raise ShearlingError(
-                f"--size {size!r} would leave {layers} of {depth} blocks; give such as 1.3x faster."
-            )
-        return {"layers": layers}, {"kind": "blocks"}
-    if blocks := _BLOCKS.fullmatch(size.strip()):
+def _wanted(size: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Target and method; a speed, a latency or a memory is a target that the plan meets."""
+    if blocks := _BLOCKS.fullmatch(size):
         return {"layers": int(blocks[1])}, {"kind": "blocks"}
-    return {"params": size.strip()}, {"kind": "scores"}
+    if faster := _FASTER.fullmatch(size):
+        target = {"speed": f"{faster[1]}x"}
+    elif memory := _MEMORY.fullmatch(size):
+        target = {"footprint": f"{memory[1]}{memory[2] or 'x'}"}
+    elif latency := _LATENCY.fullmatch(size):
+        target = {"latency": f"{latency[1]}{latency[2]}"}
+    else:
+        target = {"params": size.strip()}
+    return target, {"kind": "scores"}
 
 
 def _spec(given: str, directory: Path) -> str:
