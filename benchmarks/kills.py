@@ -40,7 +40,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 RESULTS = Path(__file__).parent / "results" / "kills.json"
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 TIMES = ("created", "seconds", "tokens_per_s", "seconds_choosing", "versions", "shearling")
-PATIENCE = 120  # seconds that a run may take
+PATIENCE = 600  # seconds that a run may take, beside other work as well
 CONVERTER = """
 import os, shutil, sys, time
 output = sys.argv[sys.argv.index("--outfile") + 1]
