@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from difflib import get_close_matches
 
 LONGEST = 400  # characters of a reason that a sentence shows
+_LONG_WORD = re.compile(rf"\S{{{LONGEST + 1},}}")
 # What these say is a key, a name or nothing; a reader needs their kind as well.
 _TERSE = (LookupError, AttributeError, TypeError, AssertionError, ArithmeticError, RecursionError)
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "Cannot allocate")
@@ -16,8 +18,13 @@ class ShearlingError(ValueError):
     """Something the user gave cannot work.
 
     The message is one sentence that names what was given, what was expected and what would
-    work; the command line prints it without a traceback and exits with 2.
+    work; the command line prints it without a traceback and exits with 2. A damaged file may hold
+    a name of any length: words of more than 400 characters are shown by their beginning.
     """
+
+    def __init__(self, message: str) -> None:
+        """Take the sentence."""
+        super().__init__(_LONG_WORD.sub(lambda word: shortened(word[0]), message))
 
 
 def reason(error: BaseException) -> str:

@@ -1,0 +1,27 @@
+"""Sentences that users meet have an end."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from shearling.errors import LONGEST, ShearlingError
+
+
+def test_a_name_of_any_length_is_shown_by_its_beginning() -> None:
+    said = str(ShearlingError(f"Line 4 has the keys {'[' * 5000} and text; give another."))
+    assert said.startswith("Line 4 has the keys [[[[")
+    assert said.endswith("[... and text; give another.")
+    assert len(said) < LONGEST + 100
+
+
+@pytest.mark.parametrize("length", [1, LONGEST])
+def test_what_is_not_longer_is_shown_whole(length: int) -> None:
+    said = f"there is no text at {'a' * (length - 1)}/ here, and this is many words" + " long" * 200
+    assert str(ShearlingError(said)) == said
+
+
+def test_it_comes_out_of_another_process_as_it_was() -> None:
+    error = ShearlingError("9" * 999 + " was given.")
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
