@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from shearling.errors import LONGEST, ShearlingError
+from shearling.errors import LONGEST, SENTENCE, ShearlingError
 
 
 def test_a_name_of_any_length_is_shown_by_its_beginning() -> None:
@@ -16,9 +16,16 @@ def test_a_name_of_any_length_is_shown_by_its_beginning() -> None:
     assert len(said) < LONGEST + 100
 
 
+def test_a_sentence_of_any_length_keeps_its_end() -> None:
+    said = str(ShearlingError(f"Line 1 has the label {'{parent: ' * 900}; give a number."))
+    assert len(said) == SENTENCE
+    assert said.startswith("Line 1 has the label {parent: {parent")
+    assert said.endswith("{parent: ; give a number.")
+
+
 @pytest.mark.parametrize("length", [1, LONGEST])
 def test_what_is_not_longer_is_shown_whole(length: int) -> None:
-    said = f"there is no text at {'a' * (length - 1)}/ here, and this is many words" + " long" * 200
+    said = f"there is no text at {'a' * (length - 1)}/ here, and this is many words" + " long" * 120
     assert str(ShearlingError(said)) == said
 
 

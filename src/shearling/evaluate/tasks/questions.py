@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from shearling.errors import ShearlingError
+from shearling.errors import ShearlingError, told
 from shearling.files.writer import file_digest
 
 FORM = '{"question": "…", "choices": ["…", "…"], "label": 0}'
@@ -108,7 +108,7 @@ def _question(line: str, where: str) -> dict[str, Any]:
         )
     if not isinstance(label, int) or isinstance(label, bool):
         raise ShearlingError(
-            f"{where} has the label {label!r}, which is not a whole number; the first choice is 0."
+            f"{where} has the label {told(label)}, which is not a whole number; the first choice is 0."
         )
     if not 0 <= label < len(choices):
         raise ShearlingError(
