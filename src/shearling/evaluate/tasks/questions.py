@@ -108,7 +108,8 @@ def _question(line: str, where: str) -> dict[str, Any]:
         )
     if not isinstance(label, int) or isinstance(label, bool):
         raise ShearlingError(
-            f"{where} has the label {told(label)}, which is not a whole number; the first choice is 0."
+            f"{where} has the label {told(label)}, which is not a whole number; "
+            "the first choice is 0."
         )
     if not 0 <= label < len(choices):
         raise ShearlingError(
