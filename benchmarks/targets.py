@@ -6,18 +6,20 @@
 
 SmolLM2-135M, one sequence, 128 tokens of prompt and 64 after it, as ``shearling prune --speed``
 does by default. Each speed is planned as the command plans it; then the shape is written anew with
-random weights and timed against the source in rounds of their own, which the plan has not seen. No
-repair is needed: what weights hold does not change what they cost. Needs a machine to itself.
+random weights and timed against the source in rounds of their own, which the plan has not seen; no
+repair is needed: what weights hold does not change what they cost. Rows of other engines and
+targets stay in the results. Needs a machine to itself; with one thread, a core to itself.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import save, source_directory
+from common import RESULTS, save, source_directory
 from shearling.errors import ShearlingError
 from shearling.evaluate.engines import Places
 from shearling.files.terminal import progress_bars
@@ -50,18 +52,42 @@ def main() -> None:
     source = Checkpoint.open(source_directory())
     rows = [
         _speed(source, arguments, engine, speed)
-        for engine in arguments.engines.split(",")
-        for speed in arguments.speeds.split(",")
+        for engine in _parts(arguments.engines)
+        for speed in _parts(arguments.speeds)
     ]
-    counted = [
-        _footprint(source, arguments.prefer, text) for text in arguments.footprints.split(",")
-    ]
-    save("targets", {"speeds": rows, "footprints": counted}, shown=False)
+    counted = [_footprint(source, arguments.prefer, text) for text in _parts(arguments.footprints)]
+    known = _known()
+    save(
+        "targets",
+        {
+            "speeds": _joined(known["speeds"], rows, ("engine", "asked")),
+            "footprints": _joined(known["footprints"], counted, ("asked",)),
+        },
+        shown=False,
+    )
     for row in rows:
         print(_line(row))
     for row in counted:
         off = row["bytes"] / row["asked_bytes"] - 1
         print(f"footprint {row['asked']}: {row['bytes'] / 1e6:.1f} MB, {off:+.2%} {_met(row)}")
+
+
+def _parts(text: str) -> list[str]:
+    return [part for part in text.split(",") if part]
+
+
+def _known() -> dict[str, list[dict[str, Any]]]:
+    file = RESULTS / "targets.json"
+    return json.loads(file.read_text()) if file.exists() else {"speeds": [], "footprints": []}
+
+
+def _joined(
+    known: list[dict[str, Any]], rows: list[dict[str, Any]], keys: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    """Rows of other engines and targets stay; those that were measured anew take their place."""
+    new = {tuple(row[key] for key in keys) for row in rows}
+    kept = [row for row in known if tuple(row[key] for key in keys) not in new]
+    return kept + rows
 
 
 def _speed(
