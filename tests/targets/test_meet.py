@@ -38,6 +38,23 @@ def test_a_speed_is_met_at_the_first_try_where_the_model_holds(source: Checkpoin
     assert any("with 1 at a time" in line and "with 8" in line for line in told)
 
 
+def test_another_batch_is_only_told_of(source: Checkpoint) -> None:
+    """llama.cpp times several sequences with a program of its own, which may not be there."""
+
+    def one_alone(shape: Shape, batch: int) -> float:
+        if batch > 1:
+            raise ShearlingError("llama-batched-bench is not there.")
+        return plain(shape)
+
+    told: list[str] = []
+    timer = FakeTimer(source.shape, one_alone)
+    plan = meet(source, Targets(speed="1.2x"), Spending(), timer=timer, notify=told.append)
+    whole = meet(source, Targets(speed="1.2x"), Spending(), timer=FakeTimer(source.shape, plain))
+    assert plan.shape == whole.shape
+    assert plan.as_json()["table_at_another_batch"] == []
+    assert "nothing was timed with 8 at a time: llama-batched-bench is not there." in told
+
+
 def test_what_misses_is_searched_again_with_what_was_learned(source: Checkpoint) -> None:
     """Shapes between those of the table run slower than between them: the model is corrected."""
     known = [source.shape, *first_shapes(source, "mlp", Spending())]

@@ -39,7 +39,7 @@ class Plan:
         space: where the shape was looked for.
         shape: the sizes after the cut.
         table: shapes that were timed, the source first; empty where nothing was.
-        many: the first of them at another batch.
+        many: the first of them at another batch; empty where the engine cannot.
         costs: fitted to the table.
         tries: shapes that were planned and timed, with the seconds that had been predicted.
         words: what goes of the vocabulary, for the manifest.
@@ -158,7 +158,7 @@ class _Measuring:
         shapes = first_shapes(self.source, self.width, self.spending)
         table = self.timer(shapes)
         other = MANY if self.targets.load.batch < MANY else 1
-        many = self.timer(shapes, batch=other)
+        many = self._elsewhere(shapes, other)
         costs = fitted(table, self.width)
         within = [*limits, *self._of_time(costs, table[0].seconds)]
         start, words = _begin(self.source, self.spending, documents, within)
@@ -170,6 +170,14 @@ class _Measuring:
         for line in unbought(table, many, self.source, self.targets.load, other):
             self.notify(line)
         return self._tried(plan, limits)
+
+    def _elsewhere(self, shapes: list[Shape], batch: int) -> list[TimedShape]:
+        """The shapes at another batch, to tell what smaller buys there; no target needs it."""
+        try:
+            return self.timer(shapes, batch=batch)
+        except ShearlingError as error:  # another program of llama.cpp's, or more memory
+            self.notify(f"nothing was timed with {batch} at a time: {error}")
+            return []
 
     def _tried(self, plan: Plan, limits: list[Limit]) -> Plan:
         """The plan, its shape timed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from shearling.model.checkpoint import Checkpoint
@@ -26,13 +27,13 @@ def unbought(
 
     Args:
         table: the source and other shapes, timed.
-        many: the same at a batch of ``other``.
+        many: the same at a batch of ``other``, or nothing.
         source: the model.
         load: under which ``table`` was timed.
         other: sequences.
     """
     lines = []
-    for one, beside in zip(table[1:], many[1:], strict=True):
+    for one, beside in zip_longest(table[1:], many[1:]):
         changed = [axis for axis in one.shape if one.shape[axis] != source.shape[axis]]
         if len(changed) > 1:
             continue
@@ -44,7 +45,7 @@ def unbought(
                 f"{fewer} removes {share:.0%} of the parameters and buys little speed here: "
                 f"{one.speed:.2f}x, where its operations promise {promised:.2f}x."
             )
-        if abs(beside.speed / one.speed - 1) > OTHERWISE:
+        if beside is not None and abs(beside.speed / one.speed - 1) > OTHERWISE:
             lines.append(
                 f"{fewer} runs {one.speed:.2f}x as fast with {load.batch} at a time, and "
                 f"{beside.speed:.2f}x with {other}."
