@@ -19,7 +19,16 @@ import torch
 
 import fake_engines
 from shearling.errors import ShearlingError
-from shearling.evaluate.engines import Candidate, Cell, Places, Setting, Timing, engine, memory
+from shearling.evaluate.engines import (
+    Candidate,
+    Cell,
+    Places,
+    Setting,
+    Timing,
+    engine,
+    memory,
+    vllm_server,
+)
 from shearling.evaluate.engines import llama_cpp as llama_module
 from shearling.evaluate.engines import vllm as vllm_module
 from shearling.evaluate.engines.llama_cpp import gguf_of
@@ -289,7 +298,7 @@ def test_llama_cpp_itself_refuses_what_is_no_model(tmp_path):
 
 @pytest.fixture
 def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(vllm_module, "_ASK_SECONDS", 0.05)
+    monkeypatch.setattr(vllm_server, "_ASK_SECONDS", 0.05)
     return fake_engines.vllm(tmp_path / "vllm")
 
 
@@ -372,7 +381,7 @@ def test_vllm_fails_in_one_sentence(program, model_directory, tmp_path):
 
 
 def test_vllm_that_never_gets_ready(program, model_directory, monkeypatch):
-    monkeypatch.setattr(vllm_module, "START_SECONDS", 0.0)
+    monkeypatch.setattr(vllm_server, "START_SECONDS", 0.0)
     one = engine("vllm", Places(vllm=program))
     started = time.monotonic()
     with (

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,20 +14,19 @@ from shearling.commands.options import (
     Json,
     ModelsOptions,
     Seed,
+    VllmProgram,
     print_result,
-    warn,
     warn_ignored,
 )
 from shearling.commands.takes import takes_options
 from shearling.errors import ShearlingError
 
 if TYPE_CHECKING:
-    from shearling.evaluate.tasks.run import TaskRunner
-    from shearling.evaluate.tasks.suite import AbilityItems, Suite
-    from shearling.files.progress import Progress
+    from shearling.commands.eval_plan import EvalPlan
+    from shearling.evaluate.tasks.suite import Suite
     from shearling.model.subject import OpenedModel
 
-WINDOW, NEW_TOKENS = 512, 64
+WINDOW = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +57,15 @@ class EvalOptions:
     ] = None
     batch: Annotated[
         int | None,
-        typer.Option(min=1, help="Requests of tasks and abilities at a time; default by length."),
+        typer.Option(
+            min=1,
+            help="Requests of tasks and abilities at a time; default by length, with vllm 64.",
+        ),
     ] = None
+    engine: Annotated[
+        str, typer.Option(help="What runs the models of tasks: transformers, or vllm on a server.")
+    ] = "transformers"
+    vllm: VllmProgram = None
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Run tasks again whose results are in the cache.")
     ] = False
@@ -102,7 +107,8 @@ def evaluate(options: EvalOptions) -> None:
     """Measure perplexity, tasks, abilities and repetition of models, and show what they write.
 
     Tasks are run through lm-eval; their results are kept by the model's fingerprint, so that a run
-    that was stopped goes on with the task it was at.
+    that was stopped goes on with the task it was at. With --engine vllm a server answers them,
+    many at a time; all else is measured with transformers.
     """
     from shearling.evaluate.tasks.lines import all_lines, plan_lines
     from shearling.files.staging import check_writable
@@ -129,8 +135,9 @@ def evaluate(options: EvalOptions) -> None:
     print_result(_joined(results), options.as_json, lines)
 
 
-def _plan(options: EvalOptions) -> _Plan:
+def _plan(options: EvalOptions) -> EvalPlan:
     """What is asked for, checked; models are opened, and not loaded."""
+    from shearling.commands.eval_plan import EvalPlan
     from shearling.model.subject import open_subject
 
     name, suite = _suite(options)
@@ -139,181 +146,7 @@ def _plan(options: EvalOptions) -> _Plan:
             "There is nothing to measure; give --text FILE, --tasks NAME,… or --suite NAME."
         )
     _warn_of_ignored(options, suite)
-    return _Plan(name, suite, [open_subject(model) for model in options.models.given()], options)
-
-
-@dataclass
-class _Plan:
-    """What is measured of every model, and how far it is known already."""
-
-    name: str
-    suite: Suite
-    subjects: Sequence[OpenedModel]
-    options: EvalOptions
-    texts: dict[Any, list[str]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        from shearling.evaluate.measure import memory_needed
-        from shearling.evaluate.tasks.run import TaskRunner
-
-        options = self.options
-        self.bytes = [
-            memory_needed(subject, dtype=options.dtype, device=options.device)
-            for subject in self.subjects
-        ]
-        self.tasks: TaskRunner = TaskRunner(
-            self.name, self.suite.tasks, limit=options.limit, seed=options.seed,
-            dtype=options.dtype, batch=options.batch,
-        )  # fmt: skip
-        self.recalled = [
-            {} if options.fresh else self.tasks.recalled(subject) for subject in self.subjects
-        ]
-
-    def describe(self) -> dict[str, Any]:
-        """What a run would do."""
-        return {
-            "suite": self.name,
-            **self.suite.model_dump(mode="json"),
-            "limit": self.options.limit,
-            "models": [
-                {"name": subject.name, "fingerprint": subject.fingerprint, "bytes": size,
-                 "cached": sorted(known)}
-                for subject, size, known in zip(
-                    self.subjects, self.bytes, self.recalled, strict=True
-                )
-            ],
-        }  # fmt: skip
-
-    def prepare(self, progress: Progress) -> None:
-        """Read every text and set up every task, before a model is loaded."""
-        for source in (*self.suite.texts, *self.suite.degeneration):
-            self.documents(source)
-        known = set.intersection(*(set(labels) for labels in self.recalled))
-        missing = [t.label for t in self.suite.tasks if t.label not in known]
-        if missing:
-            self.tasks.check(missing, progress)
-
-    def documents(self, source: Any) -> list[str]:
-        """The text a part of the suite names, read once."""
-        key = source.hub or source.file
-        if key not in self.texts:
-            if source.hub:
-                from shearling.evaluate.tasks.hub import hub_text
-
-                self.texts[key] = hub_text(source.hub)
-            else:
-                from shearling.data.documents import documents
-
-                self.texts[key] = documents(source.file)
-        return self.texts[key]
-
-    def measure(
-        self, subject: OpenedModel, write: Callable[[str, dict[str, Any]], None], progress: Progress
-    ) -> list[dict[str, Any]]:
-        """Every file of results of one model, each written as soon as it is there."""
-        load = _Loaded(subject, self.options.dtype, self.options.device)
-        files = []
-        for stem, result in self._results(subject, load, progress):
-            write(stem, result)
-            files.append(result)
-        return files
-
-    def _results(
-        self, subject: OpenedModel, load: _Loaded, progress: Progress
-    ) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Results of one model, each with its file's name."""
-        from shearling.evaluate.measure import evaluate_text, measure_degeneration
-        from shearling.evaluate.perplexity import Windows
-
-        seed = self.options.seed
-        for text in self.suite.texts:
-            windows = Windows(text.window, text.max_windows, text.bos)
-            yield (
-                f"evaluation-{text.stem}",
-                evaluate_text(
-                    subject,
-                    *load(),
-                    self.documents(text),
-                    text.label,
-                    windows=windows,
-                    progress=progress,
-                ),
-            )
-        if self.suite.tasks:
-            yield f"tasks-{self.name}", self._run_tasks(subject, load, progress)
-        for asked in self.suite.abilities:
-            yield "abilities", self._asked(asked, subject, load, progress)
-        for text in self.suite.degeneration:
-            settings = text.model_dump(exclude={"file", "hub"}) | {"seed": seed}
-            how = f"-t{text.temperature:g}" if text.temperature else ""
-            yield (
-                f"degeneration-{text.stem}{how}",
-                measure_degeneration(
-                    subject,
-                    *load(),
-                    self.documents(text),
-                    text.label,
-                    progress=progress,
-                    **settings,
-                ),
-            )
-        if self.options.prompt:
-            yield "generations", self._continued(subject, load()[0], progress)
-
-    def _asked(
-        self, asked: AbilityItems, subject: OpenedModel, load: _Loaded, progress: Progress
-    ) -> dict[str, Any]:
-        """The abilities of one model."""
-        from shearling.evaluate.abilities.measure import Asking, measure_abilities
-
-        options = self.options
-        limit = options.limit or asked.limit
-        asking = Asking(options.seed, limit, asked.bos, options.batch)
-        return measure_abilities(subject, *load(), asking, dtype=options.dtype, progress=progress)
-
-    def _continued(self, subject: OpenedModel, model: Any, progress: Progress) -> dict[str, Any]:
-        """What a loaded model writes after each prompt."""
-        from shearling.evaluate.generation import Sampling
-        from shearling.evaluate.measure import generate_samples
-
-        options = self.options
-        new = options.max_new_tokens or NEW_TOKENS
-        sampling = Sampling(new, options.temperature, options.top_p, options.seed)
-        prompts = options.prompt or []
-        return generate_samples(subject, prompts, sampling, model=model, progress=progress)
-
-    def _run_tasks(self, subject: OpenedModel, load: Any, progress: Progress) -> dict[str, Any]:
-        known = {} if self.options.fresh else self.tasks.recalled(subject)
-        if known:
-            print(
-                f"shearling: {len(known)} of {len(self.suite.tasks)} tasks of {subject.name} come "
-                "from the cache; --fresh runs them again.",
-                file=sys.stderr,
-            )
-        result = self.tasks.run(subject, load, recalled=known, progress=progress)
-        for name, task in result["tasks"].items():
-            if task.get("truncated"):
-                warn(
-                    f"{task['truncated']} requests of {name} are longer than the positions of "
-                    f"{subject.name} and lost their beginning."
-                )
-        return result
-
-
-class _Loaded:
-    """A model and its tokenizer, loaded when they are first asked for."""
-
-    def __init__(self, subject: OpenedModel, dtype: str, device: str) -> None:
-        self._subject, self._how = subject, {"dtype": dtype, "device": device}
-        self._loaded: tuple[Any, Any] | None = None
-
-    def __call__(self) -> tuple[Any, Any]:
-        if self._loaded is None:
-            from shearling.model.loading import load_model
-
-            tokenizer = self._subject.tokenizer()
-            self._loaded = load_model(self._subject.path, **self._how), tokenizer
-        return self._loaded
+    return EvalPlan(name, suite, [open_subject(model) for model in options.models.given()], options)
 
 
 def _suite(options: EvalOptions) -> tuple[str, Suite]:
@@ -358,6 +191,10 @@ def _warn_of_ignored(options: EvalOptions, suite: Suite) -> None:
         warn_ignored(windows, "they are for --text, and a suite says its own")
     if not options.tasks:
         warn_ignored({"--shots": options.shots}, "it is for --tasks, and a suite says its own")
+    if options.engine == "transformers":
+        warn_ignored({"--vllm": options.vllm}, "it is for --engine vllm")
+    elif not suite.tasks:
+        warn_ignored({"--engine": options.engine}, "it is for tasks, and there are none")
     if not (suite.tasks or suite.abilities):
         asked = {"--limit": options.limit, "--batch": options.batch}
         warn_ignored(asked, "they are for tasks and abilities, and there are none")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import torch
 
 from shearling.errors import ShearlingError
@@ -74,3 +76,10 @@ def require_bfloat16(device: torch.device) -> None:
     if not has_bfloat16(device):
         name = torch.cuda.get_device_name(device)
         raise ShearlingError(f"{name} does not compute in bfloat16; give --dtype float32.")
+
+
+def give_back_memory() -> None:
+    """Let other processes have the GPU memory that dropped tensors of this one have left."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

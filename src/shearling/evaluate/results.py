@@ -168,6 +168,8 @@ class TaskResults(ResultFile):
     seed: int | None = entry(absent=None)
     dtype: str | None = entry(absent=None)
     batch: int | None = entry(absent=None)
+    engine: Name = entry("figures of two engines do not compare", absent="transformers")
+    engine_version: str | None = entry("of vllm", absent=None)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from shearling.evaluate.engines import (
     Timing,
     engine,
 )
+from shearling.evaluate.engines.base import candidate_of
 from shearling.evaluate.engines.memory import check_memory, needed
 from shearling.evaluate.ratios import ratio, spread
 from shearling.evaluate.results import Bench, BenchRun, Spread
@@ -36,9 +37,6 @@ from shearling.model.dtypes import dtype_of
 from shearling.model.loading import check_positive, check_threads, load_config, longest_input
 from shearling.model.manifest import ref
 from shearling.model.subject import OpenedModel, open_subject
-from shearling.table.cost import kv_cache_bytes
-from shearling.table.layout import Layout
-from shearling.table.values import Shape
 
 STAGE = "timing"
 BATCHES, PROMPTS, NEWS, REPEATS = (1, 8), (128,), (64,), 5
@@ -350,23 +348,13 @@ def _candidates(
         names.append(subject.name)
         given = Path(model) if isinstance(model, str | Path) else None
         candidates.append(
-            Candidate(
+            candidate_of(
+                subject,
                 name=subject.name if times == 1 else f"{subject.name}#{times}",
-                path=Path(subject.path),
-                fingerprint=subject.fingerprint,
-                parameters=subject.parameters,
-                cache_elements=_cache_elements(subject.layout, subject.shape),
                 gguf=given if given is not None and given.suffix == ".gguf" else None,
-                quantised_bytes=subject.bytes if getattr(subject, "quantization", None) else 0,
             )
         )
     return candidates
-
-
-def _cache_elements(layout: Layout | None, shape: Shape) -> int:
-    """Keys and values of one token; 0 where a model without a table does not give its sizes."""
-    known = all(axis in shape for axis in ("layers", "heads", "head_dim"))
-    return kv_cache_bytes(layout, shape, 1, itemsize=1) if known else 0
 
 
 def machine() -> dict:

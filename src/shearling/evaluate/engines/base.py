@@ -15,6 +15,10 @@ from pathlib import Path
 from typing import Protocol
 
 from shearling.errors import ShearlingError
+from shearling.model.subject import OpenedModel
+from shearling.table.cost import kv_cache_bytes
+from shearling.table.layout import Layout
+from shearling.table.values import Shape
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,27 @@ class Candidate:
     def weight_bytes(self, itemsize: int) -> int:
         """Memory of its weights, in numbers of ``itemsize`` bytes unless they are quantised."""
         return self.quantised_bytes or self.parameters * itemsize
+
+
+def candidate_of(
+    subject: OpenedModel, *, name: str | None = None, gguf: Path | None = None
+) -> Candidate:
+    """What engines need to know of an opened model; its name is the directory's by default."""
+    return Candidate(
+        name=name or subject.name,
+        path=Path(subject.path),
+        fingerprint=subject.fingerprint,
+        parameters=subject.parameters,
+        cache_elements=_cache_elements(subject.layout, subject.shape),
+        gguf=gguf,
+        quantised_bytes=subject.bytes if getattr(subject, "quantization", None) else 0,
+    )
+
+
+def _cache_elements(layout: Layout | None, shape: Shape) -> int:
+    """Keys and values of one token; 0 where a model without a table does not give its sizes."""
+    known = all(axis in shape for axis in ("layers", "heads", "head_dim"))
+    return kv_cache_bytes(layout, shape, 1, itemsize=1) if known else 0
 
 
 @dataclass(frozen=True)
@@ -159,12 +184,12 @@ def tail(text: str) -> str:
 
 
 def failure(
-    engine: str, candidate: Candidate, said: str, code: int | None = None
+    engine: str, candidate: Candidate, said: str, code: int | None = None, *, doing: str = "time"
 ) -> ShearlingError:
     """An engine's failure on a model in one sentence."""
     ended = "" if code is None else f" (exit code {code})"
     return ShearlingError(
-        f"{engine} could not time {candidate.name}{ended}: {said}; if memory ran out, give "
+        f"{engine} could not {doing} {candidate.name}{ended}: {said}; if memory ran out, give "
         "smaller batches, a smaller dtype or a larger machine."
     )
 

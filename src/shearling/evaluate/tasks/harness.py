@@ -32,35 +32,32 @@ GENERATED_AT_A_TIME = 8
 SEED = 1234  # of lm-eval's command line
 
 
-class Scorer(HFLM):
-    """lm-eval's wrapper of a transformers model, which it leaves as it is but for three things.
+class CountedLM(HFLM):
+    """lm-eval's wrapper of a transformers model, which notes what it is asked and how far it is.
 
-    Logits are computed from the first position that an answer needs, not of the whole prompt; a
-    batch holds as many requests as fit ``BATCH_TOKENS`` unless a size is given; and progress goes
-    to a listener. Answers are the same numbers that :class:`HFLM` gives, up to the order in which
-    a product is summed.
+    Attributes:
+        truncated: requests that lost their beginning, since :meth:`begin`.
+        answers: texts that were written since then, of ``answer_tokens`` tokens in all.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, *, batch: int | None = None, progress: Progress = silent
+        self, model: Any, tokenizer: Any, *, batch: int | str, progress: Progress = silent
     ) -> None:
-        """Wrap a loaded model; ``batch`` requests at a time, or None to go by their length."""
-        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch or "auto")
+        """Wrap a model; ``batch`` is lm-eval's."""
+        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch)
         self._listen = progress
-        self._stage = "asking"
-        self._partial = "logits_to_keep" in inspect.signature(self.model.forward).parameters
-        vocab = model.config.get_text_config().vocab_size
-        self._tokens = max(256, min(BATCH_TOKENS, LOGITS_BYTES // (4 * vocab)))
         self.begin("asking")
 
     def begin(self, stage: str) -> None:
         """Start a task: what it asks, and how much was cut off, is counted from here."""
         self._stage = stage
         self._asked = hashlib.sha256()
-        self._starts: dict[tuple[int, ...], int] = {}
         self._count(0, 0)
         self.truncated = 0
         self.answers, self.answer_tokens = 0, 0
+
+    def close(self) -> None:
+        """Give back what it holds outside of this process."""
 
     @property
     def asked(self) -> str:
@@ -90,17 +87,51 @@ class Scorer(HFLM):
         for request in requests:
             self._asked.update(json.dumps(request.args, default=str).encode())
 
+    def _count(self, requests: int, work: int) -> None:
+        """So many requests are asked now, and are so much work."""
+        self._requests, self._work, self._done = requests, work, 0
+
+    def _advance(self, amount: int) -> None:
+        self._done += amount
+        if self._work:
+            # Time goes with tokens, and the longest come first, so that the share of requests
+            # answered would tell too little of the time left.
+            self._listen(self._stage, self._requests * self._done // self._work, self._requests)
+
+    def _check_answer(self, answer: Sequence[int]) -> None:
+        if len(answer) > self.max_length:
+            raise ShearlingError(
+                f"An answer of {len(answer)} tokens is longer than the model's "
+                f"{self.max_length} positions; leave that task out for this model."
+            )
+
+
+class Scorer(CountedLM):
+    """A transformers model in this process, run with no more computed than counts.
+
+    Logits are computed from the first position that an answer needs, not of the whole prompt; a
+    batch holds as many requests as fit ``BATCH_TOKENS`` unless a size is given; and progress goes
+    to a listener. Answers are the same numbers that :class:`HFLM` gives, up to the order in which
+    a product is summed.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, *, batch: int | None = None, progress: Progress = silent
+    ) -> None:
+        """Wrap a loaded model; ``batch`` requests at a time, or None to go by their length."""
+        self._starts: dict[tuple[int, ...], int] = {}
+        super().__init__(model, tokenizer, batch=batch or "auto", progress=progress)
+        self._partial = "logits_to_keep" in inspect.signature(self.model.forward).parameters
+        vocab = model.config.get_text_config().vocab_size
+        self._tokens = max(256, min(BATCH_TOKENS, LOGITS_BYTES // (4 * vocab)))
+
     def _loglikelihood_tokens(
         self, requests: Any, disable_tqdm: bool = True, override_bs: int | None = None
     ) -> Any:
         starts: dict[tuple[int, ...], int] = {}
         for _, context, answer in requests:
             whole = context + answer
-            if len(answer) > self.max_length:
-                raise ShearlingError(
-                    f"An answer of {len(answer)} tokens is longer than the model's "
-                    f"{self.max_length} positions; leave that task out for this model."
-                )
+            self._check_answer(answer)
             self.truncated += len(whole) > self.max_length + 1
             fed = whole[-(self.max_length + 1) :][:-1]
             first = len(fed) - len(answer)
@@ -127,17 +158,6 @@ class Scorer(HFLM):
         self._advance(len(context))
         return written
 
-    def _count(self, requests: int, work: int) -> None:
-        """So many requests are asked now, and are so much work."""
-        self._requests, self._work, self._done = requests, work, 0
-
-    def _advance(self, amount: int) -> None:
-        self._done += amount
-        if self._work:
-            # Time goes with tokens, and the longest come first, so that the share of requests
-            # answered would tell too little of the time left.
-            self._listen(self._stage, self._requests * self._done // self._work, self._requests)
-
     def _batch_scheduler(self, pos: int, n_reordered_requests: Sequence[Any]) -> int:
         """Requests a batch from this one on; they are sorted, so that this only rises."""
         _, context, answer = n_reordered_requests[pos]
@@ -148,7 +168,7 @@ class Scorer(HFLM):
 
 
 def run_task(
-    scorer: Scorer, task: Any, *, limit: int | None = None, seed: int = 0
+    scorer: CountedLM, task: Any, *, limit: int | None = None, seed: int = 0
 ) -> dict[str, Any]:
     """lm-eval's results of one task or group of tasks.
 

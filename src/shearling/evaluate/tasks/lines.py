@@ -39,7 +39,8 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
         lines.append(f"  perplexity on {text['hub'] or text['file']}, windows of {text['window']}")
     for task in plan["tasks"]:
         shots = "its own" if task["shots"] is None else task["shots"]
-        lines.append(f"  task {task['name'] or task['file']}, shots: {shots}")
+        ran = "" if plan["engine"] == "transformers" else f", with {plan['engine']}"
+        lines.append(f"  task {task['name'] or task['file']}, shots: {shots}{ran}")
     for each in plan["abilities"]:
         most = plan["limit"] or each["limit"]
         lines.append(f"  abilities, {f'{most} items' if most else 'all items'} of each")
@@ -61,7 +62,9 @@ def _evaluation_lines(file: dict[str, Any]) -> list[str]:
 
 def _task_lines(file: dict[str, Any]) -> list[str]:
     width = max(map(len, file["tasks"]), default=0)
-    lines = [f"tasks of {file['suite']} (± one standard error):"]
+    version = f" {file['engine_version']}" if file["engine_version"] else ""
+    ran = "" if file["engine"] == "transformers" else f", with {file['engine']}{version}"
+    lines = [f"tasks of {file['suite']}{ran} (± one standard error):"]
     for name, task in file["tasks"].items():
         metric = task["primary"] or ""
         value = task["metrics"].get(metric)

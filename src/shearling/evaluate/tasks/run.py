@@ -12,6 +12,7 @@ from typing import Any
 from shearling.errors import ShearlingError
 from shearling.evaluate.results import TaskResult, TaskResults
 from shearling.evaluate.tasks import cache, questions
+from shearling.evaluate.tasks.engine import TaskEngine
 from shearling.evaluate.tasks.suite import Task
 from shearling.files.progress import Progress, silent
 from shearling.model.manifest import ref, versions
@@ -33,6 +34,7 @@ class TaskRunner:
         seed: int = 0,
         dtype: str = "float32",
         batch: int | None = None,
+        engine: TaskEngine | None = None,
     ) -> None:
         """Read the files of questions; nothing else is built yet.
 
@@ -42,7 +44,8 @@ class TaskRunner:
             limit: questions of each task; None asks all.
             seed: moves the draws of shots; 0 draws those of lm-eval's command line.
             dtype: what the model computes in, which may change a figure.
-            batch: requests at a time; None goes by their length.
+            batch: requests at a time; None goes by their length, with vLLM 64.
+            engine: what runs the models; None is transformers.
 
         Raises:
             ShearlingError: lm-eval is not installed, or a file of questions cannot be used.
@@ -53,6 +56,7 @@ class TaskRunner:
             )
         self.suite, self.tasks = suite, tasks
         self.limit, self.seed, self.dtype, self.batch = limit, seed, dtype, batch
+        self.engine = engine or TaskEngine()
         self._configs = {
             task.label: questions.config(task.label, task.file, task.shots)
             for task in tasks
@@ -74,6 +78,7 @@ class TaskRunner:
             seed=self.seed,
             dtype=self.dtype,
             versions=_versions(),
+            **({"engine": self.engine.label} if self.engine.served else {}),
         )
 
     def recalled(self, subject: OpenedModel) -> dict[str, dict[str, Any]]:
@@ -113,21 +118,26 @@ class TaskRunner:
         """The ``tasks`` file of one model.
 
         Args:
-            load: gives the model and its tokenizer; called only if something has to be run.
+            load: gives the model and its tokenizer; called only if something has to be run, and
+                not where vLLM runs it.
             recalled: results to take as they are, by the task's label.
         """
         missing = [task.label for task in self.tasks if task.label not in recalled]
         self.check(missing, progress)
         scorer: Any = None
         results: dict[str, Any] = {}
-        for number, task in enumerate(self.tasks, start=1):
-            by_name = recalled.get(task.label)
-            if by_name is None:
-                scorer = scorer or self._scorer(load, progress)
-                stage = f"{task.label} ({number} of {len(self.tasks)})"
-                by_name = self._run(scorer, task, stage)
-                cache.keep(self.key(subject, task), by_name)
-            results |= {name: _with_primary(r, task) for name, r in by_name.items()}
+        try:
+            for number, task in enumerate(self.tasks, start=1):
+                by_name = recalled.get(task.label)
+                if by_name is None:
+                    scorer = scorer or self._scorer(subject, load, progress)
+                    stage = f"{task.label} ({number} of {len(self.tasks)})"
+                    by_name = self._run(scorer, task, stage)
+                    cache.keep(self.key(subject, task), by_name)
+                results |= {name: _with_primary(r, task) for name, r in by_name.items()}
+        finally:
+            if scorer is not None:
+                scorer.close()
         return self._file(subject, results)
 
     def _file(self, subject: OpenedModel, results: dict[str, Any]) -> dict[str, Any]:
@@ -142,11 +152,21 @@ class TaskRunner:
             seed=self.seed,
             dtype=self.dtype,
             batch=self.batch,
+            engine=self.engine.name,
+            engine_version=self.engine.version,
         ).to_json()
 
-    def _scorer(self, load: Callable[[], tuple[Any, Any]], progress: Progress) -> Any:
+    def _scorer(
+        self, subject: OpenedModel, load: Callable[[], tuple[Any, Any]], progress: Progress
+    ) -> Any:
         from shearling.evaluate.tasks.harness import Scorer, quiet
 
+        if self.engine.served:
+            from shearling.evaluate.tasks.served import AT_A_TIME, ServedScorer, Serving
+
+            serving = Serving(self.engine, self.dtype, self.batch or AT_A_TIME, self.seed)
+            with quiet():
+                return ServedScorer(subject, serving, progress=progress)
         model, tokenizer = load()
         with quiet():
             return Scorer(model, tokenizer, batch=self.batch, progress=progress)

@@ -1,0 +1,152 @@
+"""A vLLM server that is none: a thread of this process that computes with a model of transformers.
+
+Requests and answers are those of vLLM's ``/v1/completions`` (its ``entrypoints/openai/completion``),
+as far as shearling asks: ``prompt_logprobs``, ``token_ids``, ``stop``, ``stop_token_ids``; and what
+vLLM refuses is refused.
+"""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from shearling.evaluate.engines.vllm_server import HOST, VllmServer
+
+
+class StandIn(VllmServer):
+    """Takes the place of ``VllmServer``; ``started`` holds all of them, the oldest first."""
+
+    started: ClassVar[list[StandIn]] = []
+
+    def __enter__(self) -> StandIn:
+        path = self.command[2]
+        self.model = AutoModelForCausalLM.from_pretrained(path).eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(path)
+        self.requests: list[dict[str, Any]] = []
+        self.waiting, self.most_waiting = 0, 0
+        self.lock = threading.Lock()
+        self.server = http.server.ThreadingHTTPServer((HOST, self.port), _handler(self))
+        self.server.daemon_threads = True
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+        self.started.append(self)
+        self.running = True
+        self._wait()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self.log.close()
+        self.running = False
+
+    def _ended(self) -> int | None:
+        return None
+
+    def option(self, name: str) -> str:
+        return self.command[self.command.index(name) + 1]
+
+    def refusal(self, body: dict[str, Any]) -> str | None:
+        """Why vLLM would not take a request."""
+        longest, prompt = int(self.option("--max-model-len")), body["prompt"]
+        if body["model"] != self.option("--served-model-name"):
+            return f"The model `{body['model']}` does not exist."
+        if not prompt:
+            return "The decoder prompt cannot be empty"
+        if len(prompt) + body["max_tokens"] > longest:
+            return f"This model's maximum context length is {longest} tokens."
+        if "" in body.get("stop", []):
+            return "stop cannot contain an empty string."
+        return None
+
+    def choice(self, body: dict[str, Any]) -> dict[str, Any]:
+        """One of an answer's ``choices``."""
+        prompt = body["prompt"]
+        written, reason = self.written_after(prompt, body)
+        text = self.tokenizer.decode(written, skip_special_tokens=body.get("skip_special_tokens"))
+        choice: dict[str, Any] = {"index": 0, "text": text, "finish_reason": reason}
+        if body.get("return_token_ids"):
+            choice |= {"token_ids": written, "prompt_token_ids": prompt}
+        if (count := body.get("prompt_logprobs")) is not None:
+            choice["prompt_logprobs"] = self.prompt_logprobs(prompt, count)
+        return choice
+
+    def prompt_logprobs(self, prompt: list[int], count: int) -> list[dict[str, Any] | None]:
+        with torch.no_grad():
+            logits_TV = self.model(torch.tensor([prompt])).logits[0].float()
+        entries: list[dict[str, Any] | None] = [None]
+        for token, logprob_V in zip(prompt[1:], logits_TV.log_softmax(-1)[:-1], strict=True):
+            shown = {token, *logprob_V.topk(count).indices.tolist()}
+            entries.append(
+                {
+                    str(one): {
+                        "logprob": float(logprob_V[one]),
+                        "rank": int((logprob_V >= logprob_V[one]).sum()),
+                        "decoded_token": self.tokenizer.decode([one]),
+                    }
+                    for one in shown
+                }
+            )
+        return entries
+
+    def written_after(self, prompt: list[int], body: dict[str, Any]) -> tuple[list[int], str]:
+        """Greedy, a token at a time; the one that ends a text is among those returned."""
+        assert body["temperature"] == 0
+        ends = {*body.get("stop_token_ids", []), self.tokenizer.eos_token_id}
+        written: list[int] = []
+        while len(written) < body["max_tokens"]:
+            with torch.no_grad():
+                logits_V = self.model(torch.tensor([prompt + written])).logits[0, -1]
+            written.append(int(logits_V.argmax()))
+            text = self.tokenizer.decode(
+                written, skip_special_tokens=body.get("skip_special_tokens", True)
+            )
+            if written[-1] in ends or any(stop in text for stop in body.get("stop", [])):
+                return written, "stop"
+        return written, "length"
+
+
+def _handler(stand_in: StandIn) -> type[http.server.BaseHTTPRequestHandler]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            self.answer(200 if self.path == "/health" else 404, {})
+
+        def do_POST(self) -> None:
+            assert self.path == "/v1/completions"
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            stand_in.requests.append(body)
+            if refused := stand_in.refusal(body):
+                self.answer(400, {"error": {"message": refused, "code": 400}})
+                return
+            with stand_in.lock:
+                stand_in.waiting += 1
+                stand_in.most_waiting = max(stand_in.most_waiting, stand_in.waiting)
+            choice = stand_in.choice(body)
+            with stand_in.lock:
+                stand_in.waiting -= 1
+            said = {"id": "cmpl-1", "object": "text_completion", "model": body["model"]}
+            self.answer(200, said | {"choices": [choice]})
+
+        def answer(self, status: int, said: dict[str, Any]) -> None:
+            content = json.dumps(said).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+    return Handler
+
+
+def executable(path: Path) -> Path:
+    """A program that only says its version, quickly."""
+    path.write_text("#!/bin/sh\necho vllm 0.32.0\n")
+    path.chmod(0o755)
+    return path
