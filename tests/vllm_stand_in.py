@@ -1,8 +1,8 @@
-"""A vLLM server that is none: a thread of this process that computes with a model of transformers.
+"""A vLLM server that is none: a thread of this process that computes with transformers.
 
-Requests and answers are those of vLLM's ``/v1/completions`` (its ``entrypoints/openai/completion``),
-as far as shearling asks: ``prompt_logprobs``, ``token_ids``, ``stop``, ``stop_token_ids``; and what
-vLLM refuses is refused.
+Requests and answers are those of vLLM's ``/v1/completions`` (``entrypoints/openai/completion`` in
+its source), as far as shearling asks: ``prompt_logprobs``, ``token_ids``, ``stop``,
+``stop_token_ids``; and what vLLM refuses is refused.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import http.server
 import json
 import threading
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -27,12 +26,11 @@ class StandIn(VllmServer):
     def __enter__(self) -> StandIn:
         path = self.command[2]
         self.model = AutoModelForCausalLM.from_pretrained(path).eval()
-        self.tokenizer = AutoTokenizer.from_pretrained(path)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
         self.requests: list[dict[str, Any]] = []
         self.waiting, self.most_waiting = 0, 0
         self.lock = threading.Lock()
-        self.server = http.server.ThreadingHTTPServer((HOST, self.port), _handler(self))
-        self.server.daemon_threads = True
+        self.server = _Listening((HOST, self.port), _handler(self))
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
         self.started.append(self)
         self.running = True
@@ -68,13 +66,17 @@ class StandIn(VllmServer):
         """One of an answer's ``choices``."""
         prompt = body["prompt"]
         written, reason = self.written_after(prompt, body)
-        text = self.tokenizer.decode(written, skip_special_tokens=body.get("skip_special_tokens"))
+        text = self.text(written, body)
         choice: dict[str, Any] = {"index": 0, "text": text, "finish_reason": reason}
         if body.get("return_token_ids"):
             choice |= {"token_ids": written, "prompt_token_ids": prompt}
         if (count := body.get("prompt_logprobs")) is not None:
             choice["prompt_logprobs"] = self.prompt_logprobs(prompt, count)
         return choice
+
+    def text(self, tokens: list[int], body: dict[str, Any]) -> str:
+        skipped = body.get("skip_special_tokens", True)
+        return self.tokenizer.decode(tokens, skip_special_tokens=skipped)
 
     def prompt_logprobs(self, prompt: list[int], count: int) -> list[dict[str, Any] | None]:
         with torch.no_grad():
@@ -102,13 +104,19 @@ class StandIn(VllmServer):
         while len(written) < body["max_tokens"]:
             with torch.no_grad():
                 logits_V = self.model(torch.tensor([prompt + written])).logits[0, -1]
+            seen, penalty = list({*prompt, *written}), body.get("repetition_penalty", 1.0)
+            seen_V = logits_V[seen]
+            logits_V[seen] = torch.where(seen_V > 0, seen_V / penalty, seen_V * penalty)
             written.append(int(logits_V.argmax()))
-            text = self.tokenizer.decode(
-                written, skip_special_tokens=body.get("skip_special_tokens", True)
-            )
+            text = self.text(written, body)
             if written[-1] in ends or any(stop in text for stop in body.get("stop", [])):
                 return written, "stop"
         return written, "length"
+
+
+class _Listening(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
 
 
 def _handler(stand_in: StandIn) -> type[http.server.BaseHTTPRequestHandler]:
@@ -143,10 +151,3 @@ def _handler(stand_in: StandIn) -> type[http.server.BaseHTTPRequestHandler]:
             self.wfile.write(content)
 
     return Handler
-
-
-def executable(path: Path) -> Path:
-    """A program that only says its version, quickly."""
-    path.write_text("#!/bin/sh\necho vllm 0.32.0\n")
-    path.chmod(0o755)
-    return path

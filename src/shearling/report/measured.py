@@ -216,14 +216,20 @@ class Missing:
         return any(subject.fingerprint in models for models in alike.values())
 
     def _has_tasks(self, subject: OpenedModel) -> bool:
+        """Whether somebody asked: with transformers, or with an engine that all were asked with."""
         wanted = self.wanted
-        return any(
-            one.model.fingerprint == subject.fingerprint
-            and one.suite == wanted.name
-            and len(one.tasks) >= len(wanted.suite.tasks)
-            and all(task.limit == wanted.limit for task in one.tasks)
-            for one in self.elsewhere.tasks
-        )
+        alike: dict[str, set[str]] = {}
+        for one in self.elsewhere.tasks:
+            if (
+                one.suite == wanted.name
+                and len(one.tasks) >= len(wanted.suite.tasks)
+                and all(task.limit == wanted.limit for task in one.tasks)
+            ):
+                for engine in {task.engine for task in one.tasks}:
+                    alike.setdefault(engine, set()).add(one.model.fingerprint)
+        everyone = {one.fingerprint for one in self.subjects}
+        with_ours = subject.fingerprint in alike.get("transformers", ())
+        return with_ours or any(everyone <= models for models in alike.values())
 
     def _asking(self, asked: AbilityItems) -> Asking:
         from shearling.evaluate.abilities.measure import Asking

@@ -102,7 +102,8 @@ class CountedLM(HFLM):
         if len(answer) > self.max_length:
             raise ShearlingError(
                 f"An answer of {len(answer)} tokens is longer than the model's "
-                f"{self.max_length} positions; leave that task out for this model."
+                f"{self.max_length} positions, in {self._stage}; leave that task out for this "
+                "model."
             )
 
 
@@ -195,6 +196,8 @@ def run_task(
             each.set_fewshot_seed(seed=SEED + seed)
         try:
             results = evaluate(lm=scorer, task_dict=loaded, limit=limit, log_samples=False)
+        except ShearlingError:
+            raise
         except (AssertionError, ValueError) as error:
             raise ShearlingError(
                 f"lm-eval cannot run {name_of(task)} with this model: "

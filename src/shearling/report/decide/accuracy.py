@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shearling.report.records.quality import TaskFigure
+from shearling.report.records.quality import Asked, TaskFigure
 from shearling.report.records.results import Results
 
 Z = 1.96  # standard errors on either side of an estimate that hold 95 %
@@ -31,16 +31,13 @@ class MeanAccuracy:
         return None if self.stderr is None else Z * self.stderr
 
 
-Asked = tuple[str, str, int | None, int | None, int | None]
-
-
 def is_accuracy(metric: str) -> bool:
     """Whether a metric of lm-eval's is a share of right answers, of which more is better."""
     return not any(word in metric for word in LOWER_IS_BETTER)
 
 
 def by_task(results: Results) -> dict[Asked, dict[str, TaskFigure]]:
-    """Figures that may be compared (same task, metric, shots and questions), by fingerprint.
+    """Figures that may be compared (same task, metric, shots, questions, engine), by fingerprint.
 
     Of a task asked twice the newer answers count; records come oldest first.
     """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from shearling.report.decide.accuracy import (
-    Asked,
     MeanAccuracy,
     beyond_noise,
     by_task,
@@ -14,7 +13,7 @@ from shearling.report.decide.accuracy import (
 from shearling.report.draw.markup import Markup, el
 from shearling.report.draw.sections import breakable, scroll, section
 from shearling.report.numbers import MINUS, THIN, exact, figure, plural
-from shearling.report.records.quality import TaskFigure
+from shearling.report.records.quality import Asked, TaskFigure
 from shearling.report.records.results import Results
 
 
@@ -60,12 +59,14 @@ def _shown(results: Results, row: dict[str, TaskFigure]) -> bool:
 
 
 def _row(results: Results, first: str | None, asked: Asked, row: dict[str, TaskFigure]) -> Markup:
-    name, metric, shots, limit, samples = asked
+    name, metric, shots, limit, samples, engine = asked
     notes = [metric] + ([f"{exact(shots)}-shot"] if shots is not None else [])
     if samples is not None:
         notes.append(plural(samples, "question"))
     elif limit is not None:
         notes.append(f"the first {plural(limit, 'question')}")
+    if engine != "transformers":
+        notes.append(f"with {engine}")
     label = el("th", breakable(name), el("small", ", ".join(notes)), scope="row")
     before = row.get(first or "")
     cell = _accuracy if is_accuracy(metric) else _lower

@@ -11,10 +11,16 @@ from shearling.files.results import refuse
 from shearling.model.refs import ModelRef
 from shearling.report.records.fields import as_number
 
+# Of a task: its name, metric, shots, limit, questions, and the engine that ran the model.
+Asked = tuple[str, str, int | None, int | None, int | None, str]
+
 
 @dataclass(frozen=True)
 class TaskFigure:
-    """One task as one model was asked it; ``stderr`` is None where nothing says how sure it is."""
+    """One task as one model was asked it; ``stderr`` is None where nothing says how sure it is.
+
+    ``engine`` is what ran the model: each computes a little differently.
+    """
 
     name: str
     metric: str
@@ -23,11 +29,12 @@ class TaskFigure:
     shots: int | None
     limit: int | None
     samples: int | None
+    engine: str = "transformers"
 
     @property
-    def asked(self) -> tuple[str, str, int | None, int | None, int | None]:
+    def asked(self) -> Asked:
         """Equal for figures that may be compared with one another."""
-        return self.name, self.metric, self.shots, self.limit, self.samples
+        return self.name, self.metric, self.shots, self.limit, self.samples, self.engine
 
 
 @dataclass(frozen=True)
@@ -46,12 +53,13 @@ def tasks_of(results: TaskResults, path: Path) -> Tasks:
     Raises:
         ShearlingError: a metric is no number.
     """
-    figures = [_figure(name, result, path) for name, result in results.tasks.items()]
+    engine = results.engine
+    figures = [_figure(name, result, engine, path) for name, result in results.tasks.items()]
     known = tuple(one for one in figures if one is not None)
     return Tasks(results.model, results.suite, known, results.created)
 
 
-def _figure(name: str, result: TaskResult, path: Path) -> TaskFigure | None:
+def _figure(name: str, result: TaskResult, engine: str, path: Path) -> TaskFigure | None:
     """A task by the metric that counts, or None for one that gave no figure."""
     metrics = result.metrics
     metric = result.primary or next(iter(metrics), "acc")
@@ -71,4 +79,5 @@ def _figure(name: str, result: TaskResult, path: Path) -> TaskFigure | None:
         shots=result.shots,
         limit=result.limit,
         samples=result.samples,
+        engine=engine,
     )
