@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import time
+import threading
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -240,11 +240,11 @@ def test_beams_and_samples_are_asked_for_and_all_else_refused(
 def test_many_are_asked_at_a_time_and_none_more(place: Path, stand_in: list[StandIn]) -> None:
     scorer = serve(place / "model", at_a_time=3)
     (server,) = stand_in
-    slow = server.choice
+    three, answered = threading.Barrier(3, timeout=60), server.choice
 
     def choice(body: dict[str, Any]) -> dict[str, Any]:
-        time.sleep(0.02)
-        return slow(body)
+        three.wait()  # each waits until three are there
+        return answered(body)
 
     server.choice = choice
     scorer.loglikelihood(asked("loglikelihood", *PAIRS * 3))
