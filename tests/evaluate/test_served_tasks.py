@@ -26,7 +26,7 @@ from shearling.evaluate.engines import vllm_server
 from shearling.evaluate.tasks import harness, served
 from shearling.evaluate.tasks.engine import TaskEngine, task_engine
 from shearling.evaluate.tasks.run import TaskRunner
-from shearling.evaluate.tasks.served import ServedScorer, Serving
+from shearling.evaluate.tasks.served import ServedScorer, ServingOptions
 from shearling.evaluate.tasks.suite import Task
 from shearling.model.loading import load_model
 from shearling.model.subject import open_subject
@@ -92,7 +92,7 @@ def scorer(place: Path) -> Iterator[ServedScorer]:
 
 def serve(path: Path, at_a_time: int = 4) -> ServedScorer:
     with harness.quiet():
-        return ServedScorer(open_subject(path), Serving(ENGINE, at_a_time=at_a_time))
+        return ServedScorer(open_subject(path), ServingOptions(ENGINE, at_a_time=at_a_time))
 
 
 def reference(path: Path) -> HFLM:
@@ -327,8 +327,8 @@ def test_a_gpu_is_shared_and_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert vllm_server.quiet_environment("cuda:1")["CUDA_VISIBLE_DEVICES"] == "1"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
     assert vllm_server.quiet_environment("cuda:1")["CUDA_VISIBLE_DEVICES"] == "5"
-    on_gpu = Serving(TaskEngine("vllm", "0.32.0", Path("vllm"), "cuda"), "bfloat16")
-    options = served._options(on_gpu, 4096)
+    on_gpu = ServingOptions(TaskEngine("vllm", "0.32.0", Path("vllm"), "cuda"), "bfloat16")
+    options = served._arguments(on_gpu, 4096)
     assert options[options.index("--gpu-memory-utilization") + 1] == "0.850"
     assert options[options.index("--dtype") + 1] == "bfloat16"
 
@@ -359,7 +359,7 @@ def test_a_server_ends_with_whatever_stops_the_tasks(
         ShearlingError,
         match=r"^vllm could not serve dying \(exit code 1\): ValueError: Free memory is less",
     ):
-        ServedScorer(open_subject(dying), Serving(engine))
+        ServedScorer(open_subject(dying), ServingOptions(engine))
 
 
 def test_engines_that_ask_no_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

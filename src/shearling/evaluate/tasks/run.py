@@ -162,11 +162,11 @@ class TaskRunner:
         from shearling.evaluate.tasks.harness import Scorer, quiet
 
         if self.engine.served:
-            from shearling.evaluate.tasks.served import AT_A_TIME, ServedScorer, Serving
+            from shearling.evaluate.tasks.served import AT_A_TIME, ServedScorer, ServingOptions
 
-            serving = Serving(self.engine, self.dtype, self.batch or AT_A_TIME, self.seed)
+            options = ServingOptions(self.engine, self.dtype, self.batch or AT_A_TIME, self.seed)
             with quiet():
-                return ServedScorer(subject, serving, progress=progress)
+                return ServedScorer(subject, options, progress=progress)
         model, tokenizer = load()
         with quiet():
             return Scorer(model, tokenizer, batch=self.batch, progress=progress)

@@ -13,12 +13,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from shearling.errors import ShearlingError
+from shearling.errors import ShearlingError, in_words
 from shearling.evaluate.engines.base import ITEMSIZE, Candidate, candidate_of
 from shearling.evaluate.engines.vllm_server import VllmServer, quiet_environment
 from shearling.evaluate.tasks.engine import TaskEngine
@@ -38,7 +39,7 @@ _SAMPLING = ("top_p", "top_k", "min_p", "repetition_penalty")
 
 
 @dataclass(frozen=True)
-class Serving:
+class ServingOptions:
     """How a model is served: by which engine, in which type, and how much at a time."""
 
     engine: TaskEngine
@@ -63,12 +64,12 @@ class ServedScorer(CountedLM):
     """
 
     def __init__(
-        self, subject: OpenedModel, serving: Serving, *, progress: Progress = silent
+        self, subject: OpenedModel, options: ServingOptions, *, progress: Progress = silent
     ) -> None:
         """Start the server (ShearlingError if it does not, with what its log says)."""
         config = load_config(subject.path).get_text_config()
         super().__init__(_Absent(config), subject.tokenizer(), batch=CHUNK, progress=progress)
-        self._candidate, self._serving = candidate_of(subject), serving
+        self._candidate, self._options = candidate_of(subject), options
         self._defaults = _generation_defaults(Path(subject.path), config)
         self._server: VllmServer | None = None
         self._context = 0
@@ -83,7 +84,7 @@ class ServedScorer(CountedLM):
     def _loglikelihood_tokens(
         self, requests: Any, disable_tqdm: bool = True, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        bodies, lengths = [], []
+        asked: list[tuple[Mapping[str, Any], Callable[[Any], Any]]] = []
         for _, context, answer in requests:
             assert answer, "an answer without tokens cannot be scored"
             self._check_answer(answer)
@@ -92,14 +93,10 @@ class ServedScorer(CountedLM):
             # out, and keeps two more of a prompt that is too long.
             kept = whole[-(self.max_length - 1) :]
             self.truncated += len(kept) < len(whole)
-            lengths.append(min(len(answer), len(kept) - 1))
-            bodies.append({"prompt": kept, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 1})
-        return self._asked_of_server(
-            [
-                (body, lambda choice, body=body, n=length: _likelihood(choice, body["prompt"], n))
-                for body, length in zip(bodies, lengths, strict=True)
-            ]
-        )
+            length = min(len(answer), len(kept) - 1)
+            body = {"prompt": kept, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 1}
+            asked.append((body, partial(_likelihood, prompt=kept, length=length)))
+        return self._asked_of_server(asked)
 
     def _model_generate(
         self, context: torch.Tensor, max_length: int, stop: list[str], **kwargs: Any
@@ -134,7 +131,7 @@ class ServedScorer(CountedLM):
         longest = max(len(body["prompt"]) + body["max_tokens"] for body, _ in requests)
         server = self._server_for(longest)
         self._count(len(requests), len(requests))
-        pool = ThreadPoolExecutor(self._serving.at_a_time, thread_name_prefix="vllm")
+        pool = ThreadPoolExecutor(self._options.at_a_time, thread_name_prefix="vllm")
         try:
             futures = [pool.submit(_ask, server, body, read) for body, read in requests]
             for future in as_completed(futures):
@@ -152,11 +149,11 @@ class ServedScorer(CountedLM):
         self.close()
         self._context = min(self.max_length, max(CONTEXT, 2 ** math.ceil(math.log2(longest))))
         self._listen("starting vllm", 0, 1)
-        serving = self._serving
-        assert serving.engine.program is not None
+        options = self._options
+        assert options.engine.program is not None
         server = VllmServer(
-            serving.engine.program, self._candidate, _options(serving, self._context),
-            _environment(serving, self._candidate, self._context),
+            options.engine.program, self._candidate, _arguments(options, self._context),
+            _environment(options, self._candidate, self._context),
         )  # fmt: skip
         self._server = server.__enter__()
         self._listen("starting vllm", 1, 1)
@@ -177,7 +174,7 @@ class ServedScorer(CountedLM):
         temperature = kwargs.pop("temperature", None) or 0.0
         chosen: dict[str, Any] = {"temperature": temperature if sampled else 0.0}
         if sampled:
-            chosen["seed"] = self._serving.seed
+            chosen["seed"] = self._options.seed
         for name in _SAMPLING:
             value = kwargs.pop(name, getattr(self._defaults, name, None))
             if value is not None:
@@ -228,27 +225,30 @@ def _generation_defaults(path: Path, config: Any) -> Any:
     """What transformers' ``generate`` takes where it is told nothing else."""
     from transformers import GenerationConfig
 
-    if (path / "generation_config.json").is_file():
-        return GenerationConfig.from_pretrained(path, local_files_only=True)
+    file = path / "generation_config.json"
+    if file.is_file():
+        with in_words(lambda why: f"{file} is refused by transformers: {why}; repair it."):
+            return GenerationConfig.from_pretrained(path, local_files_only=True)
     return GenerationConfig.from_model_config(config)
 
 
-def _options(serving: Serving, context: int) -> list[str]:
-    options = [
-        "--dtype", serving.dtype, "--max-model-len", str(context),
-        "--max-num-seqs", str(serving.at_a_time), "--seed", str(serving.seed),
+def _arguments(options: ServingOptions, context: int) -> list[str]:
+    """Further options of ``vllm serve``."""
+    arguments = [
+        "--dtype", options.dtype, "--max-model-len", str(context),
+        "--max-num-seqs", str(options.at_a_time), "--seed", str(options.seed),
         "--generation-config", "vllm",  # each request says all of it
     ]  # fmt: skip
-    if serving.engine.device != "cpu":
-        options += ["--gpu-memory-utilization", f"{GPU_SHARE:.3f}"]
-    return options
+    if options.engine.device != "cpu":
+        arguments += ["--gpu-memory-utilization", f"{GPU_SHARE:.3f}"]
+    return arguments
 
 
-def _environment(serving: Serving, candidate: Candidate, context: int) -> dict[str, str]:
+def _environment(options: ServingOptions, candidate: Candidate, context: int) -> dict[str, str]:
     """On a CPU it is told how much cache to set aside; what does not fit waits its turn."""
-    environment = quiet_environment(serving.engine.device)
-    if serving.engine.device == "cpu":
-        tokens = max(context, serving.at_a_time * min(context, _TYPICAL))
-        size = candidate.cache_elements * tokens * ITEMSIZE[serving.dtype]
+    environment = quiet_environment(options.engine.device)
+    if options.engine.device == "cpu":
+        tokens = max(context, options.at_a_time * min(context, _TYPICAL))
+        size = candidate.cache_elements * tokens * ITEMSIZE[options.dtype]
         environment["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, math.ceil(1.25 * size / _GIB)))
     return environment
