@@ -128,7 +128,7 @@ def unique(model: Any) -> Iterator[Tensor]:
 
 
 # The width of their experts cannot be cut: what is left of the other cuts is the second one.
-OF_FIXED_EXPERTS = ("gpt_oss", "granitemoe", "glm4_moe", "deepseek_v3", "deepseek_v3-moonlight")
+OF_FIXED_EXPERTS = ("glm4_moe", "deepseek_v3", "deepseek_v3-moonlight")
 AXES = [("expert_mlp",), ("layers", "hidden"), ("layers", "hidden", "expert_mlp")]
 CUTS = [
     (mixture, axes)

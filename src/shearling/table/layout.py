@@ -9,9 +9,9 @@ from functools import cached_property
 from itertools import pairwise
 
 from shearling.errors import ShearlingError
-from shearling.table.axes import EXPERTS, Axis, Dim, Row, units_of
+from shearling.table.axes import EXPERT_MLP, EXPERTS, Axis, Dim, Row, units_of
 from shearling.table.kinds import lost
-from shearling.table.values import Cut, Indices, Keep, Selection, Shape
+from shearling.table.values import ByExpert, Cut, Indices, Keep, Selection, Shape
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,11 @@ class Layout:
                     yield from self._select_experts(row, (target, source), chosen, kept, shape)
                     continue
                 indices = tuple(chosen[dim] for dim in row.dims)
-                yield Selection(row.name.format(target), row.name.format(source), indices, row)
+                names = row.name.format(target), row.name.format(source)
+                if row.stacked:
+                    yield self._select_stacked(row, names, indices, kept, shape)
+                    continue
+                yield Selection(*names, indices, row)
 
     def _select_experts(
         self,
@@ -233,17 +237,33 @@ class Layout:
         shape: Shape,
     ) -> Iterator[Selection]:
         """A tensor of each surviving expert; ``block`` is its number after the cut and before."""
-        experts = kept.get(EXPERTS, tuple(range(shape[EXPERTS])))
-        inner = [axis.name for axis in self.axes if axis.of_each and axis.name in kept]
-        for target, expert in enumerate(experts):
+        for target, (expert, within) in enumerate(_inside_experts(kept, shape)):
             own = dict(chosen)
-            for name in inner:
-                count = len(kept[name]) // len(experts)
-                units = kept[name][target * count : (target + 1) * count]
-                within = tuple(unit - expert * shape[name] for unit in units)
-                own |= {d: d.select({name: within}, shape) for d in row.dims if name in d.axes}
+            if within is not None:
+                inner = {EXPERT_MLP: within}
+                own |= {d: d.select(inner, shape) for d in row.dims if EXPERT_MLP in d.axes}
             names = row.name.format(block[0], target), row.name.format(block[1], expert)
             yield Selection(*names, tuple(own[dim] for dim in row.dims), row)
+
+    def _select_stacked(
+        self,
+        row: Row,
+        names: tuple[str, str],
+        indices: tuple[Indices | None, ...],
+        kept: Mapping[str, Indices],
+        shape: Shape,
+    ) -> Selection:
+        """A tensor that holds a matrix of every expert, each of which keeps neurons of its own."""
+        inner = [dim for dim, formula in enumerate(row.dims) if EXPERT_MLP in formula.axes]
+        if EXPERT_MLP not in kept or not inner:
+            return Selection(*names, indices, row)
+        (dim,) = inner
+        own = tuple(
+            row.dims[dim].select({EXPERT_MLP: within or ()}, shape) or ()
+            for _, within in _inside_experts(kept, shape)
+        )
+        whole = tuple(None if at == dim else some for at, some in enumerate(indices))
+        return Selection(*names, whole, row, ByExpert(dim, own))
 
     def _complete_nested(
         self, blocks: Mapping[str, tuple[Indices, ...]], shape: Shape
@@ -302,6 +322,19 @@ def _chosen(
 ) -> dict[Dim, Indices | None]:
     """What survives along each of some dimensions."""
     return {dim: dim.select(kept, shape) for dim in dims}
+
+
+def _inside_experts(
+    kept: Mapping[str, Indices], shape: Shape
+) -> Iterator[tuple[int, Indices | None]]:
+    """Every surviving expert of a block, and which of its neurons survive; None if all do."""
+    experts, units = kept.get(EXPERTS, tuple(range(shape[EXPERTS]))), kept.get(EXPERT_MLP)
+    for number, expert in enumerate(experts):
+        if units is None:
+            yield expert, None
+            continue
+        count, first = len(units) // len(experts), expert * shape[EXPERT_MLP]
+        yield expert, tuple(unit - first for unit in units[number * count : (number + 1) * count])
 
 
 def _check_indices(axis: str, indices: Indices, size: int) -> None:

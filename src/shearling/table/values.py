@@ -74,6 +74,19 @@ class Keep:
 
 
 @dataclass(frozen=True, slots=True)
+class ByExpert:
+    """What survives along a dimension of a tensor for all experts, where each keeps its own.
+
+    Attributes:
+        dim: the dimension, that of their neurons; the experts are dimension 0.
+        indices: of every surviving expert the surviving flat indices, equally many.
+    """
+
+    dim: int
+    indices: tuple[Indices, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Selection:
     """One tensor of the result: where it comes from and what of it survives.
 
@@ -82,12 +95,15 @@ class Selection:
         source: name in the source.
         indices: per dimension the surviving flat indices, or None where all survive.
         row: the line of the table that says so.
+        by_expert: what survives along one dimension more, where that differs from expert to
+            expert.
     """
 
     target: str
     source: str
     indices: tuple[Indices | None, ...]
     row: Row
+    by_expert: ByExpert | None = None
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from shearling.engine.views.selected import taken
 from shearling.files.scratch import scratch
 from shearling.files.writer import write_json
 from shearling.model.checkpoint import Checkpoint
@@ -39,9 +39,7 @@ class CutTensors:
 
     def _select(self, selection: Selection, tensor: Tensor) -> Tensor:
         """What survives of a tensor, with the values that it has among the result's sizes."""
-        for dim, indices in enumerate(selection.indices):
-            if indices is not None:
-                tensor = tensor.index_select(dim, torch.tensor(indices, device=tensor.device))
+        tensor = taken(tensor, selection)
         rescale = self.family.rescale(selection.row, self.cut.before, self.cut.after)
         return tensor if rescale is None else rescale.apply(tensor)
 

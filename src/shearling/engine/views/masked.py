@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from shearling.engine.experts import has_experts, narrowed
 from shearling.engine.place import Place
 from shearling.engine.stream import BlockStream
+from shearling.engine.views.selected import put_back, silenced
 from shearling.engine.walk import logits_of
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.tensors import Tensors
@@ -97,7 +98,7 @@ class MaskedTensors:
             selection = self.cut.by_source[name]
             tensor = self._restored(selection, tensor)
             writes = STREAM in selection.row.output.axes
-            yield name, _silence(tensor, selection) if writes else tensor
+            yield name, silenced(tensor, selection) if writes else tensor
 
     def _restored(self, selection: Selection, tensor: Tensor) -> Tensor:
         """The source's tensor, or what stands in its place, as the source would hold it."""
@@ -105,31 +106,9 @@ class MaskedTensors:
         if selection.target in self.replaced:
             source_tensor = self.replaced[selection.target].to(tensor.device)
             source_tensor = source_tensor if rescale is None else rescale.undo(source_tensor)
-            return _scatter(source_tensor, selection, tuple(tensor.shape))
+            return put_back(source_tensor, selection, tuple(tensor.shape))
         # The result holds rescaled values rounded; the rounding is no fault of the surgery.
         return tensor if rescale is None else rescale.undo(rescale.apply(tensor))
-
-
-def _silence(tensor: Tensor, selection: Selection) -> Tensor:
-    """Zero what removed units write, and what is written of them; tokens stay what they are."""
-    for dim, indices in enumerate(selection.indices):
-        if indices is not None and "vocab" not in selection.row.dims[dim].axes:
-            dead = torch.ones(tensor.shape[dim], dtype=torch.bool, device=tensor.device)
-            dead[list(indices)] = False
-            sizes = [-1 if each == dim else 1 for each in range(tensor.ndim)]
-            tensor = tensor.masked_fill(dead.view(sizes), 0)
-    return tensor
-
-
-def _scatter(tensor: Tensor, selection: Selection, sizes: tuple[int, ...]) -> Tensor:
-    """A tensor of the result in the source's geometry, zeros where it has nothing."""
-    for dim, indices in enumerate(selection.indices):
-        if indices is not None:
-            whole = (*tensor.shape[:dim], sizes[dim], *tensor.shape[dim + 1 :])
-            places = torch.tensor(indices, device=tensor.device)
-            tensor = tensor.new_zeros(whole).index_copy(dim, places, tensor)
-    assert tuple(tensor.shape) == sizes, f"{selection.target} is not of the result's shape"
-    return tensor
 
 
 class _MaskedStream(BlockStream):

@@ -36,17 +36,16 @@ def _layout(config: Any) -> Layout:
         Row.of(f"{_EXPERTS}.down_proj", "linear", "experts", "expert_mlp", "hidden", stacked=2),
         Row.of(f"{_EXPERTS}.down_proj_bias", "bias", "experts", "hidden", stacked=1),
     )
-    # Every expert would keep other neurons, where one tensor has the same ones for all.
     dense = gated_decoder(config, qkv_bias=bias, o_bias=bias)
-    return with_experts(dense, config, rows, rigid=True)
+    return with_experts(dense, config, rows)
 
 
 GPT_OSS = Family(
     "gpt_oss",
     "model.layers",
     _layout,
-    EXPERT_KEYS | {"experts": "num_local_experts"},
-    lambda config: head_dim(config) | {"expert_mlp": config.intermediate_size},
+    EXPERT_KEYS | {"experts": "num_local_experts", "expert_mlp": "intermediate_size"},
+    head_dim,
     per_layer=("layer_types",),
     mixture=ExpertModules(router="mlp.router"),
     rules=lambda config: expert_rules(config, config.intermediate_size),

@@ -27,17 +27,16 @@ def _layout(config: Any) -> Layout:
         Row.of(_INPUT, "linear", "experts", "expert_mlp + expert_mlp", "hidden", stacked=1),
         Row.of(_OUTPUT, "linear", "experts", "hidden", "expert_mlp", stacked=1),
     )
-    # Every expert would keep other neurons, where one tensor has the same ones for all.
     dense = gated_decoder(config, qkv_bias=bias, o_bias=bias)
-    return with_experts(dense, config, rows, rigid=True)
+    return with_experts(dense, config, rows)
 
 
 GRANITEMOE = Family(
     "granitemoe",
     "model.layers",
     _layout,
-    EXPERT_KEYS | {"experts": "num_local_experts"},
-    lambda config: head_dim(config) | {"expert_mlp": config.intermediate_size},
+    EXPERT_KEYS | {"experts": "num_local_experts", "expert_mlp": "intermediate_size"},
+    head_dim,
     renamed={
         _ROUTER: f"{_MODULE}.router.weight",
         _INPUT: f"{_MODULE}.experts.gate_up_proj",
