@@ -14,7 +14,7 @@ from real_hybrids import PUBLISHED_HYBRIDS
 from real_mixtures import PUBLISHED_MIXTURES
 from shearling.table.families import FAMILIES
 from shearling.table.families.wrappers import WRAPPERS
-from tiny_models import HYBRIDS, MIXTURES, VARIANTS, tiny_config
+from tiny_models import HYBRIDS, MIXTURES, OF_TWO_WIDTHS, VARIANTS, tiny_config
 from tiny_wrappers import WRAPPED
 
 _PUBLISHED = PUBLISHED | PUBLISHED_MIXTURES | PUBLISHED_HYBRIDS
@@ -92,7 +92,7 @@ def _published(model_type: str) -> list[str]:
 
 def _family(model_type: str) -> str:
     family = FAMILIES[model_type]
-    every = VARIANTS | MIXTURES | HYBRIDS
+    every = VARIANTS | MIXTURES | HYBRIDS | OF_TWO_WIDTHS
     variants = [name for name in every if tiny_config(name).model_type == model_type]
     config = tiny_config(variants[0])
     axes = [axis.name for axis in family.layout(config).axes if not axis.rigid]

@@ -29,6 +29,25 @@ _QWEN3_5: dict[str, Any] = _SIZES | _SILU | _DELTA | {
 _MTP = ("mtp.layers.{}.input_layernorm.weight",)
 
 
+_GEMMA4: dict[str, Any] = _SIZES | {
+    "attention_bias": False, "attention_dropout": 0.0, "attention_k_eq_v": True,
+    "bos_token_id": 2, "dtype": "bfloat16", "enable_moe_block": False, "eos_token_id": 1,
+    "final_logit_softcapping": 30.0, "global_head_dim": 8, "head_dim": 6,
+    "hidden_activation": "gelu_pytorch_tanh", "hidden_size_per_layer_input": 0,
+    "initializer_range": 0.02, "layer_types": ["sliding_attention", _FULL] * 2 + [_FULL],
+    "model_type": "gemma4_text", "moe_intermediate_size": None, "num_experts": None,
+    "num_global_key_value_heads": 1, "num_kv_shared_layers": 0, "pad_token_id": 0,
+    "rms_norm_eps": 1e-06, "sliding_window": 7, "tie_word_embeddings": True,
+    "rope_parameters": {
+        _FULL: {"partial_rotary_factor": 0.25, "rope_theta": 1000000.0,
+                "rope_type": "proportional"},
+        "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
+    },
+    "top_k_experts": None, "use_bidirectional_attention": "vision", "use_cache": True,
+    "use_double_wide_mlp": False, "vocab_size_per_layer_input": 101,
+}  # fmt: skip
+
+
 def _wrapped(model_type: str, name: str, text: dict[str, Any]) -> dict[str, Any]:
     return {
         "architectures": [name], "model_type": model_type, "tie_word_embeddings": False,
@@ -57,5 +76,18 @@ PUBLISHED_HYBRIDS: dict[str, Published] = {
                  {key: value for key, value in _QWEN3_5.items() if key != "intermediate_size"}
                  | _EXPERTS | {"model_type": "qwen3_5_moe_text"}),
         buffers=_MTP,
+    ),
+    "google/gemma-4-31B-it": Published(
+        {"architectures": ["Gemma4ForConditionalGeneration"], "model_type": "gemma4",
+         "audio_config": None, "audio_token_id": 92, "boa_token_id": 95, "boi_token_id": 93,
+         "dtype": "bfloat16", "eoa_token_index": 96, "eoi_token_id": 94, "eos_token_id": [1, 106],
+         "image_token_id": 90, "initializer_range": 0.02, "tie_word_embeddings": True,
+         "transformers_version": "5.5.0.dev0", "video_token_id": 91,
+         "text_config": _GEMMA4,
+         "vision_config": {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
+                           "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8,
+                           "model_type": "gemma4_vision", "patch_size": 2, "pooling_kernel_size": 3,
+                           "position_embedding_size": 24, "standardize": True,
+                           "hidden_activation": "gelu_pytorch_tanh", "rms_norm_eps": 1e-06}},
     ),
 }  # fmt: skip

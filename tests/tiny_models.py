@@ -213,10 +213,25 @@ HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+# Heads of two widths, the last block always of the wider ones; they stay as they are.
+_GEMMA4 = {
+    "head_dim": 6, "global_head_dim": 8, "sliding_window": 7, "hidden_size_per_layer_input": 0,
+    "vocab_size_per_layer_input": 101, "final_logit_softcapping": 3.0, "tie_word_embeddings": True,
+    "layer_types": [f"{kind}_attention" for kind in ("sliding", "full", "sliding", "full", "full")],
+}  # fmt: skip
+OF_TWO_WIDTHS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gemma4": (
+        "Gemma4TextConfig",
+        _GROUPED | _GEMMA4 | {"attention_k_eq_v": True, "num_global_key_value_heads": 1},
+    ),
+    "gemma4-values": ("Gemma4TextConfig", _GROUPED | _GEMMA4 | {"attention_bias": True}),
+}
+
+
 def tiny_config(variant: str) -> Any:
     import transformers
 
-    kind, arguments = (VARIANTS | MIXTURES | HYBRIDS)[variant]
+    kind, arguments = (VARIANTS | MIXTURES | HYBRIDS | OF_TWO_WIDTHS)[variant]
     return getattr(transformers, kind)(**arguments)
 
 
@@ -230,4 +245,7 @@ def tiny_model(variant: str, seed: int = 0) -> Any:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
+        for name, buffer in model.named_buffers():
+            if name.endswith("layer_scalar"):
+                buffer.add_(0.3 * torch.randn_like(buffer))
     return model

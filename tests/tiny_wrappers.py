@@ -48,6 +48,9 @@ _DELTA = {
 }  # fmt: skip
 
 
+_GEMMA4_KINDS = ("sliding", "full", "sliding", "full", "full")
+
+
 def _rope(**more: Any) -> dict[str, Any]:
     return {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [1, 1, 1], **more}
 
@@ -65,6 +68,25 @@ WRAPPED: dict[str, tuple[str, dict[str, Any], str]] = {
             "image_token_index": 90,
         },
         "gemma3_text",
+    ),
+    "gemma4": (
+        "Gemma4Config",
+        {
+            "text_config": _TEXT
+            | {"head_dim": 6, "global_head_dim": 8, "num_global_key_value_heads": 1}
+            | {"attention_k_eq_v": True, "sliding_window": 7, "hidden_size_per_layer_input": 0}
+            | {"use_bidirectional_attention": "vision", "final_logit_softcapping": 3.0}
+            | {"layer_types": [f"{kind}_attention" for kind in _GEMMA4_KINDS]},
+            "vision_config": _EYE
+            | {"num_key_value_heads": 2, "head_dim": 8, "patch_size": 2}
+            | {"position_embedding_size": 24, "num_hidden_layers": 1},
+            "image_token_id": 90,
+            "video_token_id": 91,
+            "audio_token_id": 92,
+            "boi_token_id": 93,
+            "eoi_token_id": 94,
+        },
+        "gemma4_text",
     ),
     "mistral3": (
         "Mistral3Config",

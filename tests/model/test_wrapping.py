@@ -57,13 +57,17 @@ def whole(path: Path) -> tuple[Tensor, Any]:
 
 
 def keep_of(checkpoint: Checkpoint) -> Keep:
-    """Blocks 0, 2 and 3, 31 neurons of each, and groups where the whole lets them go."""
+    """Blocks 0, 2 and 3, 31 neurons of each, and groups where the whole lets them go.
+
+    Of Gemma 4, whose last block stays, that and block 0 and 3.
+    """
     blocks: dict[str, Any] = {"mlp": tuple(tuple(range(n, n + 31)) for n in (0, 5, 19))}
     if "experts" in checkpoint.shape:
         blocks = {"experts": ((0, 2, 3), (1, 2, 4), (0, 1, 2))}
     if "heads" not in checkpoint.family.frozen:
         blocks["kv_heads"] = ((0, 2), (1, 2), (0, 1))
-    return Keep({"layers": (0, 2, 3)}, blocks)
+    last = checkpoint.family.model_type == "gemma4_text"
+    return Keep({"layers": (0, 3, 4) if last else (0, 2, 3)}, blocks)
 
 
 def others(path: Path) -> dict[str, Tensor]:
@@ -92,7 +96,8 @@ def test_it_is_the_language_model(wrapped: Wrapped, name: str) -> None:
     assert loaded_bytes(wrapped(name)) == 4 * own
     expected, _ = whole(wrapped(name))
     model = load_model(wrapped(name))
-    assert sum(p.numel() for p in model.parameters()) == own
+    factors = sum(b.numel() for n, b in model.named_buffers() if n.endswith("layer_scalar"))
+    assert sum(p.numel() for p in model.parameters()) + factors == own
     assert relative(model(input_ids=IDS, use_cache=False).logits, expected) < 1e-6
 
 
@@ -120,7 +125,7 @@ def test_a_cut_is_what_it_was_in(wrapped: Wrapped, name: str, tmp_path: Path) ->
     changed = {key for key in texts[1] if texts[1][key] != texts[0].get(key)}
     assert changed <= {
         "num_hidden_layers", "intermediate_size", "num_attention_heads", "num_key_value_heads",
-        "layer_types", "head_dim", "num_experts", "mtp_num_hidden_layers",
+        "layer_types", "head_dim", "num_experts", "mtp_num_hidden_layers", "per_layer_config",
     }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from shearling.engine.place import Place
 from shearling.engine.stream import BlockStream
 from shearling.engine.words import Words
 from shearling.model.checkpoint import Checkpoint
-from shearling.table.cost import state_bytes
+from shearling.table.cost import kv_cache_bytes, state_bytes
 
 PREFIX = 4  # tokens of a real text to begin with: enough for a subject, too few to bind the rest
 CACHE_BYTES = 2 * 2**30  # of keys and values alive at once; half of what a GPU has to spare
@@ -86,6 +86,7 @@ def sequences_at_once(checkpoint: Checkpoint, place: Place, length: int) -> int:
 def _cached_values(checkpoint: Checkpoint, length: int) -> int:
     """Keys and values of a sequence, and the states of linear attention."""
     layout, shape = checkpoint.layout, checkpoint.shape
-    heads = shape.get("kv_heads") or shape["heads"]  # a latent is cached unfolded
-    keys = 2 * layout.blocks_with("heads", shape) * heads * shape["head_dim"]
+    keys = kv_cache_bytes(layout, shape, 1, itemsize=1)
+    if "latent" in shape:  # is cached unfolded
+        keys = 2 * layout.blocks_with("heads", shape) * shape["heads"] * shape["head_dim"]
     return keys * length + state_bytes(layout, shape, 1)

@@ -338,8 +338,12 @@ def _outside(checkpoint: Checkpoint, dtype: torch.dtype, like: nn.Module | None)
     setattr(config, depth_key, 0)
     with no_init_weights():
         model = build_model(config, dtype)
-    # Gemma looks block types up by number while it walks the (stand-in) blocks.
+    # Gemma looks block types up by number while it walks the (stand-in) blocks. Gemma 4 notes when
+    # it is built at which block those begin that share keys: behind the last, as there are none.
     setattr(model.config, depth_key, checkpoint.shape["layers"])
+    for module in model.modules():
+        if hasattr(module, "first_kv_shared_layer_idx"):
+            module.first_kv_shared_layer_idx = checkpoint.shape["layers"]
     renamed = checkpoint.family.renamed
     if like is not None:
         state = like.state_dict().items()

@@ -240,6 +240,7 @@ def repair_need(source: Checkpoint, calibration: Calibration | None, cuts: int =
     sequences = copies * calibration.samples + calibration.sequences
     shape = source.shape
     linear = shape.get("linear_heads", 0) * shape.get("linear_value_dim", 0)
-    widest = max(shape.get("mlp", 0), shape["heads"] * shape["head_dim"], linear)
+    head = max(shape["head_dim"], shape.get("global_head_dim", 0))
+    widest = max(shape.get("mlp", 0), shape["heads"] * head, linear)
     widths = KEPT_WIDTHS + (cuts - 1) * FURTHER_WIDTHS
     return Need(sequences * calibration.length, widths * shape["hidden"] + widest)

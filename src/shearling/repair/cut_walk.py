@@ -280,7 +280,7 @@ class CutWalk:
                 else:
                     assert own_BSE is not None
                     y_BSE, w_BS = own_BSE, inverse_energy(own_BSE)
-                if gain is not None:
+                if gain is not None and additive:
                     assert own_BSE is not None
                     y_BSE, w_BS = before_norm(y_BSE, own_BSE, w_BS, gain)
                 held = self.source.held[number]

@@ -69,6 +69,15 @@ class Dim:
             )
         )
 
+    def renamed(self, names: Mapping[str, str]) -> Dim:
+        """The same on other axes, by the names of those that change."""
+        return Dim(
+            tuple(
+                tuple(names.get(f, f) if isinstance(f, str) else f for f in segment)
+                for segment in self.segments
+            )
+        )
+
     @property
     def axes(self) -> frozenset[str]:
         """Names of the axes this dimension lies on."""

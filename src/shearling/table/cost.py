@@ -27,8 +27,8 @@ def flops_per_token(layout: Layout, shape: Shape, context: int = 0) -> int:
         for row in layout.rows
         if row.role in ("linear", "conv", "head")
     )
-    attending = layout.blocks_with("heads", shape)
-    attention = 2 * attending * shape["heads"] * shape["head_dim"] * context
+    widths = (blocks * width for blocks, _, width in _attending(layout, shape))
+    attention = 2 * shape["heads"] * sum(widths) * context
     return 2 * (products + attention + 3 * _states(layout, shape))
 
 
@@ -44,11 +44,23 @@ def kv_cache_bytes(layout: Layout | None, shape: Shape, tokens: int, itemsize: i
         tokens: how many are kept.
         itemsize: bytes of a number.
     """
-    blocks = shape["layers"] if layout is None else layout.blocks_with("heads", shape)
+    alike = _attending(layout, shape)
     if "latent" in shape:  # and the rotary part of the keys, one for all heads
+        blocks = sum(blocks for blocks, _, _ in alike)
         return blocks * (shape["latent"] + shape["rotary_dim"]) * tokens * itemsize
-    groups = shape.get("kv_heads", shape["heads"])
-    return 2 * blocks * groups * shape["head_dim"] * tokens * itemsize
+    numbers = sum(blocks * groups * width for blocks, groups, width in alike)
+    return 2 * numbers * tokens * itemsize
+
+
+def _attending(layout: Layout | None, shape: Shape) -> list[tuple[int, int, int]]:
+    """Blocks of attention that are alike: how many, their heads of keys, and a head's width."""
+    blocks = shape["layers"] if layout is None else layout.blocks_with("heads", shape)
+    alike = [(blocks, shape.get("kv_heads", shape["heads"]), shape["head_dim"])]
+    if layout is None or "global_head_dim" not in shape:
+        return alike
+    wider = layout.blocks_with("global_head_dim", shape)
+    own = (wider, shape["global_kv_heads"], shape["global_head_dim"])
+    return [(blocks - wider, *alike[0][1:]), own]
 
 
 def state_bytes(layout: Layout, shape: Shape, itemsize: int = 2) -> int:

@@ -9,6 +9,7 @@ from shearling.table.families.base import Family, Home
 from shearling.table.families.cohere2 import COHERE2
 from shearling.table.families.deepseek_v3 import DEEPSEEK_V3
 from shearling.table.families.gemma import GEMMA2, GEMMA3
+from shearling.table.families.gemma4 import GEMMA4
 from shearling.table.families.glm4 import GLM4
 from shearling.table.families.glm4_moe import GLM4_MOE
 from shearling.table.families.gpt_neox import GPT_NEOX
@@ -34,26 +35,22 @@ from shearling.table.families.smollm3 import SMOLLM3
 FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
-        LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, PHI3, GPT_NEOX, OPT,
+        LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, GEMMA4, PHI3, GPT_NEOX, OPT,
         SMOLLM3, MINISTRAL, MINISTRAL3, OLMO2, OLMO3, GRANITE, GRANITE4, GLM4, COHERE2,
         MIXTRAL, QWEN2_MOE, QWEN3_MOE, OLMOE, GLM4_MOE, DEEPSEEK_V3, GPT_OSS, GRANITEMOE,
         QWEN3_NEXT, QWEN3_5, QWEN3_5_MOE,
     )
 }  # fmt: skip
 
-_GEMMA4 = (
-    "blocks of full attention have other heads than those that slide, blocks of the smaller models "
-    "read the keys of earlier ones, and the last block must be one of full attention, which the "
-    "table cannot say yet"
-)
 _LLAMA4 = (
     "its router runs every expert on every token and weights what enters it, for which there are "
     "neither scores nor a repair of experts yet"
 )
 # What transformers has and we do not cut, and why.
 REFUSED: dict[str, str] = {
-    "gemma4": _GEMMA4, "gemma4_text": _GEMMA4, "llama4": _LLAMA4, "llama4_text": _LLAMA4,
-}  # fmt: skip
+    "llama4": _LLAMA4,
+    "llama4_text": _LLAMA4,
+}
 
 
 def family_of(model_type: object, where: str) -> Family:
@@ -74,8 +71,7 @@ def refuse(model_type: object, where: str) -> None:
     if isinstance(model_type, str) and model_type in REFUSED:
         raise ShearlingError(
             f"{where} is of the architecture {model_type}, which shearling does not cut: "
-            f"{REFUSED[model_type]}; give a model of another one, such as "
-            f"{'gemma3_text' if 'gemma' in model_type else 'qwen3_moe'}."
+            f"{REFUSED[model_type]}; give a model of another one, such as qwen3_moe."
         )
 
 

@@ -64,6 +64,7 @@ WRAPPERS: dict[str, Wrapper] = {
     wrapper.model_type: wrapper
     for wrapper in (
         Wrapper("gemma3"),
+        Wrapper("gemma4"),
         Wrapper("mistral3"),
         Wrapper("llava"),
         Wrapper(
