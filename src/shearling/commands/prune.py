@@ -380,7 +380,9 @@ def _calibration(options: PruneOptions) -> CalibrationText | None:
 def _print_plan(pruning: Pruning, how: dict[str, Any], options: PruneOptions) -> None:
     """What would be written; ``how`` the blocks that go were chosen, if they are known."""
     figures, text = plan_of(pruning, how)
-    print_result(figures, options.as_json, [*text, *pruning.place.lines()])
+    peak = pruning.peak
+    figures |= {"memory": peak.as_json()}
+    print_result(figures, options.as_json, [*text, *pruning.place.lines(), peak.line()])
 
 
 def _print_plans(family: FamilyPruning, missing: list[str], as_json: bool) -> None:

@@ -133,10 +133,14 @@ class Place:
 
     def holds(self, checkpoint: Checkpoint, dtype: torch.dtype) -> bool:
         """Whether a model can be loaded whole, in one type, with as much again left free."""
+        return self.room_for(checkpoint.parameters, dtype)
+
+    def room_for(self, parameters: int, dtype: torch.dtype) -> bool:
+        """The same of a model of so many parameters."""
         if self.streamed:
             return False
         free = capped(free_bytes(str(self.device)) or 0, self.allowed)
-        return 2 * checkpoint.parameters * dtype.itemsize < free
+        return 2 * parameters * dtype.itemsize < free
 
     def loading(self) -> dict[str, Any]:
         """Options with which transformers loads a model straight to the device, if it can."""
@@ -291,8 +295,21 @@ def _on_gpu(
     checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, wish: Wish, need: Need
 ) -> Place:
     card = Card.of(device)
-    card = replace(card, free=int(wish.ranks.least(card.free)))
     hold_to(device, wish.memory)
+    return on_card(
+        checkpoint, replace(card, free=int(wish.ranks.least(card.free))), dtype, wish, need
+    )
+
+
+def on_card(
+    checkpoint: Checkpoint, card: Card, dtype: torch.dtype, wish: Wish, need: Need
+) -> Place:
+    """The place on a GPU of which all that matters is known, be it there or not.
+
+    Raises:
+        ShearlingError: less memory than one block needs.
+    """
+    device = card.device
     require_room(checkpoint, dtype, card, wish.memory, whole=wish.stream is False)
     free = capped(card.free, wish.memory)
     demand = Demand.of(checkpoint, dtype)

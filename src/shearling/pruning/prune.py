@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from shearling.engine.peak import Peak
 from shearling.engine.place import Place, Wish
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
@@ -20,7 +21,7 @@ from shearling.files.writer import check_output, claimed
 from shearling.model.checkpoint import Checkpoint
 from shearling.pruning.choices import Wanted
 from shearling.pruning.cut import SHARD_BYTES
-from shearling.pruning.run import Run
+from shearling.pruning.run import Run, repair_need
 from shearling.pruning.settle import (
     Notify,
     settle_experts,
@@ -192,6 +193,15 @@ class Pruning:
             running=running,
         )  # fmt: skip
         return pruning
+
+    @property
+    def peak(self) -> Peak:
+        """The memory of the device that it will take."""
+        text, wanted = self.calibration, self.wanted
+        return Peak.of(
+            self.source, self.place, repair_need(self.source, text), wanted.after,
+            scored=0 if text is None else text.samples * text.length, repaired=wanted.repaired,
+        )  # fmt: skip
 
     def run(self, progress: Progress = silent, tell: Notify | None = None) -> Run:
         """The model and the text, ready to choose and to write; ``tell`` is told the place."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from shearling.engine.experts import Experts, Routing, every, has_experts, listening, without
 from shearling.engine.moments import inverse_energy
+from shearling.engine.peak import OUTPUT_BYTES
 from shearling.engine.ranks import Ranks
 from shearling.engine.states import States
 from shearling.engine.stream import BlockStream
@@ -25,7 +26,6 @@ from shearling.scoring.scores import Scores
 from shearling.table.axes import EXPERT_MLP, EXPERTS
 
 EXPERT_AXES = (EXPERTS, EXPERT_MLP)
-OUTPUT_BYTES = 2**27  # of what all experts give, kept at a time
 
 
 @torch.inference_mode()
