@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from shearling.cli import app
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
-from shearling.ship.converter import _linked
+from shearling.ship.converter import linked
 from shearling.train.heal import heal
 from shearling.train.options import Options
 from tiny_store import write_store
@@ -70,7 +70,7 @@ def test_from_a_wrapper_to_a_smaller_healed_one(source: Path, tmp_path: Path) ->
     assert not torch.equal(logits(tmp_path / "healed"), logits(tmp_path / "pruned"))
     kept = (tmp_path / "healed" / "processor_config.json").read_text()
     assert kept == '{"image_seq_length": 4}'
-    with _linked(healed.model) as folder:  # what a converter to GGUF is given
+    with linked(healed.model) as folder:  # what a converter to GGUF is given
         alone = AutoModelForCausalLM.from_pretrained(folder).eval()
     assert type(alone).__name__ == "Gemma3ForCausalLM"
     with torch.no_grad():

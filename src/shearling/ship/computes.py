@@ -23,14 +23,17 @@ from shearling.ship.readback import differs
 from shearling.table.families.llama_cpp import LlamaCppFacts
 
 _CLOSE = 1e-4  # relative; metadata are in single precision
+_RECURRENT = "attention.recurrent_layers"
 
 
 def check_counted(source: Checkpoint) -> None:
-    """Refuse a model whose blocks llama.cpp would take for others, before any work is done.
+    """Refuse a model that llama.cpp would take for another, or not take, before any work is done.
 
     Raises:
-        ShearlingError: it would; the removals that would keep the pattern are named.
+        ShearlingError: it would; where blocks are not of the kinds that it counts, the removals
+            that would keep the pattern are named.
     """
+    _check_limits(source)
     _check_rotated(source)
     pattern = pattern_of(source.family, source.config)
     if pattern is None:
@@ -50,6 +53,28 @@ def check_counted(source: Checkpoint) -> None:
             f"{source.name} cannot be exported to GGUF: llama.cpp divides the attention of a "
             f"{pattern.facts.architecture} with {depth} blocks by the root of {taken}, where this "
             f"model's is divided by that of {pattern.scalar:g}; {_depths(source, pattern)}."
+        )
+
+
+def _check_limits(source: Checkpoint) -> None:
+    """Refuse what llama.cpp's code for the architecture has built in otherwise."""
+    facts = source.family.llama_cpp
+    if facts is None:
+        return
+    built_in = (
+        f"{key}={value}, where this model has {key}={getattr(source.config, key, None)}"
+        for key, value in facts.fixed.items()
+        if not _alike(getattr(source.config, key, None), value)
+    )
+    wanted = (
+        limit.wants.format(**source.shape)
+        for limit in facts.limits
+        if not limit.holds(source.config, source.shape)
+    )
+    for wants in (*built_in, *wanted):
+        raise ShearlingError(
+            f"{source.name} cannot be exported to GGUF: llama.cpp's code for {facts.architecture} "
+            f"wants {wants}; give another shape or model, or run it with transformers or vLLM."
         )
 
 
@@ -77,7 +102,10 @@ def check_computes(source: Checkpoint, file: GgufFile) -> None:
         ShearlingError: llama.cpp would compute something else; what, is named.
     """
     facts = source.family.llama_cpp
-    if facts is None or not facts.reads:  # the converter knows it, and we do not read it
+    if facts is None:  # the converter knows it, and we do not
+        return
+    if not facts.reads:
+        _check_stated(source, file, facts)
         return
     try:
         _, read = read_config(file, GgufWeights(file).small)
@@ -88,6 +116,24 @@ def check_computes(source: Checkpoint, file: GgufFile) -> None:
             f"would run with {what} {_short(runs)}, where the model's is {_short(has)}, which "
             f"llama.cpp's converter or code does not know for {facts.architecture}"
         )
+
+
+def _check_stated(source: Checkpoint, file: GgufFile, facts: LlamaCppFacts) -> None:
+    """Compare the numbers that must arrive in a file that we do not read as a model."""
+    config = source.config
+    stated = dict((facts.epsilon, *facts.stated.items()))
+    if facts.slides and facts.window is not None and getattr(config, facts.window, None):
+        stated[facts.window] = "attention.sliding_window"
+    for key, name in stated.items():
+        has, says = getattr(config, key, None), file.get(name)
+        if not _alike(has, says):
+            raise differs(f"says {name}={says}, where the model has {key}={has}")
+    kinds = getattr(config, "layer_types", None) or ()
+    lists = file.get(_RECURRENT)
+    if "linear_attention" in kinds and lists is not None:
+        counted = ["linear_attention" if recurs else "full_attention" for recurs in lists]
+        if counted != list(kinds):
+            raise differs(f"says {_RECURRENT}={lists}, where the model has layer_types={kinds}")
 
 
 def _differences(

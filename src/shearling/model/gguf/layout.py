@@ -33,6 +33,20 @@ def file_names(names: list[str], architecture: str, depth: int) -> dict[str, str
     return {name: table.get_name(name, try_suffixes=ENDINGS) for name in names}
 
 
+def parts(
+    family: Family, config: Any, shape: Shape, name: str, row: Row, tensor: Tensor
+) -> dict[str, Tensor]:
+    """What a file holds of a checkpoint's tensor: names that converters know -> values.
+
+    Most families' files hold one tensor for one, under its own name.
+    """
+    facts = family.llama_cpp
+    apart = facts.stored(config, name, tensor) if facts is not None and facts.stored else None
+    if apart is None:
+        return {name: to_file(family, shape, name, row, tensor)}
+    return {part: values.float() for part, values in apart.items()}
+
+
 def to_file(family: Family, shape: Shape, name: str, row: Row, tensor: Tensor) -> Tensor:
     """A checkpoint's tensor with its rows in llama.cpp's order, norms as it multiplies by them."""
     tensor = tensor if tensor.dtype == torch.float16 else tensor.float()

@@ -14,6 +14,7 @@ from shearling.table.families.base import (
     gated_decoder,
     head_dim,
 )
+from shearling.table.families.llama_cpp import SILU, TIED, WHOLE, LlamaCppFacts
 from shearling.table.layout import Layout
 
 
@@ -31,4 +32,16 @@ COHERE2 = Family(
     per_layer=("layer_types",),
     adapt=explicit_head_dim,
     centred=True,
+    llama_cpp=LlamaCppFacts(
+        "cohere2",
+        fixed=SILU,
+        epsilon=("layer_norm_eps", "attention.layer_norm_epsilon"),
+        window="sliding_window",
+        slides=True,
+        period=4,
+        limits=(WHOLE, TIED),
+        stated={"logit_scale": "logit_scale"},
+        told=lambda config: {"rotary_pct": 1.0},
+        reads=False,
+    ),
 )

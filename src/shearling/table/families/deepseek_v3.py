@@ -27,7 +27,10 @@ from shearling.table.families.experts import (
     sigmoid_sizes,
     stacks,
 )
+from shearling.table.families.llama_cpp import SILU, UNBIASED, Limit, LlamaCppFacts
+from shearling.table.families.llama_cpp_rows import split_latent
 from shearling.table.layout import Layout
+from shearling.table.values import Shape
 
 _BLOCK = "model.layers.{}"
 
@@ -85,6 +88,36 @@ def _adapt(raw: dict[str, Any], config: Any, shape: Any) -> dict[str, Any]:
     return {**raw, "num_key_value_heads": shape["heads"]}
 
 
+def _as_counted(config: Any, shape: Shape) -> bool:
+    """Whether llama.cpp looks for a latent of queries where there is one: it goes by sizes."""
+    without = shape["layers"] in (26, 27) or (shape["layers"], shape["vocab"]) == (48, 128256)
+    return without == (config.q_lora_rank is None)
+
+
+_SIZE_KEYS = {
+    "head_dim": "attention.value_length_mla",
+    "query_dim": "attention.key_length_mla",
+    "latent": "attention.kv_lora_rank",
+    "query_rank": "attention.q_lora_rank",
+    "rotary_dim": "rope.dimension_count",
+}
+_LIMITS = (
+    UNBIASED,
+    Limit(
+        "queries from a latent in models of DeepSeek's kind, but for those of 26 or 27 blocks, "
+        "which must have none; this one has {layers} blocks",
+        _as_counted,
+    ),
+    Limit(
+        "rotary pairs side by side (rope_interleave)",
+        lambda config, shape: bool(config.rope_interleave),
+    ),
+    Limit(
+        "a router that leaves out some of its groups of experts",
+        lambda config, shape: config.n_group == 1 or config.topk_group < config.n_group,
+    ),
+)
+
 DEEPSEEK_V3 = Family(
     "deepseek_v3",
     "model.layers",
@@ -103,4 +136,14 @@ DEEPSEEK_V3 = Family(
     predicting="num_nextn_predict_layers",
     adapt=_adapt,
     adapt_layers=fewer_leading,
+    llama_cpp=LlamaCppFacts(
+        "deepseek2",
+        fixed=SILU,
+        sizes=_SIZE_KEYS,
+        limits=_LIMITS,
+        stated={"routed_scaling_factor": "expert_weights_scale"},
+        told=lambda config: {"scoring_func": "sigmoid"},
+        stored=split_latent,
+        reads=False,
+    ),
 )

@@ -12,6 +12,7 @@ from typing import Any
 
 from shearling.table.axes import Axis, Row
 from shearling.table.families.base import explicit_head_dim, head_dim, linear
+from shearling.table.families.llama_cpp import SILU, UNBIASED, Limit, LlamaCppFacts
 from shearling.table.layout import Layout
 from shearling.table.values import Shape
 
@@ -24,6 +25,21 @@ _AXES = (
     Axis(_HEADS, per_block=True),
     Axis("linear_key_dim", rigid=True),
     Axis("linear_value_dim", rigid=True),
+)
+
+
+LLAMA_CPP = LlamaCppFacts(
+    "",
+    fixed=SILU,
+    limits=(
+        UNBIASED,
+        Limit(
+            "keys and values of linear attention equally wide",
+            lambda config, shape: config.linear_key_head_dim == config.linear_value_head_dim,
+        ),
+    ),
+    ahead=True,
+    reads=False,
 )
 
 

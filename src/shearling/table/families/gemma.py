@@ -18,7 +18,7 @@ from shearling.table.families.base import (
     head_dim,
 )
 from shearling.table.families.legal import divided_hidden
-from shearling.table.families.llama_cpp import LlamaCppFacts
+from shearling.table.families.llama_cpp import TIED, UNBIASED, LlamaCppFacts
 from shearling.table.layout import Layout
 from shearling.table.values import Shape
 
@@ -92,7 +92,7 @@ GEMMA2 = _gemma(
     _gemma2,
     LlamaCppFacts(
         "gemma2", fixed=_FIXED, biases=_BIASES, window="sliding_window", slides=True, period=2,
-        widest=4096, scalar=_SCALAR, scaled_depth=46,
+        widest=4096, scalar=_SCALAR, scaled_depth=46, limits=(TIED, UNBIASED),
         softcaps={_ATTENTION: (_ATTENTION, 50.0), _FINAL: (_FINAL, 30.0)},
     ),
 )  # fmt: skip
@@ -103,5 +103,6 @@ GEMMA3 = _gemma(
     LlamaCppFacts(
         "gemma3", fixed=_FIXED, biases=_BIASES, window="sliding_window", slides=True, period=6,
         local_theta=10000.0, scalar=_SCALAR, scaled_depth=62, softcaps={_FINAL: (_FINAL, None)},
+        limits=(UNBIASED,),
     ),
 )  # fmt: skip

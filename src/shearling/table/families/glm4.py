@@ -14,6 +14,7 @@ from shearling.table.families.base import (
     gated_decoder,
     head_dim,
 )
+from shearling.table.families.llama_cpp import SILU, LlamaCppFacts
 from shearling.table.layout import Layout
 
 _POST = {"heads": "post_self_attn_layernorm", "mlp": "post_mlp_layernorm"}
@@ -32,4 +33,5 @@ GLM4 = Family(
     head_dim,
     adapt=explicit_head_dim,
     post_norms=_POST,
+    llama_cpp=LlamaCppFacts("glm4", fixed=SILU, reads=False),
 )

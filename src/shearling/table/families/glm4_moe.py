@@ -19,6 +19,8 @@ from shearling.table.families.experts import (
     sigmoid_sizes,
     stacks,
 )
+from shearling.table.families.llama_cpp import SILU, LlamaCppFacts
+from shearling.table.families.llama_cpp_rows import score_bias
 from shearling.table.layout import Layout
 
 
@@ -41,4 +43,12 @@ GLM4_MOE = Family(
     predicting="num_nextn_predict_layers",
     adapt=explicit_head_dim,
     adapt_layers=fewer_leading,
+    llama_cpp=LlamaCppFacts(
+        "glm4moe",
+        fixed=SILU,
+        stated={"routed_scaling_factor": "expert_weights_scale"},
+        ahead=True,
+        stored=score_bias,
+        reads=False,
+    ),
 )

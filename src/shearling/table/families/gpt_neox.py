@@ -18,7 +18,7 @@ from shearling.table.families.base import (
     linear,
 )
 from shearling.table.families.legal import whole_heads
-from shearling.table.families.llama_cpp import LlamaCppFacts
+from shearling.table.families.llama_cpp import UNTIED, Limit, LlamaCppFacts
 from shearling.table.layout import Layout
 
 _HEAD = "embed_out.weight"
@@ -64,5 +64,13 @@ GPT_NEOX = Family(
         epsilon=("layer_norm_eps", "attention.layer_norm_epsilon"),
         fused=("query_key_value",),
         partial=True,
+        limits=(
+            UNTIED,
+            Limit(
+                "biases in attention, where this model has none",
+                lambda config, shape: bool(config.attention_bias),
+            ),
+        ),
+        told=lambda config: {"rotary_pct": config.rope_parameters["partial_rotary_factor"]},
     ),
 )

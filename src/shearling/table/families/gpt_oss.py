@@ -17,6 +17,8 @@ from shearling.table.families.base import (
     head_dim,
 )
 from shearling.table.families.experts import EXPERT_KEYS, expert_rules, with_experts
+from shearling.table.families.llama_cpp import UNTIED, Limit, LlamaCppFacts
+from shearling.table.families.llama_cpp_rows import interleaved_experts
 from shearling.table.layout import Layout
 
 _BLOCK = "model.layers.{}"
@@ -50,4 +52,20 @@ GPT_OSS = Family(
     mixture=ExpertModules(router="mlp.router"),
     rules=lambda config: expert_rules(config, config.intermediate_size),
     adapt=explicit_head_dim,
+    llama_cpp=LlamaCppFacts(
+        "gpt-oss",
+        fixed={"swiglu_limit": 7.0},
+        window="sliding_window",
+        slides=True,
+        period=2,
+        limits=(
+            UNTIED,
+            Limit(
+                "biases in attention, where this model has none",
+                lambda config, shape: bool(config.attention_bias),
+            ),
+        ),
+        stored=interleaved_experts,
+        reads=False,
+    ),
 )

@@ -19,10 +19,17 @@ from shearling.table.families.base import (
     head_dim,
 )
 from shearling.table.families.legal import Rule
-from shearling.table.families.llama_cpp import PAIRED, LlamaCppFacts
+from shearling.table.families.llama_cpp import DIVIDED, PAIRED, SILU, Limit, LlamaCppFacts
+from shearling.table.families.llama_cpp_rows import halved_inputs
 from shearling.table.layout import Layout
 from shearling.table.values import Shape
 
+MULTIPLIERS = {
+    "attention_multiplier": "attention.scale",
+    "embedding_multiplier": "embedding_scale",
+    "residual_multiplier": "residual_scale",
+    "logits_scaling": "logit_scale",
+}
 _NAMES = {
     "mlp.gate_up_proj": "shared_mlp.input_linear",
     "mlp.down_proj": "shared_mlp.output_linear",
@@ -67,6 +74,13 @@ def _adapt4(raw: dict[str, Any], config: Any, shape: Shape) -> dict[str, Any]:
     return {**raw, "mamba_d_head": "auto"} if changed else raw
 
 
+_FACTS = LlamaCppFacts(
+    "granite", fixed=SILU, paired=PAIRED, limits=(DIVIDED,), stated=MULTIPLIERS, reads=False
+)
+_ROTATED = Limit(
+    "rotary positions, which this model does without",
+    lambda config, shape: config.position_embedding_type == "rope",
+)
 GRANITE = Family(
     "granite",
     "model.layers",
@@ -75,7 +89,7 @@ GRANITE = Family(
     head_dim,
     adapt=explicit_head_dim,
     branch_scale=lambda config: config.residual_multiplier,
-    llama_cpp=LlamaCppFacts("granite", paired=PAIRED, reads=False),
+    llama_cpp=_FACTS,
 )
 GRANITE4 = Family(
     "granitemoehybrid",
@@ -87,4 +101,14 @@ GRANITE4 = Family(
     rules=_rules4,
     adapt=_adapt4,
     branch_scale=lambda config: config.residual_multiplier,
+    llama_cpp=replace(
+        _FACTS,
+        limits=(*_FACTS.limits, _ROTATED),
+        # transformers 5 calls blocks otherwise than the converter does, and counts experts of none.
+        told=lambda config: {
+            "layer_types": ["attention"] * config.num_hidden_layers,
+            "num_experts_per_tok": 0,
+        },
+        stored=halved_inputs,
+    ),
 )

@@ -13,6 +13,9 @@ from shearling.table.families.base import (
     head_dim,
 )
 from shearling.table.families.experts import EXPERT_KEYS, expert_rules, with_experts
+from shearling.table.families.granite import MULTIPLIERS
+from shearling.table.families.llama_cpp import DIVIDED, PAIRED, SILU, LlamaCppFacts
+from shearling.table.families.llama_cpp_rows import halved_inputs
 from shearling.table.layout import Layout
 
 _MODULE = "model.layers.{}.block_sparse_moe"
@@ -48,4 +51,13 @@ GRANITEMOE = Family(
     rules=lambda config: expert_rules(config, config.intermediate_size),
     adapt=explicit_head_dim,
     branch_scale=lambda config: config.residual_multiplier,
+    llama_cpp=LlamaCppFacts(
+        "granitemoe",
+        fixed=SILU,
+        paired=PAIRED,
+        limits=(DIVIDED,),
+        stated=MULTIPLIERS,
+        stored=halved_inputs,
+        reads=False,
+    ),
 )

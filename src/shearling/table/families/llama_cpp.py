@@ -2,17 +2,36 @@
 
 llama.cpp counts where a configuration lists: every sixth block of a Gemma 3 attends to everything,
 whatever ``layer_types`` says, and a model of 62 blocks has its attention scaled in another way. A
-file says nothing of it. What is stated here was read in llama.cpp's ``load_arch_hparams`` of each
-architecture and in its converter, in 2026.
+file says nothing of it. What is stated here was read in llama.cpp's ``load_arch_hparams`` and
+``load_arch_tensors`` of each architecture and in its converter, in 2026, and tried by running it on
+models of every family, whole and cut (tests/ship/test_llama_cpp_runs.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
+from shearling.table.values import Shape
+
 FULL, SLIDING = "full_attention", "sliding_attention"
+Stored = Callable[[Any, str, Tensor], Mapping[str, Tensor] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What llama.cpp's code for an architecture takes for granted, and no file can say otherwise.
+
+    Attributes:
+        wants: what, to follow "wants"; names of sizes in braces are filled in.
+        holds: whether a model is so; from its configuration, as resolved, and its sizes.
+    """
+
+    wants: str
+    holds: Callable[[Any, Shape], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +62,16 @@ class LlamaCppFacts:
         softcaps: config key -> metadata key, and the value of a file that names none.
         unrotated: every block whose number, counted from 1, divides by it is run without rotary
             positions; None where all have them.
+        sizes: axis -> metadata key, where it is another than in most architectures' files.
+        limits: what else its code takes for granted.
+        stated: config key -> metadata key of a number that must arrive; of architectures that are
+            not read as models of ours, whose configuration is not compared as a whole.
+        told: keys that the converter looks for in a configuration, and that transformers does not
+            give on; from the configuration, as resolved.
+        ahead: whether the converter must be told to leave out what predicts tokens further ahead.
+        stored: what a file holds of a tensor, from the resolved configuration, its name and its
+            values: names that the converter would know -> values in llama.cpp's order; None
+            where it holds the tensor as others do.
         reads: whether a file of the architecture is read as a model of ours. Where not, only
             what is said here is known of it, and what llama.cpp computes is compared by running it.
     """
@@ -64,6 +93,12 @@ class LlamaCppFacts:
     scaled_depth: int | None = None
     softcaps: Mapping[str, tuple[str, float | None]] = field(default_factory=dict)
     unrotated: int | None = None
+    sizes: Mapping[str, str] = field(default_factory=dict)
+    limits: tuple[Limit, ...] = ()
+    stated: Mapping[str, str] = field(default_factory=dict)
+    told: Callable[[Any], Mapping[str, Any]] = lambda config: {}
+    ahead: bool = False
+    stored: Stored | None = None
     reads: bool = True
 
     def kinds(self, depth: int, period: int | None = None) -> tuple[str, ...] | None:
@@ -82,3 +117,36 @@ class LlamaCppFacts:
 
 SILU = {"hidden_act": "silu"}
 PAIRED = {"q_proj": "heads", "k_proj": "kv_heads"}
+
+WHOLE = Limit(
+    "hidden to be heads * head_dim, which are {hidden} and {heads} * {head_dim} here",
+    lambda config, shape: shape["hidden"] == shape["heads"] * shape["head_dim"],
+)
+DIVIDED = Limit(
+    "heads as wide as hidden / heads, which are {hidden} and {heads}, and {head_dim} wide here",
+    lambda config, shape: shape["hidden"] // shape["heads"] == shape["head_dim"],
+)
+UNTIED = Limit(
+    "an output head of its own, where this model's is the embedding",
+    lambda config, shape: not config.tie_word_embeddings,
+)
+TIED = Limit(
+    "the embedding for an output head, where this model has one of its own",
+    lambda config, shape: bool(config.tie_word_embeddings),
+)
+UNBIASED = Limit(
+    "no bias on what attention writes, where this model has one",
+    lambda config, shape: not getattr(config, "attention_bias", False),
+)
+PLAIN_MLP = Limit(
+    "no biases in an MLP, where this model has them",
+    lambda config, shape: not getattr(config, "mlp_bias", False),
+)
+
+
+def router(normed: bool) -> Limit:
+    """Whether the weights of the experts that a token is sent to are scaled to add up to 1."""
+    words = "weights of chosen experts that add up to 1, which norm_topk_prob=false does not make"
+    if not normed:
+        words = "weights of chosen experts as they are, which norm_topk_prob=true scales"
+    return Limit(words, lambda config, shape: bool(config.norm_topk_prob) == normed)

@@ -9,6 +9,7 @@ from shearling.table.families.base import (
     gated_decoder,
     head_dim,
 )
+from shearling.table.families.llama_cpp import PAIRED, SILU, Limit, LlamaCppFacts
 
 MINISTRAL = Family(
     "ministral",
@@ -26,4 +27,20 @@ MINISTRAL3 = Family(
     GROUPED_QUERY_KEYS,
     head_dim,
     adapt=explicit_head_dim,
+    llama_cpp=LlamaCppFacts(
+        "mistral3",
+        fixed=SILU,
+        paired=PAIRED,
+        window="sliding_window",
+        limits=(
+            Limit(
+                "rope_parameters of the type yarn with mscale_all_dim and llama_4_scaling_beta",
+                lambda config, shape: (
+                    config.rope_parameters["rope_type"] == "yarn"
+                    and {"mscale_all_dim", "llama_4_scaling_beta"} <= config.rope_parameters.keys()
+                ),
+            ),
+        ),
+        reads=False,
+    ),
 )

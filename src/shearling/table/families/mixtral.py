@@ -19,7 +19,7 @@ from shearling.table.families.experts import (
     stacks,
     with_experts,
 )
-from shearling.table.families.llama_cpp import PAIRED, LlamaCppFacts
+from shearling.table.families.llama_cpp import PAIRED, SILU, LlamaCppFacts
 from shearling.table.layout import Layout
 
 _MODULE, _MATRICES = "block_sparse_moe.experts", ("w1", "w3", "w2")
@@ -42,5 +42,5 @@ MIXTRAL = Family(
     mixture=ExpertModules(),
     rules=lambda config: expert_rules(config, config.intermediate_size),
     adapt=explicit_head_dim,
-    llama_cpp=LlamaCppFacts("llama", paired=PAIRED, reads=False),
+    llama_cpp=LlamaCppFacts("llama", fixed=SILU, paired=PAIRED, reads=False),
 )

@@ -17,7 +17,7 @@ from shearling.table.families.base import (
     gated_decoder,
     head_dim,
 )
-from shearling.table.families.llama_cpp import LlamaCppFacts
+from shearling.table.families.llama_cpp import SILU, UNBIASED, UNTIED, WHOLE, LlamaCppFacts
 from shearling.table.layout import Layout
 
 _POST = {"heads": "post_attention_layernorm", "mlp": "post_feedforward_layernorm"}
@@ -44,7 +44,7 @@ def _olmo(model_type: str, llama_cpp: LlamaCppFacts, per_layer: tuple[str, ...] 
     )
 
 
-_FACTS = LlamaCppFacts("olmo2", reads=False)
+_FACTS = LlamaCppFacts("olmo2", fixed=SILU, limits=(WHOLE, UNTIED, UNBIASED), reads=False)
 OLMO2 = _olmo("olmo2", _FACTS)
 OLMO3 = _olmo(
     "olmo3", replace(_FACTS, window="sliding_window", slides=True, period=4), ("layer_types",)

@@ -14,7 +14,7 @@ from shearling.table.families.experts import (
     with_experts,
 )
 from shearling.table.families.legal import Rule, whole_heads
-from shearling.table.families.llama_cpp import LlamaCppFacts
+from shearling.table.families.llama_cpp import SILU, UNBIASED, UNTIED, Limit, LlamaCppFacts, router
 from shearling.table.layout import Layout
 
 
@@ -38,5 +38,18 @@ OLMOE = Family(
     stacked=stacks("mlp.experts"),
     mixture=ExpertModules(),
     rules=_rules,
-    llama_cpp=LlamaCppFacts("olmoe", reads=False),
+    llama_cpp=LlamaCppFacts(
+        "olmoe",
+        fixed=SILU | {"rms_norm_eps": 1e-5},
+        limits=(
+            Limit(
+                "as many key heads as heads, which are {kv_heads} and {heads} here",
+                lambda config, shape: shape["heads"] == shape["kv_heads"],
+            ),
+            UNTIED,
+            UNBIASED,
+            router(normed=False),
+        ),
+        reads=False,
+    ),
 )

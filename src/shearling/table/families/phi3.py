@@ -16,7 +16,7 @@ from shearling.table.families.base import (
     odd_heads,
 )
 from shearling.table.families.legal import Rule
-from shearling.table.families.llama_cpp import SILU, LlamaCppFacts
+from shearling.table.families.llama_cpp import SILU, WHOLE, LlamaCppFacts
 from shearling.table.layout import Layout
 from shearling.table.values import Shape
 
@@ -76,5 +76,7 @@ PHI3 = Family(
     rules=_rules,
     adapt=explicit_head_dim,
     remarks=_remarks,
-    llama_cpp=LlamaCppFacts("phi3", fixed=SILU, partial=True, window="sliding_window"),
+    llama_cpp=LlamaCppFacts(
+        "phi3", fixed=SILU, partial=True, window="sliding_window", limits=(WHOLE,)
+    ),
 )

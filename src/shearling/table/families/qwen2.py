@@ -12,7 +12,7 @@ from shearling.table.families.base import (
     head_dim,
     odd_heads,
 )
-from shearling.table.families.llama_cpp import SILU, LlamaCppFacts
+from shearling.table.families.llama_cpp import SILU, WHOLE, LlamaCppFacts
 from shearling.table.layout import Layout
 from shearling.table.values import Shape
 
@@ -39,5 +39,5 @@ QWEN2 = Family(
     per_layer=("layer_types",),
     adapt=explicit_head_dim,
     remarks=_remarks,
-    llama_cpp=LlamaCppFacts("qwen2", fixed=SILU),
+    llama_cpp=LlamaCppFacts("qwen2", fixed=SILU, limits=(WHOLE,)),
 )

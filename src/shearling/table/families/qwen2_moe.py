@@ -17,7 +17,8 @@ from shearling.table.families.experts import (
     with_experts,
 )
 from shearling.table.families.legal import whole_heads
-from shearling.table.families.qwen3_moe import kinds, renumbered
+from shearling.table.families.llama_cpp import SILU, UNTIED, LlamaCppFacts, router
+from shearling.table.families.qwen3_moe import EVERYWHERE, kinds, renumbered
 from shearling.table.layout import Layout
 
 _MLP = "model.layers.{}.mlp"
@@ -59,4 +60,7 @@ QWEN2_MOE = Family(
         *expert_rules(config, config.moe_intermediate_size),
     ),
     adapt_layers=renumbered,
+    llama_cpp=LlamaCppFacts(
+        "qwen2moe", fixed=SILU, limits=(EVERYWHERE, UNTIED, router(normed=False)), reads=False
+    ),
 )

@@ -11,7 +11,7 @@ from shearling.table.families.base import (
     gated_decoder,
     head_dim,
 )
-from shearling.table.families.llama_cpp import SILU, LlamaCppFacts
+from shearling.table.families.llama_cpp import SILU, UNBIASED, LlamaCppFacts
 from shearling.table.layout import Layout
 
 
@@ -20,6 +20,7 @@ def _layout(config: Any) -> Layout:
     return gated_decoder(config, qkv_bias=bias, o_bias=bias, qk_norm="head")
 
 
+_BIASES = {"attention_bias": "attn_output.bias"}
 QWEN3 = Family(
     "qwen3",
     "model.layers",
@@ -28,5 +29,5 @@ QWEN3 = Family(
     head_dim,
     per_layer=("layer_types",),
     adapt=explicit_head_dim,
-    llama_cpp=LlamaCppFacts("qwen3", fixed=SILU, biases={"attention_bias": "attn_output.bias"}),
+    llama_cpp=LlamaCppFacts("qwen3", fixed=SILU, biases=_BIASES, limits=(UNBIASED,)),
 )

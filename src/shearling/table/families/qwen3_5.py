@@ -6,11 +6,13 @@ stacked. Heads that predict tokens further ahead (`mtp.`) are not copied.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from shearling.table.families.base import GROUPED_QUERY_KEYS, Family, gated_decoder
-from shearling.table.families.delta import DELTA_KEYS, adapt, apart, delta_sizes, hybrid
+from shearling.table.families.delta import DELTA_KEYS, LLAMA_CPP, adapt, apart, delta_sizes, hybrid
 from shearling.table.families.experts import EXPERT_KEYS, expert_rules, stacks
+from shearling.table.families.llama_cpp_rows import delta_apart
 from shearling.table.families.qwen2_moe import MIXTURE_KEYS, MODULES
 from shearling.table.families.qwen3_next import mixture, mixture_sizes
 from shearling.table.layout import Layout
@@ -33,6 +35,7 @@ QWEN3_5 = Family(
     predictors="mtp.",
     adapt=adapt,
     gain_offset=1.0,
+    llama_cpp=replace(LLAMA_CPP, architecture="qwen35", stored=delta_apart),
 )
 QWEN3_5_MOE = Family(
     "qwen3_5_moe_text",
@@ -48,4 +51,5 @@ QWEN3_5_MOE = Family(
     predictors="mtp.",
     adapt=adapt,
     gain_offset=1.0,
+    llama_cpp=replace(LLAMA_CPP, architecture="qwen35moe", stored=delta_apart),
 )

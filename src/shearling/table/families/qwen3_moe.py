@@ -22,7 +22,7 @@ from shearling.table.families.experts import (
     stacks,
     with_experts,
 )
-from shearling.table.families.llama_cpp import LlamaCppFacts
+from shearling.table.families.llama_cpp import SILU, UNBIASED, Limit, LlamaCppFacts, router
 from shearling.table.layout import Layout
 from shearling.table.values import Shape
 
@@ -62,6 +62,11 @@ def renumbered(
     return {**raw, "decoder_sparse_step": 1, "mlp_only_layers": dense}
 
 
+EVERYWHERE = Limit(
+    "experts in every block, where this model has some without",
+    lambda config, shape: DENSE not in kinds(config),
+)
+
 QWEN3_MOE = Family(
     "qwen3_moe",
     "model.layers",
@@ -74,5 +79,7 @@ QWEN3_MOE = Family(
     rules=lambda config: expert_rules(config, config.moe_intermediate_size),
     adapt=explicit_head_dim,
     adapt_layers=renumbered,
-    llama_cpp=LlamaCppFacts("qwen3moe", reads=False),
+    llama_cpp=LlamaCppFacts(
+        "qwen3moe", fixed=SILU, limits=(EVERYWHERE, UNBIASED, router(normed=True)), reads=False
+    ),
 )

@@ -6,12 +6,14 @@ ahead (`mtp.`) are not copied.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from shearling.errors import ShearlingError
 from shearling.table.families.base import Family, gated_decoder
-from shearling.table.families.delta import DELTA_KEYS, adapt, delta_sizes, hybrid, joined
+from shearling.table.families.delta import DELTA_KEYS, LLAMA_CPP, adapt, delta_sizes, hybrid, joined
 from shearling.table.families.experts import DENSE, EXPERT_KEYS, expert_rules, stacks, with_experts
+from shearling.table.families.llama_cpp_rows import delta_joined
 from shearling.table.families.qwen2_moe import MIXTURE_KEYS, MIXTURE_ROWS, MODULES, SHARED_MLP
 from shearling.table.families.qwen3_moe import kinds
 from shearling.table.layout import Layout
@@ -51,4 +53,5 @@ QWEN3_NEXT = Family(
     predictors="mtp.",
     adapt=adapt,
     gain_offset=1.0,
+    llama_cpp=replace(LLAMA_CPP, architecture="qwen3next", stored=delta_joined),
 )

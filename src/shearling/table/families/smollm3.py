@@ -11,7 +11,7 @@ from shearling.table.families.base import (
     gated_decoder,
     head_dim,
 )
-from shearling.table.families.llama_cpp import PAIRED, LlamaCppFacts
+from shearling.table.families.llama_cpp import PAIRED, PLAIN_MLP, SILU, UNBIASED, LlamaCppFacts
 from shearling.table.layout import Layout
 
 
@@ -28,5 +28,12 @@ SMOLLM3 = Family(
     head_dim,
     per_layer=("no_rope_layers", "layer_types"),
     adapt=explicit_head_dim,
-    llama_cpp=LlamaCppFacts("smollm3", paired=PAIRED, unrotated=4, reads=False),
+    llama_cpp=LlamaCppFacts(
+        "smollm3",
+        fixed=SILU,
+        paired=PAIRED,
+        unrotated=4,
+        limits=(UNBIASED, PLAIN_MLP),
+        reads=False,
+    ),
 )

@@ -1,0 +1,231 @@
+"""What llama.cpp itself computes with exported files of every family, whole and cut.
+
+``LLAMA_CPP`` names a directory of llama.cpp's source with ``llama-server`` built in it; other
+tests have a stand-in for it. Sizes are such as llama.cpp can run: what else it wants of an
+architecture is in the families' facts, and refused by a sentence (test_gguf_limits.py).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from llama_cpp_driver import DRIVER
+
+from shearling.model.checkpoint import Checkpoint
+from shearling.pruning.cut import cut
+from shearling.pruning.prune import Criteria, Repairs, Running, prune
+from shearling.pruning.size import Size
+from shearling.ship.computes import check_computes, check_counted
+from shearling.ship.converter import arguments, linked
+from shearling.ship.llama_run import SERVER, run_and_compare
+from shearling.ship.readback import open_back, prove
+from shearling.table.families import FAMILIES
+from shearling.table.values import Keep
+from tiny_models import HYBRIDS, MIXTURES, VARIANTS
+from tiny_tokenizer import VOCAB, byte_tokenizer
+
+HOME = Path(os.environ.get("LLAMA_CPP", ""))
+REAL = (HOME / "convert_hf_to_gguf.py").is_file() and (HOME / "build" / "bin" / SERVER).is_file()
+pytestmark = pytest.mark.skipif(not REAL, reason="LLAMA_CPP has no llama-server built in it")
+
+# Nats: the mean over the likeliest tokens of four texts, and the largest. Files and caches are of
+# 32 bits; llama.cpp has tables of 16 bits for some functions.
+MEAN, LARGEST = 2e-3, 2e-2
+SIZES = {
+    "vocab_size": VOCAB, "bos_token_id": 256, "eos_token_id": 257, "hidden_size": 48,
+    "num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 8, "intermediate_size": 40,
+    "num_hidden_layers": 5,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A model that is exported and run, and what is cut of it.
+
+    Attributes:
+        variant: in tiny_models.
+        has: what its configuration has otherwise.
+        lacks: keys that it has not.
+        remove: blocks that go.
+        shape: sizes after the cut.
+    """
+
+    variant: str
+    has: dict[str, Any] = field(default_factory=dict)
+    lacks: tuple[str, ...] = ()
+    remove: tuple[int, ...] = (1,)
+    shape: str = "hidden=40,heads=4,kv_heads=2,mlp=24"
+
+
+WHOLE = "hidden=32,heads=4,kv_heads=2,mlp=24"  # heads fill the stream
+SPARSE = "hidden=40,heads=4,kv_heads=2,experts=4,expert_mlp=8"
+DELTA = {"linear_key_head_dim": 8, "linear_value_head_dim": 8}
+KINDS = ("sliding", "sliding", "sliding", "full")
+TRIED = {
+    "llama": Tried("llama"),
+    "llama-tied": Tried("llama-tied"),
+    "llama-biases": Tried("llama-biases", shape=WHOLE),
+    "mistral": Tried("mistral", {"sliding_window": None}),
+    "qwen2": Tried("qwen2", {"use_sliding_window": False}, shape=WHOLE),
+    "qwen3": Tried("qwen3", {"attention_bias": False}),
+    "gemma2": Tried("gemma2", {"query_pre_attn_scalar": 8}, remove=(3, 4), shape=WHOLE),
+    "gemma3": Tried(
+        "gemma3", {"query_pre_attn_scalar": 8, "sliding_window_pattern": 6, "num_hidden_layers": 8},
+        remove=(0, 7), shape=WHOLE,
+    ),
+    "phi3": Tried("phi3", {"sliding_window": None}, shape=WHOLE),
+    "smollm3": Tried(
+        "smollm3", {"no_rope_layers": [1, 1, 1, 0] * 2, "num_hidden_layers": 8} | {
+            "use_sliding_window": False}, remove=(1, 4, 5, 7),
+    ),
+    "ministral3": Tried(
+        "ministral3", {"sliding_window": None} | {"rope_parameters": {
+            "type": "yarn", "rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0,
+            "original_max_position_embeddings": 16, "llama_4_scaling_beta": 0.3, "mscale": 1.0,
+            "mscale_all_dim": 1.0, "beta_fast": 32.0, "beta_slow": 1.0,
+        }},
+    ),
+    "olmo2": Tried("olmo2", shape=WHOLE),
+    "olmo3": Tried(
+        "olmo3", {"attention_bias": False, "num_hidden_layers": 8}, remove=(1, 4, 5, 7),
+        shape=WHOLE,
+    ),
+    "granite": Tried("granite", shape=WHOLE),
+    "granitemoehybrid": Tried(
+        "granitemoehybrid", {"shared_intermediate_size": 40, "num_experts_per_tok": 0}, shape=WHOLE
+    ),
+    "glm4": Tried("glm4"),
+    "cohere2": Tried("cohere2", {"num_hidden_layers": 8}, remove=(1, 4, 5, 7), shape=WHOLE),
+    "gpt_neox": Tried(
+        "gpt_neox", lacks=("head_dim", "num_key_value_heads"), shape="hidden=32,heads=4,mlp=24"
+    ),
+    "mixtral": Tried("mixtral", shape=SPARSE),
+    "qwen3_moe": Tried("qwen3_moe", shape=SPARSE),
+    "qwen2_moe": Tried(
+        "qwen2_moe", {"decoder_sparse_step": 1}, shape=SPARSE.replace("hidden=40", "hidden=32")
+    ),
+    "olmoe": Tried(
+        "olmoe", {"num_key_value_heads": 6},
+        shape="hidden=32,heads=4,kv_heads=4,experts=4,expert_mlp=8",
+    ),
+    "granitemoe": Tried("granitemoe", shape="hidden=32,heads=4,kv_heads=2,experts=4"),
+    "gpt_oss": Tried(
+        "gpt_oss", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+        remove=(3, 4), shape="hidden=40,heads=4,kv_heads=2,experts=4",
+    ),
+    "glm4_moe": Tried("glm4_moe", shape="hidden=40,heads=4,kv_heads=2,experts=4"),
+    "deepseek_v3": Tried(
+        "deepseek_v3", {"num_key_value_heads": 6}, ("head_dim",),
+        shape="hidden=40,heads=4,experts=9",
+    ),
+    "deepseek_v3-moonlight": Tried(
+        "deepseek_v3-moonlight", {"num_key_value_heads": 6, "num_hidden_layers": 27}, ("head_dim",),
+        shape="hidden=40,heads=4,experts=4",
+    ),
+    "qwen3_next": Tried("qwen3_next", DELTA, shape=SPARSE + ",linear_heads=2"),
+    "qwen3_5": Tried("qwen3_5", DELTA, shape="hidden=40,heads=4,kv_heads=2,mlp=24,linear_heads=2"),
+    "qwen3_5-alike": Tried(
+        "qwen3_5-tied", DELTA | {"attention_bias": False},
+        shape="hidden=40,heads=4,kv_heads=2,mlp=24,linear_heads=2",
+    ),
+    "qwen3_5_moe": Tried(
+        "qwen3_5_moe", DELTA | {"attention_bias": False}, shape=SPARSE + ",linear_heads=2"
+    ),
+}  # fmt: skip
+Made = Callable[[str, str], tuple[Checkpoint, Path]]
+
+
+def write_model(tried: Tried, path: Path) -> Checkpoint:
+    """A tiny model of random values with a tokenizer."""
+    import transformers
+
+    kind, arguments = (VARIANTS | MIXTURES | HYBRIDS)[tried.variant]
+    named = {k: v for k, v in {**arguments, **SIZES, **tried.has}.items() if k not in tried.lacks}
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(
+        getattr(transformers, kind)(**named), dtype=torch.float32
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    model.save_pretrained(path)
+    byte_tokenizer().save_pretrained(path)
+    file = path / "tokenizer_config.json"
+    named = json.loads(file.read_text()) | {"tokenizer_class": "GPT2Tokenizer"}
+    file.write_text(json.dumps(named))
+    return Checkpoint.open(path)
+
+
+def smaller(source: Checkpoint, tried: Tried, path: Path) -> Checkpoint:
+    """A cut of it: blocks first, then all widths."""
+    kept = tuple(set(range(source.shape["layers"])) - set(tried.remove))
+    blocks = path.with_name(f"{path.name}-blocks")
+    fewer = cut(source, Keep({"layers": kept}), blocks)
+    return prune(
+        fewer, path, Size(shape=tried.shape), criteria=Criteria(by="magnitude"),
+        repairs=Repairs(refit=False, rotate=False, final_norm=False),
+        running=Running(notify=lambda sentence: None),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """Name, whole or cut -> a model and its file in float32; all converted by one process."""
+    root = tmp_path_factory.mktemp("runs")
+    models: dict[tuple[str, str], Checkpoint] = {}
+    for name, tried in TRIED.items():
+        whole = models[name, "whole"] = write_model(tried, root / f"{name}-whole")
+        models[name, "cut"] = smaller(whole, tried, root / f"{name}-cut")
+    with ExitStack() as held:
+        asked = [
+            [str(held.enter_context(linked(model))), "--outtype", "f32", "--outfile",
+             str(root / f"{model.path.name}.gguf"), *arguments(model)]
+            for model in models.values()
+        ]  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", DRIVER, str(HOME)], input=json.dumps(asked),
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    said = dict(zip(models, json.loads(done.stdout.splitlines()[-1]), strict=True))
+
+    def file_of(name: str, size: str) -> tuple[Checkpoint, Path]:
+        assert not said[name, size]
+        model = models[name, size]
+        return model, root / f"{model.path.name}.gguf"
+
+    return file_of
+
+
+def test_every_family_that_llama_cpp_knows_is_tried() -> None:
+    known = {name for name, family in FAMILIES.items() if family.llama_cpp is not None}
+    import transformers
+
+    kinds = {(VARIANTS | MIXTURES | HYBRIDS)[tried.variant][0] for tried in TRIED.values()}
+    assert {getattr(transformers, kind)().model_type for kind in kinds} == known
+
+
+@pytest.mark.parametrize("size", ["whole", "cut"])
+@pytest.mark.parametrize("name", TRIED)
+def test_llama_cpp_runs_the_model(made: Made, name: str, size: str) -> None:
+    model, file = made(name, size)
+    check_counted(model)
+    proof = prove(model, file)
+    assert proof.exact == proof.tensors
+    check_computes(model, open_back(file))
+    ran = run_and_compare(model, file, exact=True)
+    assert ran is not None
+    assert (ran.program, ran.reason) == (SERVER, "")
+    print(f"{name} {size}: {ran.tokens} tokens, {ran.mean:.2e} mean, {ran.largest:.2e} at most")
+    assert ran.mean < MEAN
+    assert ran.largest < LARGEST
