@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,8 +24,6 @@ from llama_cpp_driver import DRIVER
 
 from shearling.model.checkpoint import Checkpoint
 from shearling.pruning.cut import cut
-from shearling.pruning.prune import Criteria, Repairs, Running, prune
-from shearling.pruning.size import Size
 from shearling.ship.computes import check_computes, check_counted
 from shearling.ship.converter import arguments, linked
 from shearling.ship.llama_run import SERVER, run_and_compare
@@ -159,23 +158,47 @@ def write_model(tried: Tried, path: Path) -> Checkpoint:
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     model.save_pretrained(path)
-    byte_tokenizer().save_pretrained(path)
-    file = path / "tokenizer_config.json"
-    named = json.loads(file.read_text()) | {"tokenizer_class": "GPT2Tokenizer"}
-    file.write_text(json.dumps(named))
+    write_tokenizer(path)
     return Checkpoint.open(path)
 
 
+def write_tokenizer(path: Path) -> None:
+    """One token a byte and one that is merged: llama.cpp opens no tokenizer without merges."""
+    byte_tokenizer().save_pretrained(path)
+    file = path / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"tokenizer_class": "GPT2Tokenizer"}))
+    file = path / "tokenizer.json"
+    raw = json.loads(file.read_text())
+    raw["model"] |= {"vocab": raw["model"]["vocab"] | {"Ġt": 258}, "merges": [["Ġ", "t"]]}
+    file.write_text(json.dumps(raw))
+
+
 def smaller(source: Checkpoint, tried: Tried, path: Path) -> Checkpoint:
-    """A cut of it: blocks first, then all widths."""
-    kept = tuple(set(range(source.shape["layers"])) - set(tried.remove))
-    blocks = path.with_name(f"{path.name}-blocks")
-    fewer = cut(source, Keep({"layers": kept}), blocks)
-    return prune(
-        fewer, path, Size(shape=tried.shape), criteria=Criteria(by="magnitude"),
-        repairs=Repairs(refit=False, rotate=False, final_norm=False),
-        running=Running(notify=lambda sentence: None),
-    )  # fmt: skip
+    """A cut of it on all axes, of units at random."""
+    draw, shape, axes = random.Random(0), source.shape, source.layout.axis
+    sizes = {name: int(size) for name, size in (each.split("=") for each in tried.shape.split(","))}
+
+    def kept(name: str) -> tuple[int, ...]:
+        """Units of an axis in a block, equally many in each of the units around them."""
+        axis, size = axes[name], sizes.get(name, shape[name])
+        if axis.inside is None:
+            return tuple(sorted(draw.sample(range(shape[name]), size)))
+        around = chosen.get(axis.inside) or range(shape[axis.inside])
+        every = shape[name] if axis.of_each else shape[name] // shape[axis.inside]
+        now = size if axis.of_each else size // len(around)
+        return tuple(
+            unit * every + own for unit in around for own in sorted(draw.sample(range(every), now))
+        )
+
+    layers = tuple(block for block in range(shape["layers"]) if block not in tried.remove)
+    blocks: dict[str, list[tuple[int, ...]]] = {}
+    for _ in layers:
+        chosen: dict[str, tuple[int, ...]] = {}
+        for name in sorted(sizes.keys() - {"hidden"}, key=lambda name: bool(axes[name].inside)):
+            chosen[name] = kept(name)
+            blocks.setdefault(name, []).append(chosen[name])
+    model = {"layers": layers, "hidden": kept("hidden")}
+    return cut(source, Keep(model, {name: tuple(each) for name, each in blocks.items()}), path)
 
 
 @pytest.fixture(scope="module")

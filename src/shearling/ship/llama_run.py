@@ -13,13 +13,14 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -30,6 +31,9 @@ from shearling.model.loading import load_model
 
 PACKAGE, SERVER, HOME = "xllamacpp", "llama-server", "LLAMA_CPP"
 SEQUENCES, LENGTH, SEED = 4, 96, 0
+_LOADING = "error loading model"
+# Keys, values and attention in 32 bits, where the default rounds all three to 16.
+_EXACT = ("-fa", "off", "-ctk", "f32", "-ctv", "f32")
 LIKELIEST = 40  # next tokens that are compared
 # Nats, the mean over those, that 16 bits and llama.cpp's 16-bit cache explain; Gemma 3 with blocks
 # of the wrong kind is 2 away.
@@ -164,42 +168,72 @@ def _ask_package(
 def _ask_server(
     program: str, file: Path, context: int, requests: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
+    try:
+        return _serve([program, *_EXACT], file, context, requests)
+    except ValueError as error:
+        if _LOADING in str(error):
+            raise
+        return _serve([program], file, context, requests)  # an older one, with other options
+
+
+def _serve(
+    program: list[str], file: Path, context: int, requests: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Start the server, and its reply to each request (ValueError if it ends before)."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{free.getsockname()[1]}"
     command = [
-        program, "-m", str(file), "-c", str(context), "-np", "1", "--host", "127.0.0.1",
+        *program, "-m", str(file), "-c", str(context), "-np", "1", "--host", "127.0.0.1",
         "--port", address.rsplit(":", 1)[1], "--no-warmup",
     ]  # fmt: skip
     until = time.monotonic() + SECONDS
-    server = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        while True:
-            try:
-                urllib.request.urlopen(f"{address}/health", timeout=5).close()
-                break
-            except (urllib.error.URLError, OSError) as error:  # still loading, or dead
-                if server.poll() is not None or time.monotonic() > until:
-                    raise ValueError(f"it ended with {server.returncode}") from error
-                time.sleep(0.1)
-        replies = []
-        for request in requests:
-            call = urllib.request.Request(
-                f"{address}/completion", json.dumps(request).encode(),
-                {"Content-Type": "application/json"},
-            )  # fmt: skip
-            with urllib.request.urlopen(call, timeout=max(1, until - time.monotonic())) as reply:
-                replies.append(json.load(reply))
-        return replies
-    finally:
-        server.terminate()
+    with tempfile.TemporaryFile() as log:
+        server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
-            server.wait(10)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
+            _await(server, address, until)
+            return [_complete(address, request, until) for request in requests]
+        except (OSError, ValueError) as error:
+            if server.poll() is None:
+                raise
+            raise ValueError(_last_words(log, server.returncode)) from error
+        finally:
+            server.terminate()
+            try:
+                server.wait(10)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
+
+
+def _await(server: subprocess.Popen[bytes], address: str, until: float) -> None:
+    """Wait until the model is loaded (ValueError if the server dies, or takes too long)."""
+    while True:
+        try:
+            urllib.request.urlopen(f"{address}/health", timeout=5).close()
+            return
+        except (urllib.error.URLError, OSError) as error:  # still loading, or dead
+            if server.poll() is not None or time.monotonic() > until:
+                raise ValueError("it did not begin to answer") from error
+            time.sleep(0.1)
+
+
+def _complete(address: str, request: dict[str, Any], until: float) -> dict[str, Any]:
+    call = urllib.request.Request(
+        f"{address}/completion", json.dumps(request).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(call, timeout=max(1, until - time.monotonic())) as reply:
+        return json.load(reply)
+
+
+def _last_words(log: IO[bytes], status: int) -> str:
+    """Why a server ended: what it says of the model, or the last that it said."""
+    log.seek(0)
+    lines = log.read()[-100_000:].decode(errors="replace").splitlines()
+    said = [" ".join(line.split()) for line in lines if line.strip()]
+    why = next((line for line in said if _LOADING in line), said[-1] if said else "")
+    why = why[why.find(_LOADING) :] if _LOADING in why else why
+    return f"it ended with {status}" + (f": {why}" if why else "")
 
 
 def _likeliest(reply: dict[str, Any]) -> dict[int, float]:
