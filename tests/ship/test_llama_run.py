@@ -25,8 +25,12 @@ arguments = sys.argv[1:]
 def option(name):
     return arguments[arguments.index(name) + 1]
 file = option("-m")
-if "dying" in file:
+if "dying" in file or ("older" in file and "-fa" in arguments):
     print("error: unknown model architecture", file=sys.stderr)
+    sys.exit(1)
+if "crooked" in file:
+    print("0.1 E load: error loading model: missing tensor 'blk.0'", file=sys.stderr)
+    print("0.2 E srv: exiting due to model loading error", file=sys.stderr)
     sys.exit(1)
 known, asked = json.load(open({answers!r})), []
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -96,6 +100,14 @@ def test_a_file_that_runs_as_the_model_is_said_to(source: Checkpoint) -> None:
     assert steps[-1] == SEQUENCES
 
 
+def test_an_older_server_is_asked_without_the_options_that_it_does_not_know(
+    source: Checkpoint,
+) -> None:
+    ran = run_and_compare(source, Path("older.gguf"), exact=True)
+    assert ran is not None
+    assert (ran.reason, ran.largest < 1e-4) == ("", True)
+
+
 def test_a_file_that_runs_as_another_model_is_refused(source: Checkpoint) -> None:
     with pytest.raises(ShearlingError, match=r"another model: .* 1\.00 nats from the model's"):
         run_and_compare(source, Path("other.gguf"), exact=True)
@@ -107,7 +119,8 @@ def test_a_file_that_runs_as_another_model_is_refused(source: Checkpoint) -> Non
 @pytest.mark.parametrize(
     ("file", "reason"),
     [
-        ("dying.gguf", "it ended with 1"),
+        ("dying.gguf", "it ended with 1: error: unknown model architecture"),
+        ("crooked.gguf", "it ended with 1: error loading model: missing tensor 'blk.0'"),
         ("mumbling.gguf", "Expecting value"),
         ("mute.gguf", "it gave no probabilities"),
     ],

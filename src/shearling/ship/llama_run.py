@@ -32,13 +32,22 @@ from shearling.model.loading import load_model
 PACKAGE, SERVER, HOME = "xllamacpp", "llama-server", "LLAMA_CPP"
 SEQUENCES, LENGTH, SEED = 4, 96, 0
 _LOADING = "error loading model"
+_TELLING = (_LOADING, "GGML_ASSERT")  # what a server says when it ends
 # Keys, values and attention in 32 bits, where the default rounds all three to 16.
 _EXACT = ("-fa", "off", "-ctk", "f32", "-ctv", "f32")
 LIKELIEST = 40  # next tokens that are compared
-# Nats, the mean over those, that 16 bits and llama.cpp's 16-bit cache explain; Gemma 3 with blocks
-# of the wrong kind is 2 away.
+# Nats, the mean over those, that 16 bits explain; Gemma 3 with blocks of the wrong kind is 2 away.
 LIMIT = 0.1
 SECONDS = 600  # for all sequences; a large model on a processor is then left unproved
+# What starts a server: it ends with us however we end, and holds no memory after us (on Linux).
+_TIED = """
+import ctypes, os, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))  # PR_SET_PDEATHSIG
+    if os.getppid() != int(sys.argv[1]):  # we have ended already
+        sys.exit(1)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 # In the child: a request a line, an answer a line. Its log goes to stderr.
 _CHILD = """
 import json, os, sys
@@ -184,8 +193,9 @@ def _serve(
         free.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{free.getsockname()[1]}"
     command = [
-        *program, "-m", str(file), "-c", str(context), "-np", "1", "--host", "127.0.0.1",
-        "--port", address.rsplit(":", 1)[1], "--no-warmup",
+        sys.executable, "-I", "-S", "-c", _TIED, str(os.getpid()), *program,
+        "-m", str(file), "-c", str(context), "-np", "1",
+        "--host", "127.0.0.1", "--port", address.rsplit(":", 1)[1], "--no-warmup",
     ]  # fmt: skip
     until = time.monotonic() + SECONDS
     with tempfile.TemporaryFile() as log:
@@ -231,8 +241,8 @@ def _last_words(log: IO[bytes], status: int) -> str:
     log.seek(0)
     lines = log.read()[-100_000:].decode(errors="replace").splitlines()
     said = [" ".join(line.split()) for line in lines if line.strip()]
-    why = next((line for line in said if _LOADING in line), said[-1] if said else "")
-    why = why[why.find(_LOADING) :] if _LOADING in why else why
+    telling = (line[line.find(word) :] for line in said for word in _TELLING if word in line)
+    why = next(telling, said[-1] if said else "")
     return f"it ended with {status}" + (f": {why}" if why else "")
 
 

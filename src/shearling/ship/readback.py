@@ -101,6 +101,7 @@ def prove(source: Checkpoint, file: Path, *, progress: Progress = silent) -> Ggu
         progress("reading the file back", done, len(stored_as))
         expected, stored = _expected(source, places, of), weights.read(name)
         if places[of.names[0]][0].role == "embedding":  # Gemma's loses rows that no token has
+            _check_rows(header, len(stored))
             expected = expected[: len(stored)]
         error = _difference(of.names[0], expected, stored, kinds[name])
         exact += kinds[name] in _TYPES
@@ -140,6 +141,13 @@ def _check_sizes(source: Checkpoint, file: GgufFile) -> None:
                 f"gives {axis}={stored} where the model has {source.shape[axis]}, which llama.cpp "
                 f"cannot express for {file.architecture}"
             )
+
+
+def _check_rows(file: GgufFile, rows: int) -> None:
+    """As many embeddings as tokens: llama.cpp opens no other file."""
+    tokens = file.metadata.get("tokenizer.ggml.tokens")
+    if isinstance(tokens, list) and len(tokens) != rows:
+        raise differs(f"has {rows} embeddings for {len(tokens)} tokens, which llama.cpp refuses")
 
 
 def _remarks(source: Checkpoint, file: GgufFile) -> tuple[str, ...]:

@@ -30,7 +30,8 @@ _AXES = (
 
 LLAMA_CPP = LlamaCppFacts(
     "",
-    fixed=SILU,
+    # Its code norms queries and keys of linear attention with the epsilon of the other norms.
+    fixed=SILU | {"rms_norm_eps": 1e-6},
     limits=(
         UNBIASED,
         Limit(

@@ -104,10 +104,12 @@ GRANITE4 = Family(
     llama_cpp=replace(
         _FACTS,
         limits=(*_FACTS.limits, _ROTATED),
-        # transformers 5 calls blocks otherwise than the converter does, and counts experts of none.
+        # transformers 5 calls blocks otherwise than the converter does, and counts experts of none;
+        # a cut has no width of heads for blocks that there are not.
         told=lambda config: {
             "layer_types": ["attention"] * config.num_hidden_layers,
             "num_experts_per_tok": 0,
+            "mamba_d_head": 1,
         },
         stored=halved_inputs,
     ),
