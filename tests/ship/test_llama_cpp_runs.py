@@ -37,9 +37,10 @@ HOME = Path(os.environ.get("LLAMA_CPP", ""))
 REAL = (HOME / "convert_hf_to_gguf.py").is_file() and (HOME / "build" / "bin" / SERVER).is_file()
 pytestmark = pytest.mark.skipif(not REAL, reason="LLAMA_CPP has no llama-server built in it")
 
-# Nats: the mean over the likeliest tokens of four texts, and the largest. Files and caches are of
-# 32 bits; llama.cpp has tables of 16 bits for some functions.
-MEAN, LARGEST = 1e-3, 5e-3
+# Nats: the mean over the likeliest tokens of four texts, and the largest, all in 32 bits. What is
+# measured is 1e-6 to 2e-5, and 4e-4 to 8e-4 where llama.cpp has a table of GELU in 16 bits.
+MEAN, LARGEST, TABLED = 1e-4, 1e-3, 20
+GELU = ("gemma2", "gemma3", "gpt_neox")
 SIZES = {
     "vocab_size": VOCAB + 3, "bos_token_id": 256, "eos_token_id": 257, "hidden_size": 48,
     "num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 8, "intermediate_size": 40,
@@ -96,7 +97,7 @@ TRIED = {
     ),
     "olmo2": Tried("olmo2", shape=WHOLE),
     "olmo3": Tried(
-        "olmo3", {"attention_bias": False, "num_hidden_layers": 8}, remove=(1, 3, 5, 6),
+        "olmo3", {"attention_bias": False, "num_hidden_layers": 8}, remove=(1, 4, 5, 7),
         shape=WHOLE,
     ),
     "granite": Tried("granite", shape=WHOLE),
@@ -120,6 +121,13 @@ TRIED = {
     "granitemoe": Tried("granitemoe", shape="hidden=32,heads=4,kv_heads=2,experts=4"),
     "gpt_oss": Tried(
         "gpt_oss", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+        remove=(3, 4), shape="hidden=40,heads=4,kv_heads=2,experts=4",
+    ),
+    "gpt_oss-yarn": Tried(
+        "gpt_oss", {"head_dim": 64, "rope_parameters": {
+            "rope_type": "yarn", "rope_theta": 150000.0, "factor": 32.0, "beta_fast": 32.0,
+            "beta_slow": 1.0, "truncate": False, "original_max_position_embeddings": 4096,
+        }},
         remove=(3, 4), shape="hidden=40,heads=4,kv_heads=2,experts=4",
     ),
     "glm4_moe": Tried("glm4_moe", shape="hidden=40,heads=4,kv_heads=2,experts=4"),
@@ -241,15 +249,19 @@ def test_every_family_that_llama_cpp_knows_is_tried() -> None:
 
 @pytest.mark.parametrize("size", ["whole", "cut"])
 @pytest.mark.parametrize("name", TRIED)
-def test_llama_cpp_runs_the_model(made: Made, name: str, size: str) -> None:
+def test_llama_cpp_runs_the_model(
+    made: Made, name: str, size: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, file = made(name, size)
     check_counted(model)
     proof = prove(model, file)
     assert proof.exact == proof.tensors
     check_computes(model, open_back(file))
+    monkeypatch.setenv("LLAMA_ARG_THREADS", "1")  # more of them wait for each other
     ran = run_and_compare(model, file, exact=True)
     assert ran is not None
     assert (ran.program, ran.reason) == (SERVER, "")
     print(f"{name} {size}: {ran.tokens} tokens, {ran.mean:.2e} mean, {ran.largest:.2e} at most")
-    assert ran.mean < MEAN
-    assert ran.largest < LARGEST
+    rough = TABLED if name in GELU else 1
+    assert ran.mean < MEAN * rough
+    assert ran.largest < LARGEST * rough

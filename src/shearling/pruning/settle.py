@@ -150,6 +150,8 @@ def tell_pattern(source: Checkpoint, keep: Keep, notify: Notify) -> None:
     pattern, kept = pattern_of(source.family, source.config), keep.model.get("layers")
     if pattern is None or kept is None or not getattr(source.config, "sliding_window", None):
         return
+    if pattern.facts.listed:  # the file lists what blocks are
+        return
     if pattern.holds(range(len(pattern.kinds))) and not pattern.holds(kept):
         notify(
             "the blocks that stay break the pattern of sliding and full attention that llama.cpp "

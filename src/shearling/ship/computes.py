@@ -23,7 +23,9 @@ from shearling.ship.readback import differs
 from shearling.table.families.llama_cpp import LlamaCppFacts
 
 _CLOSE = 1e-4  # relative; metadata are in single precision
-_RECURRENT = "attention.recurrent_layers"
+_SLIDING = "attention.sliding_window_pattern"
+# Metadata key of a list with an entry a block -> the kind of the blocks where it is true.
+_LISTS = {_SLIDING: "sliding_attention", "attention.recurrent_layers": "linear_attention"}
 
 
 def check_counted(source: Checkpoint) -> None:
@@ -39,7 +41,8 @@ def check_counted(source: Checkpoint) -> None:
     if pattern is None:
         return
     depth = len(pattern.kinds)
-    if not pattern.holds(range(depth)) and getattr(source.config, "sliding_window", None):
+    wrongly = not pattern.facts.listed and not pattern.holds(range(depth))
+    if wrongly and getattr(source.config, "sliding_window", None):
         counted = pattern.counted(depth)
         wrong = next(block for block in range(depth) if pattern.kinds[block] != counted[block])
         raise ShearlingError(
@@ -128,12 +131,14 @@ def _check_stated(source: Checkpoint, file: GgufFile, facts: LlamaCppFacts) -> N
         has, says = getattr(config, key, None), file.get(name)
         if not _alike(has, says):
             raise differs(f"says {name}={says}, where the model has {key}={has}")
-    kinds = getattr(config, "layer_types", None) or ()
-    lists = file.get(_RECURRENT)
-    if "linear_attention" in kinds and lists is not None:
-        counted = ["linear_attention" if recurs else "full_attention" for recurs in lists]
-        if counted != list(kinds):
-            raise differs(f"says {_RECURRENT}={lists}, where the model has layer_types={kinds}")
+    kinds = list(getattr(config, "layer_types", None) or ())
+    for key, kind in _LISTS.items():
+        lists = file.get(key)
+        if isinstance(lists, list) and [flag == 1 for flag in lists] != [k == kind for k in kinds]:
+            raise differs(f"says {key}={lists}, where the model has layer_types={kinds}")
+    counted = facts.kinds(len(kinds))
+    if facts.listed and counted != tuple(kinds) and not isinstance(file.get(_SLIDING), list):
+        raise differs(f"does not list {_SLIDING}, so that llama.cpp would count blocks")
 
 
 def _differences(

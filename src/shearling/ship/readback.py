@@ -159,7 +159,13 @@ def _remarks(source: Checkpoint, file: GgufFile) -> tuple[str, ...]:
         return ()
     facts = source.family.llama_cpp
     if facts is not None and facts.slides:
-        return ()
+        counted = facts.kinds(source.shape["layers"])
+        if not facts.listed or counted == tuple(kinds or ()):
+            return ()
+        return (
+            "the file lists which blocks have a sliding window; versions of llama.cpp before those "
+            "of 2026 may count blocks instead, and run another model",
+        )
     return (
         f"llama.cpp lets every position of a {source.family.model_type} model attend to all before "
         f"it, where this one has a sliding window of {window}: longer texts will differ",

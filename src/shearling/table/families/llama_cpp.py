@@ -54,6 +54,8 @@ class LlamaCppFacts:
         slides: whether its code keeps to a window; where not, all positions are attended to.
         period: every block whose number, counted from 1, divides by it attends to everything, the
             others slide; None where a file's blocks are all alike.
+        listed: whether a file lists which blocks slide all the same, and newer versions of
+            llama.cpp go by that.
         widest: the window of a file that names none.
         local_theta: base of the rotary positions in blocks that slide, where it is another.
         scalar: config key of what attention is divided by the root of; None where that is the
@@ -87,6 +89,7 @@ class LlamaCppFacts:
     window: str | None = None
     slides: bool = False
     period: int | None = None
+    listed: bool = False
     widest: int | None = None
     local_theta: float | None = None
     scalar: str | None = None

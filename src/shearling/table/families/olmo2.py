@@ -47,5 +47,7 @@ def _olmo(model_type: str, llama_cpp: LlamaCppFacts, per_layer: tuple[str, ...] 
 _FACTS = LlamaCppFacts("olmo2", fixed=SILU, limits=(WHOLE, UNTIED, UNBIASED), reads=False)
 OLMO2 = _olmo("olmo2", _FACTS)
 OLMO3 = _olmo(
-    "olmo3", replace(_FACTS, window="sliding_window", slides=True, period=4), ("layer_types",)
+    "olmo3",
+    replace(_FACTS, window="sliding_window", slides=True, period=4, listed=True),
+    ("layer_types",),
 )
