@@ -34,7 +34,7 @@ Models = Callable[[str], Path]
         ("qwen3_moe-mixed", {}, "experts in every block"),
         ("deepseek_v3", {"layers": 26}, "which must have none; this one has 26 blocks"),
         ("deepseek_v3-moonlight", {}, "queries from a latent .* this one has 5 blocks"),
-        ("qwen3_next", {}, "keys and values of linear attention equally wide"),
+        ("qwen3_next", {}, "rms_norm_eps=1e-06, where this model has rms_norm_eps=0.01"),
         ("ministral3", {}, "rope_parameters of the type yarn with mscale_all_dim"),
     ],
 )
@@ -43,7 +43,7 @@ def test_what_its_code_does_not_expect_is_refused(
 ) -> None:
     source = Checkpoint.open(models(variant))
     given = replace(source, shape=source.shape.with_(**sizes))
-    with pytest.raises(ShearlingError, match=f"cannot be exported to GGUF: .* wants {wants}"):
+    with pytest.raises(ShearlingError, match=f"cannot be exported to GGUF: .* wants .*{wants}"):
         check_counted(given)
 
 

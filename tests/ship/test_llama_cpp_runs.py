@@ -126,7 +126,7 @@ TRIED = {
     "gpt_oss-yarn": Tried(
         "gpt_oss", {"head_dim": 64, "rope_parameters": {
             "rope_type": "yarn", "rope_theta": 150000.0, "factor": 32.0, "beta_fast": 32.0,
-            "beta_slow": 1.0, "truncate": False, "original_max_position_embeddings": 4096,
+            "beta_slow": 1.0, "truncate": True, "original_max_position_embeddings": 4096,
         }},
         remove=(3, 4), shape="hidden=40,heads=4,kv_heads=2,experts=4",
     ),

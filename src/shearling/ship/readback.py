@@ -151,24 +151,39 @@ def _check_rows(file: GgufFile, rows: int) -> None:
 
 
 def _remarks(source: Checkpoint, file: GgufFile) -> tuple[str, ...]:
-    """What the file cannot say of the model: a sliding window that llama.cpp would not keep to."""
+    """What the file cannot say of the model, and what llama.cpp does otherwise therefore."""
+    return tuple(filter(None, (_window_remark(source), _yarn_remark(source))))
+
+
+def _window_remark(source: Checkpoint) -> str:
+    """A sliding window that llama.cpp would not keep to, or only newer versions of it."""
     window = getattr(source.config, "sliding_window", None)
     kinds = getattr(source.config, "layer_types", None)
     longest = getattr(source.config, "max_position_embeddings", 0)
     if not window or window >= longest or (kinds and "sliding_attention" not in kinds):
-        return ()
+        return ""
     facts = source.family.llama_cpp
-    if facts is not None and facts.slides:
-        counted = facts.kinds(source.shape["layers"])
-        if not facts.listed or counted == tuple(kinds or ()):
-            return ()
+    if facts is None or not facts.slides:
         return (
-            "the file lists which blocks have a sliding window; versions of llama.cpp before those "
-            "of 2026 may count blocks instead, and run another model",
+            f"llama.cpp lets every position of a {source.family.model_type} model attend to all "
+            f"before it, where this one has a sliding window of {window}: longer texts will differ"
         )
+    if facts.listed and facts.kinds(source.shape["layers"]) != tuple(kinds or ()):
+        return (
+            "the file lists which blocks have a sliding window; older versions of llama.cpp may "
+            "count blocks instead, and run another model"
+        )
+    return ""
+
+
+def _yarn_remark(source: Checkpoint) -> str:
+    """llama.cpp begins and ends YaRN at whole channels."""
+    rope = getattr(source.config, "rope_parameters", None) or {}
+    if rope.get("rope_type") != "yarn" or rope.get("truncate", True):
+        return ""
     return (
-        f"llama.cpp lets every position of a {source.family.model_type} model attend to all before "
-        f"it, where this one has a sliding window of {window}: longer texts will differ",
+        "llama.cpp rounds the channels at which YaRN begins and ends, which this model "
+        "(truncate=false) does not: its log-probabilities differ by some hundredths"
     )
 
 

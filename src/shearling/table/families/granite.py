@@ -110,6 +110,7 @@ GRANITE4 = Family(
             "layer_types": ["attention"] * config.num_hidden_layers,
             "num_experts_per_tok": 0,
             "mamba_d_head": 1,
+            "intermediate_size": config.shared_intermediate_size,
         },
         stored=halved_inputs,
     ),
