@@ -98,6 +98,7 @@ STAYS: dict[str, Callable[[Shown], bool]] = {
     "serves until it is stopped": lambda shown: shown.name == "studio",
     "asks a judge": lambda shown: shown.name == "judge",
     "needs llama.cpp": lambda shown: shown.name == "export" or "llama.cpp" in str(shown.arguments),
+    "needs vLLM": lambda shown: "--vllm" in shown.arguments,
     "times shapes on this machine": lambda shown: "--speed" in shown.arguments,
     "takes tasks of the hub": lambda shown: "--tasks" in shown.arguments,
     "rounds to groups wider than a tiny model": lambda shown: "--group" in shown.arguments,

@@ -6,14 +6,14 @@ import pickle
 
 import pytest
 
-from shearling.errors import LONGEST, SENTENCE, ShearlingError
+from shearling.errors import SENTENCE, WORD, ShearlingError
 
 
 def test_a_name_of_any_length_is_shown_by_its_beginning() -> None:
     said = str(ShearlingError(f"Line 4 has the keys {'[' * 5000} and text; give another."))
     assert said.startswith("Line 4 has the keys [[[[")
-    assert said.endswith("[... and text; give another.")
-    assert len(said) < LONGEST + 100
+    assert said.endswith("[… and text; give another.")
+    assert len(said) < WORD + 100
 
 
 def test_a_sentence_of_any_length_keeps_its_end() -> None:
@@ -23,7 +23,7 @@ def test_a_sentence_of_any_length_keeps_its_end() -> None:
     assert said.endswith("{parent: ; give a number.")
 
 
-@pytest.mark.parametrize("length", [1, LONGEST])
+@pytest.mark.parametrize("length", [1, WORD])
 def test_what_is_not_longer_is_shown_whole(length: int) -> None:
     said = f"there is no text at {'a' * (length - 1)}/ here, and this is many words" + " long" * 120
     assert str(ShearlingError(said)) == said

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 
 LONGEST = 400  # characters of a reason that a sentence shows
+WORD = 500  # characters of a word: a reason's, and what stands around it
 SENTENCE, ENDING = 1200, 300  # characters of a sentence, and of its end where it is longer
-_LONG_WORD = re.compile(rf"\S{{{LONGEST + 1},}}")
+_LONG_WORD = re.compile(rf"\S{{{WORD + 1},}}")
 # What these say is a key, a name or nothing; a reader needs their kind as well.
 _TERSE = (LookupError, AttributeError, TypeError, AssertionError, ArithmeticError, RecursionError)
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "Cannot allocate")
@@ -20,15 +21,15 @@ class ShearlingError(ValueError):
 
     The message is one sentence that names what was given, what was expected and what would
     work; the command line prints it without a traceback and exits with 2. A damaged file may hold
-    a name of any length: words of more than 400 characters are shown by their beginning, and of
+    a name of any length: words of more than 500 characters are shown by their beginning, and of
     more than 1,200 characters in all the middle is left out.
     """
 
     def __init__(self, message: str) -> None:
         """Take the sentence."""
-        said = _LONG_WORD.sub(lambda word: shortened(word[0]), message)
+        said = _LONG_WORD.sub(lambda word: f"{word[0][: WORD - 1]}…", message)
         if len(said) > SENTENCE:
-            said = f"{said[: SENTENCE - ENDING - 5]} ... {said[-ENDING:]}"
+            said = f"{said[: SENTENCE - ENDING - 3]} … {said[-ENDING:]}"
         super().__init__(said)
 
 

@@ -16,7 +16,10 @@ from shearling.cli import app
 from shearling.commands.listed import SUMMARIES
 
 # Files beside the commands that are none.
-OTHERS = {"demo_run", "demo_text", "listed", "options", "prune_lines", "takes", "target_options"}
+OTHERS = {
+    "demo_run", "demo_text", "eval_plan", "listed", "options", "prune_lines", "takes",
+    "target_options",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SUMMARIES)

@@ -27,7 +27,7 @@ from shearling.table.families.experts import (
     sigmoid_sizes,
     stacks,
 )
-from shearling.table.families.llama_cpp import SILU, UNBIASED, Limit, LlamaCppFacts
+from shearling.table.families.llama_cpp import SILU, UNBIASED, LlamaCppFacts, LlamaCppLimit
 from shearling.table.families.llama_cpp_rows import split_latent
 from shearling.table.layout import Layout
 from shearling.table.values import Shape
@@ -103,16 +103,16 @@ _SIZE_KEYS = {
 }
 _LIMITS = (
     UNBIASED,
-    Limit(
+    LlamaCppLimit(
         "queries from a latent in models of DeepSeek's kind, but for those of 26 or 27 blocks, "
         "which must have none; this one has {layers} blocks",
         _as_counted,
     ),
-    Limit(
+    LlamaCppLimit(
         "rotary pairs side by side (rope_interleave)",
         lambda config, shape: bool(config.rope_interleave),
     ),
-    Limit(
+    LlamaCppLimit(
         "a router that leaves out some of its groups of experts",
         lambda config, shape: config.n_group == 1 or config.topk_group < config.n_group,
     ),

@@ -12,7 +12,7 @@ from typing import Any
 
 from shearling.table.axes import Axis, Row
 from shearling.table.families.base import explicit_head_dim, head_dim, linear
-from shearling.table.families.llama_cpp import SILU, UNBIASED, Limit, LlamaCppFacts
+from shearling.table.families.llama_cpp import SILU, UNBIASED, LlamaCppFacts, LlamaCppLimit
 from shearling.table.layout import Layout
 from shearling.table.values import Shape
 
@@ -34,7 +34,7 @@ LLAMA_CPP = LlamaCppFacts(
     fixed=SILU | {"rms_norm_eps": 1e-6},
     limits=(
         UNBIASED,
-        Limit(
+        LlamaCppLimit(
             "keys and values of linear attention equally wide",
             lambda config, shape: config.linear_key_head_dim == config.linear_value_head_dim,
         ),

@@ -18,7 +18,7 @@ from shearling.table.families.base import (
     linear,
 )
 from shearling.table.families.legal import whole_heads
-from shearling.table.families.llama_cpp import UNTIED, Limit, LlamaCppFacts
+from shearling.table.families.llama_cpp import UNTIED, LlamaCppFacts, LlamaCppLimit
 from shearling.table.layout import Layout
 
 _HEAD = "embed_out.weight"
@@ -66,7 +66,7 @@ GPT_NEOX = Family(
         partial=True,
         limits=(
             UNTIED,
-            Limit(
+            LlamaCppLimit(
                 "biases in attention, where this model has none",
                 lambda config, shape: bool(config.attention_bias),
             ),

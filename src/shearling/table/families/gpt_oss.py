@@ -17,7 +17,7 @@ from shearling.table.families.base import (
     head_dim,
 )
 from shearling.table.families.experts import EXPERT_KEYS, expert_rules, with_experts
-from shearling.table.families.llama_cpp import UNTIED, Limit, LlamaCppFacts
+from shearling.table.families.llama_cpp import UNTIED, LlamaCppFacts, LlamaCppLimit
 from shearling.table.families.llama_cpp_rows import interleaved_experts
 from shearling.table.layout import Layout
 
@@ -60,7 +60,7 @@ GPT_OSS = Family(
         period=2,
         limits=(
             UNTIED,
-            Limit(
+            LlamaCppLimit(
                 "biases in attention, where this model has none",
                 lambda config, shape: bool(config.attention_bias),
             ),

@@ -19,7 +19,7 @@ from shearling.table.families.base import (
     head_dim,
 )
 from shearling.table.families.legal import Rule
-from shearling.table.families.llama_cpp import DIVIDED, PAIRED, SILU, Limit, LlamaCppFacts
+from shearling.table.families.llama_cpp import DIVIDED, PAIRED, SILU, LlamaCppFacts, LlamaCppLimit
 from shearling.table.families.llama_cpp_rows import halved_inputs
 from shearling.table.layout import Layout
 from shearling.table.values import Shape
@@ -77,7 +77,7 @@ def _adapt4(raw: dict[str, Any], config: Any, shape: Shape) -> dict[str, Any]:
 _FACTS = LlamaCppFacts(
     "granite", fixed=SILU, paired=PAIRED, limits=(DIVIDED,), stated=MULTIPLIERS, reads=False
 )
-_ROTATED = Limit(
+_ROTATED = LlamaCppLimit(
     "rotary positions, which this model does without",
     lambda config, shape: config.position_embedding_type == "rope",
 )

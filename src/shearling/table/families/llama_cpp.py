@@ -22,7 +22,7 @@ Stored = Callable[[Any, str, Tensor], Mapping[str, Tensor] | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Limit:
+class LlamaCppLimit:
     """What llama.cpp's code for an architecture takes for granted, and no file can say otherwise.
 
     Attributes:
@@ -97,7 +97,7 @@ class LlamaCppFacts:
     softcaps: Mapping[str, tuple[str, float | None]] = field(default_factory=dict)
     unrotated: int | None = None
     sizes: Mapping[str, str] = field(default_factory=dict)
-    limits: tuple[Limit, ...] = ()
+    limits: tuple[LlamaCppLimit, ...] = ()
     stated: Mapping[str, str] = field(default_factory=dict)
     told: Callable[[Any], Mapping[str, Any]] = lambda config: {}
     ahead: bool = False
@@ -121,35 +121,35 @@ class LlamaCppFacts:
 SILU = {"hidden_act": "silu"}
 PAIRED = {"q_proj": "heads", "k_proj": "kv_heads"}
 
-WHOLE = Limit(
+WHOLE = LlamaCppLimit(
     "hidden to be heads * head_dim, which are {hidden} and {heads} * {head_dim} here",
     lambda config, shape: shape["hidden"] == shape["heads"] * shape["head_dim"],
 )
-DIVIDED = Limit(
+DIVIDED = LlamaCppLimit(
     "heads as wide as hidden / heads, which are {hidden} and {heads}, and {head_dim} wide here",
     lambda config, shape: shape["hidden"] // shape["heads"] == shape["head_dim"],
 )
-UNTIED = Limit(
+UNTIED = LlamaCppLimit(
     "an output head of its own, where this model's is the embedding",
     lambda config, shape: not config.tie_word_embeddings,
 )
-TIED = Limit(
+TIED = LlamaCppLimit(
     "the embedding for an output head, where this model has one of its own",
     lambda config, shape: bool(config.tie_word_embeddings),
 )
-UNBIASED = Limit(
+UNBIASED = LlamaCppLimit(
     "no bias on what attention writes, where this model has one",
     lambda config, shape: not getattr(config, "attention_bias", False),
 )
-PLAIN_MLP = Limit(
+PLAIN_MLP = LlamaCppLimit(
     "no biases in an MLP, where this model has them",
     lambda config, shape: not getattr(config, "mlp_bias", False),
 )
 
 
-def router(normed: bool) -> Limit:
+def router(normed: bool) -> LlamaCppLimit:
     """Whether the weights of the experts that a token is sent to are scaled to add up to 1."""
     words = "weights of chosen experts that add up to 1, which norm_topk_prob=false does not make"
     if not normed:
         words = "weights of chosen experts as they are, which norm_topk_prob=true scales"
-    return Limit(words, lambda config, shape: bool(config.norm_topk_prob) == normed)
+    return LlamaCppLimit(words, lambda config, shape: bool(config.norm_topk_prob) == normed)

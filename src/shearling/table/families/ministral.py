@@ -9,7 +9,7 @@ from shearling.table.families.base import (
     gated_decoder,
     head_dim,
 )
-from shearling.table.families.llama_cpp import PAIRED, SILU, Limit, LlamaCppFacts
+from shearling.table.families.llama_cpp import PAIRED, SILU, LlamaCppFacts, LlamaCppLimit
 
 MINISTRAL = Family(
     "ministral",
@@ -33,7 +33,7 @@ MINISTRAL3 = Family(
         paired=PAIRED,
         window="sliding_window",
         limits=(
-            Limit(
+            LlamaCppLimit(
                 "rope_parameters of the type yarn with mscale_all_dim and llama_4_scaling_beta",
                 lambda config, shape: (
                     config.rope_parameters["rope_type"] == "yarn"

@@ -14,7 +14,14 @@ from shearling.table.families.experts import (
     with_experts,
 )
 from shearling.table.families.legal import Rule, whole_heads
-from shearling.table.families.llama_cpp import SILU, UNBIASED, UNTIED, Limit, LlamaCppFacts, router
+from shearling.table.families.llama_cpp import (
+    SILU,
+    UNBIASED,
+    UNTIED,
+    LlamaCppFacts,
+    LlamaCppLimit,
+    router,
+)
 from shearling.table.layout import Layout
 
 
@@ -42,7 +49,7 @@ OLMOE = Family(
         "olmoe",
         fixed=SILU | {"rms_norm_eps": 1e-5},
         limits=(
-            Limit(
+            LlamaCppLimit(
                 "as many key heads as heads, which are {kv_heads} and {heads} here",
                 lambda config, shape: shape["heads"] == shape["kv_heads"],
             ),

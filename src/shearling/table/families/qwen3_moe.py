@@ -22,7 +22,7 @@ from shearling.table.families.experts import (
     stacks,
     with_experts,
 )
-from shearling.table.families.llama_cpp import SILU, UNBIASED, Limit, LlamaCppFacts, router
+from shearling.table.families.llama_cpp import SILU, UNBIASED, LlamaCppFacts, LlamaCppLimit, router
 from shearling.table.layout import Layout
 from shearling.table.values import Shape
 
@@ -62,7 +62,7 @@ def renumbered(
     return {**raw, "decoder_sparse_step": 1, "mlp_only_layers": dense}
 
 
-EVERYWHERE = Limit(
+EVERYWHERE = LlamaCppLimit(
     "experts in every block, where this model has some without",
     lambda config, shape: DENSE not in kinds(config),
 )
