@@ -65,6 +65,17 @@ def stock_without(path: Path, removed: Iterable[int]) -> Any:
     return model
 
 
+def check_cache(model: Any, prompts_BS: Tensor, new: int = 6) -> None:
+    """What a model generates with its cache is what it says without."""
+    model.generation_config.eos_token_id = None
+    written = model.generate(prompts_BS, max_new_tokens=new, do_sample=False, use_cache=True)
+    begun = prompts_BS.shape[1]
+    assert written.shape[1] == begun + new
+    for end in range(begun, begun + new):
+        logits = model(input_ids=written[:, :end], use_cache=False).logits[:, -1]
+        assert torch.equal(logits.argmax(-1), written[:, end])
+
+
 def token_nll(model: Any, ids_BS: Tensor) -> Tensor:
     """Nats (B, S-1) of every token after the first, from log_softmax in double precision."""
     log_p = model(input_ids=ids_BS, use_cache=False).logits.double().log_softmax(-1)

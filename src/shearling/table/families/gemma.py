@@ -22,37 +22,38 @@ from shearling.table.families.llama_cpp import TIED, UNBIASED, LlamaCppFacts
 from shearling.table.layout import Layout
 from shearling.table.values import Shape
 
-_AFTER_ATTENTION, _AFTER_MLP = "post_attention_layernorm", "post_feedforward_layernorm"
-_NORMS = ("input_layernorm", _AFTER_ATTENTION, "pre_feedforward_layernorm", _AFTER_MLP)
+AFTER_ATTENTION, AFTER_MLP = "post_attention_layernorm", "post_feedforward_layernorm"
+NORMS = ("input_layernorm", AFTER_ATTENTION, "pre_feedforward_layernorm", AFTER_MLP)
 
 
 def _gemma2(config: Any) -> Layout:
     bias = config.attention_bias
-    return gated_decoder(config, qkv_bias=bias, o_bias=bias, norms=_NORMS)
+    return gated_decoder(config, qkv_bias=bias, o_bias=bias, norms=NORMS)
 
 
 def _gemma3(config: Any) -> Layout:
     bias = config.attention_bias
-    return gated_decoder(config, qkv_bias=bias, o_bias=bias, norms=_NORMS, qk_norm="head")
+    return gated_decoder(config, qkv_bias=bias, o_bias=bias, norms=NORMS, qk_norm="head")
 
 
-def _rescale(row: Row, before: Shape, after: Shape) -> Affine | None:
+def rescaled(row: Row, before: Shape, after: Shape, *, offset: float = 1.0) -> Affine | None:
     """Let blocks write as much less into the stream as embeddings do.
 
     The stock code multiplies embeddings by the square root of whatever the hidden size is; they
     may be tied to the head, and cannot make up for it. What reads the stream divides by its size
     first, up to epsilon, so that all of it may be scaled by c = sqrt(after / before): the norms
-    through which blocks write, weights w used as 1 + w, become c(1 + w) - 1.
+    through which blocks write, weights w used as ``offset`` + w, become c(offset + w) - offset.
     """
-    if not row.name.endswith((f"{_AFTER_ATTENTION}.weight", f"{_AFTER_MLP}.weight")):
+    if not row.name.endswith((f"{AFTER_ATTENTION}.weight", f"{AFTER_MLP}.weight")):
         return None
     if before["hidden"] == after["hidden"]:
         return None
     scale = math.sqrt(after["hidden"] / before["hidden"])
-    return Affine(scale, scale - 1)
+    return Affine(scale, offset * (scale - 1))
 
 
-def _remarks(config: Any, shape: Shape) -> list[str]:
+def rescaling_remarks(config: Any, shape: Shape) -> list[str]:
+    """What a user is told of :func:`rescaled`."""
     if config.hidden_size == shape["hidden"]:
         return []
     return [
@@ -73,9 +74,9 @@ def _gemma(
         per_layer=("layer_types",),
         rules=lambda config: (divided_hidden(name),),
         adapt=explicit_head_dim,
-        remarks=_remarks,
-        rescale=_rescale,
-        post_norms={"heads": _AFTER_ATTENTION, "mlp": _AFTER_MLP},
+        remarks=rescaling_remarks,
+        rescale=rescaled,
+        post_norms={"heads": AFTER_ATTENTION, "mlp": AFTER_MLP},
         gain_offset=1.0,
         llama_cpp=llama_cpp,
     )

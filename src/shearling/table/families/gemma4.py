@@ -8,9 +8,9 @@ earlier ones, or that have embeddings for each block (E2B, E4B), and those with 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from shearling.errors import ShearlingError
@@ -19,9 +19,15 @@ from shearling.table.families.base import (
     GROUPED_QUERY_KEYS,
     HEADS,
     KV_HEADS,
-    Affine,
     Family,
     gated_decoder,
+)
+from shearling.table.families.gemma import (
+    AFTER_ATTENTION,
+    AFTER_MLP,
+    NORMS,
+    rescaled,
+    rescaling_remarks,
 )
 from shearling.table.layout import Layout
 from shearling.table.values import Shape
@@ -29,8 +35,6 @@ from shearling.table.values import Shape
 FULL, SLIDING = "full_attention", "sliding_attention"
 LAST = f"last_{FULL}"  # a kind of its own: one of each kind stays
 _AT = "model.layers.{}.self_attn"
-_AFTER_ATTENTION, _AFTER_MLP = "post_attention_layernorm", "post_feedforward_layernorm"
-_NORMS = ("input_layernorm", _AFTER_ATTENTION, "pre_feedforward_layernorm", _AFTER_MLP)
 _GLOBAL = {"kv_heads": "global_kv_heads", "head_dim": "global_head_dim"}
 _WHY = (
     "blocks of full attention have heads of another width, and other heads of keys and values, "
@@ -66,7 +70,7 @@ def _kinds(config: Any) -> tuple[str, ...]:
 def _layout(config: Any) -> Layout:
     _require(config)
     bias = config.attention_bias
-    plain = gated_decoder(config, qkv_bias=bias, o_bias=bias, norms=_NORMS, qk_norm="head")
+    plain = gated_decoder(config, qkv_bias=bias, o_bias=bias, norms=NORMS, qk_norm="head")
     kinds = _kinds(config)
     rows = tuple(found for row in plain.rows for found in _rows(row, kinds, config))
     factor = Row.of("model.layers.{}.layer_scalar", "bias", "1")
@@ -114,24 +118,6 @@ def _renumbered(
     return {**raw, "per_layer_config": after}
 
 
-def _rescale(row: Row, before: Shape, after: Shape) -> Affine | None:
-    """Let blocks write as much less into the stream as embeddings do, as Gemma 3's do."""
-    if not row.name.endswith((f"{_AFTER_ATTENTION}.weight", f"{_AFTER_MLP}.weight")):
-        return None
-    if before["hidden"] == after["hidden"]:
-        return None
-    return Affine(math.sqrt(after["hidden"] / before["hidden"]), 0.0)
-
-
-def _remarks(config: Any, shape: Shape) -> list[str]:
-    if config.hidden_size == shape["hidden"]:
-        return []
-    return [
-        f"Gemma scales embeddings by the square root of the hidden size, so the norms after "
-        f"attention and MLP are scaled by sqrt({shape['hidden']}/{config.hidden_size}) to match."
-    ]
-
-
 GEMMA4 = Family(
     "gemma4_text",
     "model.layers",
@@ -140,9 +126,9 @@ GEMMA4 = Family(
     _sizes,
     per_layer=("layer_types",),
     adapt_layers=_renumbered,
-    remarks=_remarks,
+    remarks=rescaling_remarks,
     frozen={"heads": _WHY, "kv_heads": _WHY},
-    rescale=_rescale,
-    post_norms={"heads": _AFTER_ATTENTION, "mlp": _AFTER_MLP},
+    rescale=partial(rescaled, offset=0.0),
+    post_norms={"heads": AFTER_ATTENTION, "mlp": AFTER_MLP},
     additive=lambda config: False,
 )
