@@ -1,7 +1,7 @@
 """The default cut over several draws of its text, and what else could be the default.
 
     SHEARLING_BENCH_DATA=DIR python benchmarks/draws.py [--only ARM,...] [--draws 0,1,2]
-        [--size 0.8x]
+        [--sizes 0.8x,0.6x]
 
 One draw says little: other calibration documents move WikiText-2 by two points. An arm is a way to
 cut SmolLM2-135M (or ``SHEARLING_BENCH_MODEL``); a draw is a seed, which draws documents, windows
@@ -10,8 +10,9 @@ rest to MLP neurons; ``samples=N`` takes so many windows instead of 64, ``writte
 sequences of the model's own for each window instead of 4. ``default`` is what `prune --params`
 does. Measured: 12 windows of 512 tokens of c4 documents that calibration never saw, and of
 WikiText-2; and what is left of the source's abilities, in the likelihood of right answers
-(docs/abilities.md). Every row is a process of its own and is written down as it ends, so that the
-run can be stopped and taken up again.
+(docs/abilities.md). Arms and sizes of a draw that see the same text are cut together, as `prune
+--params 0.8x,0.6x` does, in a process of its own; every row is written down as it ends, so that
+the run can be stopped and taken up again. Seconds are the processor's, of all cuts of the draw.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,23 +42,35 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", default=",".join(ARMS), help="arms, separated by commas")
     parser.add_argument("--draws", default="0,1,2", help="seeds, separated by commas")
-    parser.add_argument("--size", default="0.8x", help="of the parameters in blocks")
-    parser.add_argument("--job", help=argparse.SUPPRESS)
+    parser.add_argument("--sizes", default="0.8x", help="of the parameters in blocks")
+    parser.add_argument("--jobs", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.job:
-        print("ROW " + json.dumps(measured(json.loads(arguments.job))))
+    if arguments.jobs:
+        for row in measured(json.loads(arguments.jobs)):
+            print("ROW " + json.dumps(row), flush=True)
         return
-    arms = ["source", *arguments.only.split(",")]
+    asked = [{"arm": "source", "size": "1x", "draw": 0}]
     for draw in map(int, arguments.draws.split(",")):
-        for arm in arms:
-            job = {"arm": arm, "size": "1x" if arm == "source" else arguments.size,
-                   "draw": 0 if arm == "source" else draw}  # fmt: skip
-            if not any(job.items() <= row.items() for row in known()):
-                row = in_a_process(job)
-                save(NAME, {"rows": [*known(), row]}, shown=False)  # read again: another may run
-                print(row, flush=True)
+        asked += [
+            {"arm": arm, "size": size, "draw": draw}
+            for size in arguments.sizes.split(",")
+            for arm in arguments.only.split(",")
+        ]
+    groups: dict[Any, list[dict[str, Any]]] = {}
+    for job in asked:
+        if not any(job.items() <= row.items() for row in known()):
+            groups.setdefault((job["draw"], job["size"] == "1x", text_of(job)), []).append(job)
+    for jobs in groups.values():
+        in_a_process(jobs)
     for line in summary(known()):
         print(line)
+
+
+def text_of(job: dict[str, Any]) -> tuple[int, int | None]:
+    """Windows, and sequences of the model's own, of an arm; None for as many as the default."""
+    key, _, value = job["arm"].partition("=")
+    samples = int(value) if key == "samples" else 64
+    return samples, int(value) * samples if key == "written" else None
 
 
 def known() -> list[dict[str, Any]]:
@@ -65,66 +79,92 @@ def known() -> list[dict[str, Any]]:
     return json.loads(file.read_text())["rows"] if file.exists() else []
 
 
-def in_a_process(job: dict[str, Any]) -> dict[str, Any]:
-    """One row, measured apart."""
-    done = subprocess.run(
-        [sys.executable, __file__, "--job", json.dumps(job)], stdout=subprocess.PIPE, text=True,
-        check=True,
-    )  # fmt: skip
-    return json.loads(done.stdout.rsplit("ROW ", 1)[1])
+def in_a_process(jobs: list[dict[str, Any]]) -> None:
+    """Rows that share a draw, measured apart, each written down as it comes."""
+    words = [sys.executable, __file__, "--jobs", json.dumps(jobs)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("ROW "):
+                row = json.loads(line.removeprefix("ROW "))
+                save(NAME, {"rows": [*known(), row]}, shown=False)  # read again: another may run
+                print({key: row[key] for key in row if key != "abilities"}, flush=True)
+    if process.returncode:
+        raise SystemExit(f"{jobs} ended with {process.returncode}")
 
 
-def measured(job: dict[str, Any]) -> dict[str, Any]:
-    """Cut as the job says, then measure."""
+def measured(jobs: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Cut as the jobs say, then measure each."""
     from shearling.evaluate.abilities.measure import Asking, measure_abilities
     from shearling.evaluate.perplexity import Windows, evaluate
     from shearling.model.checkpoint import Checkpoint
     from shearling.model.loading import load_model
     from shearling.model.subject import open_subject
 
-    started = time.perf_counter()
+    started = time.process_time()
     source = Checkpoint.open(source_directory())
     with tempfile.TemporaryDirectory() as place:
         scratch = Path(place)
-        path, row = source.path, dict(job)
-        if job["arm"] != "source":
-            path = scratch / "cut"
-            row |= cut(source, job, path, scratch)
-        row["seconds_cutting"] = round(time.perf_counter() - started, 1)
-        row["processor_seconds_cutting"] = round(time.process_time(), 1)
-        for name, file in texts(scratch).items():
-            figures = evaluate(path, file, Windows(WINDOW, WINDOWS))
-            row[name] = round(figures["perplexity"], 2)
-        subject = open_subject(path)
-        asked = measure_abilities(
-            subject, load_model(path), subject.tokenizer(), Asking(limit=ITEMS)
-        )
-    row["abilities"] = {
-        name: {key: one[key] for key in ("losses", "lengths", "exact") if one.get(key) is not None}
-        for name, one in asked["abilities"].items()
-    }
-    return row
+        if jobs[0]["arm"] == "source":
+            made = {source.path: dict(jobs[0])}
+        else:
+            made = cut(source, jobs, scratch)
+        spent = round(time.process_time() - started, 1)
+        for path, row in made.items():
+            row |= {"processor_seconds_cutting": spent, "cut_together": len(made)}
+            for name, file in texts(scratch).items():
+                row[name] = round(evaluate(path, file, Windows(WINDOW, WINDOWS))["perplexity"], 2)
+            subject = open_subject(path)
+            asked = measure_abilities(
+                subject, load_model(path), subject.tokenizer(), Asking(limit=ITEMS)
+            )
+            row["abilities"] = {
+                name: {
+                    key: one[key]
+                    for key in ("losses", "lengths", "exact")
+                    if one.get(key) is not None
+                }
+                for name, one in asked["abilities"].items()
+            }
+            yield row
 
 
-def cut(source: Any, job: dict[str, Any], output: Path, scratch: Path) -> dict[str, Any]:
-    """Cut and repair by default, but for what the arm changes."""
+def cut(source: Any, jobs: list[dict[str, Any]], scratch: Path) -> dict[Path, dict[str, Any]]:
+    """Cut and repair by default, but for what the arms change: directory -> what is in it."""
+    from shearling.pruning.family import prune_family
+    from shearling.pruning.plan import Spending, shape_for
     from shearling.pruning.preferences import PREFERENCES, Preference
-    from shearling.pruning.prune import prune
     from shearling.pruning.size import Size
     from shearling.pruning.text import CalibrationText
 
-    key, _, value = job["arm"].partition("=")
-    if key == "blocks":
-        cast(dict, PREFERENCES)["balanced"] = Preference(float(value), "")
-    samples = int(value) if key == "samples" else 64
-    written = int(value) * samples if key == "written" else None
+    samples, written = text_of(jobs[0])
     text = first_nine_tenths(text_file("redpajama/c4.jsonl", scratch), scratch)
-    calibration = CalibrationText(file=text, samples=samples, seed=job["draw"], written=written)
+    calibration = CalibrationText(
+        file=text, samples=samples, seed=jobs[0]["draw"], written=written
+    )  # fmt: skip
     blocks = source.shape["layers"] * source.layout.count_block(source.shape)
-    gone = round((1 - float(job["size"].rstrip("x"))) * blocks)
-    made = prune(source, output, Size(params=source.parameters - gone), calibration=calibration)
-    return {"shape": {axis: made.shape[axis] for axis in ("layers", "mlp")},
-            "parameters": made.parameters}  # fmt: skip
+    rows: dict[str, dict[str, Any]] = {}
+    sizes = []
+    for job in jobs:
+        key, _, value = job["arm"].partition("=")
+        spending = Spending()
+        if key == "blocks":
+            cast(dict, PREFERENCES)[job["arm"]] = Preference(float(value), "")
+            spending = Spending(job["arm"])
+        gone = round((1 - float(job["size"].rstrip("x"))) * blocks)
+        after = shape_for(source, source.parameters - gone, spending=spending)
+        size = Size(shape={axis: after[axis] for axis in ("layers", "mlp")})
+        sizes.append(size)
+        rows[size.name] = dict(job)
+    made = prune_family(source, scratch / "cuts", sizes, calibration=calibration)
+    return {
+        one.path: rows[name]
+        | {
+            "shape": {axis: one.shape[axis] for axis in ("layers", "mlp")},
+            "parameters": one.parameters,
+        }
+        for name, one in made.items()
+    }
 
 
 def texts(scratch: Path) -> dict[str, Path]:

@@ -2,6 +2,7 @@
 
     python benchmarks/headline.py --model MODEL --store STORE --texts DIR --scratch DIR
         [--output FILE] [--limit SECONDS] [--jobs N] [--tokens N] [--only NAME,...] [--device cuda]
+    python benchmarks/headline.py --model MODEL --store STORE --texts DIR --scratch DIR --reduced
     python benchmarks/headline.py --tiny          # a small random model on a CPU, two minutes
     python benchmarks/headline.py --plot          # docs/headline.svg and the table of its page
 
@@ -39,7 +40,7 @@ from threading import Thread
 from typing import Any
 
 from headline_jobs import Job, Machine, Step
-from headline_runs import Command, Run, Scale, parts, runs
+from headline_runs import REDUCED, Command, Run, Scale, parts, runs
 from shearling.files.writer import write_json
 
 RESULTS = Path(__file__).parent / "results"
@@ -310,6 +311,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, help="tokens a second that the device is thought of")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="a small model, to try the script")
+    parser.add_argument("--reduced", action="store_true", help="what two cores give in two hours")
     parser.add_argument("--plot", action="store_true", help="draw what there are results of")
     given = parser.parse_args()
     started = time.perf_counter()
@@ -329,16 +331,18 @@ def main() -> None:
         else:
             if None in (given.model, given.store, given.texts):
                 parser.error("give --model, --store and --texts, or --tiny")
-            scale, device = Scale(), given.device
+            scale, device = (REDUCED, "cpu") if given.reduced else (Scale(), given.device)
             model, store, texts = given.model, given.store, given.texts
         changed = {k: v for k in ("tokens", "micro") if (v := getattr(given, k)) is not None}
         bench = Bench(Paths(model, store, texts, scratch), replace(scale, **changed), device)
         machine = Machine(
-            scratch / "logs", given.jobs or (2 if given.tiny else 6), started + given.limit,
-            given.most, given.rate or (2_000 if given.tiny else 300_000),
+            scratch / "logs", given.jobs or (2 if device == "cpu" else 6), started + given.limit,
+            given.most, given.rate or (2_000 if given.tiny else 50 if given.reduced else 300_000),
+            threads=1 if given.reduced else 2,
         )  # fmt: skip
         signal.signal(signal.SIGTERM, lambda *_: machine.hurry())
-        output = given.output or (scratch if given.tiny else RESULTS) / "headline.json"
+        file = "headline_reduced.json" if given.reduced else "headline.json"
+        output = given.output or (scratch if given.tiny else RESULTS) / file
         work(bench, machine, given.only.split(",") if given.only else None, output)
         if given.tiny and output.exists():
             from plot_headline import main as plot

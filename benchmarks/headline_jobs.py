@@ -16,7 +16,6 @@ from shearling.files.writer import write_json
 
 SAVING = 15.0  # seconds before the end at which runs are told to save themselves
 STARTING = 25.0  # seconds that the commands of a run take beside training, about
-THREADS = "2"
 
 
 @dataclass(frozen=True)
@@ -88,6 +87,7 @@ class Machine:
         ends: when all must have ended (of ``time.perf_counter``).
         most: seconds for one job.
         rate: tokens a second that all jobs together are thought to train on, until one has ended.
+        threads: of the processor, for each command.
         seconds: job -> command -> seconds that it took, over all calls.
     """
 
@@ -96,6 +96,7 @@ class Machine:
     ends: float
     most: float
     rate: float
+    threads: int = 2
     seconds: dict[str, dict[str, float]] = field(default_factory=dict)
     _jobs: dict[str, Job] = field(default_factory=dict)
     _running: dict[str, _Running] = field(default_factory=dict)
@@ -177,9 +178,10 @@ class Machine:
         stem = f"{job.name}-{step.label}".replace(" ", "-")
         step.done.parent.parent.mkdir(parents=True, exist_ok=True)
         logs = (self.logs / f"{stem}.out").open("wb"), (self.logs / f"{stem}.err").open("ab")
+        own = {"OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false"}
         process = subprocess.Popen(
             [sys.executable, "-m", "shearling.cli", *step.argv], stdout=logs[0], stderr=logs[1],
-            env=os.environ | {"OMP_NUM_THREADS": THREADS, "TOKENIZERS_PARALLELISM": "false"},
+            env=os.environ | own,
         )  # fmt: skip
         self._tell(f"{job.name}: {step.label}")
         self._running[job.name] = _Running(

@@ -35,9 +35,10 @@ def parsed(words: tuple[str, ...]) -> dict[str, Any]:
     return command.make_context(words[0], [*words[1:], "--output", "NEW"]).params
 
 
-def test_runs_are_commands_with_options_there_are(script: Any) -> None:
+@pytest.mark.parametrize("reduced", [False, True])
+def test_runs_are_commands_with_options_there_are(script: Any, reduced: bool) -> None:
     runs = script("headline_runs")
-    scale = runs.Scale()
+    scale = runs.REDUCED if reduced else runs.Scale()
     for part in runs.parts(scale).values():
         parsed(part.words)
     for run in runs.runs(scale).values():
@@ -54,11 +55,13 @@ def test_runs_are_commands_with_options_there_are(script: Any) -> None:
             assert every == options.eval_every * options.batch, "looks at other places"
 
 
-def test_runs_have_equal_tokens(script: Any) -> None:
+@pytest.mark.parametrize("reduced", [False, True])
+def test_runs_have_equal_tokens_but_the_one_that_has_a_fifth(script: Any, reduced: bool) -> None:
     runs = script("headline_runs")
-    scale = runs.Scale()
-    for run in runs.runs(scale).values():
-        assert 0 <= scale.tokens - run.calibration - run.tokens < 2 * scale.step
+    scale = runs.REDUCED if reduced else runs.Scale()
+    for name, run in runs.runs(scale).items():
+        tokens = scale.tokens // 5 if "-fifth-" in name else scale.tokens
+        assert 0 <= tokens - run.calibration - run.tokens < 2 * scale.step
         assert run.part is None or run.calibration == runs.parts(scale)[run.part].tokens
 
 
