@@ -38,6 +38,23 @@ def first_nine_tenths(text: Path, directory: Path) -> Path:
     return file
 
 
+def held_out_windows(tokenizer: Any, windows: int = 12, length: int = 512) -> dict[str, Any]:
+    """Windows of c4's last tenth (documents joined with EOS), and of WikiText-2."""
+    import torch
+
+    ids: list[int] = []
+    for line in text_file("redpajama/c4.jsonl", Path()).open(encoding="utf-8"):
+        ids += tokenizer(json.loads(line)["text"], add_special_tokens=False)["input_ids"]
+        ids.append(tokenizer.eos_token_id)
+    c4 = torch.tensor(ids[: len(ids) // length * length]).view(-1, length)
+    text = text_file("wikitext2-test.txt", Path()).read_text(encoding="utf-8")[:100_000]
+    wiki = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return {
+        "c4": c4[-(len(c4) // 10) :][:windows],
+        "wikitext2": wiki[: windows * length].view(windows, length),
+    }
+
+
 def save(name: str, result: dict[str, Any], *, shown: bool = True) -> None:
     """Write a result with the machine it was taken on, and show it."""
     result = stamp() | {"machine": machine(), "versions": versions()} | result

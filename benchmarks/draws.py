@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -28,10 +29,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
-from common import RESULTS, first_nine_tenths, save, source_directory, text_file
+from common import RESULTS, first_nine_tenths, held_out_windows, save, source_directory, text_file
 
 NAME = "draws"
-WINDOW, WINDOWS = 512, 12
 ITEMS = 8  # of each ability
 ARMS = ("default", "blocks=0", "blocks=0.1667", "blocks=0.5", "blocks=1", "samples=128")
 MEASURES = ("c4", "wikitext2", "kept")
@@ -96,7 +96,7 @@ def in_a_process(jobs: list[dict[str, Any]]) -> None:
 def measured(jobs: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Cut as the jobs say, then measure each."""
     from shearling.evaluate.abilities.measure import Asking, measure_abilities
-    from shearling.evaluate.perplexity import Windows, evaluate
+    from shearling.evaluate.perplexity import mean_nll
     from shearling.model.checkpoint import Checkpoint
     from shearling.model.loading import load_model
     from shearling.model.subject import open_subject
@@ -112,12 +112,12 @@ def measured(jobs: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         spent = round(time.process_time() - started, 1)
         for path, row in made.items():
             row |= {"processor_seconds_cutting": spent, "cut_together": len(made)}
-            for name, file in texts(scratch).items():
-                row[name] = round(evaluate(path, file, Windows(WINDOW, WINDOWS))["perplexity"], 2)
-            subject = open_subject(path)
-            asked = measure_abilities(
-                subject, load_model(path), subject.tokenizer(), Asking(limit=ITEMS)
-            )
+            subject, model = open_subject(path), load_model(path)
+            tokenizer = subject.tokenizer()
+            for name, windows_NS in held_out_windows(tokenizer).items():
+                total, count = mean_nll(model, windows_NS)
+                row[name] = round(math.exp(total / count), 2)
+            asked = measure_abilities(subject, model, tokenizer, Asking(limit=ITEMS))
             row["abilities"] = {
                 name: {
                     key: one[key]
@@ -165,14 +165,6 @@ def cut(source: Any, jobs: list[dict[str, Any]], scratch: Path) -> dict[Path, di
         }
         for name, one in made.items()
     }
-
-
-def texts(scratch: Path) -> dict[str, Path]:
-    """What perplexity is measured on."""
-    lines = text_file("redpajama/c4.jsonl", scratch).read_text("utf-8").splitlines(keepends=True)
-    held = scratch / "held.jsonl"
-    held.write_text("".join(lines[len(lines) * 9 // 10 :]), encoding="utf-8")
-    return {"c4": held, "wikitext2": text_file("wikitext2-test.txt", scratch)}
 
 
 def summary(rows: list[dict[str, Any]]) -> list[str]:

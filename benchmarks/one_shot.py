@@ -28,7 +28,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, first_nine_tenths, save, source_directory, text_file
+from common import RESULTS, first_nine_tenths, held_out_windows, save, source_directory, text_file
 
 DEPTH = ("repair", "perplexity", "taylor+", "taylor", "magnitude+", "influence", "greedy")
 WIDTH = (
@@ -275,7 +275,7 @@ def _evaluated(model: Any, tokenizer: Any) -> dict[str, float]:
     with torch.inference_mode():
         return {
             name: round(_perplexity(model, windows), 2)
-            for name, windows in _evaluation(tokenizer).items()
+            for name, windows in held_out_windows(tokenizer).items()
         }
 
 
@@ -345,23 +345,6 @@ def _calibration(scratch: Path) -> Any:
 
     text = first_nine_tenths(text_file("redpajama/c4.jsonl", Path()), scratch)
     return Calibration((TextSource(text, share=1.0),))
-
-
-def _evaluation(tokenizer: Any, windows: int = 12, length: int = 512) -> dict[str, Any]:
-    """Windows of c4's last tenth (documents joined with EOS), and of WikiText-2."""
-    import torch
-
-    ids: list[int] = []
-    for line in text_file("redpajama/c4.jsonl", Path()).open(encoding="utf-8"):
-        ids += tokenizer(json.loads(line)["text"], add_special_tokens=False)["input_ids"]
-        ids.append(tokenizer.eos_token_id)
-    c4 = torch.tensor(ids[: len(ids) // length * length]).view(-1, length)
-    text = text_file("wikitext2-test.txt", Path()).read_text(encoding="utf-8")[:100_000]
-    wiki = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
-    return {
-        "c4": c4[-(len(c4) // 10) :][:windows],
-        "wikitext2": wiki[: windows * length].view(windows, length),
-    }
 
 
 def _perplexity(model: Any, windows: Any) -> float:
