@@ -40,8 +40,7 @@ KEPT_NEURONS = tuple(n for n in range(NEURONS) if n % 7)
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "as it comes": {},
-    "all biases, tied": {"attention_out_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
-    "no biases": {"attention_bias": False},
+    "no biases, tied": {"attention_bias": False, "tie_word_embeddings": True},
 }
 
 
@@ -141,18 +140,18 @@ def family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The example, saved as a file of table/families and registered."""
     package = shearling.table.families
     module = save_beside(package, "add a family", tmp_path, monkeypatch)
-    seed_oss = import_module(module).SEED_OSS
-    monkeypatch.setitem(FAMILIES, seed_oss.model_type, seed_oss)
+    glm = import_module(module).GLM
+    monkeypatch.setitem(FAMILIES, glm.model_type, glm)
     yield
     sys.modules.pop(module, None)
     vars(package).pop(module.rpartition(".")[2], None)
 
 
-def tiny_seed_oss(path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]) -> Any:
+def tiny_glm(path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]) -> Any:
     """A random model whose every parameter is random, written by stock transformers."""
     sizes = tiny_models._GROUPED | {"head_dim": HEAD_DIM} | settings
-    monkeypatch.setitem(tiny_models.VARIANTS, "seed_oss", ("SeedOssConfig", sizes))
-    model = tiny_models.tiny_model("seed_oss")
+    monkeypatch.setitem(tiny_models.VARIANTS, "glm", ("GlmConfig", sizes))
+    model = tiny_models.tiny_model("glm")
     model.save_pretrained(path)
     return model
 
@@ -169,14 +168,14 @@ def silence(block: nn.Module, kept_neurons: tuple[int, ...], kept_groups: tuple[
 
 def test_an_example_of_a_family_is_short() -> None:
     assert len(example("add a family").splitlines()) <= 60
-    assert "seed_oss" not in FAMILIES
+    assert "glm" not in FAMILIES
 
 
 def test_without_the_family_the_model_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tiny_seed_oss(tmp_path / "model", monkeypatch, {})
-    with pytest.raises(ShearlingError, match="'seed_oss', which shearling does not know"):
+    tiny_glm(tmp_path / "model", monkeypatch, {})
+    with pytest.raises(ShearlingError, match="'glm', which shearling does not know"):
         Checkpoint.open(tmp_path / "model")
 
 
@@ -185,7 +184,7 @@ def test_without_the_family_the_model_is_refused(
 def test_the_family_counts_and_cuts(
     settings: dict[str, Any], tmp_path: Path, ids: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = tiny_seed_oss(tmp_path / "model", monkeypatch, settings)
+    model = tiny_glm(tmp_path / "model", monkeypatch, settings)
     checkpoint = Checkpoint.open(tmp_path / "model")
     count = checkpoint.layout.count(checkpoint.shape)
     assert count == sum(parameter.numel() for parameter in model.parameters())

@@ -103,6 +103,30 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "Cohere2Config",
         _GROUPED | {"tie_word_embeddings": True, "sliding_window": 7, "logit_scale": 0.3},
     ),
+    "exaone4": (
+        "Exaone4Config",
+        _GROUPED
+        | {"head_dim": 6, "sliding_window": 7}
+        | {"layer_types": [f"{kind}_attention" for kind in _KINDS]},
+    ),
+    "ernie4_5": ("Ernie4_5Config", _GROUPED | {"head_dim": 6, "use_bias": True}),
+    "hunyuan_v1_dense": (
+        "HunYuanDenseV1Config",
+        _GROUPED
+        | {"head_dim": 6, "tie_word_embeddings": True}
+        | {
+            "rope_parameters": {
+                "rope_type": "dynamic",
+                "factor": 1.0,
+                "alpha": 7.0,
+                "rope_theta": 100.0,
+            }
+        },
+    ),
+    "seed_oss": (
+        "SeedOssConfig",
+        _GROUPED | {"head_dim": 6, "attention_out_bias": True, "mlp_bias": True},
+    ),
     "gpt_neox": ("GPTNeoXConfig", _SHARED | {"rotary_pct": 0.5}),
     "gpt_neox-serial": (
         "GPTNeoXConfig",
@@ -130,6 +154,10 @@ KIN = {
     "ministral3": "mistral",
     "olmo3": "olmo2",
     "granitemoehybrid": "granite",
+    "exaone4": "olmo2",
+    "ernie4_5": "llama-biases",
+    "hunyuan_v1_dense": "qwen3",
+    "seed_oss": "llama-biases",
 }
 LEADING = {name: arguments for name, arguments in VARIANTS.items() if name not in KIN}
 
@@ -186,6 +214,20 @@ MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
         _SHARED
         | _DEEPSEEK
         | {"q_lora_rank": None, "n_group": 1, "topk_group": 1, "n_routed_experts": 7},
+    ),
+    "glm4_moe_lite": (
+        "Glm4MoeLiteConfig",
+        _SHARED
+        | _DEEPSEEK
+        | {"q_lora_rank": 14, "n_group": 1, "topk_group": 1, "n_routed_experts": 5}
+        | {"mlp_layer_types": ["dense", "dense", "sparse", "sparse", "sparse"]},
+    ),
+    "ernie4_5_moe": (
+        "Ernie4_5_MoeConfig",
+        _GROUPED
+        | {"moe_num_experts": 5, "moe_k": 2, "moe_num_shared_experts": 2}
+        | {"moe_intermediate_size": 12, "moe_layer_start_index": 1, "moe_layer_end_index": 3}
+        | {"tie_word_embeddings": True},
     ),
     "olmoe": (
         "OlmoeConfig",

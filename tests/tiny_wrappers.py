@@ -117,6 +117,36 @@ WRAPPED: dict[str, tuple[str, dict[str, Any], str]] = {
         },
         "llama",
     ),
+    "idefics3": (
+        "Idefics3Config",
+        {
+            "text_config": _TEXT | {"model_type": "llama", "head_dim": 6},
+            "vision_config": _EYE,
+            "image_token_id": 90,
+            "scale_factor": 2,
+        },
+        "llama",
+    ),
+    "smolvlm": (
+        "SmolVLMConfig",
+        {
+            "text_config": _TEXT | {"model_type": "llama", "head_dim": 6},
+            "vision_config": _EYE,
+            "image_token_id": 90,
+            "scale_factor": 2,
+            "tie_word_embeddings": True,
+        },
+        "llama",
+    ),
+    "internvl": (
+        "InternVLConfig",
+        {
+            "text_config": _TEXT | {"model_type": "qwen3", "head_dim": 6},
+            "vision_config": _EYE,
+            "image_token_id": 90,
+        },
+        "qwen3",
+    ),
     "qwen2_5_vl": (
         "Qwen2_5_VLConfig",
         {

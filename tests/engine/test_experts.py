@@ -19,7 +19,7 @@ from shearling.engine.experts import decided
 from shearling.engine.stream import BlockStream
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
-from shearling.model.inspect import inspect
+from shearling.model.inspect import inspect, lines
 from shearling.pruning.choose import keep_units
 from shearling.pruning.cut import cut
 from shearling.pruning.plan import parse_shape, shape_for
@@ -74,7 +74,7 @@ def routers(model: nn.Module) -> Iterator[tuple[int, nn.Module]]:
 
 @contextmanager
 def unwanted(model: nn.Module, gone: dict[int, list[int]]) -> Generator[None]:
-    """Routers that believe some experts' logits to be minus infinity."""
+    """Routers that believe some experts' logits, and biases, to be minus infinity."""
     handles = []
     linear = nn.functional.linear
     inside: list[int] = []
@@ -89,7 +89,12 @@ def unwanted(model: nn.Module, gone: dict[int, list[int]]) -> Generator[None]:
     def leave(*_: object) -> None:
         inside.pop()
 
+    biases = []
     for number, router in routers(model):
+        for name, bias in (*router.named_parameters(), *router.named_buffers()):
+            if name.endswith("e_score_correction_bias"):  # what is added after a softmax or sigmoid
+                biases.append((bias, bias.clone()))
+                bias[..., gone.get(number, [])] = -torch.inf
         handles.append(router.register_forward_pre_hook(lambda *_, n=number: inside.append(n)))
         handles.append(router.register_forward_hook(leave))
     nn.functional.linear = masked  # ty: ignore[invalid-assignment]
@@ -97,6 +102,8 @@ def unwanted(model: nn.Module, gone: dict[int, list[int]]) -> Generator[None]:
         yield
     finally:
         nn.functional.linear = linear
+        for bias, kept in biases:
+            bias.copy_(kept)
         for handle in handles:
             handle.remove()
 
@@ -128,7 +135,9 @@ def unique(model: Any) -> Iterator[Tensor]:
 
 
 # The width of their experts cannot be cut: what is left of the other cuts is the second one.
-OF_FIXED_EXPERTS = ("glm4_moe", "deepseek_v3", "deepseek_v3-moonlight")
+OF_FIXED_EXPERTS = (
+    "glm4_moe", "deepseek_v3", "deepseek_v3-moonlight", "glm4_moe_lite", "ernie4_5_moe",
+)  # fmt: skip
 AXES = [("expert_mlp",), ("layers", "hidden"), ("layers", "hidden", "expert_mlp")]
 CUTS = [
     (mixture, axes)
@@ -300,6 +309,9 @@ def test_a_budget_takes_experts_first(models: Models, mixture: str) -> None:
     assert facts["active_parameters"] == total < facts["parameters"]
     router = next(module for _, module in routers(naive.stock(checkpoint.path)))
     assert facts["experts_per_token"] == router.top_k
+    # Two of its three groups are picked, by their best two experts each.
+    assert facts["fewest_experts"] == (6 if mixture == "deepseek_v3" else router.top_k)
+    assert f"at least {facts['fewest_experts']} stay" in "\n".join(lines(facts))
 
 
 def test_units_of_experts_are_counted_through(models: Models) -> None:

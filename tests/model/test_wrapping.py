@@ -75,7 +75,7 @@ def others(path: Path) -> dict[str, Tensor]:
     return {
         name: tensor
         for name, tensor in load_file(path / "model.safetensors").items()
-        if any(part in name for part in ("vision", "visual", "multi_modal_projector"))
+        if any(part in name for part in ("vision", "visual", "projector", "connector"))
     }
 
 

@@ -23,6 +23,8 @@ from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.inspect import inspect, lines
 from shearling.pruning.cut import cut
+from shearling.table.families import FAMILIES, REFUSED
+from shearling.table.families.near import NEAREST
 from shearling.table.families.wrappers import is_known
 from shearling.table.values import Keep
 from shearling.train.build import loaded
@@ -146,7 +148,25 @@ def test_a_published_checkpoint(name: str, tmp_path: Path) -> None:
             {"model_type": "gpt_oss", "quantization_config": {"quant_method": "mxfp4"}},
             "quantised .by mxfp4.*dequantize=True",
         ),
-        ({"model_type": "falcon_h1"}, "architecture 'falcon_h1', .* CONTRIBUTING"),
+        (
+            {"model_type": "deepseek_v3", "quantization_config": {"quant_method": "fp8"}},
+            r"by fp8.*FineGrainedFP8Config.dequantize=True., save it",
+        ),
+        (
+            {"model_type": "deepseek_v3", "quantization_config": {"quant_method": "gptq"}},
+            "by gptq.*give the checkpoint that it was made from",
+        ),
+        (
+            {"model_type": "falcon_h1"},
+            "'falcon_h1', .*qwen3_next is the nearest, but .*Mamba.*, and CONTR.*Playbook",
+        ),
+        ({"model_type": "lfm2"}, "'lfm2', .*nearest, but most of its blocks are short convol"),
+        ({"model_type": "minimax_m2"}, "'minimax_m2', .*mixtral is the nearest, but its router is"),
+        ({"model_type": "abacus"}, r"'abacus', .*qwen3_5_moe_text, and CONTRIBUTING"),
+        (
+            {"model_type": "qwen3_vl_moe", "text_config": {"model_type": "qwen3_vl_moe_text"}},
+            "'qwen3_vl_moe_text'. inside 'qwen3_vl_moe', .*CONTRIBUTING.md says how",
+        ),
         ({"model_type": "qwen3_nex"}, r"it knows .* .qwen3\S* is the nearest by name., and CONTR"),
     ],
 )
@@ -156,3 +176,13 @@ def test_what_is_not_known_yet_is_refused(
     (tmp_path / "config.json").write_text(json.dumps(raw))
     with pytest.raises(ShearlingError, match=sentence):
         Checkpoint.open(tmp_path)
+
+
+def test_what_comes_nearest_is_known_and_what_is_like_it_is_not() -> None:
+    from transformers import CONFIG_MAPPING
+
+    assert len(NEAREST.keys() & CONFIG_MAPPING.keys()) > 30  # older versions have not all of them
+    for model_type, (near, why) in NEAREST.items():
+        assert model_type not in FAMILIES.keys() | REFUSED.keys()
+        assert near in FAMILIES, model_type
+        assert why[-1] not in ".;"

@@ -136,14 +136,27 @@ def narrowed(router: nn.Module, kept_E: Tensor, *args: Tensor) -> tuple[Tensor, 
         Logits (T, E) of these, weights (T, P), and the chosen ones' numbers (T, P) among all; in
         the router's own order.
     """
-    narrow: Any = copy.copy(router)
-    for tensors in ("_parameters", "_buffers"):
-        rows = {name: t if t is None else t[kept_E] for name, t in vars(router)[tensors].items()}
-        vars(narrow)[tensors] = rows
+    count = len(router.weight)  # ty: ignore[invalid-argument-type]
+    narrow: Any = _narrowed(router, kept_E, count)
     narrow.num_experts = len(kept_E)
     out: tuple[Tensor, ...] = narrow.forward(*args)
     _, chosen_TP = decided(out)
     return tuple(kept_E[each] if each is chosen_TP else each for each in out)
+
+
+def _narrowed(module: nn.Module, kept_E: Tensor, count: int) -> nn.Module:
+    """A copy whose tensors have of ``count`` experts those kept, along the first such dimension."""
+    narrow = copy.copy(module)
+    for tensors in ("_parameters", "_buffers"):
+        vars(narrow)[tensors] = {
+            name: t if t is None else t.index_select(t.shape.index(count), kept_E)
+            for name, t in vars(module)[tensors].items()
+        }
+    vars(narrow)["_modules"] = {
+        name: child if child is None else _narrowed(child, kept_E, count)
+        for name, child in module._modules.items()
+    }
+    return narrow
 
 
 def without(router: nn.Module, x_TD: Tensor, expert: int) -> Routing:

@@ -36,6 +36,9 @@ from shearling.table.families.wrappers import wrapper_of
 from shearling.table.layout import Layout
 from shearling.table.values import Shape
 
+# What turns weights back that were published quantised and never otherwise: gpt-oss, DeepSeek V3.
+DEQUANTISING = {"mxfp4": "Mxfp4Config", "fp8": "FineGrainedFP8Config"}
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -273,11 +276,12 @@ def _shards(path: Path) -> list[Path]:
 def _require_plain(raw: Mapping[str, Any], model: str | Path) -> None:
     """Raise ShearlingError if the weights are quantised: they can be measured, and not cut."""
     how = raw.get("quantization_config")
-    if isinstance(how, Mapping) and how.get("quant_method") == "mxfp4":
+    method = how.get("quant_method") if isinstance(how, Mapping) else None
+    if method in DEQUANTISING:
         raise ShearlingError(
-            f"{model} is quantised (by mxfp4), and shearling cuts and trains unquantised weights; "
-            "load it in transformers with quantization_config=Mxfp4Config(dequantize=True), save "
-            "it, and give that."
+            f"{model} is quantised (by {method}), and shearling cuts and trains unquantised "
+            "weights; load it in transformers with "
+            f"quantization_config={DEQUANTISING[method]}(dequantize=True), save it, and give that."
         )
     if isinstance(how, Mapping):
         raise ShearlingError(

@@ -10,6 +10,7 @@ from typing import Any
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.manifest import MANIFEST, ModelManifest, describe, read_manifest
 from shearling.model.wrapping import Wrapping
+from shearling.table.axes import EXPERTS
 from shearling.table.cost import flops_per_token, kv_cache_bytes, state_bytes
 from shearling.table.layout import Layout
 from shearling.table.values import Shape
@@ -53,7 +54,18 @@ def _mixture(checkpoint: Checkpoint) -> dict[str, Any]:
     return {
         "active_parameters": layout.count(shape, active=True),
         "experts_per_token": layout.routed,
+        "fewest_experts": _fewest_experts(checkpoint),
     }
+
+
+def _fewest_experts(checkpoint: Checkpoint) -> int:
+    """How many of a block's experts have to stay for the router to have its choice."""
+    rules, shape = checkpoint.family.legality(checkpoint.config), checkpoint.shape
+    return next(
+        count
+        for count in range(1, shape[EXPERTS] + 1)
+        if all(rule.holds(shape.with_(experts=count)) for rule in rules)
+    )
 
 
 def _around(wrapping: Wrapping | None) -> dict[str, Any] | None:
@@ -87,8 +99,9 @@ def lines(found: dict[str, Any]) -> list[str]:
         text[2:2] = [f"  blocks       {', '.join(each)}"]
     if "active_parameters" in found:
         text[3:3] = [
-            f"  experts      {found['shape']['experts']} in a block, {found['experts_per_token']} "
-            f"for a token: {found['active_parameters']:,} parameters active"
+            f"  experts      {found['shape']['experts']} in a block, of which at least "
+            f"{found['fewest_experts']} stay; {found['experts_per_token']} for a token: "
+            f"{found['active_parameters']:,} parameters active"
             + "".join(f"; {count} blocks {kind}" for kind, count in kinds.items())
         ]
     text.append(f"  can be cut   {', '.join(found['prunable_axes'])}")

@@ -1,4 +1,4 @@
-"""DeepSeek V3 and R1, Moonlight, Kimi K2: keys and values from a latent, and a mixture.
+"""DeepSeek V3 and R1, Moonlight, Kimi K2, GLM 4.7 Flash: keys and values from a latent, a mixture.
 
 A head's query and key are a part without positions and a rotary one, and its value has a width of
 its own; the rotary part of the key is one for all heads.
@@ -6,6 +6,7 @@ its own; the rotary part of the key is one for all heads.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from shearling.table.axes import Axis, Row
@@ -146,4 +147,8 @@ DEEPSEEK_V3 = Family(
         stored=split_latent,
         reads=False,
     ),
+)
+# The same with a list of which blocks have experts; vLLM goes by how many of the first have none.
+GLM4_MOE_LITE = replace(
+    DEEPSEEK_V3, model_type="glm4_moe_lite", per_layer=("mlp_layer_types",), llama_cpp=None
 )

@@ -104,7 +104,10 @@ def dense_width(config: Any, kinds: tuple[str, ...]) -> dict[str, int]:
 
 
 def leading_kinds(config: Any) -> tuple[str, ...]:
-    """Blocks of a config that says how many of the first ones have no experts."""
+    """Blocks of a config that lists their kinds, or says how many of the first have no experts."""
+    listed = getattr(config, "mlp_layer_types", None)
+    if listed is not None:
+        return tuple(listed)
     first = config.first_k_dense_replace
     return tuple(DENSE if block < first else SPARSE for block in range(config.num_hidden_layers))
 
@@ -113,8 +116,8 @@ def fewer_leading(
     raw: dict[str, Any], config: Any, shape: Shape, layers: tuple[int, ...]
 ) -> dict[str, Any]:
     """Say how many of the blocks without experts are left."""
-    left = sum(block < config.first_k_dense_replace for block in layers)
-    return {**raw, "first_k_dense_replace": left}
+    kinds = leading_kinds(config)
+    return {**raw, "first_k_dense_replace": sum(kinds[block] == DENSE for block in layers)}
 
 
 def sigmoid_mixture(dense: Layout, config: Any) -> Layout:

@@ -20,13 +20,13 @@ from shearling.table.families.base import (
 from shearling.table.families.llama_cpp import SILU, UNBIASED, UNTIED, WHOLE, LlamaCppFacts
 from shearling.table.layout import Layout
 
-_POST = {"heads": "post_attention_layernorm", "mlp": "post_feedforward_layernorm"}
+POST = {"heads": "post_attention_layernorm", "mlp": "post_feedforward_layernorm"}
 
 
 def _layout(config: Any) -> Layout:
     bias = config.attention_bias
     return gated_decoder(
-        config, qkv_bias=bias, o_bias=bias, qk_norm="heads", norms=tuple(_POST.values())
+        config, qkv_bias=bias, o_bias=bias, qk_norm="heads", norms=tuple(POST.values())
     )
 
 
@@ -39,7 +39,7 @@ def _olmo(model_type: str, llama_cpp: LlamaCppFacts, per_layer: tuple[str, ...] 
         head_dim,
         per_layer=per_layer,
         adapt=explicit_head_dim,
-        post_norms=_POST,
+        post_norms=POST,
         llama_cpp=llama_cpp,
     )
 

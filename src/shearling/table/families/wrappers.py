@@ -18,6 +18,7 @@ from shearling.table.families.base import Family
 STYLES: tuple[Mapping[str, str], ...] = (
     {"model.": "language_model.model.", "lm_head.": "language_model.lm_head."},
     {"model.": "model.language_model.", "lm_head.": "lm_head."},
+    {"model.": "model.text_model.", "lm_head.": "lm_head."},
     {"model.": "model.", "lm_head.": "lm_head."},
 )
 _MROPE = ("mrope_section", "mrope_interleaved")
@@ -67,6 +68,9 @@ WRAPPERS: dict[str, Wrapper] = {
         Wrapper("gemma4"),
         Wrapper("mistral3"),
         Wrapper("llava"),
+        Wrapper("idefics3"),
+        Wrapper("smolvlm"),
+        Wrapper("internvl"),
         Wrapper(
             "qwen2_5_vl",
             plain=_named("qwen2"),
@@ -95,8 +99,9 @@ def wrapper_of(raw: Mapping[str, Any], where: str) -> Wrapper | None:
         return WRAPPERS[str(model_type)]
     if not isinstance(raw.get("text_config"), Mapping):
         return None
-    shown = repr(model_type)[:80]
+    shown, inner = repr(model_type)[:80], repr(raw["text_config"].get("model_type"))[:80]
     raise ShearlingError(
-        f"{where} is a language model inside {shown}, which shearling does not know yet; it opens "
-        f"those inside {', '.join(WRAPPERS)}, and plain language models."
+        f"{where} is a language model ({inner}) inside {shown}, which shearling does not know yet; "
+        f"it opens those inside {', '.join(WRAPPERS)}, and plain language models, and "
+        "CONTRIBUTING.md says how to add one (Playbook: add a family)."
     )

@@ -1,0 +1,34 @@
+"""EXAONE 4: norms behind the branches alone, as in OLMo 2, and on each head's queries and keys.
+
+Where some blocks slide, those that attend to everything have no rotary positions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shearling.table.families.base import (
+    GROUPED_QUERY_KEYS,
+    Family,
+    explicit_head_dim,
+    gated_decoder,
+    head_dim,
+)
+from shearling.table.families.olmo2 import POST
+from shearling.table.layout import Layout
+
+
+def _layout(config: Any) -> Layout:
+    return gated_decoder(config, qk_norm="head", norms=tuple(POST.values()))
+
+
+EXAONE4 = Family(
+    "exaone4",
+    "model.layers",
+    _layout,
+    GROUPED_QUERY_KEYS,
+    head_dim,
+    per_layer=("layer_types",),
+    adapt=explicit_head_dim,
+    post_norms=POST,
+)
