@@ -26,6 +26,6 @@ def test_a_quarter_of_the_experts_goes_and_the_rest_is_repaired(farm: Farm, tmp_
     assert [name[3:] for name in made] == ["pack", "text", "prune", "evaluate", "report"]
     manifest = json.loads((run.output / "03-prune" / "shearling.json").read_text())
     assert manifest["shape"]["experts"] == 3  # of 5, rounded down
-    assert manifest["repair"]
+    assert manifest["options"]["repair"]
     config = json.loads((run.output / "03-prune" / "config.json").read_text())
     assert (config["num_local_experts"], config["num_experts_per_tok"]) == (3, 2)

@@ -41,7 +41,10 @@ app.command("export")(command)
 app.command("other")(lambda: None)
 
 # Those whose configurations or tokenizers are tried as they must be in test_llama_cpp_runs.py.
-ELSEWHERE = {"glm4", "cohere2", "ministral3", "granitemoehybrid"}
+ELSEWHERE = {
+    "glm4", "cohere2", "ministral3", "granitemoehybrid", "exaone4", "ernie4_5", "hunyuan_v1_dense",
+    "seed_oss",
+}  # fmt: skip
 UNSUPPORTED = ELSEWHERE | {
     name for name in VARIANTS if FAMILIES[tiny_config(name).model_type].llama_cpp is None
 }

@@ -71,6 +71,7 @@ WHOLE = "hidden=32,heads=4,kv_heads=2,mlp=24"  # heads fill the stream
 SPARSE = "hidden=40,heads=4,kv_heads=2,experts=4,expert_mlp=8"
 DELTA = {"rms_norm_eps": 1e-6, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
 WIDE = DELTA | {"head_dim": 32, "attention_bias": False}  # as many channels as rotary sections
+LLLG = ["sliding_attention"] * 3 + ["full_attention"]
 TRIED = {
     "llama": Tried("llama"),
     "llama-tied": Tried("llama-tied"),
@@ -106,6 +107,19 @@ TRIED = {
     ),
     "glm4": Tried("glm4"),
     "cohere2": Tried("cohere2", {"num_hidden_layers": 8}, remove=(1, 3, 5, 6), shape=WHOLE),
+    "exaone4": Tried(
+        "exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 5}, shape=WHOLE
+    ),
+    "exaone4-slides": Tried(
+        "exaone4", {"num_hidden_layers": 64, "layer_types": LLLG * 16}, remove=(), shape=WHOLE
+    ),
+    "ernie4_5": Tried("ernie4_5", {"use_bias": False}),
+    "hunyuan_v1_dense": Tried("hunyuan_v1_dense", {
+        "max_position_embeddings": 32768, "rope_parameters": {
+            "rope_type": "dynamic", "factor": 1.0, "alpha": 1000.0, "rope_theta": 10000.0,
+        },
+    }),
+    "seed_oss": Tried("seed_oss", {"attention_out_bias": False, "mlp_bias": False}),
     "gpt_neox": Tried(
         "gpt_neox", lacks=("head_dim", "num_key_value_heads"), shape="hidden=32,heads=4,mlp=24"
     ),
@@ -131,6 +145,14 @@ TRIED = {
         remove=(3, 4), shape="hidden=40,heads=4,kv_heads=2,experts=4",
     ),
     "glm4_moe": Tried("glm4_moe", shape="hidden=40,heads=4,kv_heads=2,experts=4"),
+    "glm4_moe_lite": Tried(
+        "glm4_moe_lite", {"num_key_value_heads": 6, "rope_interleave": True}, ("head_dim",),
+        shape="hidden=40,heads=4,experts=4",
+    ),
+    "ernie4_5_moe": Tried(
+        "ernie4_5_moe", {"moe_layer_end_index": 4, "intermediate_size": 72},
+        shape="hidden=40,heads=3,experts=4",
+    ),
     "deepseek_v3": Tried(
         "deepseek_v3", {"num_key_value_heads": 6}, ("head_dim",),
         shape="hidden=40,heads=4,experts=9",

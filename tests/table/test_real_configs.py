@@ -143,6 +143,11 @@ def test_a_published_checkpoint(name: str, tmp_path: Path) -> None:
     ("raw", "sentence"),
     [
         ({"model_type": "llama4_text"}, "llama4_text, .* not cut: its router runs every expert"),
+        (
+            {"model_type": "kimi_k2", "auto_map": {"AutoConfig": "code.K2"}}
+            | {"quantization_config": {"quant_method": "fp8"}},
+            "kimi_k2, which transformers knows as deepseek_v3 alone; write deepseek_v3 for model_t",
+        ),
         ({"model_type": "kimi_vl", "text_config": {}}, "inside 'kimi_vl', .* opens.*qwen3_5_moe"),
         (
             {"model_type": "gpt_oss", "quantization_config": {"quant_method": "mxfp4"}},

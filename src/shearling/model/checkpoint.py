@@ -90,9 +90,9 @@ class Checkpoint:
 
         path = resolve(model, merge_adapter=merge_adapter)
         raw = read_json(path / "config.json")
+        refuse(raw.get("model_type"), str(model))
         check_config(path, raw)
         _require_plain(raw, model)
-        refuse(raw.get("model_type"), str(model))
         alone = str(raw.get("model_type")) in FAMILIES
         if not alone and wrapper_of(raw, str(model)) is not None:
             return _unwrapped(path, model)

@@ -51,13 +51,18 @@ FAMILIES: dict[str, Family] = {
 }  # fmt: skip
 
 _LLAMA4 = (
-    "its router runs every expert on every token and weights what enters it, for which there are "
-    "neither scores nor a repair of experts yet"
+    "shearling does not cut: its router runs every expert on every token and weights what enters "
+    "it, for which there are neither scores nor a repair of experts yet",
+    "give a model of another architecture, such as qwen3_moe",
 )
-# What transformers has and we do not cut, and why.
-REFUSED: dict[str, str] = {
+# What is not opened, and why; what would work.
+REFUSED: dict[str, tuple[str, str]] = {
     "llama4": _LLAMA4,
     "llama4_text": _LLAMA4,
+    "kimi_k2": (
+        "transformers knows as deepseek_v3 alone",
+        "write deepseek_v3 for model_type into its config.json",
+    ),
 }
 
 
@@ -83,11 +88,11 @@ def _nearest(model_type: str) -> str:
 
 
 def refuse(model_type: object, where: str) -> None:
-    """Raise ShearlingError, with the reason, for an architecture that is known not to be cut."""
+    """Raise ShearlingError, with the reason, for an architecture that is known not to be opened."""
     if isinstance(model_type, str) and model_type in REFUSED:
+        why, instead = REFUSED[model_type]
         raise ShearlingError(
-            f"{where} is of the architecture {model_type}, which shearling does not cut: "
-            f"{REFUSED[model_type]}; give a model of another one, such as qwen3_moe."
+            f"{where} is of the architecture {model_type}, which {why}; {instead}."
         )
 
 

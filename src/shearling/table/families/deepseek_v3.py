@@ -22,7 +22,9 @@ from shearling.table.families.base import (
     linear,
 )
 from shearling.table.families.experts import (
+    DENSE,
     fewer_leading,
+    leading_kinds,
     sigmoid_mixture,
     sigmoid_rules,
     sigmoid_sizes,
@@ -119,6 +121,16 @@ _LIMITS = (
     ),
 )
 
+LLAMA_CPP = LlamaCppFacts(
+    "deepseek2",
+    fixed=SILU,
+    sizes=_SIZE_KEYS,
+    limits=_LIMITS,
+    stated={"routed_scaling_factor": "expert_weights_scale"},
+    told=lambda config: {"scoring_func": "sigmoid"},
+    stored=split_latent,
+    reads=False,
+)
 DEEPSEEK_V3 = Family(
     "deepseek_v3",
     "model.layers",
@@ -137,18 +149,26 @@ DEEPSEEK_V3 = Family(
     predicting="num_nextn_predict_layers",
     adapt=_adapt,
     adapt_layers=fewer_leading,
-    llama_cpp=LlamaCppFacts(
-        "deepseek2",
-        fixed=SILU,
-        sizes=_SIZE_KEYS,
-        limits=_LIMITS,
-        stated={"routed_scaling_factor": "expert_weights_scale"},
-        told=lambda config: {"scoring_func": "sigmoid"},
-        stored=split_latent,
-        reads=False,
-    ),
+    llama_cpp=LLAMA_CPP,
 )
-# The same with a list of which blocks have experts; vLLM goes by how many of the first have none.
+# The same with a list of which blocks have experts; vLLM and llama.cpp's converter go by how many
+# of the first have none.
 GLM4_MOE_LITE = replace(
-    DEEPSEEK_V3, model_type="glm4_moe_lite", per_layer=("mlp_layer_types",), llama_cpp=None
-)
+    DEEPSEEK_V3,
+    model_type="glm4_moe_lite",
+    per_layer=("mlp_layer_types",),
+    llama_cpp=replace(
+        LLAMA_CPP,
+        ahead=True,
+        told=lambda config: {
+            "scoring_func": "sigmoid", "first_k_dense_replace": leading_kinds(config).count(DENSE),
+        },
+        limits=(
+            *_LIMITS,
+            LlamaCppLimit(
+                "all blocks without experts before those with",
+                lambda config, shape: sorted(leading_kinds(config)) == [*leading_kinds(config)],
+            ),
+        ),
+    ),
+)  # fmt: skip

@@ -11,6 +11,7 @@ from shearling.table.families.base import (
     gated_decoder,
     head_dim,
 )
+from shearling.table.families.llama_cpp import SILU, LlamaCppFacts, LlamaCppLimit
 from shearling.table.layout import Layout
 
 
@@ -19,6 +20,9 @@ def _layout(config: Any) -> Layout:
     return gated_decoder(config, qkv_bias=bias, o_bias=bias, mlp_bias=bias)
 
 
+_PLAIN = LlamaCppLimit(
+    "no biases, which this model has (use_bias)", lambda config, shape: not config.use_bias
+)
 ERNIE4_5 = Family(
     "ernie4_5",
     "model.layers",
@@ -26,4 +30,5 @@ ERNIE4_5 = Family(
     GROUPED_QUERY_KEYS,
     head_dim,
     adapt=explicit_head_dim,
+    llama_cpp=LlamaCppFacts("ernie4_5", fixed=SILU, limits=(_PLAIN,), reads=False),
 )

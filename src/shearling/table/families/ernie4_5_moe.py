@@ -28,6 +28,8 @@ from shearling.table.families.experts import (
     stacks,
     with_experts,
 )
+from shearling.table.families.llama_cpp import SILU, LlamaCppFacts, LlamaCppLimit
+from shearling.table.families.llama_cpp_rows import score_bias
 from shearling.table.layout import Layout
 from shearling.table.values import Shape
 
@@ -78,6 +80,20 @@ def _between(
     return {**raw, "moe_layer_start_index": first, "moe_layer_end_index": last}
 
 
+_LIMITS = (
+    LlamaCppLimit(
+        "all blocks without experts before those with",
+        lambda config, shape: sorted(_kinds(config)) == [*_kinds(config)],
+    ),
+    LlamaCppLimit(  # so its converter works it out
+        "shared experts as wide as intermediate_size / kv_heads, which takes as many kv_heads as "
+        "the model came with; this one has {kv_heads}",
+        lambda config, shape: (
+            config.intermediate_size // shape["kv_heads"]
+            == config.moe_num_shared_experts * shape[EXPERT_MLP]
+        ),
+    ),
+)
 ERNIE4_5_MOE = Family(
     "ernie4_5_moe",
     "model.layers",
@@ -92,4 +108,7 @@ ERNIE4_5_MOE = Family(
     predictors="model.mtp_",
     adapt=explicit_head_dim,
     adapt_layers=_between,
+    llama_cpp=LlamaCppFacts(
+        "ernie4_5-moe", fixed=SILU, limits=_LIMITS, stored=score_bias, reads=False
+    ),
 )

@@ -14,6 +14,7 @@ from shearling.table.families.base import (
     gated_decoder,
     head_dim,
 )
+from shearling.table.families.llama_cpp import SILU, WHOLE, LlamaCppFacts, LlamaCppLimit
 from shearling.table.families.olmo2 import POST
 from shearling.table.layout import Layout
 
@@ -22,6 +23,10 @@ def _layout(config: Any) -> Layout:
     return gated_decoder(config, qk_norm="head", norms=tuple(POST.values()))
 
 
+_COUNTED = LlamaCppLimit(
+    "64 blocks where some slide, and lets none slide otherwise; this model has {layers}",
+    lambda config, shape: not config.sliding_window or shape["layers"] == 64,
+)
 EXAONE4 = Family(
     "exaone4",
     "model.layers",
@@ -31,4 +36,12 @@ EXAONE4 = Family(
     per_layer=("layer_types",),
     adapt=explicit_head_dim,
     post_norms=POST,
+    llama_cpp=LlamaCppFacts(
+        "exaone4",
+        fixed=SILU,
+        window="sliding_window",
+        slides=True,
+        limits=(WHOLE, _COUNTED),
+        reads=False,
+    ),
 )

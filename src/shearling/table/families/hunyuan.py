@@ -12,6 +12,7 @@ from shearling.table.families.base import (
     gated_decoder,
     head_dim,
 )
+from shearling.table.families.llama_cpp import SILU, UNBIASED, LlamaCppFacts, LlamaCppLimit
 from shearling.table.layout import Layout
 
 _NORMS = {"q_norm": "query_layernorm", "k_norm": "key_layernorm"}
@@ -27,6 +28,17 @@ def _layout(config: Any) -> Layout:
     return replace(layout, rows=tuple(rows))
 
 
+def _stretched_as_published(config: Any) -> bool:
+    """Whether llama.cpp's converter takes the rotary positions, if they are stretched by alpha."""
+    rope, longest = config.rope_parameters, config.max_position_embeddings
+    plain = rope["rope_type"] != "dynamic"
+    return plain or (rope["rope_theta"] == 10000.0 and longest in (2**15, 2**18))
+
+
+_STRETCHED = LlamaCppLimit(
+    "rope_theta=10000 and 32,768 or 262,144 positions where alpha stretches these",
+    lambda config, shape: _stretched_as_published(config),
+)
 HUNYUAN_DENSE = Family(
     "hunyuan_v1_dense",
     "model.layers",
@@ -34,4 +46,7 @@ HUNYUAN_DENSE = Family(
     GROUPED_QUERY_KEYS,
     head_dim,
     adapt=explicit_head_dim,
+    llama_cpp=LlamaCppFacts(
+        "hunyuan-dense", fixed=SILU, limits=(UNBIASED, _STRETCHED), reads=False
+    ),
 )

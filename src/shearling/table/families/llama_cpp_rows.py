@@ -24,7 +24,7 @@ def score_bias(config: Any, name: str, tensor: Tensor) -> Parts | None:
     ending = "_correction_bias"
     if not name.endswith(ending):
         return None
-    return {name.removesuffix(ending) + "_correction.bias": tensor}
+    return {name.removesuffix(ending) + "_correction.bias": tensor.flatten()}
 
 
 def interleaved_experts(config: Any, name: str, tensor: Tensor) -> Parts | None:

@@ -11,6 +11,7 @@ from shearling.table.families.base import (
     gated_decoder,
     head_dim,
 )
+from shearling.table.families.llama_cpp import PLAIN_MLP, SILU, LlamaCppFacts, LlamaCppLimit
 from shearling.table.layout import Layout
 
 
@@ -23,6 +24,10 @@ def _layout(config: Any) -> Layout:
     )
 
 
+_PLAIN_OUTPUT = LlamaCppLimit(
+    "no bias on what attention writes, where this model has one",
+    lambda config, shape: not config.attention_out_bias,
+)
 SEED_OSS = Family(
     "seed_oss",
     "model.layers",
@@ -30,4 +35,5 @@ SEED_OSS = Family(
     GROUPED_QUERY_KEYS,
     head_dim,
     adapt=explicit_head_dim,
+    llama_cpp=LlamaCppFacts("seed_oss", fixed=SILU, limits=(_PLAIN_OUTPUT, PLAIN_MLP), reads=False),
 )
