@@ -229,6 +229,12 @@ MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
         | {"moe_intermediate_size": 12, "moe_layer_start_index": 1, "moe_layer_end_index": 3}
         | {"tie_word_embeddings": True},
     ),
+    "minimax_m2": (
+        "MiniMaxM2Config",
+        _GROUPED
+        | {"head_dim": 8, "num_local_experts": 5, "num_experts_per_tok": 2}
+        | {"intermediate_size": 20, "rotary_dim": 4},
+    ),
     "olmoe": (
         "OlmoeConfig",
         _GROUPED | {"num_experts": 7, "num_experts_per_tok": 3, "intermediate_size": 20},

@@ -38,7 +38,7 @@ Models = Callable[[str], Path]
         ("seed_oss", {}, "no bias on what attention writes"),
         ("ernie4_5", {}, "no biases, which this model has"),
         ("hunyuan_v1_dense", {}, "rope_theta=10000 and 32,768 or 262,144 positions"),
-        ("exaone4", {"heads": 6}, "hidden to be heads"),
+        ("exaone4", {"hidden": 40}, "hidden to be heads"),
         ("exaone4", {"head_dim": 4}, "64 blocks where some slide.*this model has 5"),
         ("ernie4_5_moe", {}, "all blocks without experts before those with"),
         ("ministral3", {}, "rope_parameters of the type yarn with mscale_all_dim"),

@@ -153,6 +153,10 @@ TRIED = {
         "ernie4_5_moe", {"moe_layer_end_index": 4, "intermediate_size": 72},
         shape="hidden=40,heads=3,experts=4",
     ),
+    "minimax_m2": Tried(
+        "minimax_m2", {"rotary_dim": 4, "intermediate_size": 20},
+        shape="hidden=40,heads=4,kv_heads=2,experts=4,expert_mlp=8",
+    ),
     "deepseek_v3": Tried(
         "deepseek_v3", {"num_key_value_heads": 6}, ("head_dim",),
         shape="hidden=40,heads=4,experts=9",

@@ -13,6 +13,7 @@ import copy
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -91,6 +92,8 @@ class Experts:
         self.router = block.get_submodule(mixture.router)
         self.module: Any = block.get_submodule(mixture.experts)
         self.shared = block.get_submodule(mixture.shared) if mixture.shared else None
+        if mixture.handed:
+            _hand(self.router, block, mixture.handed)
 
     @property
     def count(self) -> int:
@@ -117,6 +120,17 @@ class Experts:
         return weight.T if self.module.is_transposed else weight
 
 
+def _hand(router: Any, block: nn.Module, path: str) -> None:
+    """Have a router take what its block hands it beside the tokens, whoever runs it."""
+    if hasattr(router, "handed"):
+        return
+    holder, _, name = path.rpartition(".")
+    router.handed = partial(block.get_submodule(holder).get_buffer, name)
+    router.register_forward_pre_hook(
+        lambda router, args: args if len(args) > 1 else (*args, router.handed())
+    )
+
+
 def decided(out: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     """Weights (T, P) and numbers (T, P) of the experts chosen, of what a router gives.
 
@@ -129,8 +143,16 @@ def decided(out: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     return weights_TP, logits_or_chosen
 
 
-def narrowed(router: nn.Module, kept_E: Tensor, *args: Tensor) -> tuple[Tensor, ...]:
+def narrowed(
+    router: nn.Module, kept_E: Tensor, x_TD: Tensor, *handed_E: Tensor
+) -> tuple[Tensor, ...]:
     """What a router's own code gives if it knows the experts ``kept_E`` alone.
+
+    Args:
+        router: the module.
+        kept_E: numbers of the experts.
+        x_TD: what enters it.
+        handed_E: what its block hands it besides, an entry an expert.
 
     Returns:
         Logits (T, E) of these, weights (T, P), and the chosen ones' numbers (T, P) among all; in
@@ -139,7 +161,7 @@ def narrowed(router: nn.Module, kept_E: Tensor, *args: Tensor) -> tuple[Tensor, 
     count = len(router.weight)  # ty: ignore[invalid-argument-type]
     narrow: Any = _narrowed(router, kept_E, count)
     narrow.num_experts = len(kept_E)
-    out: tuple[Tensor, ...] = narrow.forward(*args)
+    out: tuple[Tensor, ...] = narrow.forward(x_TD, *(bias_E[kept_E] for bias_E in handed_E))
     _, chosen_TP = decided(out)
     return tuple(kept_E[each] if each is chosen_TP else each for each in out)
 
@@ -173,7 +195,9 @@ def without(router: nn.Module, x_TD: Tensor, expert: int) -> Routing:
         return Routing(x_TD, *decided(unwanted.forward(x_TD)))
     count = len(router.weight)  # ty: ignore[invalid-argument-type]
     kept_E = torch.tensor([e for e in range(count) if e != expert], device=x_TD.device)
-    return Routing(x_TD, *decided(narrowed(router, kept_E, x_TD)))
+    handed: Any = getattr(router, "handed", None)
+    biases = [handed()] if handed else []
+    return Routing(x_TD, *decided(narrowed(router, kept_E, x_TD, *biases)))
 
 
 def _product(x: Tensor, weight: Tensor, *, transposed: bool) -> Tensor:

@@ -21,6 +21,7 @@ from shearling.table.families.granite import GRANITE, GRANITE4
 from shearling.table.families.granitemoe import GRANITEMOE
 from shearling.table.families.hunyuan import HUNYUAN_DENSE
 from shearling.table.families.llama import LLAMA
+from shearling.table.families.minimax_m2 import MINIMAX_M2
 from shearling.table.families.ministral import MINISTRAL, MINISTRAL3
 from shearling.table.families.mistral import MISTRAL
 from shearling.table.families.mixtral import MIXTRAL
@@ -45,7 +46,7 @@ FAMILIES: dict[str, Family] = {
         SMOLLM3, MINISTRAL, MINISTRAL3, OLMO2, OLMO3, GRANITE, GRANITE4, GLM4, COHERE2,
         EXAONE4, ERNIE4_5, HUNYUAN_DENSE, SEED_OSS,
         MIXTRAL, QWEN2_MOE, QWEN3_MOE, OLMOE, GLM4_MOE, DEEPSEEK_V3, GLM4_MOE_LITE, GPT_OSS,
-        GRANITEMOE, ERNIE4_5_MOE,
+        GRANITEMOE, ERNIE4_5_MOE, MINIMAX_M2,
         QWEN3_NEXT, QWEN3_5, QWEN3_5_MOE,
     )
 }  # fmt: skip

@@ -93,6 +93,7 @@ class ExpertModules:
         experts: path of the module that holds all experts.
         shared: path of the matrix that ends the expert that every token meets, if there is one.
         shared_gate: path of what gives the logit of its weight, if it has one.
+        handed: path of a buffer that is handed to the router beside the tokens, if one is.
     """
 
     module: str = "mlp"
@@ -100,6 +101,7 @@ class ExpertModules:
     experts: str = "mlp.experts"
     shared: str | None = None
     shared_gate: str | None = None
+    handed: str | None = None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 _STATES = "its state-space blocks (Mamba) have axes that no table has yet"
 _PLAIN_MLP = "its MLP has no gate"
 _INDEXED = "an indexer of its own picks the keys that queries meet"
-_OUTSIDE = "its router is handed a bias from outside, which neither scores nor a repair expect yet"
 
 NEAREST: dict[str, tuple[str, str]] = {
     "arcee": ("llama", _PLAIN_MLP),
@@ -28,7 +27,7 @@ NEAREST: dict[str, tuple[str, str]] = {
     "granitemoeshared": ("granitemoe", "it has a shared expert"),
     "helium": ("llama", "it computes the width of a head as hidden / heads"),
     "hunyuan_v1_moe": ("qwen2_moe", "its attention is that of Hunyuan's dense models"),
-    "hy_v3": ("glm4_moe", _OUTSIDE),
+    "hy_v3": ("glm4_moe", "its router is MiniMax M2's"),
     "jamba": ("qwen3_next", _STATES),
     "kimi_linear": ("qwen3_next", "its linear attention decays channel by channel"),
     "lfm2": ("qwen3_5_text", "most of its blocks are short convolutions"),
@@ -36,7 +35,6 @@ NEAREST: dict[str, tuple[str, str]] = {
     "mamba": ("qwen3_next", _STATES),
     "mamba2": ("qwen3_next", _STATES),
     "minimax": ("qwen3_next", "its linear attention (lightning) is another"),
-    "minimax_m2": ("mixtral", _OUTSIDE),
     "nemotron": ("gpt_neox", f"{_PLAIN_MLP}, and its heads share keys and values"),
     "nemotron_h": ("qwen3_next", _STATES),
     "olmo": ("llama", "its norms have no weights"),
