@@ -158,6 +158,7 @@ KIN = {
     "ernie4_5": "llama-biases",
     "hunyuan_v1_dense": "qwen3",
     "seed_oss": "llama-biases",
+    "glm4_moe_lite": "deepseek_v3",
 }
 LEADING = {name: arguments for name, arguments in VARIANTS.items() if name not in KIN}
 

@@ -28,13 +28,13 @@ from shearling.scoring.score_experts import score_experts
 from shearling.table.axes import units_of
 from shearling.table.values import Keep
 from tiny_cuts import relative
-from tiny_models import MIXTURES
+from tiny_models import KIN, MIXTURES
 
 Models = Callable[[str], Path]
 LAYERS = (0, 2, 3, 4)
 
 
-@pytest.fixture(params=list(MIXTURES))
+@pytest.fixture(params=[name for name in MIXTURES if name not in KIN])
 def mixture(request: pytest.FixtureRequest) -> str:
     return request.param
 
