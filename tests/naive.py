@@ -104,6 +104,7 @@ def perplexity(path: Path, ids_BS: Tensor, removed: Iterable[int] = ()) -> float
 
 _MLP_OUT = ("down_proj", "dense_4h_to_h", "fc2", "output_linear")
 _HEADS_OUT = ("o_proj", "dense", "out_proj")
+_OF_HEADS = ("q_norm", "k_norm", "query_layernorm", "key_layernorm")
 _GAINS_OF_ONE_MORE = ("Gemma", "Qwen3NextRMSNorm", "Qwen3_5")
 
 
@@ -180,7 +181,7 @@ def masked(path: Path, keep: Any) -> Any:
             module.register_forward_hook(lambda _, __, out: zeroed(out, stream))
         elif "NormGated" in type(module).__name__:
             continue  # head by head
-        elif "Norm" in type(module).__name__ and not name.endswith(("q_norm", "k_norm")):
+        elif "Norm" in type(module).__name__ and not name.endswith(_OF_HEADS):
             module.register_forward_hook(norm_over(stream))
         elif "Norm" in type(module).__name__ and len(module.weight) != head_dim:
             at = layers.index(int(name.split(".layers.")[1].split(".")[0]))

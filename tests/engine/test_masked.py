@@ -86,7 +86,7 @@ def test_all_axes(narrowed: Narrowed, every_variant: str) -> None:
 
 CACHED = (
     "llama", "phi3", "gemma3", "gpt_neox", "opt-projected", "smollm3", "ministral3", "olmo3",
-    "granite", "granitemoehybrid", "glm4", "cohere2",
+    "granite", "granitemoehybrid", "glm4", "cohere2", "exaone4",
 )  # fmt: skip
 
 
