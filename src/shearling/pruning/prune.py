@@ -21,6 +21,7 @@ from shearling.files.writer import check_output, claimed
 from shearling.model.checkpoint import Checkpoint
 from shearling.pruning.choices import Wanted
 from shearling.pruning.cut import SHARD_BYTES
+from shearling.pruning.exportable import tell_limits
 from shearling.pruning.run import Run, repair_need
 from shearling.pruning.settle import (
     Notify,
@@ -263,6 +264,7 @@ class _Settle:
         experts = settle_experts(repairs, source, after, repaired=repaired, notify=notify)
         tell_unused(source, after, criteria, rotated=rotated, notify=notify)
         pattern = settle_pattern(source, after, size, criteria, notify)
+        tell_limits(source, after, notify)
         scores = criteria.scores
         if isinstance(scores, Path):
             scores = load_scores(scores, source, notify)

@@ -15,6 +15,7 @@ from shearling.errors import ShearlingError
 from shearling.gates.learn import check_shape
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.dtypes import name_of
+from shearling.pruning.exportable import tell_limits
 from shearling.recipes.cost import CPU, GPU, Costs, StageCost, text_tokens
 from shearling.recipes.record import joined
 from shearling.recipes.schema import (
@@ -214,6 +215,7 @@ class _Planner:
                 "the recipe's target asks for a speed or a latency, which one cut by kind: scores "
                 "or blocks times when it is made; give shape, params or footprint instead."
             )
+        tell_limits(model.facts, after, self.notify)
         if isinstance(method, GatesMethod):
             made = self._learned(method, model, after)
         else:

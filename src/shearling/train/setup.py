@@ -193,6 +193,8 @@ def prepared(training: Training, before: Any) -> nn.Module:
     model = before
     if before is None and world.device.type == "cpu":
         check_host_memory(source, phase, ranks=world.size, teacher=training.present)
+    if before is None:
+        planned(training)
     if before is not None:
         read = adapters.reader(before)
         model = loaded(source, world, training.numbers.kept)
@@ -260,6 +262,34 @@ def objective(
     if empty_still:
         fill(source, model, world)
     return made, fitting
+
+
+def planned(training: Training) -> Fit | None:
+    """How a step will fit on a GPU, before anything is loaded; None on a CPU.
+
+    Raises:
+        ShearlingError: it will not, with what it takes and what would do.
+    """
+    world, arithmetic, source = training.world, training.numbers, training.source
+    free = free_on_gpu(world.device)
+    if free is None:
+        return None
+    divided = 1 if training.options.recipe == "lora" else world.size
+    weights = source.parameters * arithmetic.kept.itemsize // divided
+    teacher = training.present
+    if teacher is not None:
+        weights += teacher.parameters * arithmetic.computed.itemsize // world.size
+    left = int(world.least(free - weights))
+    if left <= 0:
+        whose = source.name if teacher is None else f"{source.name} and of {teacher.name}"
+        raise ShearlingError(
+            f"the weights of {whose} alone take {weights / 1e9:.1f} GB to train on {world.device}, "
+            f"but {free / 1e9:.1f} GB of it are free; give optimizer=adamw8bit with "
+            f"weight_dtype=bfloat16, {'--teacher-cache, ' if teacher else ''}or more GPUs."
+        )
+    rows = max(1, training.options.batch // world.size)
+    budget = MemoryBudget(left, training.store.length, rows, world.size, arithmetic)
+    return fit(source, training.options, budget)
 
 
 def fitted(training: Training, *, empty_still: bool, gated: bool) -> Fit:
