@@ -302,8 +302,10 @@ def _met(source: Checkpoint, options: PruneOptions, ranks: Ranks) -> Size:
     """The size that meets targets, which is searched for once all else is known to be possible."""
     from shearling.scoring.registry import criteria_for
 
-    asked = _asked(options, ranks)
-    criteria_for(options.by, source, repaired=asked["calibration"] is not None)
+    text = _calibration(options)
+    criteria_for(options.by, source, repaired=text is not None)
+    if text is not None:
+        text.settled(source, options.place.wish(ranks), lambda sentence: None)
     budget = {"params": options.size.params, "active_params": options.size.active_params}
     return met(source, budget, options.target, options.place, ranks, options.text)
 
@@ -380,7 +382,7 @@ def _calibration(options: PruneOptions) -> CalibrationText | None:
 def _print_plan(pruning: Pruning, how: dict[str, Any], options: PruneOptions) -> None:
     """What would be written; ``how`` the blocks that go were chosen, if they are known."""
     figures, text = plan_of(pruning, how)
-    peak = pruning.peak
+    peak = pruning.peak()
     figures |= {"memory": peak.as_json()}
     print_result(figures, options.as_json, [*text, *pruning.place.lines(), peak.line()])
 
@@ -394,5 +396,6 @@ def _print_plans(family: FamilyPruning, missing: list[str], as_json: bool) -> No
         made = "" if member.name in missing else " (there already)"
         plans[member.name] = figures | {"made": member.name not in missing}
         text += [f"{member.name}{made}", *(f"  {line}" for line in lines)]
-    place = family.members[0].pruning.place
-    print_result({"nested": family.nested, "sizes": plans}, as_json, [*text, *place.lines()])
+    text += [*family.members[0].pruning.place.lines(), family.peak.line()]
+    memory = {"memory": family.peak.as_json()}
+    print_result({"nested": family.nested, "sizes": plans} | memory, as_json, text)

@@ -195,12 +195,11 @@ class Pruning:
         )  # fmt: skip
         return pruning
 
-    @property
-    def peak(self) -> Peak:
-        """The memory of the device that it will take."""
+    def peak(self, cuts: int = 1) -> Peak:
+        """The memory of the device that it will take, of so many cuts that are made together."""
         text, wanted = self.calibration, self.wanted
         return Peak.of(
-            self.source, self.place, repair_need(self.source, text), wanted.after,
+            self.source, self.place, repair_need(self.source, text, cuts), wanted.after,
             scored=0 if text is None else text.samples * text.length, repaired=wanted.repaired,
         )  # fmt: skip
 

@@ -35,7 +35,7 @@ from shearling.repair.refit import FURTHER_WIDTHS, KEPT_WIDTHS, refit_all
 from shearling.repair.result import Repair
 from shearling.repair.rotate import rotate
 from shearling.scoring.registry import find
-from shearling.scoring.score import NO_TOKENS
+from shearling.scoring.score import NO_TOKENS, no_text
 from shearling.table.values import Cut
 
 
@@ -91,7 +91,7 @@ class Run:
     def text_for(self, by: str) -> Tensor:
         """The windows, for a criterion or a repair (ShearlingError if there is no text)."""
         if self.calibration is None:
-            raise ShearlingError(f"criterion {by} runs the model on text; give --calibration FILE.")
+            raise no_text(by)
         return self.windows.ids_NS
 
     def text_for_units(self, by: str) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from shearling.data.calibration import check_sources
 from shearling.data.sources import parse_sources
 from shearling.data.store import Store
 from shearling.engine.devices import named_device
@@ -190,6 +191,7 @@ class _Planner:
             if isinstance(data.calibration, str):
                 _require(data.calibration, "data.calibration")
             parsed = parse_sources(data.calibrated)
+            check_sources(parsed, self.source.tokenizer)
             named = [f"{one.name}={one.file}" if one.name else str(one.file) for one in parsed]
             return Given("text", tuple(named))
         return None if text is None else replace(text, file=CALIBRATION)
