@@ -52,7 +52,8 @@ def test_a_gpu_that_is_there_is_taken(gpu: None) -> None:
             "cuda:2 was given, but the last GPU that torch sees is cuda:1; give that",
         ),
         ("cuda:x", "auto", "auto, cpu, cuda or cuda:N"),
-        ("toaster", "auto", "--device toaster cannot be used .*auto, cpu, cuda or cuda:N"),
+        ("toaster", "auto", "no device 'toaster' here .--device.; give auto, cpu, cuda or cuda:N"),
+        ("meta", "auto", "no device 'meta' here"),
         ("cpu", "int3", "'int3' is not known here; give float32, bfloat16, float16"),
     ],
 )

@@ -311,10 +311,7 @@ def _met(source: Checkpoint, options: PruneOptions, ranks: Ranks) -> Size:
 
 
 def _sizes(given: SizeOptions, target: TargetOptions) -> list[Size]:
-    """What is to be left; several of --params, --active-params or --shape are several models.
-
-    None is named where targets are to be met, by a shape that has to be searched for.
-    """
+    """What is to be left, in one model or several; none where a shape has to be searched for."""
     from shearling.pruning.size import Size
 
     params, active, shapes = _listed(given.params), _listed(given.active_params), given.shape or []
@@ -383,8 +380,8 @@ def _print_plan(pruning: Pruning, how: dict[str, Any], options: PruneOptions) ->
     """What would be written; ``how`` the blocks that go were chosen, if they are known."""
     figures, text = plan_of(pruning, how)
     peak = pruning.peak()
-    figures |= {"memory": peak.as_json()}
-    print_result(figures, options.as_json, [*text, *pruning.place.lines(), peak.line()])
+    lines = [*text, *pruning.place.lines(), peak.line()]
+    print_result(figures | {"memory": peak.as_json()}, options.as_json, lines)
 
 
 def _print_plans(family: FamilyPruning, missing: list[str], as_json: bool) -> None:
@@ -397,5 +394,5 @@ def _print_plans(family: FamilyPruning, missing: list[str], as_json: bool) -> No
         plans[member.name] = figures | {"made": member.name not in missing}
         text += [f"{member.name}{made}", *(f"  {line}" for line in lines)]
     text += [*family.members[0].pruning.place.lines(), family.peak.line()]
-    memory = {"memory": family.peak.as_json()}
-    print_result({"nested": family.nested, "sizes": plans} | memory, as_json, text)
+    described = {"nested": family.nested, "sizes": plans, "memory": family.peak.as_json()}
+    print_result(described, as_json, text)

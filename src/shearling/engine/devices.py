@@ -90,19 +90,23 @@ def measured_on(
         dtype_of(dtype)
     if device != "auto" and not ours:
         return device, "float32" if dtype == "auto" else dtype
-    if device.partition(":")[0] in OURS:
-        taken = named_device(device)
-    else:
-        with in_words(
-            lambda why: f"--device {device} cannot be used ({why}); give auto, cpu, cuda or cuda:N."
-        ):
-            taken = torch.empty(0, device=device).device
+    known = device.partition(":")[0] in OURS
+    taken = named_device(device) if known else _other_device(device)
     if dtype == "bfloat16" and taken.type == "cuda":
         require_bfloat16(taken)
     if dtype == "auto":
         large = taken.type == "cuda" and max(parameters, default=0) >= SMALL
         dtype = "bfloat16" if large and has_bfloat16(taken) else "float32"
     return str(taken), dtype
+
+
+def _other_device(name: str) -> torch.device:
+    """A device of another kind than ours, if torch can compute there."""
+    with in_words(
+        lambda _: f"torch has no device {name!r} here (--device); give auto, cpu, cuda or cuda:N."
+    ):
+        torch.ones(1, device=name).item()
+    return torch.device(name)
 
 
 def num_gpus() -> int:
