@@ -103,6 +103,7 @@ def compare(options: CompareOptions) -> None:
     that a second run goes on where the first was stopped.
     """
     from shearling.engine.devices import measured_on
+    from shearling.evaluate.tasks.run import require_lm_eval
     from shearling.report.measured import Missing, gather
     from shearling.report.pages.comparison_report import write_comparison
 
@@ -120,6 +121,8 @@ def compare(options: CompareOptions) -> None:
         _print_plan(jobs, options)
         return
     if jobs:
+        if any(job.kind == "tasks" for job in jobs):
+            require_lm_eval(wanted.suite.tasks)
         tell_measured(options.device, device, dtype)
         from shearling.files.unfinished import alone
 

@@ -16,7 +16,7 @@ from shearling.data.store import Store
 from shearling.data.teacher import Cache
 from shearling.engine.products import fast_products
 from shearling.errors import ShearlingError
-from shearling.files.progress import Progress, silent
+from shearling.files.progress import Progress, processes, silent
 from shearling.files.staging import check_writable
 from shearling.files.unfinished import alone
 from shearling.model.checkpoint import Checkpoint
@@ -27,6 +27,7 @@ from shearling.train.build import blocks, empty, fill, loaded
 from shearling.train.device import Numbers, numbers
 from shearling.train.estimate import check_host_memory
 from shearling.train.finish import RUN
+from shearling.train.installed import check_installed
 from shearling.train.loop import Trainer
 from shearling.train.memory import Fit, MemoryBudget, fit, free_on_gpu
 from shearling.train.objective import Distillation, Objective, TrainedGates
@@ -80,6 +81,7 @@ class Training:
 def check(training: Training, output: Path, run: str = RUN) -> None:
     """Refuse what cannot work before anything is loaded (ShearlingError)."""
     source, store, options = training.source, training.store, training.options
+    check_installed(options, max(training.world.size, processes()))
     store.check_tokenizer(source.path, options.bos)
     check_output(output, run)
     if training.cache is not None:
