@@ -104,6 +104,11 @@ def opened(directory: Path, name: str) -> Checkpoint:
 
 def pruned(source: Checkpoint, memory: int, text: Path) -> dict[str, Any]:
     """Where a default ``prune --params 0.8x`` lies on a card, and its peak."""
+    with patch("shearling.engine.place.free_bytes", lambda d: HOST if d == "cpu" else memory):
+        return _pruned(source, memory, text)
+
+
+def _pruned(source: Checkpoint, memory: int, text: Path) -> dict[str, Any]:
     calibration, _ = CalibrationText(file=text).settled(source, Wish("cpu"), lambda said: None, 1)
     card = Card(torch.device("cuda", 0), "a card", memory, memory)
     after = shape_for(source, parse_params("0.8x", source.parameters))
@@ -121,8 +126,8 @@ def pruned(source: Checkpoint, memory: int, text: Path) -> dict[str, Any]:
         return {"refused": str(error)}
     peak = Peak.of(source, place, need, after, scored=scored, repaired=True)
     return {
-        "weights": place.weights, "states": place.states, "batch_tokens": place.batch_tokens,
-        **peak.as_json(),
+        "weights": place.weights, "states_wait": place.states,
+        "batch_tokens": place.batch_tokens, **peak.as_json(),
     }  # fmt: skip
 
 
@@ -159,7 +164,7 @@ def tables(figures: dict[str, Any]) -> tuple[str, str]:
 def _pruned_cell(one: dict[str, Any]) -> str:
     if "refused" in one:
         return "–"
-    states = "" if one["states"] == "device" else f", states on the {one['states']}"
+    states = "" if one["states_wait"] == "device" else f", states on the {one['states_wait']}"
     return f"{WAITS[one['weights']]}{states}: {one['peak_bytes'] / 1e9:.0f} GB"
 
 
@@ -172,10 +177,7 @@ def _healed_cell(one: dict[str, Any]) -> str:
 def main() -> None:
     """Ask, write down, and fill the page."""
     figures: dict[str, Any] = {"cards_gb": CARDS, "free": FREE, "length": LENGTH, "models": {}}
-    with (
-        tempfile.TemporaryDirectory(dir=sys.argv[1] if len(sys.argv) > 1 else None) as folder,
-        patch("shearling.engine.place.free_bytes", lambda device="cpu": HOST),
-    ):
+    with tempfile.TemporaryDirectory(dir=sys.argv[1] if len(sys.argv) > 1 else None) as folder:
         text = Path(folder) / "text.txt"
         text.write_text("as the command needs one\n")
         for number, name in enumerate(MODELS):

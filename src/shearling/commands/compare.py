@@ -60,7 +60,9 @@ class CompareOptions:
     bos: Bos = None
     suite: Annotated[
         str | None,
-        typer.Option(help="Also measure abilities, shortened, sheared, or a YAML file of yours."),
+        typer.Option(
+            help="Also measure abilities, retention, shortened, sheared, or a YAML file of yours."
+        ),
     ] = None
     limit: Annotated[
         int | None,

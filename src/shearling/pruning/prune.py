@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from shearling.engine.peak import Peak
+from shearling.engine.peak import Peak, shortage
 from shearling.engine.place import Place, Wish
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
@@ -239,7 +239,11 @@ def prunings(
     settle = _Settle(source, text, criteria, repairs, repaired, notify)
     wanted = [settle.wanted(size, *of) for size, of in zip(sizes, sized, strict=True)]
     place = place or Place.best(source, wish)
-    return [Pruning(source, one, text, place) for one in wanted]
+    asked = [Pruning(source, one, text, place) for one in wanted]
+    largest = max((one.peak(len(asked)) for one in asked), key=lambda peak: peak.total)
+    if short := shortage(largest, place):
+        notify(short)
+    return asked
 
 
 @dataclass(frozen=True, slots=True)

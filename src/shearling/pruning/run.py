@@ -17,6 +17,7 @@ from pathlib import Path
 from torch import Tensor
 
 from shearling.data.bos import TokenWindows
+from shearling.engine.devices import give_back_memory
 from shearling.engine.place import Need, Place
 from shearling.engine.stream import BlockStream
 from shearling.errors import ShearlingError
@@ -192,6 +193,7 @@ class Run:
         repairs: list[Repair] | None = None
         if stream is not None:
             repairs = self._repair(group, cuttable, stream, directory)
+            self._make_room(stream)
         written: dict[Path, Checkpoint] = {}
         for number, (one, expanded) in enumerate(group):
             options = {**one.choice.options, **rotation}
@@ -210,6 +212,17 @@ class Run:
             self.place.ranks.wait_for(one.output)
             written[one.output] = made or Checkpoint.open(one.output)
         return written
+
+    def _make_room(self, stream: BlockStream) -> None:
+        """Have a proof on a GPU take the place of the source's blocks, beside which it may not fit.
+
+        On a processor they stay: they are in memory only where as much again was free.
+        """
+        if self.place.device.type != "cpu":
+            for running in (stream, self.__dict__.get("stream")):
+                if running is not None:
+                    running.release()
+            give_back_memory()
 
     def _repair(
         self,
