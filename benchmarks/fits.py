@@ -103,32 +103,42 @@ def opened(directory: Path, name: str) -> Checkpoint:
 
 
 def pruned(source: Checkpoint, memory: int, text: Path) -> dict[str, Any]:
-    """Where a default ``prune --params 0.8x`` lies on a card, and its peak."""
+    """Where a default ``prune --params 0.8x`` lies on a card, and its peak.
+
+    Where that is more than the card has, with the ``--memory`` that the command then asks for.
+    """
     with patch("shearling.engine.place.free_bytes", lambda d: HOST if d == "cpu" else memory):
-        return _pruned(source, memory, text)
+        for share in (1.0, 0.8, 0.6):
+            one = _pruned(source, memory, text, share)
+            if one.get("peak_bytes", memory + 1) <= memory:
+                return one
+    return {"refused": f"takes {one.get('peak_bytes', 0) / 1e9:.1f} GB"}
 
 
-def _pruned(source: Checkpoint, memory: int, text: Path) -> dict[str, Any]:
-    calibration, _ = CalibrationText(file=text).settled(source, Wish("cpu"), lambda said: None, 1)
+def _pruned(source: Checkpoint, memory: int, text: Path, share: float) -> dict[str, Any]:
+    wish = Wish() if share == 1 else Wish(memory=int(share * memory))
     card = Card(torch.device("cuda", 0), "a card", memory, memory)
     after = shape_for(source, parse_params("0.8x", source.parameters))
-    scored = calibration.samples * calibration.length
     try:
-        need = repair_need(source, calibration)
-        place = on_card(source, card, torch.bfloat16, Wish(), need)
+        place, calibration = _placed(source, card, wish, CalibrationText(file=text))
         if place.weights != "resident":  # as the command has it: no text of its own, more copies
-            calibration, _ = CalibrationText(file=text, written=0, copies=3).settled(
-                source, Wish("cpu"), lambda said: None, 1
-            )
-            need = repair_need(source, calibration)
-            place = on_card(source, card, torch.bfloat16, Wish(), need)
+            few = CalibrationText(file=text, written=0, copies=3)
+            place, calibration = _placed(source, card, wish, few)
     except ShearlingError as error:
         return {"refused": str(error)}
+    scored = calibration.samples * calibration.length
+    need = repair_need(source, calibration)
     peak = Peak.of(source, place, need, after, scored=scored, repaired=True)
     return {
-        "weights": place.weights, "states_wait": place.states,
+        "memory": wish.memory, "weights": place.weights, "states_wait": place.states,
         "batch_tokens": place.batch_tokens, **peak.as_json(),
     }  # fmt: skip
+
+
+def _placed(source: Checkpoint, card: Card, wish: Wish, text: CalibrationText) -> tuple[Any, Any]:
+    calibration, _ = text.settled(source, Wish("cpu"), lambda said: None, 1)
+    need = repair_need(source, calibration)
+    return on_card(source, card, torch.bfloat16, wish, need), calibration
 
 
 def healed(source: Checkpoint, memory: int, options: Options) -> dict[str, Any]:
@@ -165,7 +175,8 @@ def _pruned_cell(one: dict[str, Any]) -> str:
     if "refused" in one:
         return "–"
     states = "" if one["states_wait"] == "device" else f", states on the {one['states_wait']}"
-    return f"{WAITS[one['weights']]}{states}: {one['peak_bytes'] / 1e9:.0f} GB"
+    asked = f" (`--memory {one['memory'] / 1e9:.0f}GB`)" if one["memory"] else ""
+    return f"{WAITS[one['weights']]}{states}: {one['peak_bytes'] / 1e9:.0f} GB{asked}"
 
 
 def _healed_cell(one: dict[str, Any]) -> str:
