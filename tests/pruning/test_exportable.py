@@ -47,7 +47,7 @@ def deep(source: Checkpoint, layers: int) -> Checkpoint:
         ("phi3", {"hidden": 32}, {"hidden": 36, "heads": 9}),
         ("olmo2", {"heads": 3, "kv_heads": 1}, {"hidden": 12, "heads": 3}),
         ("cohere2", {"heads": 6}, {"hidden": 24, "heads": 6}),
-        ("granite", {"heads": 3}, {"heads": 3}),
+        ("granite", {"heads": 3}, {"hidden": 12, "heads": 3}),
     ],
 )
 def test_what_is_told_is_refused_and_what_is_named_instead_is_not(
