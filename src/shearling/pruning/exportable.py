@@ -45,8 +45,7 @@ def _instead(source: Checkpoint, after: Shape, limit: LlamaCppLimit) -> str:
     rule = legal.Rule(limit.axes, limit.wants, lambda shape: limit.holds(source.config, shape))
     rules = (*source.family.legality(source.config), rule)
     if "hidden" in limit.axes:  # nobody means 1,559 where 1,536 is 24 heads of 64
-        even = lambda shape: shape["hidden"] % shape["heads"] == 0  # noqa: E731
-        rules = (*rules, legal.Rule(("hidden", "heads"), "", even))
+        rules = (*rules, legal.divided_hidden(source.family.model_type))
     near = legal.nearest(rules, source.shape, after, count=1)
     if not near:
         return "no smaller shape would do"
