@@ -78,7 +78,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "arguments",
     [
         ("eval", "MODEL", "--text", "TEXT"),
-        ("bench", "MODEL"),
+        ("bench", "MODEL", "--prompt", "4", "--new", "2"),
         ("compare", "MODEL", "--text", "TEXT", "--output", "PAGE"),
         ("judge", "MODEL", "MODEL", "--prompts", "TEXT", "--output", "RESULT"),
         ("studio", "MODEL", "--port", "0"),

@@ -123,7 +123,9 @@ def test_a_dry_run_says_what_fits_and_refuses_nothing(
 ) -> None:
     given = ["--data", store.path, "--tokens", "1k", "--output", tmp_path / "out", "--dry-run"]
     heal = [str(one) for one in ("heal", model.path, *given)]
-    learn = [str(one) for one in ("learn", model.path, "--shape", "mlp=8", *given)]
+    learn = [
+        str(one) for one in ("learn", model.path, "--shape", "mlp=8", *given, "sample_length=16")
+    ]
     for command in (heal, learn):
         card["bytes"] = 80 * GB
         ran = CliRunner().invoke(cli.app, command)
