@@ -98,7 +98,7 @@ def model(directory: Path, sizes: dict[str, Any], *, weights: bool = True) -> Pa
         if weights:
             write_weights(staging, bytes_of, load, shard_bytes=10**8)
         else:
-            _sparse(staging, shapes)
+            sparse_files(staging, shapes)
         write_json(staging / "config.json", config.to_dict())
         count = sizes["vocab_size"]
         words = {f"w{i}": i for i in range(count - 1)} | {"?": count - 1}
@@ -108,7 +108,7 @@ def model(directory: Path, sizes: dict[str, Any], *, weights: bool = True) -> Pa
     return directory
 
 
-def _sparse(directory: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+def sparse_files(directory: Path, shapes: dict[str, tuple[int, ...]]) -> None:
     """Files of true headers and zeros, one for each block, which take no room on disk."""
     shards: dict[str, dict[str, tuple[int, ...]]] = {}
     for name, shape in shapes.items():

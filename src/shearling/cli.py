@@ -168,8 +168,9 @@ def _told(error: BaseException) -> tuple[int, str]:
         return 2, f"another process is gone, which has said why ({reason(error)[:120]})."
     if type(error).__name__ == "OutOfMemoryError":  # torch's; importing it takes seconds
         return 2, (
-            f"the device has too little memory ({reason(error).split('. ')[0]}); give --memory "
-            "with less than there is or --stream, shorter sequences (--length), or --device cpu."
+            f"the device has too little memory ({reason(error).split('. ')[0]}); ask for less at a "
+            "time (--length, --window or --batch), give --memory with less than there is, --stream "
+            "or --dtype bfloat16 where the command has them, or --device cpu."
         )
     if lacks_memory(error):
         return 2, (

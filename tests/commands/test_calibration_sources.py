@@ -155,6 +155,48 @@ def test_what_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("model", "options", "said"),
+    [
+        ("model", ["web=web.jsonl:0.99", "chat=talks.jsonl:0.01"], "--samples 100 or more"),
+        ("base", ["talks.jsonl"], "Line 1 of talks.jsonl is a conversation, .* no chat template"),
+        ("base", ["a=web.jsonl", "b=talks.jsonl"], "calibration source b: Line 1 of talks.jsonl"),
+        ("base", ["web.jsonl", "--written-from", "both"], "its tokenizer has none; take"),
+        ("model", ["empty.jsonl"], "empty.jsonl holds no text"),
+    ],
+)  # fmt: skip
+def test_it_is_refused_in_a_dry_run_and_before_anything_is_timed(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    model: str, options: list[str], said: str,
+) -> None:  # fmt: skip
+    from shearling.targets import timing
+
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(timing, "EngineTimer", lambda *_: pytest.fail("shapes were timed"))
+    (here / "empty.jsonl").write_text("\n")
+    more = options[options.index("--written-from") :] if "--written-from" in options else []
+    files = options[: len(options) - len(more)]
+    given = [part for one in files for part in ("--calibration", one)]
+    asked = ("prune", model, *given, *more, "--output", tmp_path / "out", *FEW)
+    with pytest.raises(ShearlingError, match=said):
+        run(*asked, "--layers", 3, "--dry-run")
+    with pytest.raises(ShearlingError, match=said):
+        run(*asked, "--speed", "1.2x")
+
+
+def test_a_recipe_is_refused_before_its_first_stage(here: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    for text, said in (("talks", "no chat template"), ("nothing", "holds no text")):
+        (here / "nothing.txt").write_text(" ")
+        file = here / ("talks.jsonl" if text == "talks" else "nothing.txt")
+        recipe.write_text(
+            f"{{shearling: 1, source: {here / 'base'}, target: {{layers: 3}}, "
+            f"data: {{text: {here / 'web.jsonl'}, calibration: {file}}}}}"
+        )
+        with pytest.raises(ShearlingError, match=said):
+            plan_recipe(read_recipe(str(recipe)))
+
+
 def test_the_api_wants_a_file_or_sources(here: Path) -> None:
     with pytest.raises(ShearlingError, match="a file or several sources; give one of the two"):
         shearling.CalibrationText()

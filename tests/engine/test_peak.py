@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from places import place
 from shearling.engine.card import MARGIN, Card
-from shearling.engine.peak import PROVING, REPAIRING, SCORING, Peak, stages_of
+from shearling.engine.peak import PROVING, REPAIRING, SCORING, Peak, shortage, stages_of
 from shearling.engine.place import Need, Place, Wish, on_card
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
@@ -90,3 +91,43 @@ def test_on_a_card_that_is_not_there(models: Models) -> None:
     small = Card(torch.device("cuda", 0), "A card", 10**9, 10**9)
     with pytest.raises(ShearlingError, match=r"even with one block there at a time, but 1\.0 GB"):
         on_card(checkpoint, small, torch.bfloat16, Wish(), NEED)
+
+
+def test_a_card_that_a_cut_would_fill_is_told_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what has less on it, by where blocks and states wait now."""
+    free = {"cuda:0": 20 * 10**9, "cpu": 20 * 10**9}
+    monkeypatch.setattr("shearling.engine.peak.free_bytes", free.get)
+    fitting, large = Peak(PROVING, 10**9, 19 * 10**9), Peak(PROVING, 10**9, 20 * 10**9)
+    card = Place(torch.device("cuda", 0), torch.bfloat16)
+    assert shortage(fitting, card) is None
+    assert shortage(fitting, replace(card, allowed=19 * 10**9)) is not None
+    said = shortage(large, card)
+    assert said is not None
+    assert "takes about 21.0 GB while proving the cut, but 20.0 GB of cuda:0 are free" in said
+    assert "give --memory 16GB, with which blocks wait in pinned memory" in said
+    pinned = shortage(large, replace(card, weights="pinned", states="device"))
+    assert pinned is not None
+    assert "give --memory 12GB, with which states wait on the host" in pinned
+    least = shortage(large, replace(card, weights="pinned", states="host"))
+    assert least is not None
+    assert "fewer --samples" in least
+    processor = shortage(large, Place.cpu())
+    assert processor is not None
+    assert "give --stream" in processor
+
+
+def test_a_proof_on_a_card_has_the_place_of_the_blocks(
+    models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shearling.engine.place.free_bytes", lambda device: 10**6)
+    checkpoint = Checkpoint.open(models("llama"))
+    _, block = numbers(checkpoint)
+    card = Card(torch.device("cuda", 0), "A card", 24 * 10**9, 24 * 10**9)
+    where = on_card(checkpoint, card, torch.bfloat16, Wish(stream=False), NEED)
+    assert where.weights == "resident"
+    after = checkpoint.shape.with_(mlp=40)
+    whole = 4 * (checkpoint.layout.count(after) - block) if where.room_for(
+        checkpoint.layout.count(after), torch.float32
+    ) else 0  # fmt: skip
+    assert stages(checkpoint, where, after)[PROVING].blocks == 4 * 2 * block + whole
+    assert stages(checkpoint, place(), after)[PROVING].blocks > 4 * 5 * block

@@ -192,3 +192,13 @@ def test_residence_goes_by_free_memory(
 
     monkeypatch.setattr(psutil, "virtual_memory", lambda: Memory)
     assert Place.best(checkpoint).streamed is not resident
+
+
+@torch.no_grad()
+def test_blocks_that_were_let_go_of_are_loaded_again(models: Models, ids: Tensor) -> None:
+    stream = BlockStream(Checkpoint.open(models("llama")), place(True))
+    before = walk(stream, ids)
+    assert not on_meta(stream)
+    stream.release()
+    assert on_meta(stream)
+    assert torch.equal(walk(stream, ids), before)

@@ -88,3 +88,12 @@ def test_several_cuts_are_not_timed(farm: Farm) -> None:
     steps = '[{"target": {"speed": "1.1x"}}, {"target": {"params": "0.7x"}}]'
     with pytest.raises(ShearlingError, match="a speed or a latency, which one cut"):
         farm.run("steps", "target=null", f"steps={steps}")
+
+
+def test_an_engine_that_is_not_there_is_said_as_a_run_is_planned(
+    source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("LLAMA_CPP", raising=False)
+    with pytest.raises(ShearlingError, match="llama-bench was looked for on the PATH"):
+        size_of(TargetSection(speed="1.2x", engine="llama.cpp"), source, source)

@@ -10,8 +10,10 @@ import typer
 
 from shearling.commands.options import (
     Batches,
+    Computer,
     Json,
     LlamaCppPrograms,
+    MeasuredIn,
     ModelsOptions,
     VllmProgram,
     check_file,
@@ -48,8 +50,8 @@ class BenchOptions:
     ] = "transformers"
     llama_cpp: LlamaCppPrograms = None
     vllm: VllmProgram = None
-    dtype: Annotated[str, typer.Option(help="What to compute in.")] = "float32"
-    device: Annotated[str, typer.Option(help="A torch device.")] = "cpu"
+    dtype: MeasuredIn = "auto"
+    device: Computer = "auto"
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None
     output: Annotated[Path | None, typer.Option(help="Where to write the result.")] = None
     dry_run: Annotated[

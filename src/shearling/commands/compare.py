@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,12 +13,15 @@ import typer
 from shearling.commands.options import (
     Batches,
     Bos,
+    Computer,
     Json,
+    MeasuredIn,
     ModelsOptions,
     Seed,
     check_file,
     numbers,
     print_result,
+    tell_measured,
     warn,
 )
 from shearling.commands.takes import takes_options
@@ -57,7 +60,9 @@ class CompareOptions:
     bos: Bos = None
     suite: Annotated[
         str | None,
-        typer.Option(help="Also measure abilities, shortened, sheared, or a YAML file of yours."),
+        typer.Option(
+            help="Also measure abilities, retention, shortened, sheared, or a YAML file of yours."
+        ),
     ] = None
     limit: Annotated[
         int | None,
@@ -82,8 +87,8 @@ class CompareOptions:
         ),
     ] = 5.0
     seed: Seed = 0
-    dtype: Annotated[str, typer.Option(help="What to compute in.")] = "float32"
-    device: Annotated[str, typer.Option(help="A torch device.")] = "cpu"
+    dtype: MeasuredIn = "auto"
+    device: Computer = "auto"
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of --bench.")] = None
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be measured, and run nothing.")
@@ -99,6 +104,8 @@ def compare(options: CompareOptions) -> None:
     --results; what is asked for and not there is measured, into OUTPUT's name with .results, so
     that a second run goes on where the first was stopped.
     """
+    from shearling.engine.devices import measured_on
+    from shearling.evaluate.tasks.run import require_lm_eval
     from shearling.report.measured import Missing, gather
     from shearling.report.pages.comparison_report import write_comparison
 
@@ -106,6 +113,8 @@ def compare(options: CompareOptions) -> None:
     _check_results(options.results or [])
     wanted = _wanted(options)
     subjects, candidates, paths = _open(options.models, options.baseline)
+    device, dtype = measured_on(options.device, options.dtype, [one.parameters for one in subjects])
+    wanted = replace(wanted, device=device, dtype=dtype)
     place = options.output.with_name(f"{options.output.stem}.results")
     elsewhere = options.results or []
     records = gather(subjects, [*elsewhere, place])
@@ -114,6 +123,9 @@ def compare(options: CompareOptions) -> None:
         _print_plan(jobs, options)
         return
     if jobs:
+        if any(job.kind == "tasks" for job in jobs):
+            require_lm_eval(wanted.suite.tasks)
+        tell_measured(options.device, device, dtype)
         from shearling.files.unfinished import alone
 
         with alone(place, place):
@@ -148,8 +160,6 @@ def _wanted(options: CompareOptions) -> WantedResults:
         max_new_tokens=options.max_new_tokens,
         bench=bench,
         seed=options.seed,
-        dtype=options.dtype,
-        device=options.device,
     )
 
 

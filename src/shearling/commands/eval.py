@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,11 +11,14 @@ import typer
 
 from shearling.commands.options import (
     Bos,
+    Computer,
     Json,
+    MeasuredIn,
     ModelsOptions,
     Seed,
     VllmProgram,
     print_result,
+    tell_measured,
     warn_ignored,
 )
 from shearling.commands.takes import takes_options
@@ -90,8 +93,8 @@ class EvalOptions:
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0
     top_p: Annotated[float, typer.Option(min=0, max=1, help="Nucleus sampling.")] = 1.0
     seed: Seed = 0
-    dtype: Annotated[str, typer.Option(help="What to compute in.")] = "float32"
-    device: Annotated[str, typer.Option(help="A torch device.")] = "cpu"
+    dtype: MeasuredIn = "auto"
+    device: Computer = "auto"
     output: Annotated[
         Path | None,
         typer.Option(help="A directory for the results; of several models, one for each in it."),
@@ -138,6 +141,7 @@ def evaluate(options: EvalOptions) -> None:
 def _plan(options: EvalOptions) -> EvalPlan:
     """What is asked for, checked; models are opened, and not loaded."""
     from shearling.commands.eval_plan import EvalPlan
+    from shearling.engine.devices import measured_on
     from shearling.model.subject import open_subject
 
     name, suite = _suite(options)
@@ -146,7 +150,18 @@ def _plan(options: EvalOptions) -> EvalPlan:
             "There is nothing to measure; give --text FILE, --tasks NAME,… or --suite NAME."
         )
     _warn_of_ignored(options, suite)
-    return EvalPlan(name, suite, [open_subject(model) for model in options.models.given()], options)
+    subjects = [open_subject(model) for model in options.models.given()]
+    served_alone = options.engine != "transformers" and not _loads(options, suite)
+    device, dtype = measured_on(
+        options.device, options.dtype, [one.parameters for one in subjects], ours=not served_alone
+    )
+    tell_measured(options.device, device, dtype)
+    return EvalPlan(name, suite, subjects, replace(options, device=device, dtype=dtype))
+
+
+def _loads(options: EvalOptions, suite: Suite) -> bool:
+    """Whether models are loaded in this process, whatever runs the tasks."""
+    return bool(suite.texts or suite.abilities or suite.degeneration or options.prompt)
 
 
 def _suite(options: EvalOptions) -> tuple[str, Suite]:

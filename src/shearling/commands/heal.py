@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -20,13 +19,14 @@ from shearling.commands.options import (
     warn,
 )
 from shearling.commands.takes import takes_options
+from shearling.errors import ShearlingError
+from shearling.files.progress import processes
 
 if TYPE_CHECKING:
-    from shearling.data.store import Store
-    from shearling.model.checkpoint import Checkpoint
     from shearling.train.heal import Healed
     from shearling.train.options import Options
     from shearling.train.parallel import World
+    from shearling.train.setup import Training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +57,12 @@ def heal(options: HealOptions) -> None:
     """Retrain a model on text or from its source; goes on by itself if it was stopped."""
     from shearling.data.store import Store
     from shearling.data.teacher import Cache
+    from shearling.engine.devices import own_device
     from shearling.model.checkpoint import Checkpoint
     from shearling.pruning.plan import parse_count
     from shearling.train.heal import heal as run
     from shearling.train.options import parse
+    from shearling.train.parallel import World
     from shearling.train.setup import Training, check, check_output
     from shearling.train.steering import inherited, references
 
@@ -75,9 +77,11 @@ def heal(options: HealOptions) -> None:
     cache = None if options.teacher_cache is None else Cache.open(options.teacher_cache)
     if given.dry_run:
         losses = references(given.reference, teacher, store, training)
-        check(Training(source, store, training, teacher, cache, losses), output)
-        distilled = None if cache else teacher
-        _print_estimate(source, store, training, distilled, given.device, options.as_json)
+        planning = Training(
+            source, store, training, teacher, cache, losses, World(device=own_device(given.device))
+        )
+        check(planning, output)
+        _print_estimate(planning, given.device, options.as_json)
         return
     with joined(given.device) as (world, heard):
         losses = references(given.reference, teacher, store, training, world)
@@ -131,15 +135,31 @@ def joined(device: str = "auto") -> Generator[tuple[World, dict[str, Any]]]:
         leave()
 
 
-def _print_estimate(
-    source: Checkpoint, store: Store, options: Options, teacher: Checkpoint | None, device: str,
-    as_json: bool,
-) -> None:  # fmt: skip
+def _print_estimate(planning: Training, device: str, as_json: bool) -> None:
     from shearling.train.estimate import estimate
 
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    needed = estimate(source, options, store.length, ranks=ranks, teacher=teacher)
-    print_result(needed.as_json(), as_json, [needed.as_text(), where(options, device)])
+    source, options = planning.source, planning.options
+    needed = estimate(
+        source, options, planning.store.length, ranks=processes(), teacher=planning.present
+    )
+    lines = [needed.as_text(), where(options, device), *fitting_lines(planning)]
+    print_result(needed.as_json(), as_json, lines)
+
+
+def fitting_lines(planning: Training) -> list[str]:
+    """How a step would fit on the GPU that is there; nothing on a CPU, or of several."""
+    from shearling.train.setup import planned
+
+    if processes() > 1:
+        return []
+    try:
+        fit = planned(planning)
+    except ShearlingError as error:
+        return [f"does not fit here: {error}"]
+    if fit is None:
+        return []
+    anew = ", activations computed anew in the backward pass" if fit.checkpointing else ""
+    return [f"about {fit.micro} sequences at a time fit there{anew}."]
 
 
 def _print_result(healed: Healed, output: Path, as_json: bool) -> None:

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shearling.commands.options import (
+    Computer,
     Json,
+    MeasuredIn,
     MergeAdapter,
     Seed,
     check_file,
     print_result,
+    tell_measured,
     warn,
     with_adapter,
 )
@@ -51,7 +54,8 @@ class JudgeOptions:
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 256
     temperature: Annotated[float, typer.Option(min=0, help="Of the answers; 0 is greedy.")] = 0.0
     seed: Seed = 0
-    dtype: Annotated[str, typer.Option(help="What to compute the answers in.")] = "float32"
+    dtype: MeasuredIn = "auto"
+    device: Computer = "auto"
     concurrency: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 4
     limit: Annotated[
         int | None, typer.Option(min=1, help="Use the first so many prompts; default all.")
@@ -97,6 +101,7 @@ def _require_client() -> None:
 
 def _match(options: JudgeOptions) -> Match:
     """Who answers what, with warnings of what will not tell the two apart."""
+    from shearling.engine.devices import measured_on
     from shearling.evaluate.generation import Sampling
     from shearling.judge.prompts import read_prompts
     from shearling.judge.run import Match
@@ -114,6 +119,10 @@ def _match(options: JudgeOptions) -> Match:
         open_side(str(with_adapter(side, options.merge_adapter)), folder, sampling, options.dtype)
         for side in (options.a, options.b)
     )
+    device, dtype = measured_on(options.device, options.dtype, [a.parameters, b.parameters])
+    tell_measured(options.device, device, dtype)
+    for side in (a, b):
+        side.run_on(device, dtype)
     if a.fingerprint == b.fingerprint:
         warn(
             f"{options.a} and {options.b} are the same: every answer is identical and counts as a "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shearling.commands.heal import (
+    fitting_lines,
     joined,
     print_stopped,
     settings,
@@ -21,14 +21,16 @@ from shearling.commands.options import (
     ModelOptions,
     TrainingOptions,
     print_result,
+    warn,
 )
 from shearling.commands.takes import takes_options
+from shearling.files.progress import processes
 
 if TYPE_CHECKING:
-    from shearling.gates.options import LearnOptions
     from shearling.model.checkpoint import Checkpoint
     from shearling.table.values import Shape
     from shearling.train.heal import Healed
+    from shearling.train.setup import Training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +72,16 @@ def learn(options: LearnCommandOptions) -> None:
     Goes on by itself if it was stopped.
     """
     from shearling.data.store import Store
+    from shearling.engine.devices import own_device
     from shearling.gates.export import RUN
     from shearling.gates.learn import check
     from shearling.gates.learn import learn as run
     from shearling.gates.options import parse
     from shearling.model.checkpoint import Checkpoint
+    from shearling.pruning.exportable import tell_limits
     from shearling.pruning.plan import parse_count, parse_shape
     from shearling.train.finish import RUN as HEALING
+    from shearling.train.parallel import World
     from shearling.train.setup import Training, check_output
     from shearling.train.steering import references
 
@@ -87,6 +92,7 @@ def learn(options: LearnCommandOptions) -> None:
     source, store = Checkpoint.open(options.model.given()), Store.open(given.data)
     after = parse_shape(options.shape, source)
     check_output(output, HEALING if learning.gates == "scores" else RUN)
+    tell_limits(source, after, warn)
     named = options.teacher
     teacher = None if named is None else Checkpoint.open(options.model.beside(named))
     if teacher is None and learning.mix == "dynamic" and given.reference is None:
@@ -94,8 +100,11 @@ def learn(options: LearnCommandOptions) -> None:
     distilled = teacher if options.distil else None
     if given.dry_run:
         losses = references(given.reference, teacher, store, learning)
-        check(Training(source, store, learning, teacher, None, losses), after, output)
-        _print_plan(source, after, learning, store.length, distilled, given.device, options.as_json)
+        planning = Training(
+            source, store, learning, teacher, None, losses, World(device=own_device(given.device))
+        )
+        check(planning, after, output)
+        _print_plan(planning, after, distilled, given.device, options.as_json)
         return
     with joined(given.device) as (world, heard):
         losses = references(given.reference, teacher, store, learning, world)
@@ -110,14 +119,13 @@ def learn(options: LearnCommandOptions) -> None:
 
 
 def _print_plan(
-    source: Checkpoint, after: Shape, options: LearnOptions, length: int,
-    teacher: Checkpoint | None, device: str, as_json: bool,
-) -> None:  # fmt: skip
+    planning: Training, after: Shape, teacher: Checkpoint | None, device: str, as_json: bool
+) -> None:
     from shearling.gates.bank import lay_out
     from shearling.train.estimate import estimate
 
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    training = estimate(source, options, length, ranks=ranks, teacher=teacher)
+    source, options = planning.source, planning.options
+    training = estimate(source, options, planning.store.length, ranks=processes(), teacher=teacher)
     rows = lay_out(source.layout, source.shape, after)
     count = source.layout.count
     plan: dict[str, Any] = {
@@ -130,6 +138,7 @@ def _print_plan(
         + "; ".join(f"{r.axis}: {r.target} of {r.units} in each of {r.rows}" for r in rows),
         training.as_text(),
         where(options, device),
+        *fitting_lines(planning),
     ]
     print_result(plan, as_json, lines)
 

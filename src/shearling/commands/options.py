@@ -63,6 +63,14 @@ Precision = Annotated[
         "--dtype", help="What is computed in: auto (bfloat16 on a GPU), float32 or bfloat16."
     ),
 ]
+MeasuredIn = Annotated[
+    str,
+    typer.Option(
+        "--dtype",
+        help="What is computed in: auto (bfloat16 on a GPU where a model has a billion parameters "
+        "or more, else float32), float32, bfloat16 or float16.",
+    ),
+]
 Bos = Annotated[
     bool | None,
     typer.Option(
@@ -251,6 +259,12 @@ def place_of(
     from shearling.engine.place import Place
 
     return replace(Place.best(model, options.wish(ranks), need), tell=note)
+
+
+def tell_measured(asked: str, device: str, dtype: str) -> None:
+    """Say that ``--device auto`` took a GPU, and in which numbers it computes."""
+    if asked == "auto" and device != "cpu":
+        note(f"{device} measures, in {dtype}; --device and --dtype have it otherwise.")
 
 
 def check_file(output: Path | None) -> None:

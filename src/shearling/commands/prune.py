@@ -302,17 +302,16 @@ def _met(source: Checkpoint, options: PruneOptions, ranks: Ranks) -> Size:
     """The size that meets targets, which is searched for once all else is known to be possible."""
     from shearling.scoring.registry import criteria_for
 
-    asked = _asked(options, ranks)
-    criteria_for(options.by, source, repaired=asked["calibration"] is not None)
+    text = _calibration(options)
+    criteria_for(options.by, source, repaired=text is not None)
+    if text is not None:
+        text.settled(source, options.place.wish(ranks), lambda sentence: None)
     budget = {"params": options.size.params, "active_params": options.size.active_params}
     return met(source, budget, options.target, options.place, ranks, options.text)
 
 
 def _sizes(given: SizeOptions, target: TargetOptions) -> list[Size]:
-    """What is to be left; several of --params, --active-params or --shape are several models.
-
-    None is named where targets are to be met, by a shape that has to be searched for.
-    """
+    """What is to be left, in one model or several; none where a shape has to be searched for."""
     from shearling.pruning.size import Size
 
     params, active, shapes = _listed(given.params), _listed(given.active_params), given.shape or []
@@ -380,9 +379,9 @@ def _calibration(options: PruneOptions) -> CalibrationText | None:
 def _print_plan(pruning: Pruning, how: dict[str, Any], options: PruneOptions) -> None:
     """What would be written; ``how`` the blocks that go were chosen, if they are known."""
     figures, text = plan_of(pruning, how)
-    peak = pruning.peak
-    figures |= {"memory": peak.as_json()}
-    print_result(figures, options.as_json, [*text, *pruning.place.lines(), peak.line()])
+    peak = pruning.peak()
+    lines = [*text, *pruning.place.lines(), peak.line()]
+    print_result(figures | {"memory": peak.as_json()}, options.as_json, lines)
 
 
 def _print_plans(family: FamilyPruning, missing: list[str], as_json: bool) -> None:
@@ -394,5 +393,6 @@ def _print_plans(family: FamilyPruning, missing: list[str], as_json: bool) -> No
         made = "" if member.name in missing else " (there already)"
         plans[member.name] = figures | {"made": member.name not in missing}
         text += [f"{member.name}{made}", *(f"  {line}" for line in lines)]
-    place = family.members[0].pruning.place
-    print_result({"nested": family.nested, "sizes": plans}, as_json, [*text, *place.lines()])
+    text += [*family.members[0].pruning.place.lines(), family.peak.line()]
+    described = {"nested": family.nested, "sizes": plans, "memory": family.peak.as_json()}
+    print_result(described, as_json, text)

@@ -62,6 +62,9 @@ class ScoreOptions:
         typer.Option(min=1, help=f"For {' and '.join(removers())}: how many blocks to remove."),
     ] = None
     output: Annotated[Path | None, typer.Option(help="Where to write the scores.")] = None
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be scored and where, and run nothing.")
+    ] = False
     as_json: Json = False
 
 
@@ -88,12 +91,38 @@ def score(options: ScoreOptions) -> None:
     source = Checkpoint.open(options.model.given())
     if not of_blocks:
         warn_ignored(options.protect.given, f"units of {options.axis} are scored, not blocks")
+    if options.dry_run:
+        _print_plan(source, by, options, of_blocks=of_blocks)
+        return
     with options.place.joined() as ranks:
         scores = _scores(source, by, options, ranks, of_blocks=of_blocks)
     lines = _block_lines if of_blocks else unit_lines
     if options.output is not None and ranks.first:
         write_json(options.output, scores.as_json())
     print_result(scores.as_json(), options.as_json, lines(scores, options.output))
+
+
+def _print_plan(source: Checkpoint, by: str, options: ScoreOptions, *, of_blocks: bool) -> None:
+    """What would be scored, and where it would run."""
+    from shearling.data.calibration import check_sources
+    from shearling.engine.ranks import ALONE
+    from shearling.scoring.score import checked, no_text, states_kept
+
+    text, ends = options.text, options.protect
+    protect = protection(by, ends.protect_first, ends.protect_last) if of_blocks else None
+    criterion, protected = checked(source, by, options.axis, protect, options.remove)
+    if not criterion.textless:
+        if text.sources is None:
+            raise no_text(by)
+        check_sources(text.sources, source.tokenizer)
+    tokens = 0 if criterion.textless else text.samples * text.length
+    place = place_of(source, options.place, ALONE, states_kept(source, by, options.axis, tokens))
+    plan = {
+        "criterion": by, "axis": options.axis, "model": source.name, "tokens": tokens,
+        "protected": list(protected), "place": place.lines(),
+    }  # fmt: skip
+    lines = [f"would score {options.axis} of {source.name} by {by} on {tokens:,} tokens"]
+    print_result(plan, options.as_json, [*lines, *place.lines()])
 
 
 def _scores(

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from shearling.commands.options import ModelsOptions, warn
+from shearling.commands.options import Computer, MeasuredIn, ModelsOptions, warn
 from shearling.commands.takes import takes_options
 from shearling.errors import ShearlingError
 
@@ -27,8 +27,8 @@ class StudioOptions:
     together: Annotated[
         bool, typer.Option("--together", help="Answer all at once; in turns, speeds are fair.")
     ] = False
-    dtype: Annotated[str, typer.Option(help="What to compute in.")] = "float32"
-    device: Annotated[str, typer.Option(help="A torch device.")] = "cpu"
+    dtype: MeasuredIn = "auto"
+    device: Computer = "auto"
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of torch.")] = None
 
 

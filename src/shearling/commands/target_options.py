@@ -54,8 +54,8 @@ class TargetOptions:
     prefer: Annotated[
         str | None,
         typer.Option(
-            help=f"What a size or target cares for most: {', '.join(PREFERENCES)}. Decides what "
-            "share whole blocks give; default balanced."
+            help=f"What a size or target cares for most: {', '.join(PREFERENCES)}. With speed, "
+            "whole blocks give all that goes, else a third of it; default balanced."
         ),
     ] = None
     axes: Annotated[

@@ -44,6 +44,7 @@ def teach(options: TeachOptions) -> None:
     smaller model is healed.
     """
     from shearling.data.store import Store
+    from shearling.engine.ranks import ALONE
     from shearling.files.terminal import progress_bars
     from shearling.model.checkpoint import Checkpoint
     from shearling.train.teach import check, cost
@@ -69,5 +70,6 @@ def teach(options: TeachOptions) -> None:
             f"wrote {options.output}",
         ]
     else:
-        described, lines = expected.as_json(), [expected.as_text()]
+        where = place_of(teacher, options.place, ALONE).lines()
+        described, lines = expected.as_json(), [expected.as_text(), *where]
     print_result(described, options.as_json, lines)

@@ -83,7 +83,7 @@ def write(options: WriteOptions) -> None:
             f"would write {plan.sequences:,} sequences of {plan.length:,} tokens, {plan.batch:,} "
             f"at a time, {done:,} of them done already: about {tokens * BYTES / 1e6:,.1f} MB"
         ]
-        print_result(described, options.as_json, lines)
+        print_result(described, options.as_json, [*lines, *run.place.lines()])
         return
     with progress_bars() as progress:
         written = run.write(progress)

@@ -5,7 +5,7 @@ Conversations stand as the model's own chat template has them, like what it was 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from shearling.data.bos import TokenWindows, opening
-from shearling.data.documents import UnrenderedChat, documents_and_conversations
+from shearling.data.documents import UnrenderedChat, documents_and_conversations, first_records
 from shearling.data.encode import messages_of, render
 from shearling.data.seeds import folded
 from shearling.data.sources import TextSource, dealt, mixed_order
@@ -24,6 +24,7 @@ ADVICE = "give a model that has one, as instruct models do, or documents"
 # Of very many conversations so many are drawn, more where windows need more: rendering takes time.
 CONVERSATIONS = 2048
 TOKENS_EACH = 16  # at least, of a conversation
+FIRST = 16  # records of a source that are looked at before work is done
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +78,31 @@ def all_documents(
 ) -> list[str]:
     """Of all sources, one after the other; see :func:`source_documents`."""
     return [text for one in sources for text in source_documents(one, tokenizer, bos=bos)]
+
+
+def check_sources(
+    sources: Sequence[TextSource], tokenizer: Callable[[], PreTrainedTokenizerBase]
+) -> None:
+    """Refuse what the first records of each source show already, before work is done.
+
+    Args:
+        sources: of the text.
+        tokenizer: gives that of the model; asked for conversations alone.
+
+    Raises:
+        ShearlingError: a source that cannot be read or is empty, or has conversations that the
+            tokenizer has no template for.
+    """
+    for one in sources:
+        try:
+            read = first_records(one.file, FIRST)
+            chat = next((each for each in read if isinstance(each, UnrenderedChat)), None)
+            if chat is not None:
+                render(tokenizer(), messages_of(chat.chat), where=chat.where, advice=ADVICE)
+        except ShearlingError as error:
+            if len(sources) == 1:
+                raise
+            raise ShearlingError(f"calibration source {one.name}: {error}") from error
 
 
 def source_documents(

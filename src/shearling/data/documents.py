@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -65,6 +66,19 @@ def documents_and_conversations(path: Path | str) -> list[str | UnrenderedChat]:
     """
     path = Path(path)
     records = list(_held((one for file in _files(path) for one in _read_all(file)), path, _size))
+    if not records:
+        raise ShearlingError(f"{path} holds no text; give a file with at least one document.")
+    return records
+
+
+def first_records(path: Path | str, count: int) -> list[str | UnrenderedChat]:
+    """The first documents and conversations, so many at most; what lies behind is not read.
+
+    Raises:
+        ShearlingError: as :func:`documents`, as far as it was read.
+    """
+    path = Path(path)
+    records = list(islice((one for file in _files(path) for one in _read_all(file)), count))
     if not records:
         raise ShearlingError(f"{path} holds no text; give a file with at least one document.")
     return records

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterable
 
 import torch
 
-from shearling.errors import ShearlingError
+from shearling.errors import ShearlingError, in_words
+from shearling.model.dtypes import dtype_of
+
+# On a GPU, models below compute in float32: they are quick in any type, and keep every digit.
+SMALL = 10**9  # parameters
+OURS = ("auto", "cpu", "cuda")  # the names of devices that models are also cut on
 
 
 def named_device(name: str) -> torch.device:
@@ -24,8 +30,13 @@ def named_device(name: str) -> torch.device:
     if kind != "cuda" or (number and not number.isdecimal()):
         raise ShearlingError(f"--device {name} was given, but auto, cpu, cuda or cuda:N is meant.")
     if int(number or 0) >= gpus:
-        there = f"only {gpus} of them" if gpus else "no GPU that torch can use"
-        raise ShearlingError(f"--device {name} was given, but there is {there}; give --device cpu.")
+        there = "there is no GPU that torch can use"
+        if gpus:
+            there = f"the last GPU that torch sees is cuda:{gpus - 1}"
+        raise ShearlingError(
+            f"--device {name} was given, but {there}; give {'that, or ' if gpus else ''}"
+            "--device cpu."
+        )
     return torch.device("cuda", int(number) if number else torch.cuda.current_device())
 
 
@@ -58,6 +69,44 @@ def own_device(name: str = "auto", number: int = 0, processes: int = 1) -> torch
             "--device cpu."
         )
     return torch.device("cuda", number)
+
+
+def measured_on(
+    device: str, dtype: str, parameters: Iterable[int], *, ours: bool = True
+) -> tuple[str, str]:
+    """Names of the device and the type that whole models are measured with, ``auto`` settled.
+
+    Args:
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``, or another that torch knows, as ``mps``.
+        dtype: ``auto``, or a name of :data:`shearling.model.dtypes.DTYPES`. ``auto`` takes one for
+            all models, since figures in two types do not compare.
+        parameters: of each model.
+        ours: whether this process computes; a server has a torch of its own, that may see others.
+
+    Raises:
+        ShearlingError: a device that is not there, or a type that it cannot compute in.
+    """
+    if dtype != "auto":
+        dtype_of(dtype)
+    if device != "auto" and not ours:
+        return device, "float32" if dtype == "auto" else dtype
+    known = device.partition(":")[0] in OURS
+    taken = named_device(device) if known else _other_device(device)
+    if dtype == "bfloat16" and taken.type == "cuda":
+        require_bfloat16(taken)
+    if dtype == "auto":
+        large = taken.type == "cuda" and max(parameters, default=0) >= SMALL
+        dtype = "bfloat16" if large and has_bfloat16(taken) else "float32"
+    return str(taken), dtype
+
+
+def _other_device(name: str) -> torch.device:
+    """A device of another kind than ours, if torch can compute there."""
+    with in_words(
+        lambda _: f"torch has no device {name!r} here (--device); give auto, cpu, cuda or cuda:N."
+    ):
+        torch.ones(1, device=name).item()
+    return torch.device(name)
 
 
 def num_gpus() -> int:

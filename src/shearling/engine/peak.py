@@ -12,10 +12,11 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from shearling.engine.card import MARGIN, gb
+from shearling.engine.card import MARGIN, capped, gb
 from shearling.engine.moments import DOUBLE_INPUTS
 from shearling.engine.place import Need, Place
 from shearling.model.checkpoint import Checkpoint
+from shearling.model.memory import free_bytes
 from shearling.table.axes import EXPERT_MLP, EXPERTS
 from shearling.table.values import Shape
 
@@ -87,6 +88,26 @@ class Peak:
             f"{gb(self.outside)} what is outside of them, {gb(self.states)} states, "
             f"{gb(self.joining + self.computing + self.margin)} what computes."
         )
+
+
+def shortage(peak: Peak, place: Place) -> str | None:
+    """A sentence for where a cut would take more than is free or allowed; None where it fits."""
+    device = str(place.device)
+    free = capped(free_bytes(device) or peak.total, place.allowed)
+    if peak.total <= free:
+        return None
+    gpu = place.device.type != "cpu"
+    advice = "take fewer --samples or a smaller --length"
+    if place.weights == "resident":
+        advice = f"give --memory {0.8 * free / 1e9:.0f}GB, with which blocks wait in pinned memory"
+        if not gpu:
+            advice = "give --stream, with which blocks are read one at a time"
+    elif gpu and place.states == "device":
+        advice = f"give --memory {0.6 * free / 1e9:.0f}GB, with which states wait on the host"
+    return (
+        f"the cut takes about {gb(peak.total)} while {peak.stage}, but {gb(free)} of {device} are "
+        f"free or allowed, and it may run out there; {advice}."
+    )
 
 
 def stages_of(
@@ -169,10 +190,13 @@ class _Counted:
         yield Peak(REPAIRING, outside, mended, both[0], self._waiting(), both[1], margin)
 
     def proving(self) -> Peak:
-        """The proof: in float32, the source block by block, the running model's outside beside."""
+        """The proof: in float32, the source block by block, the running model's outside beside.
+
+        On a processor, its blocks as well.
+        """
         block = self._block(self.checkpoint.shape, 4)
         blocks = block * (1 + self._gpu)
-        if self._resident and self.need.tokens:
+        if self._resident and self.need.tokens and not self._gpu:  # where they are let go of
             blocks += self._block(self.checkpoint.shape) * self.checkpoint.shape["layers"]
         if self.place.room_for(self.checkpoint.layout.count(self.after), torch.float32):
             blocks += 4 * self.checkpoint.layout.count(self.after) - block

@@ -19,7 +19,7 @@ import torch
 
 from shearling.engine.card import LOGITS_BYTES as GPU_LOGITS_BYTES
 from shearling.engine.card import Card, Demand, capped, gb, require_room, resident_bytes
-from shearling.engine.devices import has_bfloat16, named_device, require_bfloat16
+from shearling.engine.devices import SMALL, has_bfloat16, named_device, require_bfloat16
 from shearling.engine.products import fast_products
 from shearling.engine.ranks import ALONE, Ranks
 from shearling.engine.room import Room, roomiest
@@ -36,8 +36,6 @@ LOGITS_BYTES = 16 * 2**20  # what a processor keeps close; more is slower
 GPU_BATCH_TOKENS = 16_384
 LEAST_TOKENS = 1024  # on a GPU; what does not fit is halved as it runs
 CONTEXT_BYTES = 600 * 2**20  # of a GPU: CUDA's own and its libraries', outside of torch's sight
-# On a GPU, models below compute in float32: they are quick in any type, and keep every digit.
-SMALL = 10**9  # parameters
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # malloc.h
 
 

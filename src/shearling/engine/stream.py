@@ -84,6 +84,10 @@ class BlockStream:
         stream._open(checkpoint, place, self._model)
         return stream
 
+    def release(self) -> None:
+        """Let go of the blocks' weights, for others to have the memory; a walk loads them again."""
+        self._weights.release()
+
     @property
     def shells(self) -> list[nn.Module]:
         """Every block's modules, whether their weights are loaded or not."""

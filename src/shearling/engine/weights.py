@@ -63,6 +63,12 @@ class BlockWeights:
             self._held[index] = self._filled(index, self._read(index, self.place.device))
         return self._held[index]
 
+    def release(self) -> None:
+        """Let go of blocks that are held on the device; they are loaded again when asked for."""
+        for block in self._held.values():
+            block.to("meta")
+        self._held.clear()
+
     def _fetch(self, index: int) -> nn.Module:
         if not self._ahead:
             return self._filled(index, self._read(index, self.place.device))

@@ -56,7 +56,9 @@ def bench_lines(result: dict[str, Any]) -> list[str]:
         for run in result["runs"]
     ]
     ratios = [sentence(ratio) for ratio in result["ratios"]]
-    return [head, *rows, *([""] if ratios else []), *ratios, *result.get("budget_notes", ())]
+    where = result["machine"]
+    on = [f"in {where['dtype']} on {where['device']}"] if where["device"] != "cpu" else []
+    return [head, *rows, *on, *([""] if ratios else []), *ratios, *result.get("budget_notes", ())]
 
 
 def _spread(figures: dict[str, float]) -> str:

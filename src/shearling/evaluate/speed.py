@@ -16,6 +16,7 @@ import psutil
 import torch
 import transformers
 
+from shearling.engine.devices import measured_on
 from shearling.errors import ShearlingError
 from shearling.evaluate.budget import TimeBudget
 from shearling.evaluate.engines import (
@@ -59,11 +60,10 @@ class Workload:
         places: where the last two are.
         batches, prompts, news: the grid: sequences, prompt tokens, tokens after them.
         repeats: timed rounds; the median, least and most are given.
-        dtype: float32, bfloat16 or float16.
-        device: a torch device.
+        dtype: float32, bfloat16, float16 or auto.
+        device: a torch device, or auto.
         threads: on CPU; None leaves the engine's own choice.
-        budget: seconds for all of it, for which rounds and tokens are left out; None takes as long
-            as it takes.
+        budget: seconds for all of it, for which rounds and tokens are left out; None is no bound.
     """
 
     engines: Sequence[str] = ("transformers",)
@@ -101,7 +101,8 @@ class Workload:
         check_threads(self.threads)
         if self.budget is not None and not 0 < self.budget < math.inf:
             raise ShearlingError(f"A budget of {self.budget:g} s was given; give some, such as 90.")
-        dtype_of(self.dtype)
+        if self.dtype != "auto":
+            dtype_of(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -219,7 +220,11 @@ def plan_bench(
     subjects = [_opened(model) for model in models]
     candidates = _candidates(models, subjects)
     check_positions(candidates, workload.cells)
-    setting = Setting(workload.dtype, workload.device, workload.threads, workload.cells)
+    device, dtype = measured_on(
+        workload.device, workload.dtype, [one.parameters for one in candidates],
+        ours="transformers" in workload.engines,
+    )  # fmt: skip
+    setting = Setting(dtype, device, workload.threads, workload.cells)
     engines = [engine(name, workload.places) for name in workload.engines]
     for one in engines:
         check_memory(one, candidates, setting)

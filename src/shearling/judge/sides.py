@@ -31,6 +31,15 @@ class Side(Protocol):
         """What tells it from all others."""
         ...
 
+    @property
+    def parameters(self) -> int:
+        """Of the model; none where there is none to run."""
+        ...
+
+    def run_on(self, device: str, dtype: str) -> None:
+        """Answer there, and compute in that."""
+        ...
+
     def missing(self, prompts: Sequence[str]) -> int:
         """How many prompts are still to be answered."""
         ...
@@ -57,6 +66,14 @@ class File:
         """SHA-256 of the file."""
         return file_digest(self.file)
 
+    @property
+    def parameters(self) -> int:
+        """None are run."""
+        return 0
+
+    def run_on(self, device: str, dtype: str) -> None:
+        """Nothing is run."""
+
     def missing(self, prompts: Sequence[str]) -> int:
         """None, or a ShearlingError that shows the first prompt without an answer."""
         for prompt in prompts:
@@ -79,7 +96,7 @@ class Answering:
     def __init__(self, model: str, kept: Path, sampling: Sampling, dtype: str) -> None:
         """Open the model; its weights are read only if an answer is missing."""
         self._subject = open_subject(model)
-        self._sampling, self._dtype = sampling, dtype
+        self._sampling, self._dtype, self._device = sampling, dtype, "cpu"
         name = re.sub(r"[^\w.-]+", "-", self.name)
         self.kept = KeptLines(kept / f"{name}-{self.fingerprint[:12]}.jsonl", KeptAnswer)
 
@@ -92,6 +109,15 @@ class Answering:
     def fingerprint(self) -> str:
         """The model's."""
         return self._subject.fingerprint
+
+    @property
+    def parameters(self) -> int:
+        """The model's."""
+        return self._subject.parameters
+
+    def run_on(self, device: str, dtype: str) -> None:
+        """Answer on another device than the processor, or in another type."""
+        self._device, self._dtype = device, dtype
 
     def missing(self, prompts: Sequence[str]) -> int:
         """How many answers are not kept."""
@@ -109,7 +135,7 @@ class Answering:
         return [self._kept(prompt) for prompt in prompts]
 
     def _answer(self, missing: Sequence[str], progress: Progress) -> None:
-        model = load_model(self._subject.path, dtype=self._dtype)
+        model = load_model(self._subject.path, dtype=self._dtype, device=self._device)
         tokenizer = self._subject.tokenizer()
         chat = bool(tokenizer.chat_template)
         for prompt in missing:  # before hours are spent on those that fit

@@ -114,6 +114,8 @@ def load_model(path: Path | str, *, dtype: str = "float32", device: str = "cpu")
     """
     path = _model_directory(path)
     kind = dtype_of(dtype)
+    with in_words(lambda why: f"The device {device!r} cannot be used: {why}"):
+        torch.empty(0, device=device)  # before minutes are spent on reading weights
     _check_library(path)
     check_fits(path, kind, device=device)
     # Wrong sizes are to be reported, and refused below.
@@ -127,8 +129,7 @@ def load_model(path: Path | str, *, dtype: str = "float32", device: str = "cpu")
         )
     _compute_in(model, kind)
     check_ids_of(model, path)
-    with in_words(lambda why: f"The device {device!r} cannot be used: {why}"):
-        return model.to(device).eval().requires_grad_(False)
+    return model.to(device).eval().requires_grad_(False)
 
 
 def stock_model(path: Path, dtype: torch.dtype, **options: Any) -> tuple[Any, dict[str, Any]]:

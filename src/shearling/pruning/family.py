@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from shearling.data.domains import find_domains
+from shearling.engine.peak import Peak
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
 from shearling.files.remembered import known_digest
@@ -120,6 +121,13 @@ class FamilyPruning:
             inputs = _digest(one, larger)
             members.append(Member(size.name, one, directory / size.name, inputs))
         return FamilyPruning(directory, tuple(members), nested)
+
+    @property
+    def peak(self) -> Peak:
+        """The memory of the device that all of them, made together, will take."""
+        count = len(self.members)
+        peaks = [member.pruning.peak(count) for member in self.members]
+        return max(peaks, key=lambda peak: peak.total)
 
     def missing(self) -> list[Member]:
         """Those that are not made yet (ShearlingError if something else is in a place)."""

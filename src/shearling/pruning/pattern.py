@@ -1,8 +1,9 @@
 """Which blocks can go so that llama.cpp still takes each that stays for what it is.
 
-llama.cpp counts: in a Gemma 3 every sixth block attends to everything, and the others slide. A cut
-whose blocks are of other kinds than their new numbers say runs as another model. So is the scale of
-attention, which for some depths it takes to be another.
+llama.cpp counts: in a Gemma 3 every sixth block attends to everything, and the others slide; in a
+SmolLM 3 every fourth is without rotary positions. A cut whose blocks are of other kinds than their
+new numbers say runs as another model. So is the scale of attention, which for some depths it takes
+to be another.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from functools import cache
 from typing import Any
 
 from shearling.table.families import Family
-from shearling.table.families.llama_cpp import LlamaCppFacts
+from shearling.table.families.llama_cpp import ROTATED, UNROTATED, LlamaCppFacts
 from shearling.table.values import Shape
 
 
@@ -39,6 +40,16 @@ class Pattern:
     def holds(self, kept: Sequence[int]) -> bool:
         """Whether llama.cpp takes the blocks that stay for what they are."""
         return tuple(self.kinds[block] for block in kept) == self.counted(len(kept))
+
+    def matters(self, config: Any) -> bool:
+        """Whether blocks of two kinds compute differently, and no file says which is which."""
+        if self.facts.listed:
+            return False
+        return self.facts.unrotated is not None or bool(getattr(config, "sliding_window", None))
+
+    def misread(self, config: Any, kept: Sequence[int]) -> bool:
+        """Whether llama.cpp would run blocks that stay as others than they are."""
+        return self.matters(config) and not self.holds(kept)
 
     def removals(self, removed: int, limit: int = 3) -> list[tuple[int, ...]]:
         """The first few sets of so many blocks that can go; fewer or none if there are no more."""
@@ -105,7 +116,12 @@ class Pattern:
 def pattern_of(family: Family, config: Any) -> Pattern | None:
     """The pattern of a model's blocks, or None where llama.cpp's are all alike."""
     facts = family.llama_cpp
-    if facts is None or facts.period is None:
+    if facts is None:
+        return None
+    if facts.unrotated is not None:
+        rotated = config.no_rope_layers  # as the key does not say: 1 where there are positions
+        return Pattern(facts, tuple(ROTATED if one else UNROTATED for one in rotated), None)
+    if facts.period is None:
         return None
     scalar = getattr(config, facts.scalar) if facts.scalar is not None else None
     return Pattern(facts, tuple(config.layer_types), scalar)

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from shearling.engine.peak import Peak
+from shearling.engine.peak import Peak, shortage
 from shearling.engine.place import Place, Wish
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
@@ -21,6 +21,7 @@ from shearling.files.writer import check_output, claimed
 from shearling.model.checkpoint import Checkpoint
 from shearling.pruning.choices import Wanted
 from shearling.pruning.cut import SHARD_BYTES
+from shearling.pruning.exportable import tell_limits
 from shearling.pruning.run import Run, repair_need
 from shearling.pruning.settle import (
     Notify,
@@ -194,12 +195,11 @@ class Pruning:
         )  # fmt: skip
         return pruning
 
-    @property
-    def peak(self) -> Peak:
-        """The memory of the device that it will take."""
+    def peak(self, cuts: int = 1) -> Peak:
+        """The memory of the device that it will take, of so many cuts that are made together."""
         text, wanted = self.calibration, self.wanted
         return Peak.of(
-            self.source, self.place, repair_need(self.source, text), wanted.after,
+            self.source, self.place, repair_need(self.source, text, cuts), wanted.after,
             scored=0 if text is None else text.samples * text.length, repaired=wanted.repaired,
         )  # fmt: skip
 
@@ -239,7 +239,11 @@ def prunings(
     settle = _Settle(source, text, criteria, repairs, repaired, notify)
     wanted = [settle.wanted(size, *of) for size, of in zip(sizes, sized, strict=True)]
     place = place or Place.best(source, wish)
-    return [Pruning(source, one, text, place) for one in wanted]
+    asked = [Pruning(source, one, text, place) for one in wanted]
+    largest = max((one.peak(len(asked)) for one in asked), key=lambda peak: peak.total)
+    if short := shortage(largest, place):
+        notify(short)
+    return asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +267,7 @@ class _Settle:
         experts = settle_experts(repairs, source, after, repaired=repaired, notify=notify)
         tell_unused(source, after, criteria, rotated=rotated, notify=notify)
         pattern = settle_pattern(source, after, size, criteria, notify)
+        tell_limits(source, after, notify)
         scores = criteria.scores
         if isinstance(scores, Path):
             scores = load_scores(scores, source, notify)

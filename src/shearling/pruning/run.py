@@ -17,6 +17,7 @@ from pathlib import Path
 from torch import Tensor
 
 from shearling.data.bos import TokenWindows
+from shearling.engine.devices import give_back_memory
 from shearling.engine.place import Need, Place
 from shearling.engine.stream import BlockStream
 from shearling.errors import ShearlingError
@@ -35,7 +36,7 @@ from shearling.repair.refit import FURTHER_WIDTHS, KEPT_WIDTHS, refit_all
 from shearling.repair.result import Repair
 from shearling.repair.rotate import rotate
 from shearling.scoring.registry import find
-from shearling.scoring.score import NO_TOKENS
+from shearling.scoring.score import NO_TOKENS, no_text
 from shearling.table.values import Cut
 
 
@@ -91,7 +92,7 @@ class Run:
     def text_for(self, by: str) -> Tensor:
         """The windows, for a criterion or a repair (ShearlingError if there is no text)."""
         if self.calibration is None:
-            raise ShearlingError(f"criterion {by} runs the model on text; give --calibration FILE.")
+            raise no_text(by)
         return self.windows.ids_NS
 
     def text_for_units(self, by: str) -> Tensor:
@@ -192,6 +193,7 @@ class Run:
         repairs: list[Repair] | None = None
         if stream is not None:
             repairs = self._repair(group, cuttable, stream, directory)
+            self._make_room(stream)
         written: dict[Path, Checkpoint] = {}
         for number, (one, expanded) in enumerate(group):
             options = {**one.choice.options, **rotation}
@@ -210,6 +212,17 @@ class Run:
             self.place.ranks.wait_for(one.output)
             written[one.output] = made or Checkpoint.open(one.output)
         return written
+
+    def _make_room(self, stream: BlockStream) -> None:
+        """Have a proof on a GPU take the place of the source's blocks, beside which it may not fit.
+
+        On a processor they stay: they are in memory only where as much again was free.
+        """
+        if self.place.device.type != "cpu":
+            for running in (stream, self.__dict__.get("stream")):
+                if running is not None:
+                    running.release()
+            give_back_memory()
 
     def _repair(
         self,

@@ -148,14 +148,16 @@ def settle_pattern(
 def tell_pattern(source: Checkpoint, keep: Keep, notify: Notify) -> None:
     """Say that llama.cpp would take the blocks that stay for others, where it took all aright."""
     pattern, kept = pattern_of(source.family, source.config), keep.model.get("layers")
-    if pattern is None or kept is None or not getattr(source.config, "sliding_window", None):
+    if pattern is None or kept is None:
         return
-    if pattern.facts.listed:  # the file lists what blocks are
-        return
-    if pattern.holds(range(len(pattern.kinds))) and not pattern.holds(kept):
+    whole = range(len(pattern.kinds))
+    if pattern.misread(source.config, kept) and not pattern.misread(source.config, whole):
+        order = "sliding and full attention"
+        if pattern.facts.unrotated is not None:
+            order = "blocks with and without rotary positions"
         notify(
-            "the blocks that stay break the pattern of sliding and full attention that llama.cpp "
-            "counts, so that `shearling export` will refuse the result; --keep-pattern avoids that."
+            f"the blocks that stay break the pattern of {order} that llama.cpp counts, so that "
+            "`shearling export` will refuse the result; --keep-pattern avoids that."
         )
 
 

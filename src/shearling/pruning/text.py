@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from shearling.data.sources import TextSource, settled_sources
+from shearling.data.calibration import check_sources
+from shearling.data.sources import TextSource, dealt, settled_sources
 from shearling.engine.place import Place, Wish
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
 from shearling.pruning.run import repair_need
 from shearling.pruning.settle import Notify, tell_ignored
 from shearling.repair.calibration import Calibration
-from shearling.repair.openings import WrittenFrom, check_written_from
+from shearling.repair.openings import WrittenFrom, check_written_from, require_template
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +67,14 @@ class CalibrationText:
     def settled(
         self, source: Checkpoint, wish: Wish, notify: Notify, cuts: int = 1
     ) -> tuple[Calibration, Place]:
-        """The same with its defaults filled in, and where the source runs on it for some cuts."""
+        """The same with its defaults filled in, and where the source runs on it for some cuts.
+
+        Raises:
+            ShearlingError: text that will not do, as far as its first records show, or a place
+                that is not there.
+        """
+        check_sources(self.settled_sources, source.tokenizer)
+        dealt(self.settled_sources, self.samples)
         shares = rewritten_shares(1)
         text = Calibration(
             self.settled_sources, self.samples, self.length, self.seed, shares, self.written,
@@ -82,6 +90,8 @@ class CalibrationText:
             }
             tell_ignored(notify, given, "a streamed model writes no text")
             written = 0
+        elif self.written_from != "text" and written != 0:
+            require_template(source.tokenizer())
         if copies is None:
             copies = 3 if streamed else 1
         return replace(text, shares=rewritten_shares(copies), written=written), place

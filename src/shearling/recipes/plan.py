@@ -7,14 +7,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from shearling.data.calibration import check_sources
 from shearling.data.sources import parse_sources
 from shearling.data.store import Store
 from shearling.engine.devices import named_device
 from shearling.engine.place import Wish
 from shearling.errors import ShearlingError
+from shearling.evaluate.tasks.run import require_lm_eval
 from shearling.gates.learn import check_shape
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.dtypes import name_of
+from shearling.pruning.exportable import tell_limits
 from shearling.recipes.cost import CPU, GPU, Costs, StageCost, text_tokens
 from shearling.recipes.record import joined
 from shearling.recipes.schema import (
@@ -38,6 +41,7 @@ from shearling.recipes.work import (
 )
 from shearling.scoring.registry import criteria_for
 from shearling.table.values import Shape
+from shearling.train.installed import check_installed
 from shearling.train.options import Options
 from shearling.train.reference import SEQUENCES
 from shearling.train.setup import FREE
@@ -189,6 +193,7 @@ class _Planner:
             if isinstance(data.calibration, str):
                 _require(data.calibration, "data.calibration")
             parsed = parse_sources(data.calibrated)
+            check_sources(parsed, self.source.tokenizer)
             named = [f"{one.name}={one.file}" if one.name else str(one.file) for one in parsed]
             return Given("text", tuple(named))
         return None if text is None else replace(text, file=CALIBRATION)
@@ -214,6 +219,7 @@ class _Planner:
                 "the recipe's target asks for a speed or a latency, which one cut by kind: scores "
                 "or blocks times when it is made; give shape, params or footprint instead."
             )
+        tell_limits(model.facts, after, self.notify)
         if isinstance(method, GatesMethod):
             made = self._learned(method, model, after)
         else:
@@ -247,6 +253,7 @@ class _Planner:
         store = self._training_store(None, "gates are learned")
         short = {"sample_length": min(256, store.length)}
         options = method.learning(self._defaults() | short)
+        check_installed(options)
         check_shape(model.facts, after, gated=options.gates != "scores")
         told, free = _split(options)
         teacher = self.origin if method.distil else None
@@ -266,6 +273,7 @@ class _Planner:
         store = self._training_store(heal.data, "it is healed")
         tokens = heal.tokens or max(1, round((heal.epochs or 1) * store.tokens))
         options = heal.healing(self._defaults(), tokens)
+        check_installed(options)
         told, free = _split(options)
         if heal.epochs is not None:
             told |= {"tokens": 1}  # counted when the store is there
@@ -339,7 +347,8 @@ class _Planner:
             "models": tuple(model.at for model in models), "text": tuple(texts), "suite": suite,
         }  # fmt: skip
         if suite is not None:
-            suite_of({"suite": suite.values}, options)  # refuses one that is not there
+            _, parts = suite_of({"suite": suite.values}, options)
+            require_lm_eval(parts.tasks)
         tokens = wanted.windows * options["window"] * len(texts)
         tasks = f", and {wanted.suite}" if wanted.suite else ""
         said = f"{len(models)} models on {len(texts)} texts{tasks}"

@@ -9,7 +9,7 @@ from typing import Any
 
 from shearling.engine.place import Wish
 from shearling.errors import ShearlingError
-from shearling.files.progress import Progress
+from shearling.files.progress import Progress, silent
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.dtypes import name_of
 from shearling.pruning.plan import Spending, parse_params
@@ -75,6 +75,7 @@ def _planned(
     if not targets.timed:
         plan = meet(model, targets, spending)
         return _changed(plan.as_json(), model), plan.shape
+    timing.EngineTimer(model, load, silent)  # refuses what its stage would, hours later
     told = {"asked": asked, "load": target.model_dump(include=set(LOAD)), "prefer": target.prefer}
     return {"targets": told | {"axes": spending.axes}}, promised_shape(model, targets, spending)
 

@@ -99,6 +99,15 @@ def check_written_from(given: str) -> WrittenFrom:
     return cast(WrittenFrom, given)
 
 
+def require_template(tokenizer: Any) -> None:
+    """Raise ShearlingError unless a tokenizer has a chat template to write behind."""
+    if not tokenizer.chat_template:
+        raise ShearlingError(
+            "text that the model writes was to begin behind its chat template (--written-from), "
+            "but its tokenizer has none; take --written-from text, or a model that has one."
+        )
+
+
 def openings_of(
     sources: Sequence[TextSource],
     tokenizer: Any,
@@ -122,11 +131,7 @@ def openings_of(
     Raises:
         ShearlingError: there is no template, it refuses, or no opening is short enough.
     """
-    if not tokenizer.chat_template:
-        raise ShearlingError(
-            "text that the model writes was to begin behind its chat template (--written-from), "
-            "but its tokenizer has none; take --written-from text, or a model that has one."
-        )
+    require_template(tokenizer)
     wanted = sequences if every else -(-sequences // 2) + 1
     prompting = _Prompting(tokenizer, opening(tokenizer, bos), length // ROOM)
     made = (prompting.of(turn) for turn in _turns(sources, tokenizer, wanted, seed))

@@ -73,11 +73,11 @@ def score(
             no finite score.
     """
     started = time.perf_counter()
-    criterion, protected = _checked(checkpoint, by, axis, protect, remove)
+    criterion, protected = checked(checkpoint, by, axis, protect, remove)
     ids_NS, used = NO_TOKENS, None
     if not criterion.textless:
         if calibration is None:
-            raise ShearlingError(f"criterion {by} runs the model on text; give --calibration FILE.")
+            raise no_text(by)
         sources = settled_sources(calibration)
         drawing = Drawing(samples=samples, length=length, seed=seed, bos=bos)
         windows = mixed_windows(sources, checkpoint.tokenizer(), drawing)
@@ -104,10 +104,18 @@ def score(
     )
 
 
-def _checked(
+def no_text(by: str) -> ShearlingError:
+    """What to say where a criterion needs text and has none."""
+    return ShearlingError(f"criterion {by} runs the model on text; give --calibration FILE.")
+
+
+def checked(
     checkpoint: Checkpoint, by: str, axis: str, protect: tuple[int, int] | None, remove: int | None
 ) -> tuple[Criterion, tuple[int, ...]]:
-    """What the criterion declares, and the protected blocks, if it and the axis go together."""
+    """What the criterion declares, and the protected blocks, if it and the axis go together.
+
+    Arguments and errors as :func:`score`.
+    """
     if axis == "layers":
         return find(by, "blocks"), protected_blocks(checkpoint, by, protect, remove)
     of = kind_of(axis)

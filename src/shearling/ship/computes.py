@@ -20,7 +20,7 @@ from shearling.model.gguf.weights import GgufWeights
 from shearling.model.manifest import read_manifest
 from shearling.pruning.pattern import Pattern, pattern_of, removal_words, scaled_otherwise
 from shearling.ship.readback import differs
-from shearling.table.families.llama_cpp import LlamaCppFacts
+from shearling.table.families.llama_cpp import UNROTATED, LlamaCppFacts
 
 _CLOSE = 1e-4  # relative; metadata are in single precision
 _SLIDING = "attention.sliding_window_pattern"
@@ -36,15 +36,14 @@ def check_counted(source: Checkpoint) -> None:
             that would keep the pattern are named.
     """
     _check_limits(source)
-    _check_rotated(source)
     pattern = pattern_of(source.family, source.config)
     if pattern is None:
         return
     depth = len(pattern.kinds)
-    wrongly = not pattern.facts.listed and not pattern.holds(range(depth))
-    if wrongly and getattr(source.config, "sliding_window", None):
+    if pattern.misread(source.config, range(depth)):
         counted = pattern.counted(depth)
         wrong = next(block for block in range(depth) if pattern.kinds[block] != counted[block])
+        _refuse_rotated(source, pattern, wrong)
         raise ShearlingError(
             f"{source.name} cannot be exported to GGUF: llama.cpp counts blocks, and would run "
             f"block {wrong}, which is of {_words(pattern.kinds[wrong])}, with "
@@ -70,9 +69,7 @@ def _check_limits(source: Checkpoint) -> None:
         if not _alike(getattr(source.config, key, None), value)
     )
     wanted = (
-        limit.wants.format(**source.shape)
-        for limit in facts.limits
-        if not limit.holds(source.config, source.shape)
+        limit.wants.format(**source.shape) for limit in facts.broken(source.config, source.shape)
     )
     for wants in (*built_in, *wanted):
         raise ShearlingError(
@@ -81,21 +78,19 @@ def _check_limits(source: Checkpoint) -> None:
         )
 
 
-def _check_rotated(source: Checkpoint) -> None:
+def _refuse_rotated(source: Checkpoint, pattern: Pattern, wrong: int) -> None:
     """Refuse a model whose blocks without rotary positions are not those that llama.cpp counts."""
-    facts = source.family.llama_cpp
-    if facts is None or facts.unrotated is None:
+    every = pattern.facts.unrotated
+    if every is None:
         return
-    for block, rotated in enumerate(source.config.no_rope_layers):
-        counted = (block + 1) % facts.unrotated != 0
-        if bool(rotated) != counted:
-            has, runs = (("with", "without"), ("without", "with"))[not rotated]
-            raise ShearlingError(
-                f"{source.name} cannot be exported to GGUF: llama.cpp runs every "
-                f"{facts.unrotated}th block without rotary positions, and so block {block} {runs} "
-                f"them, which is {has} them here; keep whole groups of {facts.unrotated} blocks "
-                "(--remove), or run it with transformers or vLLM."
-            )
+    has, runs = ("with", "without")
+    if pattern.kinds[wrong] == UNROTATED:
+        has, runs = runs, has
+    raise ShearlingError(
+        f"{source.name} cannot be exported to GGUF: llama.cpp runs every {every}th block without "
+        f"rotary positions, and so block {wrong} {runs} them, which is {has} them here; "
+        f"{_ways(source, pattern)}, or run it with transformers or vLLM."
+    )
 
 
 def check_computes(source: Checkpoint, file: GgufFile) -> None:

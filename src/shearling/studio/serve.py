@@ -8,13 +8,14 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import uvicorn
 
+from shearling.engine.devices import measured_on
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
 from shearling.model.dtypes import dtype_of
@@ -36,15 +37,15 @@ class Serving:
     Attributes:
         host, port: where to listen; port 0 takes one that is free.
         together: whether all answer at once, unless the page says otherwise.
-        dtype, device: what the models compute in, and where.
+        dtype, device: what the models compute in, and where; ``auto`` goes by what is there.
         threads: of torch on CPU, in each process; None leaves torch's own choice.
     """
 
     host: str = "127.0.0.1"
     port: int = 0
     together: bool = False
-    dtype: str = "float32"
-    device: str = "cpu"
+    dtype: str = "auto"
+    device: str = "auto"
     threads: int | None = None
 
 
@@ -68,11 +69,14 @@ def serve(
             held in memory.
     """
     check_threads(serving.threads)
-    dtype = serving.dtype
-    dtype_of(dtype)
+    if serving.dtype != "auto":
+        dtype_of(serving.dtype)
     subjects = [open_subject(model) for model in models]
-    if serving.device == "cpu":
-        check_memory([subject.path for subject in subjects], dtype)
+    device, dtype = measured_on(
+        serving.device, serving.dtype, [subject.parameters for subject in subjects]
+    )
+    serving = replace(serving, device=device, dtype=dtype)
+    check_memory([subject.path for subject in subjects], dtype, device)
     with ExitStack() as stack:
         listening = stack.enter_context(listen(serving.host, serving.port))
         loaded = _loaded(subjects, serving, stack, progress)
@@ -185,17 +189,20 @@ def distinct(names: Sequence[str]) -> list[str]:
     return told
 
 
-def check_memory(paths: Sequence[Path], dtype: str, available: int | None = None) -> None:
+def check_memory(
+    paths: Sequence[Path], dtype: str, device: str = "cpu", available: int | None = None
+) -> None:
     """Refuse models that together would not fit, ``available`` bytes being free (else measured).
 
     Raises:
         ShearlingError: with the estimate.
     """
     needed = sum(PROCESS_BYTES + loaded_bytes(path, dtype_of(dtype)) for path in paths)
-    free = free_bytes() if available is None else available
+    free = free_bytes(device) if available is None else available
     if free is not None and needed > free:
+        where = "memory" if device == "cpu" else f"memory on {device}"
         raise ShearlingError(
             f"{len(paths)} models in {dtype} need about {needed / 1e9:.1f} GB, but "
-            f"{free / 1e9:.1f} GB of memory are free; open fewer or smaller models, or give "
+            f"{free / 1e9:.1f} GB of {where} are free; open fewer or smaller models, or give "
             "--dtype bfloat16."
         )

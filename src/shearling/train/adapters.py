@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
 from shearling.table.axes import EXPERTS, Row
+from shearling.train.installed import no_peft
 from shearling.train.parallel import whole
 
 _BASE = "base_model.model."
@@ -24,10 +24,7 @@ def add(model: Any, checkpoint: Checkpoint, *, rank: int, alpha: int) -> Any:
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
-        raise ShearlingError(
-            "adapters were asked for, but peft is not installed; pip install 'shearling[lora]', or "
-            "use --recipe cpt."
-        ) from error
+        raise no_peft() from error
     config = LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM",
         target_modules=projections(checkpoint),

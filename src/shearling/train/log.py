@@ -12,6 +12,7 @@ from typing import Any
 from shearling.errors import ShearlingError
 from shearling.files.reading import json_object, read_bytes
 from shearling.files.results import entry, read_object, refuse
+from shearling.train.installed import no_tracker
 
 FILE = "log.jsonl"
 ADVICE = "remove that line, or move the file away, and give the same command again"
@@ -141,10 +142,7 @@ def _tracker(name: str, folder: Path) -> Any:
             return to_tensorboard
         library: Any = __import__(name)
     except ImportError as error:
-        raise ShearlingError(
-            f"the tracker {name} was asked for, but it is not installed; pip install {name}, or "
-            "leave it out: log.jsonl is always written."
-        ) from error
+        raise no_tracker(name) from error
     run = library.init(project="shearling", name=folder.parent.name)
 
     def to_run(record: Mapping[str, Any]) -> None:

@@ -37,6 +37,7 @@ from shearling.train import optimiser as optimisers
 from shearling.train import saving
 from shearling.train.batches import Batch, Reader
 from shearling.train.device import numbers
+from shearling.train.installed import check_shared
 from shearling.train.log import Log, NoLog
 from shearling.train.memory import MICRO_TOKENS
 from shearling.train.mixture import Mixture
@@ -97,11 +98,7 @@ class Trainer:
     def __post_init__(self) -> None:
         """Lay out the data and the optimiser; nothing is trained yet."""
         options, size = self.options, self.world.size
-        if options.batch % size:
-            raise ShearlingError(
-                f"a batch of {options.batch} sequences cannot be split over {size} ranks; give "
-                f"batch={_next(options.batch, size)}."
-            )
+        check_shared(options.batch, size)
         sizes = {domain: len(self.store.sequences(domain)) for domain in self.store.domains}
         self.mixture = Mixture(sizes, seed=options.seed, batch=options.batch)
         self.steps = options.steps(self.store.length)
@@ -392,10 +389,6 @@ class Trainer:
 def _step_seed(seed: int, step: int, rank: int) -> int:
     """Of what a step draws (dropout in adapters): a function of seed, step and rank alone."""
     return folded((seed * 1_000_003 + step) * 65_537 + rank)
-
-
-def _next(batch: int, size: int) -> int:
-    return -(-batch // size) * size
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shearling.errors import ShearlingError
+from shearling.train.installed import check_eight_bits, no_torchao
 from shearling.train.objective import Objective
 from shearling.train.options import Options
 from shearling.train.parallel import World
@@ -52,18 +52,11 @@ def build(objective: Objective, options: Options, world: World) -> torch.optim.O
 
 
 def _eight_bits(world: World) -> Any:
-    if world.size > 1:
-        raise ShearlingError(
-            f"optimizer=adamw8bit was given on {world.size} ranks, but its moments are kept by one "
-            "process; use optimizer=adamw, whose moments are divided over the ranks."
-        )
+    check_eight_bits(world.size)
     try:
         from torchao.optim import AdamW8bit
     except ImportError as error:
-        raise ShearlingError(
-            "optimizer=adamw8bit was given, but torchao is not installed; pip install "
-            "'shearling[quantize]', or use optimizer=adamw."
-        ) from error
+        raise no_torchao() from error
     return AdamW8bit
 
 

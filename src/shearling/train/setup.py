@@ -16,7 +16,7 @@ from shearling.data.store import Store
 from shearling.data.teacher import Cache
 from shearling.engine.products import fast_products
 from shearling.errors import ShearlingError
-from shearling.files.progress import Progress, silent
+from shearling.files.progress import Progress, processes, silent
 from shearling.files.staging import check_writable
 from shearling.files.unfinished import alone
 from shearling.model.checkpoint import Checkpoint
@@ -27,6 +27,7 @@ from shearling.train.build import blocks, empty, fill, loaded
 from shearling.train.device import Numbers, numbers
 from shearling.train.estimate import check_host_memory
 from shearling.train.finish import RUN
+from shearling.train.installed import check_installed
 from shearling.train.loop import Trainer
 from shearling.train.memory import Fit, MemoryBudget, fit, free_on_gpu
 from shearling.train.objective import Distillation, Objective, TrainedGates
@@ -80,6 +81,7 @@ class Training:
 def check(training: Training, output: Path, run: str = RUN) -> None:
     """Refuse what cannot work before anything is loaded (ShearlingError)."""
     source, store, options = training.source, training.store, training.options
+    check_installed(options, max(training.world.size, processes()))
     store.check_tokenizer(source.path, options.bos)
     check_output(output, run)
     if training.cache is not None:
@@ -193,6 +195,8 @@ def prepared(training: Training, before: Any) -> nn.Module:
     model = before
     if before is None and world.device.type == "cpu":
         check_host_memory(source, phase, ranks=world.size, teacher=training.present)
+    if before is None:
+        planned(training)
     if before is not None:
         read = adapters.reader(before)
         model = loaded(source, world, training.numbers.kept)
@@ -260,6 +264,34 @@ def objective(
     if empty_still:
         fill(source, model, world)
     return made, fitting
+
+
+def planned(training: Training) -> Fit | None:
+    """How a step will fit on a GPU, before anything is loaded; None on a CPU.
+
+    Raises:
+        ShearlingError: it will not, with what it takes and what would do.
+    """
+    world, arithmetic, source = training.world, training.numbers, training.source
+    free = free_on_gpu(world.device)
+    if free is None:
+        return None
+    divided = 1 if training.options.recipe == "lora" else world.size
+    weights = source.parameters * arithmetic.kept.itemsize // divided
+    teacher = training.present
+    if teacher is not None:
+        weights += teacher.parameters * arithmetic.computed.itemsize // world.size
+    left = int(world.least(free - weights))
+    if left <= 0:
+        whose = source.name if teacher is None else f"{source.name} and of {teacher.name}"
+        raise ShearlingError(
+            f"the weights of {whose} alone take {weights / 1e9:.1f} GB to train on {world.device}, "
+            f"but {free / 1e9:.1f} GB of it are free; give optimizer=adamw8bit with "
+            f"weight_dtype=bfloat16, {'--teacher-cache, ' if teacher else ''}or more GPUs."
+        )
+    rows = max(1, training.options.batch // world.size)
+    budget = MemoryBudget(left, training.store.length, rows, world.size, arithmetic)
+    return fit(source, training.options, budget)
 
 
 def fitted(training: Training, *, empty_still: bool, gated: bool) -> Fit:

@@ -22,6 +22,12 @@ EXTRA = "pip install 'shearling[tasks]'"
 PRIMARY = ("acc_norm", "acc")  # of a task that names none, the first it has
 
 
+def require_lm_eval(tasks: Sequence[Task]) -> None:
+    """Raise ShearlingError if there are tasks, and lm-eval is not installed."""
+    if tasks and find_spec("lm_eval") is None:
+        raise ShearlingError(f"Tasks are run with lm-eval, which is not installed; run {EXTRA}.")
+
+
 class TaskRunner:
     """The tasks of a suite, built when they are first run: a cached result builds none."""
 
@@ -50,10 +56,7 @@ class TaskRunner:
         Raises:
             ShearlingError: lm-eval is not installed, or a file of questions cannot be used.
         """
-        if tasks and find_spec("lm_eval") is None:
-            raise ShearlingError(
-                f"Tasks are run with lm-eval, which is not installed; run {EXTRA}."
-            )
+        require_lm_eval(tasks)
         self.suite, self.tasks = suite, tasks
         self.limit, self.seed, self.dtype, self.batch = limit, seed, dtype, batch
         self.engine = engine or TaskEngine()

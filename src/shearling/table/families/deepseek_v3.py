@@ -110,6 +110,7 @@ _LIMITS = (
         "queries from a latent in models of DeepSeek's kind, but for those of 26 or 27 blocks, "
         "which must have none; this one has {layers} blocks",
         _as_counted,
+        axes=("layers",),
     ),
     LlamaCppLimit(
         "rotary pairs side by side (rope_interleave)",

@@ -9,7 +9,7 @@ models of every family, whole and cut (tests/ship/test_llama_cpp_runs.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from shearling.table.values import Shape
 
 FULL, SLIDING = "full_attention", "sliding_attention"
+ROTATED, UNROTATED = "rotary_positions", "no_positions"
 Stored = Callable[[Any, str, Tensor], Mapping[str, Tensor] | None]
 
 
@@ -28,10 +29,12 @@ class LlamaCppLimit:
     Attributes:
         wants: what, to follow "wants"; names of sizes in braces are filled in.
         holds: whether a model is so; from its configuration, as resolved, and its sizes.
+        axes: whose sizes decide, and a cut can break it by; none where the configuration does.
     """
 
     wants: str
     holds: Callable[[Any, Shape], bool]
+    axes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +109,20 @@ class LlamaCppFacts:
 
     def kinds(self, depth: int, period: int | None = None) -> tuple[str, ...] | None:
         """The kind of each of ``depth`` blocks as llama.cpp counts them, or None."""
+        if self.unrotated is not None:
+            return tuple(
+                ROTATED if (block + 1) % self.unrotated else UNROTATED for block in range(depth)
+            )
         every = self.period if period is None else period
         if every is None:
             return None
         return tuple(
             SLIDING if every == 0 or block % every < every - 1 else FULL for block in range(depth)
         )
+
+    def broken(self, config: Any, shape: Shape) -> Iterator[LlamaCppLimit]:
+        """The limits that a model of these sizes does not keep to."""
+        return (limit for limit in self.limits if not limit.holds(config, shape))
 
     def scaled_by(self, depth: int, hidden: int, heads: int, head_dim: int) -> int:
         """What attention is divided by the root of, in a model of these sizes."""
@@ -124,10 +135,12 @@ PAIRED = {"q_proj": "heads", "k_proj": "kv_heads"}
 WHOLE = LlamaCppLimit(
     "hidden to be heads * head_dim, which are {hidden} and {heads} * {head_dim} here",
     lambda config, shape: shape["hidden"] == shape["heads"] * shape["head_dim"],
+    axes=("hidden", "heads"),
 )
 DIVIDED = LlamaCppLimit(
     "heads as wide as hidden / heads, which are {hidden} and {heads}, and {head_dim} wide here",
     lambda config, shape: shape["hidden"] // shape["heads"] == shape["head_dim"],
+    axes=("hidden", "heads"),
 )
 UNTIED = LlamaCppLimit(
     "an output head of its own, where this model's is the embedding",

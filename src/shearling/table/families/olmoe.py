@@ -52,6 +52,7 @@ OLMOE = Family(
             LlamaCppLimit(
                 "as many key heads as heads, which are {kv_heads} and {heads} here",
                 lambda config, shape: shape["heads"] == shape["kv_heads"],
+                axes=("heads", "kv_heads"),
             ),
             UNTIED,
             UNBIASED,

@@ -1,0 +1,137 @@
+"""What fits in a GPU's memory: counted beforehand, and held against what autograd keeps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from typer.testing import CliRunner
+
+import naive
+from shearling import cli
+from shearling.data.store import Store
+from shearling.errors import ShearlingError
+from shearling.model.checkpoint import Checkpoint
+from shearling.train import setup
+from shearling.train.device import Numbers
+from shearling.train.memory import SHARE, MemoryBudget, fit, standing, token_bytes
+from shearling.train.options import Options
+from shearling.train.setup import Training, planned
+
+FLOATS = Numbers(torch.float32, torch.float32)
+HALVES = Numbers(torch.bfloat16, torch.float32)
+GB = 10**9
+
+
+def options(**changed: Any) -> Options:
+    return Options.model_validate({"tokens": 10**6, "batch": 8} | changed)
+
+
+def kept_bytes(model: Checkpoint, tokens: int, numbers: Numbers) -> float:
+    """Bytes a token of what autograd keeps of the blocks of a stock model, each storage once."""
+    stock = naive.stock(model.path).train()
+    weights = {one.untyped_storage().data_ptr() for one in stock.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no address comes twice
+        return tensor
+
+    ids_BS = torch.arange(tokens)[None] % model.shape["vocab"]
+    with (
+        torch.autocast("cpu", torch.bfloat16, enabled=numbers.autocast),
+        torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+    ):
+        stock.model(ids_BS, use_cache=False)
+    sizes = [t.untyped_storage().nbytes() for at, t in kept.items() if at not in weights]
+    return sum(sizes) / tokens
+
+
+@pytest.mark.parametrize("numbers", [FLOATS, HALVES])
+def test_no_less_is_counted_than_autograd_keeps(model: Checkpoint, numbers: Numbers) -> None:
+    """Of two lengths, so that what does not grow with them falls out."""
+    short, long = kept_bytes(model, 24, numbers), kept_bytes(model, 48, numbers)
+    each = (48 * long - 24 * short) / 24
+    counted = token_bytes(model, numbers, checkpointing=False)
+    assert 0.9 * each <= counted <= 3 * each
+    anew = token_bytes(model, numbers, checkpointing=True)
+    assert anew < counted
+    assert anew >= model.shape["layers"] * model.shape["hidden"] * 4
+
+
+def budget(free: int | None, **changed: Any) -> MemoryBudget:
+    return replace(MemoryBudget(free, 2048, 8, 1, HALVES), **changed)
+
+
+def test_as_many_sequences_as_there_is_room_for(model: Checkpoint) -> None:
+    each = 2048 * token_bytes(model, HALVES, checkpointing=False)
+    for rows in (1, 2, 4, 8):
+        free = int((standing(model, options(), budget(0)) + rows * each) / SHARE) + 10
+        fitting = fit(model, options(), budget(free))
+        assert fitting.micro <= rows
+        used = standing(model, options(), budget(free)) + fitting.micro * each
+        assert fitting.checkpointing or used <= SHARE * free
+    assert fit(model, options(micro=3), budget(100 * GB)).micro == 3
+    assert fit(model, options(), budget(100 * GB)).micro == 8
+
+
+def test_what_is_too_large_is_refused_with_what_would_do(model: Checkpoint) -> None:
+    with pytest.raises(ShearlingError, match=r"1\.0 GB are free .* use optimizer=adamw8bit"):
+        fit(model, options(), budget(GB))
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """A GPU that is not there, and its free bytes."""
+    free = {"bytes": 80 * GB}
+    monkeypatch.setattr(setup, "free_on_gpu", lambda device: free["bytes"])
+    return free
+
+
+def test_a_card_is_asked_before_anything_is_loaded(
+    model: Checkpoint, teacher: Checkpoint, store: Store, card: dict[str, int], monkeypatch: Any
+) -> None:
+    training = Training(model, store, options())
+    fitting = planned(training)
+    assert fitting is not None
+    weights = 4 * model.parameters
+    assert fitting == fit(
+        model, options(), MemoryBudget(80 * GB - weights, store.length, 8, 1, training.numbers)
+    )
+    card["bytes"] = weights
+    with pytest.raises(ShearlingError, match=r"the weights of flock alone take .*or more GPUs"):
+        planned(training)
+    distilled = Training(model, store, options(recipe="distill"), teacher)
+    card["bytes"] = weights + 1  # enough for the model, and not for both
+    with pytest.raises(ShearlingError, match=r"of flock and of ram alone .*--teacher-cache"):
+        planned(distilled)
+    monkeypatch.setattr(setup, "loaded", lambda *_: pytest.fail("it was loaded"))
+    with pytest.raises(ShearlingError, match="alone take"):
+        setup.prepared(distilled, None)
+
+
+def test_on_a_processor_nothing_is_planned(model: Checkpoint, store: Store) -> None:
+    assert planned(Training(model, store, options())) is None
+
+
+def test_a_dry_run_says_what_fits_and_refuses_nothing(
+    model: Checkpoint, store: Store, card: dict[str, int], tmp_path: Path
+) -> None:
+    given = ["--data", store.path, "--tokens", "1k", "--output", tmp_path / "out", "--dry-run"]
+    heal = [str(one) for one in ("heal", model.path, *given)]
+    learn = [
+        str(one) for one in ("learn", model.path, "--shape", "mlp=8", *given, "sample_length=16")
+    ]
+    for command in (heal, learn):
+        card["bytes"] = 80 * GB
+        ran = CliRunner().invoke(cli.app, command)
+        assert ran.exit_code == 0, ran.output
+        assert "sequences at a time fit there" in ran.stdout
+        card["bytes"] = 4 * GB
+        ran = CliRunner().invoke(cli.app, command)
+        assert ran.exit_code == 0, ran.output
+        assert "does not fit here: " in ran.stdout
