@@ -93,6 +93,12 @@ class ExpertModules:
         experts: path of the module that holds all experts.
         shared: path of the matrix that ends the expert that every token meets, if there is one.
         shared_gate: path of what gives the logit of its weight, if it has one.
+        rows: inside the router, the matrix of which each expert has a row.
+        common: names of tensors in the router that are not one number, or row, an expert.
+        norm: path of the norm behind what the experts give together, if there is one.
+        beside: path of the norm behind an MLP that stands beside the experts, reads the stream by
+            itself, and is added to them; the sum then goes through the norm that is behind the MLP
+            where there are no experts. None where no such MLP is.
     """
 
     module: str = "mlp"
@@ -100,6 +106,10 @@ class ExpertModules:
     experts: str = "mlp.experts"
     shared: str | None = None
     shared_gate: str | None = None
+    rows: str = "weight"
+    common: tuple[str, ...] = ()
+    norm: str | None = None
+    beside: str | None = None
 
 
 @dataclass(frozen=True)
