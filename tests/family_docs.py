@@ -121,7 +121,7 @@ def _wrapper(model_type: str) -> str:
 
     tried = [name for name in WRAPPED if name.partition("-")[0] == model_type]
     config = getattr(transformers, WRAPPED[tried[0]][0])
-    inner = [f"`{WRAPPED[name][2]}`" for name in tried]
+    inner = dict.fromkeys(f"`{WRAPPED[name][2]}`" for name in tried)
     published = [name for name, one in _PUBLISHED.items() if one.raw["model_type"] == model_type]
     wrapper = WRAPPERS[model_type]
     frozen = wrapper.within(FAMILIES[WRAPPED[tried[0]][2]]).frozen

@@ -58,6 +58,21 @@ def _wrapped(model_type: str, name: str, text: dict[str, Any]) -> dict[str, Any]
     }  # fmt: skip
 
 
+def _gemma4(text: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "architectures": ["Gemma4ForConditionalGeneration"], "model_type": "gemma4",
+        "audio_config": None, "audio_token_id": 92, "boa_token_id": 95, "boi_token_id": 93,
+        "dtype": "bfloat16", "eoa_token_index": 96, "eoi_token_id": 94, "eos_token_id": [1, 106],
+        "image_token_id": 90, "initializer_range": 0.02, "tie_word_embeddings": True,
+        "transformers_version": "5.5.0.dev0", "video_token_id": 91, "text_config": text,
+        "vision_config": {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
+                          "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8,
+                          "model_type": "gemma4_vision", "patch_size": 2, "pooling_kernel_size": 3,
+                          "position_embedding_size": 24, "standardize": True,
+                          "hidden_activation": "gelu_pytorch_tanh", "rms_norm_eps": 1e-06},
+    }  # fmt: skip
+
+
 PUBLISHED_HYBRIDS: dict[str, Published] = {
     "Qwen/Qwen3-Next-80B-A3B-Instruct": Published(
         _raw("qwen3_next", "Qwen3NextForCausalLM", _SILU, _DELTA, _EXPERTS, decoder_sparse_step=1,
@@ -77,17 +92,9 @@ PUBLISHED_HYBRIDS: dict[str, Published] = {
                  | _EXPERTS | {"model_type": "qwen3_5_moe_text"}),
         buffers=_MTP,
     ),
-    "google/gemma-4-31B-it": Published(
-        {"architectures": ["Gemma4ForConditionalGeneration"], "model_type": "gemma4",
-         "audio_config": None, "audio_token_id": 92, "boa_token_id": 95, "boi_token_id": 93,
-         "dtype": "bfloat16", "eoa_token_index": 96, "eoi_token_id": 94, "eos_token_id": [1, 106],
-         "image_token_id": 90, "initializer_range": 0.02, "tie_word_embeddings": True,
-         "transformers_version": "5.5.0.dev0", "video_token_id": 91,
-         "text_config": _GEMMA4,
-         "vision_config": {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
-                           "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8,
-                           "model_type": "gemma4_vision", "patch_size": 2, "pooling_kernel_size": 3,
-                           "position_embedding_size": 24, "standardize": True,
-                           "hidden_activation": "gelu_pytorch_tanh", "rms_norm_eps": 1e-06}},
+    "google/gemma-4-31B-it": Published(_gemma4(_GEMMA4)),
+    "google/gemma-4-26B-A4B-it": Published(
+        _gemma4(_GEMMA4 | {"enable_moe_block": True, "moe_intermediate_size": 16, "num_experts": 5,
+                           "top_k_experts": 2}),
     ),
 }  # fmt: skip

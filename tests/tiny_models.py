@@ -169,6 +169,13 @@ _DEEPSEEK = {
     "routed_scaling_factor": 2.5,
 }  # fmt: skip
 
+# Heads of two widths, the last block always of the wider ones; they stay as they are.
+_GEMMA4 = {
+    "head_dim": 6, "global_head_dim": 8, "sliding_window": 7, "hidden_size_per_layer_input": 0,
+    "vocab_size_per_layer_input": 101, "final_logit_softcapping": 3.0, "tie_word_embeddings": True,
+    "layer_types": [f"{kind}_attention" for kind in ("sliding", "full", "sliding", "full", "full")],
+}  # fmt: skip
+
 # Models with experts: fewer than a power of two, and rows of whole 16 bytes, as products of all
 # experts at once want them.
 MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -240,6 +247,13 @@ MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
         "OlmoeConfig",
         _GROUPED | {"num_experts": 7, "num_experts_per_tok": 3, "intermediate_size": 20},
     ),
+    "gemma4-experts": (
+        "Gemma4TextConfig",
+        _GROUPED
+        | _GEMMA4
+        | {"attention_k_eq_v": True, "num_global_key_value_heads": 1, "enable_moe_block": True}
+        | {"num_experts": 5, "top_k_experts": 2, "moe_intermediate_size": 20},
+    ),
 }
 
 # Blocks of several kinds, each kind with a half of its own; one with experts is above.
@@ -262,12 +276,6 @@ HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-# Heads of two widths, the last block always of the wider ones; they stay as they are.
-_GEMMA4 = {
-    "head_dim": 6, "global_head_dim": 8, "sliding_window": 7, "hidden_size_per_layer_input": 0,
-    "vocab_size_per_layer_input": 101, "final_logit_softcapping": 3.0, "tie_word_embeddings": True,
-    "layer_types": [f"{kind}_attention" for kind in ("sliding", "full", "sliding", "full", "full")],
-}  # fmt: skip
 OF_TWO_WIDTHS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma4": (
         "Gemma4TextConfig",

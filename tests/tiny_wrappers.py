@@ -49,6 +49,20 @@ _DELTA = {
 
 
 _GEMMA4_KINDS = ("sliding", "full", "sliding", "full", "full")
+_GEMMA4_TEXT = (
+    _TEXT
+    | {"head_dim": 6, "global_head_dim": 8, "num_global_key_value_heads": 1}
+    | {"attention_k_eq_v": True, "sliding_window": 7, "hidden_size_per_layer_input": 0}
+    | {"use_bidirectional_attention": "vision", "final_logit_softcapping": 3.0}
+    | {"layer_types": [f"{kind}_attention" for kind in _GEMMA4_KINDS]}
+)
+_GEMMA4_IDS = {
+    "image_token_id": 90,
+    "video_token_id": 91,
+    "audio_token_id": 92,
+    "boi_token_id": 93,
+    "eoi_token_id": 94,
+}
 
 
 def _rope(**more: Any) -> dict[str, Any]:
@@ -72,19 +86,22 @@ WRAPPED: dict[str, tuple[str, dict[str, Any], str]] = {
     "gemma4": (
         "Gemma4Config",
         {
-            "text_config": _TEXT
-            | {"head_dim": 6, "global_head_dim": 8, "num_global_key_value_heads": 1}
-            | {"attention_k_eq_v": True, "sliding_window": 7, "hidden_size_per_layer_input": 0}
-            | {"use_bidirectional_attention": "vision", "final_logit_softcapping": 3.0}
-            | {"layer_types": [f"{kind}_attention" for kind in _GEMMA4_KINDS]},
+            "text_config": _GEMMA4_TEXT,
             "vision_config": _EYE
             | {"num_key_value_heads": 2, "head_dim": 8, "patch_size": 2}
             | {"position_embedding_size": 24, "num_hidden_layers": 1},
-            "image_token_id": 90,
-            "video_token_id": 91,
-            "audio_token_id": 92,
-            "boi_token_id": 93,
-            "eoi_token_id": 94,
+            **_GEMMA4_IDS,
+        },
+        "gemma4_text",
+    ),
+    "gemma4-experts": (  # without an eye
+        "Gemma4Config",
+        {
+            "text_config": _GEMMA4_TEXT
+            | {"enable_moe_block": True, "num_experts": 5, "top_k_experts": 2}
+            | {"moe_intermediate_size": 16},
+            "vision_config": None,
+            **_GEMMA4_IDS,
         },
         "gemma4_text",
     ),

@@ -130,7 +130,7 @@ def test_a_model_without_experts_is_one_whose_router_does_not_want_them(
 def unique(model: Any) -> Iterator[Tensor]:
     yield from model.parameters()
     for name, buffer in model.named_buffers():
-        if name.endswith("e_score_correction_bias"):
+        if name.endswith(("e_score_correction_bias", "layer_scalar")):
             yield buffer
 
 
@@ -167,8 +167,8 @@ def test_cuts_of_several_axes_are_proved(
 
 
 @torch.no_grad()
-def heard(model: Any, ids: Tensor) -> dict[int, tuple[Tensor, Tensor, Tensor, Any, Tensor]]:
-    """Block -> what enters its experts, the weights, the choice, the module, the state behind."""
+def heard(model: Any, ids: Tensor) -> dict[int, tuple[Tensor, Tensor, Tensor, Any, Tensor, Tensor]]:
+    """Block -> what enters its experts, weights, choice, module, output, the state behind."""
     by_block: dict[int, list[Any]] = {}
     for number, block in enumerate(naive.blocks(model)):
 
@@ -179,12 +179,20 @@ def heard(model: Any, ids: Tensor) -> dict[int, tuple[Tensor, Tensor, Tensor, An
             if type(module).__name__.endswith("Experts"):
 
                 def note(module: Any, args: Any, out: Any, number: int = number) -> None:
-                    by_block[number] = [args[0], args[2], args[1], module]
+                    by_block[number] = [args[0], args[2], args[1], module, out]
 
                 module.register_forward_hook(note)
         block.register_forward_hook(state)
     model(input_ids=ids)
-    return {n: (*values,) for n, values in by_block.items() if len(values) == 5}
+    return {n: (*values,) for n, values in by_block.items() if len(values) == 6}
+
+
+def counting(block: Any, out: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """How much each token counts (T), and each channel of what the experts give (D)."""
+    if not hasattr(block, "post_feedforward_layernorm_2"):
+        return 1 / state.square().sum(-1), torch.ones(out.shape[-1])
+    behind = block.post_feedforward_layernorm_2, block.post_feedforward_layernorm
+    return 1 / out.square().sum(-1), behind[0].weight * behind[1].weight
 
 
 def by_hand(module: Any, e: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -212,11 +220,11 @@ def test_scores_are_what_a_loop_over_tokens_gives(
     model = naive.stock(checkpoint.path)
     count, width = checkpoint.shape["experts"], checkpoint.shape["expert_mlp"]
     chosen_by = {}
-    for block, (x, weights, chosen, module, state) in heard(model, ids).items():
+    for block, (x, weights, chosen, module, given, state) in heard(model, ids).items():
         chosen_by[block] = chosen
         expected = {by: [0.0] * count for by in ("frequency", "ean", "reap")}
         energy = torch.zeros(count, width)
-        w = 1 / state.flatten(0, 1).square().sum(-1)
+        w, gain = counting(naive.blocks(model)[block], given, state.flatten(0, 1))
         for t, (experts, gates) in enumerate(zip(chosen.tolist(), weights.tolist(), strict=True)):
             for e, g in zip(experts, gates, strict=True):
                 a, out, columns = by_hand(module, e, x[t])
@@ -224,7 +232,7 @@ def test_scores_are_what_a_loop_over_tokens_gives(
                 expected["frequency"][e] += 1
                 expected["ean"][e] += length
                 expected["reap"][e] += g * length
-                energy[e] += w[t] * (g * a).square() * columns.square().sum(0)
+                energy[e] += w[t] * (g * a).square() * (gain[:, None] * columns).square().sum(0)
         expected["reap"] = [
             r / max(1, f) for r, f in zip(expected["reap"], expected["frequency"], strict=True)
         ]
@@ -236,9 +244,9 @@ def test_scores_are_what_a_loop_over_tokens_gives(
     for block, states in whole.items():
         for e in (0, count - 1):
             lost = dict(naive_outputs(models(mixture), ids, {block: [e]}))[block]
-            w = 1 / states[1].square().sum(-1)
+            w, gain = counting(naive.blocks(model)[block], *states)
             w *= (chosen_by[block] == e).any(-1)
-            expected_lost = float((w * (lost[0] - states[0]).square().sum(-1)).sum())
+            expected_lost = float((w * (gain * (lost[0] - states[0])).square().sum(-1)).sum())
             found = scores["reroute"]["experts"].rows[block][e]
             assert found == pytest.approx(expected_lost, rel=1e-3, abs=1e-7)
 
@@ -308,10 +316,11 @@ def test_a_budget_takes_experts_first(models: Models, mixture: str) -> None:
     facts = inspect(checkpoint)
     assert facts["active_parameters"] == total < facts["parameters"]
     router = next(module for _, module in routers(naive.stock(checkpoint.path)))
-    assert facts["experts_per_token"] == router.top_k
-    # Two of its three groups are picked, by their best two experts each.
-    assert facts["fewest_experts"] == (6 if mixture == "deepseek_v3" else router.top_k)
-    assert f"at least {facts['fewest_experts']} stay" in "\n".join(lines(facts))
+    assert facts["experts_per_token"] == getattr(router, "top_k", 2)
+    # Two of DeepSeek's three groups are picked, by their best two experts each.
+    fewest = 6 if mixture == "deepseek_v3" else getattr(router, "top_k", 2)
+    assert facts["fewest_experts"] == fewest
+    assert f"at least {fewest} stay" in "\n".join(lines(facts))
 
 
 def test_units_of_experts_are_counted_through(models: Models) -> None:

@@ -165,11 +165,6 @@ def test_what_is_kept_and_what_is_refused(models: Models, gemma: str) -> None:
     [
         ({"num_kv_shared_layers": 2}, r"read the keys of earlier ones was given \(num_kv_shared"),
         ({"hidden_size_per_layer_input": 4}, "embeddings of their own was given .* Gemma 4 31B"),
-        (
-            {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2}
-            | {"moe_intermediate_size": 8},
-            "with experts beside the MLP",
-        ),
         ({"layer_types": ["full_attention"] * 5}, "blocks of full_attention was given"),
     ],
 )

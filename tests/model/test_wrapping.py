@@ -61,9 +61,11 @@ def keep_of(checkpoint: Checkpoint) -> Keep:
 
     Of Gemma 4, whose last block stays, that and block 0 and 3.
     """
-    blocks: dict[str, Any] = {"mlp": tuple(tuple(range(n, n + 31)) for n in (0, 5, 19))}
+    blocks: dict[str, Any] = {}
+    if "mlp" in checkpoint.shape:
+        blocks["mlp"] = tuple(tuple(range(n, n + 31)) for n in (0, 5, 19))
     if "experts" in checkpoint.shape:
-        blocks = {"experts": ((0, 2, 3), (1, 2, 4), (0, 1, 2))}
+        blocks["experts"] = ((0, 2, 3), (1, 2, 4), (0, 1, 2))
     if "heads" not in checkpoint.family.frozen:
         blocks["kv_heads"] = ((0, 2), (1, 2), (0, 1))
     last = checkpoint.family.model_type == "gemma4_text"

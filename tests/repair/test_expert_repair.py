@@ -29,7 +29,7 @@ from tiny_cuts import relative
 from tiny_models import MIXTURES
 
 Models = Callable[[str], Path]
-VARIANTS = ("mixtral", "gpt_oss", "deepseek_v3")
+VARIANTS = ("mixtral", "gpt_oss", "deepseek_v3", "gemma4-experts")
 
 
 def mixture_of(path: Path) -> tuple[Checkpoint, nn.Module, Experts]:
@@ -43,7 +43,7 @@ def mixture_of(path: Path) -> tuple[Checkpoint, nn.Module, Experts]:
 
 
 def drawn(experts: Experts, tokens: int) -> Tensor:
-    width = experts.router.get_parameter("weight").shape[1]
+    width = experts.rows.shape[1]
     return torch.randn(tokens, width, generator=torch.Generator().manual_seed(4))
 
 
@@ -68,32 +68,38 @@ def test_steps_solve_the_normal_equations(models: Models, variant: str) -> None:
     """The router's derivative as one whole matrix, and the system solved outright."""
     _, _, experts = mixture_of(models(variant))
     router = experts.router
-    x_TD, weight_ED = drawn(experts, 9), router.get_parameter("weight").detach()
+    x_TD, weight_ED = drawn(experts, 9), experts.rows.detach()
     missing_TD = 0.1 * torch.randn(9, x_TD.shape[1], generator=torch.Generator().manual_seed(1))
     w_T = torch.rand(9, generator=torch.Generator().manual_seed(2)) + 0.5
+    importance_D = torch.ones(x_TD.shape[1])
+    if variant == "gemma4-experts":  # which has norms behind, so that channels count unequally
+        importance_D = torch.rand(x_TD.shape[1], generator=torch.Generator().manual_seed(3)) + 0.5
     with torch.inference_mode():
         routing = Routing(x_TD.clone(), *decided(router(x_TD)))
-        batches = [products(experts, routing, missing_TD, w_T)]
-        model = _Quadratic(router, batches, ALONE)
+        some = None if bool((importance_D == 1).all()) else importance_D
+        batches = [products(experts, routing, missing_TD, w_T, some)]
+        model = _Quadratic(experts, batches, ALONE)
         gradient_ED = model.gradient()
         curved_ED = model.curved(gradient_ED)
-        found = list(steps(router, batches, ALONE))
+        found = list(steps(experts, batches, ALONE))
 
     def given(rows_ED: Tensor) -> Tensor:
         """What the same experts give with the weights of other rows."""
-        weights_TP = rerouted(router, rows_ED, x_TD).weights_TP
+        to_send = Routing(x_TD, routing.weights_TP, routing.chosen_TP)  # x_TD has gradients
+        weights_TP = rerouted(experts, rows_ED, to_send).weights_TP
         outputs = []
         for t, chosen in enumerate(routing.chosen_TP.tolist()):
             parts = [
                 weights_TP[t, p] * experts.written(e, experts.neurons(e, x_TD[t : t + 1]))[0]
                 for p, e in enumerate(chosen)
             ]
-            outputs.append(torch.stack(parts).sum(0) * w_T[t].sqrt())
+            outputs.append(torch.stack(parts).sum(0) * w_T[t].sqrt() * importance_D.sqrt())
         return torch.stack(outputs).detach() if not rows_ED.requires_grad else torch.stack(outputs)
 
     jacobian: Any = torch.autograd.functional.jacobian(given, weight_ED, vectorize=True)
     matrix = jacobian.flatten(0, 1).flatten(1).double()
-    right = matrix.T @ (missing_TD * w_T.sqrt()[:, None]).flatten().double()
+    counted_TD = missing_TD * w_T.sqrt()[:, None] * importance_D.sqrt()
+    right = matrix.T @ counted_TD.flatten().double()
     assert relative(gradient_ED.flatten().double(), right) < 1e-4
     assert relative(curved_ED.flatten().double(), matrix.T @ (matrix @ right)) < 1e-4
     curvature = float(right @ (matrix.T @ (matrix @ right)) / right.square().sum())
@@ -191,7 +197,9 @@ def test_a_router_moves_only_where_held_out_tokens_gain(
     cut(checkpoint, fewer(checkpoint), tmp_path / "out", replaced=moved.replaced)
 
 
-@pytest.mark.parametrize("variant", ["mixtral", "gpt_oss", "granitemoe", "glm4_moe"])
+@pytest.mark.parametrize(
+    "variant", ["mixtral", "gpt_oss", "granitemoe", "glm4_moe", "gemma4-experts"]
+)
 def test_an_expert_with_a_twin_is_folded_into_it(
     models: Models, variant: str, tmp_path: Path
 ) -> None:

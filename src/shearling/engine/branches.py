@@ -2,6 +2,7 @@
 
 A branch is attention or MLP. Its writer is the matrix that ends it (o_proj, down_proj); what
 reaches the stream is the writer's output, or that of the norm behind it where a family has one.
+An MLP may stand beside experts: these are two branches then, which meet in one more norm.
 
 Shapes: B sequences of a batch, S positions, D hidden, K columns of a writer.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -32,12 +33,15 @@ class Branch:
             of the module that adds up what they give.
         norm: path of the norm between the writer and the stream, or None.
         scale: what its output is multiplied by before it is added to the stream.
+        joint: path of a norm that it goes through after that, together with another branch, or
+            None.
     """
 
     axis: str
     writer: str
     norm: str | None
     scale: float = 1.0
+    joint: str | None = None
 
     def scaled(self, out: Tensor) -> Tensor:
         """What is added to the stream, from the output of what ends the branch."""
@@ -50,7 +54,7 @@ class Branch:
 
 
 def branches(checkpoint: Checkpoint, block: int = 0) -> tuple[Branch, ...]:
-    """The branches of a block, in the order in which they run: attention, then MLP or experts.
+    """The branches of a block, in the order in which they run: attention, then MLP and experts.
 
     Linear attention is a branch like any other: what it does with tokens is its own affair.
     """
@@ -61,13 +65,31 @@ def branches(checkpoint: Checkpoint, block: int = 0) -> tuple[Branch, ...]:
         if row.role != "linear" or "hidden" not in row.output.axes:
             continue
         if row.of_experts:
-            assert family.mixture is not None
-            by_axis["mlp"] = Branch(EXPERTS, family.mixture.module, None, scale)
+            mixture = family.mixture
+            assert mixture is not None
+            by_axis[EXPERTS] = Branch(EXPERTS, mixture.module, mixture.norm, scale)
             continue
         for axis in row.dims[1].axes & {*MIXERS, "mlp"}:
             writer = row.name.removeprefix(prefix).removesuffix(".weight")
             by_axis[axis] = Branch(axis, writer, family.post_norms.get(axis), scale)
-    return next(by_axis[axis] for axis in MIXERS if axis in by_axis), by_axis["mlp"]
+    mixer = next(by_axis[axis] for axis in MIXERS if axis in by_axis)
+    if "mlp" in by_axis and EXPERTS in by_axis:
+        assert family.mixture is not None
+        mlp, joint = by_axis["mlp"], family.post_norms.get("mlp")
+        by_axis["mlp"] = replace(mlp, norm=family.mixture.beside, joint=joint)
+        by_axis[EXPERTS] = replace(by_axis[EXPERTS], joint=joint)
+    return mixer, *(by_axis[axis] for axis in ("mlp", EXPERTS) if axis in by_axis)
+
+
+def gain_behind(block: nn.Module, half: Branch) -> Tensor | None:
+    """The factor of each channel in the norms behind a branch's writer, if there are any."""
+    gain_D: Tensor | None = None
+    for path in filter(None, (half.norm, half.joint)):
+        norm = block.get_submodule(path)
+        weight_D = norm.get_parameter("weight")
+        own_D = norm(weight_D.new_ones(1, len(weight_D)))[0].float()
+        gain_D = own_D if gain_D is None else gain_D * own_D
+    return gain_D
 
 
 class Reached(Exception):
@@ -81,7 +103,8 @@ class Seen:
     Attributes:
         inputs: branch axis -> what entered its writer (B, S, K).
         outputs: branch axis -> what its writer gave (B, S, D), before any norm.
-        contributions: branch axis -> what was added to the stream (B, S, D).
+        contributions: branch axis -> what was added to the stream (B, S, D), or went on to a joint
+            norm.
     """
 
     inputs: Pieced = field(default_factory=Pieced)

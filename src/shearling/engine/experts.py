@@ -48,21 +48,35 @@ class Routing:
     """What a block's router decided on the tokens of one batch.
 
     Attributes:
-        x_TD: what entered the router and the experts.
+        x_TD: what entered the experts.
         weights_TP: of the chosen experts.
         chosen_TP: their numbers.
         shared_TK: what enters the last matrix of the shared expert, times its weight; None
             without one.
+        read_TD: what entered the router, where that is not what entered the experts.
     """
 
     x_TD: Tensor
     weights_TP: Tensor
     chosen_TP: Tensor
     shared_TK: Tensor | None = None
+    read_TD: Tensor | None = None
 
-    def part(self, rows: slice) -> Routing:
+    @property
+    def routed_TD(self) -> Tensor:
+        """What entered the router."""
+        return self.x_TD if self.read_TD is None else self.read_TD
+
+    def rerouted(self, weights_TP: Tensor, chosen_TP: Tensor) -> Routing:
+        """The same tokens, sent to other experts; without what enters a shared one."""
+        return Routing(self.x_TD, weights_TP, chosen_TP, read_TD=self.read_TD)
+
+    def part(self, rows: slice | Tensor) -> Routing:
         """Of some of the tokens, without what enters a shared expert."""
-        return Routing(self.x_TD[rows], self.weights_TP[rows], self.chosen_TP[rows])
+        read_TD = None if self.read_TD is None else self.read_TD[rows]
+        return Routing(
+            self.x_TD[rows], self.weights_TP[rows], self.chosen_TP[rows], read_TD=read_TD
+        )
 
     def dense(self, experts: int) -> Tensor:
         """The weight of each of so many experts for every token (T, E), zero if not chosen."""
@@ -89,6 +103,7 @@ class Experts:
 
     def __init__(self, block: nn.Module, mixture: ExpertModules) -> None:
         """Find the modules."""
+        self.mixture = mixture
         self.router = block.get_submodule(mixture.router)
         self.module: Any = block.get_submodule(mixture.experts)
         self.shared = block.get_submodule(mixture.shared) if mixture.shared else None
@@ -99,6 +114,11 @@ class Experts:
     def count(self) -> int:
         """How many there are."""
         return len(self.module.down_proj)
+
+    @property
+    def rows(self) -> nn.Parameter:
+        """The router's matrix (E, D), a row for each expert."""
+        return self.router.get_parameter(self.mixture.rows)
 
     def neurons(self, expert: int, x_RD: Tensor) -> Tensor:
         """What enters an expert's last matrix (R, K)."""
@@ -144,7 +164,7 @@ def decided(out: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
 
 
 def narrowed(
-    router: nn.Module, kept_E: Tensor, x_TD: Tensor, *handed_E: Tensor
+    router: nn.Module, mixture: ExpertModules, kept_E: Tensor, x_TD: Tensor, *handed_E: Tensor
 ) -> tuple[Tensor, ...]:
     """What a router's own code gives if it knows the experts ``kept_E`` alone.
 
@@ -158,46 +178,51 @@ def narrowed(
         Logits (T, E) of these, weights (T, P), and the chosen ones' numbers (T, P) among all; in
         the router's own order.
     """
-    count = len(router.weight)  # ty: ignore[invalid-argument-type]
-    narrow: Any = _narrowed(router, kept_E, count)
+    count = len(router.get_parameter(mixture.rows))
+    narrow: Any = _of_some(router, mixture, kept_E, count)
     narrow.num_experts = len(kept_E)
     out: tuple[Tensor, ...] = narrow.forward(x_TD, *(bias_E[kept_E] for bias_E in handed_E))
     _, chosen_TP = decided(out)
     return tuple(kept_E[each] if each is chosen_TP else each for each in out)
 
 
-def _narrowed(module: nn.Module, kept_E: Tensor, count: int) -> nn.Module:
-    """A copy whose tensors have of ``count`` experts those kept, along the first such dimension."""
-    narrow = copy.copy(module)
+def _of_some(module: nn.Module, mixture: ExpertModules, kept_E: Tensor, count: int) -> nn.Module:
+    """A router, or a part of it, whose tensors have of ``count`` experts those kept.
+
+    Experts are along the first dimension of their number; tensors in common stay as they are.
+    """
+    some = copy.copy(module)
     for tensors in ("_parameters", "_buffers"):
-        vars(narrow)[tensors] = {
-            name: t if t is None else t.index_select(t.shape.index(count), kept_E)
+        vars(some)[tensors] = {
+            name: t
+            if t is None or name in mixture.common
+            else t.index_select(t.shape.index(count), kept_E)
             for name, t in vars(module)[tensors].items()
         }
-    vars(narrow)["_modules"] = {
-        name: child if child is None else _narrowed(child, kept_E, count)
-        for name, child in module._modules.items()
+    vars(some)["_modules"] = {
+        name: part if part is None else _of_some(part, mixture, kept_E, count)
+        for name, part in module._modules.items()
     }
-    return narrow
+    return some
 
 
-def without(router: nn.Module, x_TD: Tensor, expert: int) -> Routing:
-    """Where tokens (T, D) would be sent if there were no such expert.
+def without(experts: Experts, routing: Routing, expert: int) -> Routing:
+    """Where tokens would be sent if there were no such expert.
 
     A router that picks groups of experts first wants these to be even; there the expert stays, and
     is never chosen.
     """
+    router, x_TD = experts.router, routing.routed_TD
     if getattr(router, "num_group", 1) > 1:
         unwanted: Any = copy.copy(router)
         bias_E = router.get_buffer("e_score_correction_bias").clone()
         bias_E[expert] = -torch.inf
         vars(unwanted)["_buffers"] = {**router._buffers, "e_score_correction_bias": bias_E}
-        return Routing(x_TD, *decided(unwanted.forward(x_TD)))
-    count = len(router.weight)  # ty: ignore[invalid-argument-type]
-    kept_E = torch.tensor([e for e in range(count) if e != expert], device=x_TD.device)
+        return routing.rerouted(*decided(unwanted.forward(x_TD)))
+    kept_E = torch.tensor([e for e in range(experts.count) if e != expert], device=x_TD.device)
     handed: Any = getattr(router, "handed", None)
     biases = [handed()] if handed else []
-    return Routing(x_TD, *decided(narrowed(router, kept_E, x_TD, *biases)))
+    return routing.rerouted(*decided(narrowed(router, experts.mixture, kept_E, x_TD, *biases)))
 
 
 def _product(x: Tensor, weight: Tensor, *, transposed: bool) -> Tensor:
@@ -209,17 +234,22 @@ class Heard:
     """What passed a block's router, and its shared expert, piece by piece of a batch."""
 
     routings: list[tuple[Tensor, ...]] = field(default_factory=list)
+    entered: list[Tensor] = field(default_factory=list)
     shared: list[Tensor] = field(default_factory=list)
     gates: list[Tensor] = field(default_factory=list)
 
     def clear(self, *_: object) -> None:
         """Forget the last batch."""
-        for heard in (self.routings, self.shared, self.gates):
+        for heard in (self.routings, self.entered, self.shared, self.gates):
             heard.clear()
 
     def note(self, _: nn.Module, args: tuple[Tensor, ...], out: tuple[Tensor, ...]) -> None:
         """A router has decided."""
         self.routings.append((args[0].flatten(0, -2).detach(), *decided(out)))
+
+    def note_entered(self, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+        """The experts are reached."""
+        self.entered.append(args[0].flatten(0, -2).detach())
 
     def note_shared(self, _: nn.Module, args: tuple[Tensor, ...]) -> None:
         """The last matrix of the shared expert is reached."""
@@ -235,7 +265,10 @@ class Heard:
         if shared_TK is not None and self.gates:
             shared_TK = shared_TK * torch.cat(self.gates)
         parts = zip(*self.routings, strict=True)
-        return Routing(*(torch.cat(tensors) for tensors in parts), shared_TK)
+        read_TD, weights_TP, chosen_TP = (torch.cat(tensors) for tensors in parts)
+        if not self.entered:
+            return Routing(read_TD, weights_TP, chosen_TP, shared_TK)
+        return Routing(torch.cat(self.entered), weights_TP, chosen_TP, shared_TK, read_TD)
 
 
 @contextmanager
@@ -246,6 +279,9 @@ def listening(block: nn.Module, mixture: ExpertModules) -> Generator[Callable[[]
     handles = [
         block.register_forward_pre_hook(heard.clear), router.register_forward_hook(heard.note),
     ]  # fmt: skip
+    if mixture.beside:  # the router then reads the stream by itself, too
+        experts = block.get_submodule(mixture.experts)
+        handles.append(experts.register_forward_pre_hook(heard.note_entered))
     if mixture.shared:
         shared = block.get_submodule(mixture.shared)
         handles.append(shared.register_forward_pre_hook(heard.note_shared))

@@ -6,18 +6,33 @@ Shapes: B sequences of a batch, S positions, E channels of the stream.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from shearling.engine.branches import Branch
+from shearling.engine.moments import inverse_energy
+
+LEAST_COSINE = 0.5  # between outputs less alike, chance would set the size
 
 
-def gain_behind(block: nn.Module, half: Branch) -> Tensor | None:
-    """The factor of each channel in the norm behind a writer, if there is one."""
-    if half.norm is None:
-        return None
-    writer = block.get_submodule(half.writer)
-    assert isinstance(writer, nn.Linear)
-    return block.get_submodule(half.norm)(writer.weight.new_ones(1, writer.out_features))[0].float()
+def at_size_of(own_BSE: Tensor, now_BSE: Tensor, gain_E: Tensor) -> Tensor:
+    """What the source's writer gave, at the size at which ``now`` comes no nearer by shrinking.
+
+    The norm behind a writer undoes its size. Least squares towards what the source gave shrinks
+    whatever is hard to tell, which brings it nearer before the norm, and often farther behind it.
+    At the size chosen, one for each sequence, what is missing is at right angles to ``now``.
+
+    Args:
+        own_BSE: of the source.
+        now_BSE: what the cut's writer gives.
+        gain_E: how much of a channel the norm lets through.
+    """
+    weight_BSE = inverse_energy(own_BSE).unsqueeze(-1) * gain_E.square()
+    now_B, own_B, shared_B = (
+        (weight_BSE * one * other).sum((1, 2))
+        for one, other in ((now_BSE, now_BSE), (own_BSE, own_BSE), (now_BSE, own_BSE))
+    )
+    least_B = LEAST_COSINE * (now_B * own_B).sqrt()
+    size_B = now_B / torch.maximum(shared_B, least_B).clamp_min(1e-30)
+    return own_BSE * size_B[:, None, None]
 
 
 def before_norm(

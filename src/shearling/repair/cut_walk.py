@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from shearling.engine.branches import Branch, Entrance, Seen, watching
+from shearling.engine.branches import Branch, Entrance, Seen, gain_behind, watching
 from shearling.engine.experts import listening
 from shearling.engine.moments import held_rows, inverse_energy
 from shearling.engine.stream import BlockStream
@@ -25,7 +25,7 @@ from shearling.engine.walk import Step, Text, forward
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress
 from shearling.model.checkpoint import Checkpoint
-from shearling.repair.behind_norm import before_norm, gain_behind
+from shearling.repair.behind_norm import at_size_of, before_norm
 from shearling.repair.by_source import Apart, damage_by_source
 from shearling.repair.experts import ExpertOptions, ExpertRepair, Lack
 from shearling.repair.final_norm import FittedGain, Triple, enough, fit_gain, gain_name, some_rows
@@ -34,7 +34,6 @@ from shearling.repair.result import Repair, Solved, SourceDamage
 from shearling.repair.solve import SolvedFiles, WriterLack, apply_correction, fit_writer
 from shearling.repair.source_walk import SourceWalk, not_finite
 from shearling.table.axes import EXPERT_MLP, EXPERTS
-from shearling.table.families.base import ExpertModules
 from shearling.table.values import Cut, Keep
 
 CUT = "cut"  # begins the keys of the cuts' streams among the states
@@ -205,13 +204,16 @@ class CutWalk:
         """Solve the last matrices of a block's experts, each on the tokens that reach it."""
         mixture = self.view.family.mixture
         assert mixture is not None
-        assert self.source.additive, "experts write into the stream, with no norm behind"
+        gain = gain_behind(step.block, half)
         mending = MixtureBlock(self.cut.stream, step.index, step.block, mixture)
-        lacks = list(self._lacks(step, half, index, mixture))
+        lacks = list(self._lacks(step, half, index, gain))
         if self._merge(mending, lacks):
-            lacks = list(self._lacks(step, half, index, mixture))
+            lacks = list(self._lacks(step, half, index, gain))
         start = self._strengths.get(EXPERTS, 1.0)
-        repair = ExpertRepair(mending.experts, self.states, self.source.ranks, start)
+        repair = ExpertRepair(
+            mending.experts, self.states, self.source.ranks, start,
+            None if gain is None else gain.square(),
+        )  # fmt: skip
         for lack in lacks:
             repair.add(lack)
         mended = repair.solve(router=self.wanted.experts.router)
@@ -235,19 +237,30 @@ class CutWalk:
             mending.merge(whole, kept, [lack.routing for lack in lacks], self.source.ranks)
         return True
 
-    def _lacks(
-        self, step: Step, half: Branch, index: int, mixture: ExpertModules
-    ) -> Iterator[Lack]:
+    def _lacks(self, step: Step, half: Branch, index: int, gain: Tensor | None) -> Iterator[Lack]:
         """What the block's experts lack, batch by batch."""
-        with listening(step.block, mixture) as routing:
+        mixture = self.view.family.mixture
+        assert mixture is not None
+        additive = self.source.additive
+        assert additive == (gain is None), "experts behind a norm give what they gave"
+        behind = [] if additive else [half]
+        with listening(step.block, mixture) as routing, watching(step.block, behind) as seen:
             for number, calls in enumerate(self.cut.calls):
                 h_BSE = self.states.get(self.cut.key, number)
                 after_BSE = self.cut.stream.run(step.block, calls[step.index], h_BSE)
+                held = self.source.held[number]
+                if gain is not None:
+                    own_BSE = self._surviving(self.source.own(index, half, number))
+                    now_BSE = seen.outputs[half.axis].float()
+                    own_BSE = at_size_of(own_BSE, now_BSE, gain)
+                    missing_BSE = own_BSE - now_BSE
+                    weight_T = inverse_energy(own_BSE).flatten()
+                    yield Lack(routing(), missing_BSE.flatten(0, 1), weight_T, held)
+                    continue
                 wanted_BSE = self._kept(self.source.behind(index, half, number))
                 # What is missing from the experts' sum, whose errors are the stream's all the same.
                 missing_BSE = (wanted_BSE - after_BSE) / half.scale
                 weight_T = inverse_energy(wanted_BSE).flatten() * half.scale**2
-                held = self.source.held[number]
                 yield Lack(routing(), missing_BSE.flatten(0, 1), weight_T, held)
 
     def _missing(self, step: Step, half: Branch, index: int) -> Iterator[WriterLack]:
@@ -279,6 +292,8 @@ class CutWalk:
                         self.states.put((half.axis, "before"), number, h_BSE)
                 else:
                     assert own_BSE is not None
+                    if gain is not None:
+                        own_BSE = at_size_of(own_BSE, _linear(writer, x_BSK).float(), gain)
                     y_BSE, w_BS = own_BSE, inverse_energy(own_BSE)
                 if gain is not None and additive:
                     assert own_BSE is not None

@@ -90,11 +90,16 @@ class ExpertRepair:
         states: where what is missing waits.
         ranks: who share the tokens.
         start: strength to begin the search with.
+        importance_D: how often errors count a channel's square; once each if not given.
     """
 
-    def __init__(self, experts: Experts, states: States, ranks: Ranks, start: float) -> None:
+    def __init__(
+        self, experts: Experts, states: States, ranks: Ranks, start: float,
+        importance_D: Tensor | None = None,
+    ) -> None:  # fmt: skip
         """Nothing is known yet."""
         self.experts, self.states, self.ranks, self.start = experts, states, ranks, start
+        self.importance_D = importance_D
         self.batches: list[Lack] = []
         self.strengths: list[float] = []
 
@@ -129,7 +134,7 @@ class ExpertRepair:
 
     def _repair(self, expert: int, corrections: dict[int, Tensor]) -> None:
         weight_DK = writer_of(self.experts, expert)
-        fit, held = Moments(weight_DK.float()), Moments(weight_DK.float())
+        fit, held = (Moments(weight_DK.float(), self.importance_D) for _ in range(2))
         for _, lack, tokens_R, missing_TD, x_RK in self._inputs(expert):
             moments = held if lack.held else fit
             moments.add(x_RK, missing_TD[tokens_R], lack.weight_T[tokens_R])
@@ -152,18 +157,20 @@ class ExpertRepair:
     def _move_router(self, corrections: dict[int, Tensor]) -> Tensor | None:
         """Move the router's rows (E, D) if held-out tokens, routed anew, gain; None if not."""
         experts = Corrected(self.experts, corrections)
-        router, lacks = experts.router, list(enumerate(self.batches))
-        start_ED = router.get_parameter("weight").float()
+        lacks, start_ED = list(enumerate(self.batches)), experts.rows.float()
         fit = [
-            products(experts, lack.routing, self.states.get(_MISSING, number), lack.weight_T)
+            products(
+                experts, lack.routing, self.states.get(_MISSING, number), lack.weight_T,
+                self.importance_D,
+            )
             for number, lack in lacks
             if not lack.held
-        ]
+        ]  # fmt: skip
         given = {n: given_by(experts, lack.routing) for n, lack in lacks if lack.held}
         least, chosen_ED = self._error(), None
-        for change_ED in steps(router, fit, self.ranks):
+        for change_ED in steps(experts, fit, self.ranks):
             routings = {
-                n: rerouted(router, start_ED + change_ED, lack.routing.x_TD)
+                n: rerouted(experts, start_ED + change_ED, lack.routing)
                 for n, lack in lacks
                 if lack.held
             }
@@ -174,7 +181,7 @@ class ExpertRepair:
         if chosen_ED is None:
             return None
         for number, lack in lacks:
-            routing = rerouted(router, start_ED + chosen_ED, lack.routing.x_TD)
+            routing = rerouted(experts, start_ED + chosen_ED, lack.routing)
             change_TD = given_by(experts, routing) - given_by(experts, lack.routing)
             self.states.put(_MISSING, number, self.states.get(_MISSING, number) - change_TD)
             self.batches[number] = replace(lack, routing=routing)
@@ -206,7 +213,10 @@ class ExpertRepair:
                 missing_TD = self.states.get(_MISSING, number)
                 if changes is not None:
                     missing_TD = missing_TD - changes[number]
-                total += float((lack.weight_T @ missing_TD.square()).double().sum())
+                square_D = (lack.weight_T @ missing_TD.square()).double()
+                if self.importance_D is not None:
+                    square_D = square_D * self.importance_D
+                total += float(square_D.sum())
                 tokens += len(missing_TD)
         total, tokens = self.ranks.totals([total, tokens])
         return total / max(1.0, tokens)
@@ -225,7 +235,8 @@ class Corrected(Experts):
 
     def __init__(self, experts: Experts, corrections: Mapping[int, Tensor]) -> None:
         """Take over the modules."""
-        self.router, self.module, self.shared = experts.router, experts.module, experts.shared
+        self.mixture, self.router = experts.mixture, experts.router
+        self.module, self.shared = experts.module, experts.shared
         self.corrections = corrections
 
     def written(self, expert: int, a_RK: Tensor) -> Tensor:

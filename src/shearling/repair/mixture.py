@@ -79,11 +79,11 @@ class MixtureBlock:
 
     def _move_router(self, change_ED: Tensor) -> None:
         homes = self.stream.checkpoint.block_homes(self.target)
-        wanted = f"{self.mixture.router}.weight"
+        wanted = f"{self.mixture.router}.{self.mixture.rows}"
         (name,) = (name for name, home in homes.items() if home.parameter == wanted)
         self.sums[name] = (self._now(name) + change_ED).contiguous()
         with torch.no_grad():
-            self.experts.router.get_parameter("weight").copy_(self.sums[name])
+            self.experts.rows.copy_(self.sums[name])
 
     def merge(self, whole: MixtureBlock, kept: Sequence[int], routings: Sequence[Routing],
               ranks: Ranks) -> None:  # fmt: skip
@@ -98,7 +98,7 @@ class MixtureBlock:
         everyone = whole.experts
         load_E = torch.zeros(everyone.count, dtype=torch.float64)
         for routing in routings:
-            before = Routing(routing.x_TD, *decided(everyone.router(routing.x_TD)))
+            before = routing.rerouted(*decided(everyone.router(routing.routed_TD)))
             load_E += before.loads(everyone.count)
         ranks.add(load_E)
         sample_TD = sample_of(torch.cat([r.x_TD for r in routings]), everyone.count)

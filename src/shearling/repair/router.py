@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call, jvp, vjp
 
 from shearling.engine.experts import Experts, Routing, decided
@@ -38,7 +38,7 @@ class Products:
 
     Attributes:
         x_TD: router's inputs.
-        gram_TPP: w f f^T, f what an expert gives.
+        gram_TPP: w f f^T, f what an expert gives; channels may count unequally.
         cross_TP: w f r, r what is missing from all of them together.
     """
 
@@ -47,10 +47,11 @@ class Products:
     cross_TP: Tensor
 
 
-def rerouted(router: nn.Module, weight_ED: Tensor, x_TD: Tensor) -> Routing:
+def rerouted(experts: Experts, weight_ED: Tensor, routing: Routing) -> Routing:
     """Where a router with other rows sends tokens; its code and all else of it are its own."""
-    weight_ED = weight_ED.to(router.get_parameter("weight").dtype)
-    return Routing(x_TD, *decided(functional_call(router, {"weight": weight_ED}, (x_TD,))))
+    tensors = {experts.mixture.rows: weight_ED.to(experts.rows.dtype)}
+    out = functional_call(experts.router, tensors, (routing.routed_TD,))
+    return routing.rerouted(*decided(out))
 
 
 def chosen_outputs(experts: Experts, routing: Routing) -> Tensor:
@@ -74,27 +75,39 @@ def given_by(experts: Experts, routing: Routing) -> Tensor:
     return torch.cat(parts)
 
 
-def products(experts: Experts, routing: Routing, missing_TD: Tensor, weight_T: Tensor) -> Products:
-    """What a step needs to know of a batch."""
+def products(
+    experts: Experts, routing: Routing, missing_TD: Tensor, weight_T: Tensor,
+    importance_D: Tensor | None = None,
+) -> Products:  # fmt: skip
+    """What a step needs to know of a batch.
+
+    Args:
+        experts: who give something.
+        routing: which tokens they get.
+        missing_TD: what is missing from all of them together.
+        weight_T: how much each token counts.
+        importance_D: how often errors count a channel's square; once each if not given.
+    """
     grams, crosses, done = [], [], 0
     for part in _parts(routing):
         rows = slice(done, done + len(part.x_TD))
         given_TPD, w_T = chosen_outputs(experts, part), weight_T[rows]
-        grams.append(given_TPD @ given_TPD.mT * w_T[:, None, None])
-        crosses.append((given_TPD @ missing_TD[rows, :, None]).squeeze(-1) * w_T[:, None])
+        counted_TPD = given_TPD if importance_D is None else given_TPD * importance_D
+        grams.append(counted_TPD @ given_TPD.mT * w_T[:, None, None])
+        crosses.append((counted_TPD @ missing_TD[rows, :, None]).squeeze(-1) * w_T[:, None])
         done = rows.stop
-    return Products(routing.x_TD, torch.cat(grams), torch.cat(crosses))
+    return Products(routing.routed_TD, torch.cat(grams), torch.cat(crosses))
 
 
-def steps(router: nn.Module, batches: list[Products], ranks: Ranks) -> Iterator[Tensor]:
+def steps(experts: Experts, batches: list[Products], ranks: Ranks) -> Iterator[Tensor]:
     """Changes of a router's rows (E, D), from bold to cautious.
 
     Args:
-        router: the module.
+        experts: whose router.
         batches: tokens to fit on, of this rank.
         ranks: who share the tokens.
     """
-    model = _Quadratic(router, batches, ranks)
+    model = _Quadratic(experts, batches, ranks)
     gradient_ED = model.gradient()
     square = float(gradient_ED.square().sum())
     if square == 0.0:
@@ -109,12 +122,13 @@ def steps(router: nn.Module, batches: list[Products], ranks: Ranks) -> Iterator[
 class _Quadratic:
     """The error as a function of a small change of the rows, tokens' experts as they are."""
 
-    def __init__(self, router: nn.Module, batches: list[Products], ranks: Ranks) -> None:
-        self.router, self.batches, self.ranks = router, batches, ranks
+    def __init__(self, experts: Experts, batches: list[Products], ranks: Ranks) -> None:
+        self.router, self.rows = experts.router, experts.mixture.rows
+        self.batches, self.ranks = batches, ranks
         with _differentiable():
-            tensors = dict(router.named_parameters()) | dict(router.named_buffers())
+            tensors = dict(self.router.named_parameters()) | dict(self.router.named_buffers())
             self.tensors = {name: t.detach().float().clone() for name, t in tensors.items()}
-            self.weight_ED = self.tensors.pop("weight")
+            self.weight_ED = self.tensors.pop(self.rows)
 
     def gradient(self) -> Tensor:
         """Half of the error's, downhill (E, D)."""
@@ -136,7 +150,7 @@ class _Quadratic:
                 x_TD = batch.x_TD.float().clone()
 
                 def weights(weight_ED: Tensor, x_TD: Tensor = x_TD) -> Tensor:
-                    tensors = self.tensors | {"weight": weight_ED}
+                    tensors = self.tensors | {self.rows: weight_ED}
                     return functional_call(self.router, tensors, (x_TD,))[1].float()
 
                 pulled_TP = of(batch, weights).clone()

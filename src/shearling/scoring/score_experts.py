@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from shearling.engine.branches import branches, gain_behind, watching
 from shearling.engine.experts import Experts, Routing, every, has_experts, listening, without
 from shearling.engine.moments import inverse_energy
 from shearling.engine.peak import OUTPUT_BYTES
@@ -43,7 +44,9 @@ def score_experts(
         stream: the model.
         by: a criterion of experts. Neurons are scored by their energy whatever it is: the sum
             over their expert's tokens of w (g a)^2, times the square of their column's norm, with
-            w the inverse energy of the state behind the block, g the router's weight.
+            w the inverse energy of the state behind the block, g the router's weight. Where a norm
+            is behind the experts, which makes all tokens alike, w is of what these give together,
+            and channels count as the norm's factors do.
         ids_NS: calibration tokens (N, S).
         axes: ``experts``, ``expert_mlp`` or both.
         progress: told the blocks done.
@@ -79,7 +82,7 @@ def routed(
     Blocks without experts have zeros. Raises as :func:`score_experts`.
     """
     checkpoint = stream.checkpoint
-    if checkpoint.family.mixture is None:
+    if not checkpoint.layout.routed:
         raise ShearlingError(
             f"{checkpoint.name} has no experts to score; its axes are "
             f"{', '.join(checkpoint.layout.axis)}."
@@ -105,24 +108,35 @@ def _sums(step: Step, stream: BlockStream, ranks: Ranks) -> tuple[Routed, Tensor
     if not has_experts(stream.checkpoint, step.index):
         step.finish()
         return Routed(*(sums_E.cpu() for sums_E in sums_XE)), energy_EK.cpu()
-    experts = Experts(step.block, mixture)
-    with listening(step.block, mixture) as routing_of:
+    experts, half = Experts(step.block, mixture), branches(stream.checkpoint, step.index)[-1]
+    gain_D = gain_behind(step.block, half)
+    behind = [] if gain_D is None else [half]
+    with listening(step.block, mixture) as routing_of, watching(step.block, behind) as seen:
         for run in step.passes:
             check_state(step.index, run.after_BSD)
             routing = routing_of()
-            weight_T = inverse_energy(run.after_BSD.flatten(0, 1).float())
-            _add(sums_XE, energy_EK, experts, routing, weight_T)
+            behind_BSD = run.after_BSD if gain_D is None else seen.outputs[half.axis]
+            weight_T = inverse_energy(behind_BSD.flatten(0, 1).float())
+            _add(sums_XE, energy_EK, experts, routing, weight_T, gain_D)
     ranks.add(*sums_XE, energy_EK)
-    columns_EK = torch.stack(
-        [experts.writer(expert).double().square().sum(0) for expert in range(experts.count)]
+    energy_EK *= torch.stack(
+        [_columns(experts.writer(expert), gain_D) for expert in range(experts.count)]
     )
-    energy_EK *= columns_EK
     return Routed(*(sums_E.cpu() for sums_E in sums_XE)), energy_EK.cpu()
 
 
+def _columns(writer_DK: Tensor, gain_D: Tensor | None) -> Tensor:
+    """The square of each column's norm (K), in double precision."""
+    written_DK = writer_DK.double()
+    if gain_D is not None:
+        written_DK = written_DK * gain_D[:, None]
+    return written_DK.square().sum(0)
+
+
 def _add(
-    sums_XE: list[Tensor], energy_EK: Tensor, experts: Experts, routing: Routing, weight_T: Tensor
-) -> None:
+    sums_XE: list[Tensor], energy_EK: Tensor, experts: Experts, routing: Routing,
+    weight_T: Tensor, gain_D: Tensor | None,
+) -> None:  # fmt: skip
     """Add a batch's tokens to the sums."""
     tokens_E, norm_E, weighted_E, lost_E = sums_XE
     for reached, a_RK, out_RD in every(experts, routing):
@@ -136,7 +150,7 @@ def _add(
         return  # none can go
     for tokens_N in torch.arange(len(routing.x_TD)).split(_tokens_at_once(experts, routing)):
         rows = slice(int(tokens_N[0]), int(tokens_N[-1]) + 1)
-        lost_E += _lost(experts, routing.part(rows), weight_T[rows])
+        lost_E += _lost(experts, routing.part(rows), weight_T[rows], gain_D)
 
 
 def _tokens_at_once(experts: Experts, routing: Routing) -> int:
@@ -144,7 +158,7 @@ def _tokens_at_once(experts: Experts, routing: Routing) -> int:
     return max(1, OUTPUT_BYTES // (4 * experts.count * routing.x_TD.shape[1]))
 
 
-def _lost(experts: Experts, routing: Routing, weight_T: Tensor) -> Tensor:
+def _lost(experts: Experts, routing: Routing, weight_T: Tensor, gain_D: Tensor | None) -> Tensor:
     """By expert (E), the sum of w ||y' - y||^2 over its tokens, y' what they get without it.
 
     With d the change of a token's weights of all experts and G the products of what these give
@@ -157,7 +171,7 @@ def _lost(experts: Experts, routing: Routing, weight_T: Tensor) -> Tensor:
         tokens_R = routing.reached(expert).tokens_R
         change_RE = whole_TE.new_zeros(0, experts.count)
         if len(tokens_R):
-            changed = without(experts.router, routing.x_TD[tokens_R], expert)
+            changed = without(experts, routing.part(tokens_R), expert)
             change_RE = changed.dense(experts.count) - whole_TE[tokens_R]
             wanted_TE[tokens_R] |= change_RE != 0
         changes.append((tokens_R, change_RE))
@@ -166,7 +180,8 @@ def _lost(experts: Experts, routing: Routing, weight_T: Tensor) -> Tensor:
         tokens_R = wanted_TE[:, expert].nonzero().flatten()
         if len(tokens_R):
             a_RK = experts.neurons(expert, routing.x_TD[tokens_R])
-            given_TED[tokens_R, expert] = experts.written(expert, a_RK).float()
+            out_RD = experts.written(expert, a_RK).float()
+            given_TED[tokens_R, expert] = out_RD if gain_D is None else out_RD * gain_D
     gram_TEE = given_TED @ given_TED.mT
     lost = []
     for tokens_R, change_RE in changes:

@@ -62,6 +62,12 @@ def _check_limits(source: Checkpoint) -> None:
     """Refuse what llama.cpp's code for the architecture has built in otherwise."""
     facts = source.family.llama_cpp
     if facts is None:
+        if source.layout.routed:  # too much beside the weights to trust the converter with
+            raise ShearlingError(
+                f"{source.name} cannot be exported to GGUF: it was never tried what llama.cpp "
+                f"makes of the router and the experts of a {source.family.model_type} model; run "
+                "it with transformers or vLLM."
+            )
         return
     built_in = (
         f"{key}={value}, where this model has {key}={getattr(source.config, key, None)}"

@@ -43,7 +43,7 @@ def adapted_rows(checkpoint: Checkpoint) -> list[Row]:
     return [
         row
         for row in checkpoint.layout.block_rows()
-        if row.role == "linear" and not row.in_expert and EXPERTS not in row.output.axes
+        if row.role == "linear" and not row.of_experts and EXPERTS not in row.output.axes
     ]
 
 

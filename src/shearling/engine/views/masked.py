@@ -28,6 +28,7 @@ from shearling.model.checkpoint import Checkpoint
 from shearling.model.tensors import Tensors
 from shearling.table.axes import EXPERTS, Row
 from shearling.table.families import Family
+from shearling.table.families.base import ExpertModules
 from shearling.table.values import Cut, Indices, Keep, Selection
 
 STREAM = "hidden"
@@ -121,7 +122,7 @@ class _MaskedStream(BlockStream):
         mixture = checkpoint.family.mixture
         for block, experts in zip(cut.layers, cut.keep.blocks.get(EXPERTS, ()), strict=False):
             if mixture is not None and has_experts(checkpoint, block):
-                _narrow_router(self.shells[block].get_submodule(mixture.router), experts)
+                _narrow_router(self.shells[block], mixture, experts)
 
     def _norms(self, cut: Cut) -> Iterator[tuple[nn.Module, Indices]]:
         """Every norm that loses something, parameters or none, and what survives of its input."""
@@ -169,11 +170,11 @@ def _narrow(norm: nn.Module, kept: Indices) -> None:
     norm.register_forward_hook(over_kept)
 
 
-def _narrow_router(router: nn.Module, kept: Indices) -> None:
+def _narrow_router(block: nn.Module, mixture: ExpertModules, kept: Indices) -> None:
     """Have a router run its own code on the experts ``kept`` alone; their numbers stay."""
     kept_E = torch.tensor(kept)
 
     def over_kept(router: nn.Module, args: tuple[Tensor, ...], _: object) -> tuple[Tensor, ...]:
-        return narrowed(router, kept_E.to(args[0].device), *args)
+        return narrowed(router, mixture, kept_E.to(args[0].device), *args)
 
-    router.register_forward_hook(over_kept)
+    block.get_submodule(mixture.router).register_forward_hook(over_kept)

@@ -19,7 +19,8 @@ class Routed:
     """Sums over the tokens of a text, of one block, in double precision.
 
     f is what an expert gives for a token that reaches it, g what the router multiplies it by, w
-    the inverse energy of the token's state behind the block.
+    the inverse energy of the token's state behind the block; or, where a norm is behind the
+    experts, of what these give together.
 
     Attributes:
         tokens_E: how many tokens reach each expert.

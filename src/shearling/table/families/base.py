@@ -94,6 +94,12 @@ class ExpertModules:
         shared: path of the matrix that ends the expert that every token meets, if there is one.
         shared_gate: path of what gives the logit of its weight, if it has one.
         handed: path of a buffer that is handed to the router beside the tokens, if one is.
+        rows: inside the router, the matrix of which each expert has a row.
+        common: names of tensors in the router that are not one number, or row, an expert.
+        norm: path of the norm behind what the experts give together, if there is one.
+        beside: path of the norm behind an MLP that stands beside the experts, reads the stream by
+            itself, and is added to them; the sum then goes through the norm that is behind the MLP
+            where there are no experts. None where no such MLP is.
     """
 
     module: str = "mlp"
@@ -102,6 +108,10 @@ class ExpertModules:
     shared: str | None = None
     shared_gate: str | None = None
     handed: str | None = None
+    rows: str = "weight"
+    common: tuple[str, ...] = ()
+    norm: str | None = None
+    beside: str | None = None
 
 
 @dataclass(frozen=True)

@@ -158,13 +158,14 @@ def sigmoid_sizes(config: Any) -> dict[str, int]:
     return sizes | ({GROUPS.name: config.n_group} if config.n_group > 1 else {})
 
 
-def expert_rules(config: Any, neurons: int) -> tuple[Rule, ...]:
+def expert_rules(config: Any, neurons: int, picked: int | None = None) -> tuple[Rule, ...]:
     """What every mixture must satisfy, given the ``neurons`` of one of its experts.
 
-    The router picks as many as ever. The grouped products with which transformers and vLLM run
-    all experts at once take rows of whole 16 bytes only.
+    The router picks as many as ever, ``picked`` where the config has another key for that. The
+    grouped products with which transformers and vLLM run all experts at once take rows of whole 16
+    bytes only.
     """
-    picked = config.num_experts_per_tok
+    picked = picked or config.num_experts_per_tok
     enough = Rule(
         (EXPERTS,),
         f"the router sends every token to {picked} experts, so that at least {picked} must stay",
