@@ -213,12 +213,12 @@ class _Planner:
     def _cut(self, step: StepSection, model: _Grown, text: Made | None) -> _Grown:
         method = step.method
         depth_only = isinstance(method, ScoresMethod) and method.kind == "blocks"
-        size, after = size_of(step.target, self.source, model.facts, depth_only=depth_only)
         if step.target.timed and (isinstance(method, GatesMethod) or len(self.recipe.cuts) > 1):
             raise ShearlingError(
                 "the recipe's target asks for a speed or a latency, which one cut by kind: scores "
                 "or blocks times when it is made; give shape, params or footprint instead."
             )
+        size, after = size_of(step.target, self.source, model.facts, depth_only=depth_only)
         tell_limits(model.facts, after, self.notify)
         if isinstance(method, GatesMethod):
             made = self._learned(method, model, after)
