@@ -92,6 +92,7 @@ _LIMITS = (
             config.intermediate_size // shape["kv_heads"]
             == config.moe_num_shared_experts * shape[EXPERT_MLP]
         ),
+        axes=("kv_heads", EXPERT_MLP),
     ),
 )
 ERNIE4_5_MOE = Family(

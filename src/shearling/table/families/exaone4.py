@@ -26,6 +26,7 @@ def _layout(config: Any) -> Layout:
 _COUNTED = LlamaCppLimit(
     "64 blocks where some slide, and lets none slide otherwise; this model has {layers}",
     lambda config, shape: not config.sliding_window or shape["layers"] == 64,
+    axes=("layers",),
 )
 EXAONE4 = Family(
     "exaone4",
