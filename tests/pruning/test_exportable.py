@@ -94,12 +94,6 @@ def test_numbers_of_blocks_that_it_takes_for_another_model(models: Models) -> No
     assert "layers=61 would do." in said
 
 
-def test_a_vocabulary_that_was_cut(models: Models) -> None:
-    source = Checkpoint.open(models("llama"))
-    (said,) = told(source, vocab=source.shape["vocab"] - 1)
-    assert f"vocab={source.shape['vocab']}, which is all of it, would do." in said
-
-
 @pytest.fixture
 def smollm3(models: Models) -> Checkpoint:
     """Blocks with rotary positions, as llama.cpp counts them, but for the fourth."""

@@ -23,9 +23,7 @@ def tell_limits(source: Checkpoint, after: Shape, notify: Callable[[str], None])
     facts = source.family.llama_cpp
     if facts is None:
         return
-    for reason in (
-        *_sizes(source, after, facts), *_blocks(source, after), *_words(source, after),
-    ):  # fmt: skip
+    for reason in (*_sizes(source, after, facts), *_blocks(source, after)):
         notify(f"transformers loads this shape, but `shearling export` will refuse it: {reason}.")
 
 
@@ -83,12 +81,3 @@ def _blocks(source: Checkpoint, after: Shape) -> Iterator[str]:
 
 def _scaled_aright(pattern: Pattern, after: Shape, depth: int) -> bool:
     return scaled_otherwise(pattern, after.with_(layers=depth)) is None
-
-
-def _words(source: Checkpoint, after: Shape) -> Iterator[str]:
-    """A vocabulary that the converter does not recognise."""
-    if after["vocab"] < source.shape["vocab"]:
-        yield (
-            "llama.cpp's converter knows a tokenizer by what it makes of a text, and takes no "
-            f"vocabulary that was cut; vocab={source.shape['vocab']}, which is all of it, would do"
-        )
