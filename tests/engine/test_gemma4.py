@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 import naive
-from places import place
+from places import check_walk, place
 from shearling.engine.stream import BlockStream
 from shearling.engine.views.masked import masked_logits
-from shearling.engine.walk import logits_of
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.inspect import inspect, lines
@@ -109,17 +106,8 @@ def test_a_cut_is_the_source_masked(
     naive.check_cache(naive.stock(result.path), ids[:2])
 
 
-@torch.no_grad()
 def test_block_by_block_it_is_the_stock_model(models: Models, gemma: str, ids: Tensor) -> None:
-    checkpoint = Checkpoint.open(models(gemma))
-    expected = logits(models(gemma), ids)
-    for resident in (True, False):
-        found = logits_of(BlockStream(checkpoint, place(resident)), ids)
-        assert relative(found, expected) < 1e-6
-    narrow = replace(place(), dtype=torch.bfloat16)
-    stock: Any = AutoModelForCausalLM.from_pretrained(models(gemma), dtype=torch.bfloat16).eval()
-    plain = (stock(input_ids=ids, use_cache=False).logits - expected).norm()
-    assert (logits_of(BlockStream(checkpoint, narrow), ids) - expected).norm() < 1.25 * plain
+    check_walk(models(gemma), ids)
 
 
 @torch.no_grad()

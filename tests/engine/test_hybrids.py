@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,10 +16,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import naive
-from places import place
+from places import check_walk, place
 from shearling.engine.stream import BlockStream
 from shearling.engine.views.masked import masked_logits
-from shearling.engine.walk import logits_of
 from shearling.errors import ShearlingError
 from shearling.gates.attach import attach
 from shearling.gates.bank import GateBank
@@ -93,19 +91,8 @@ def test_a_cut_is_the_source_masked(
     naive.check_cache(naive.stock(result.path), ids[:2])
 
 
-@torch.no_grad()
 def test_block_by_block_it_is_the_stock_model(models: Models, hybrid: str, ids: Tensor) -> None:
-    checkpoint = Checkpoint.open(models(hybrid))
-    expected = logits(models(hybrid), ids)
-    for resident in (True, False):
-        found = logits_of(BlockStream(checkpoint, place(resident)), ids)
-        assert relative(found, expected) < 1e-6
-    # In a narrower type they err as much as the stock model does.
-    narrow = replace(place(), dtype=torch.bfloat16)
-    stock: Any = AutoModelForCausalLM.from_pretrained(models(hybrid), dtype=torch.bfloat16).eval()
-    plain = (stock(input_ids=ids, use_cache=False).logits - expected).norm()
-    found = logits_of(BlockStream(checkpoint, narrow), ids)
-    assert (found - expected).norm() < 1.25 * plain
+    check_walk(models(hybrid), ids)
 
 
 @pytest.mark.parametrize("hybrid", ["qwen3_5"])
