@@ -43,7 +43,8 @@ class Scale:
         batch: sequences a step of healing; ``gate_batch``: of training gates, which need steps.
         micro: sequences in memory at a time.
         looks: at held-out text, about so many; ``sequences``: of each domain, in each of them.
-        samples, window: calibration text, sequences and tokens of each.
+        samples, window: calibration text, sequences and tokens of each; ``real``: sequences where
+            a repair reads real text alone, and nothing that the model writes.
         windows: of 512 tokens, of each text that perplexity is measured on.
         rate: the peak learning rate of all that heals every weight.
         sizes: by name.
@@ -57,6 +58,7 @@ class Scale:
     looks: int = 12
     sequences: int = 24
     samples: int = 64
+    real: int = 384  # as many tokens as 64 with what is written beside them
     window: int = 256
     windows: int = 140
     rate: str = "5e-4"
@@ -75,8 +77,8 @@ class Scale:
 
 # What two cores give in two hours: about 50 tokens a second are trained on.
 REDUCED = Scale(
-    tokens=65_536, batch=2, gate_batch=1, micro=2, looks=5, sequences=3, samples=10, window=128,
-    windows=24, rate="3e-4", sizes={"0.8": SIZES["0.8"]},
+    tokens=65_536, batch=2, gate_batch=1, micro=2, looks=5, sequences=3, samples=10, real=96,
+    window=128, windows=24, rate="3e-4", sizes={"0.8": SIZES["0.8"]},
 )  # fmt: skip
 
 
@@ -122,11 +124,12 @@ class Run:
 
 def parts(scale: Scale) -> dict[str, Command]:
     """The cuts, by name."""
-    text = (
-        "--calibration", "CALIBRATION", "--samples", str(scale.samples), "--length",
-        str(scale.window),
-    )  # fmt: skip
-    read = scale.samples * scale.window
+    text, real = (
+        ("--calibration", "CALIBRATION", "--samples", str(n), "--length", str(scale.window))
+        for n in (scale.samples, scale.real)
+    )
+    real = (*real, "--copies", "0", "--written", "0")
+    read, read_real = scale.samples * scale.window, scale.real * scale.window
     # The default repair also sees a rewritten copy of each window, and four that the model writes.
     repaired = 6 * read
     plain = ("--by", "perplexity", "--no-refit", "--no-final-norm")
@@ -139,6 +142,10 @@ def parts(scale: Scale) -> dict[str, Command]:
             ),
             f"perplexity-{name}": Command((*layers, *plain, *text), read),
             f"depth-{name}": Command((*layers, *text), repaired),
+            f"ours-real-{name}": Command(
+                ("prune", "MODEL", "--params", str(size.params), *real), read_real
+            ),
+            f"depth-real-{name}": Command((*layers, *real), read_real),
         }
     return cuts
 
@@ -167,6 +174,8 @@ def _first(scale: Scale, size: str) -> Iterator[tuple[str, Run]]:
 def _rest(scale: Scale, size: str) -> Iterator[tuple[str, Run]]:
     both = ("--recipe", "distill", "--teacher", "MODEL", f"lr={scale.rate}", "text_share=0.5")
     yield "depth", _cut(scale, size, "depth", "depth repaired, CPT")
+    yield "ours-real", _cut(scale, size, "ours-real", "ours, real text alone, CPT")
+    yield "depth-real", _cut(scale, size, "depth-real", "depth repaired on real text, CPT")
     yield "ours-both", _cut(scale, size, "ours", "ours, distilled and text", both, 1.7)
     yield "warm", _gated(scale, size, "warm", "gates from scores")
     yield "top-k", _gated(scale, size, "top-k", "top-k from scores")

@@ -12,7 +12,7 @@ from headline_runs import Scale, Size
 
 SCALE = Scale(
     tokens=8192, length=32, batch=16, gate_batch=8, micro=16, looks=4, sequences=4, samples=8,
-    window=32, windows=4,
+    real=16, window=32, windows=4,
     sizes={"0.8": Size(4, 39_264, "layers=5,hidden=28,heads=2,mlp=44")},
 )  # fmt: skip
 WORDS = 400

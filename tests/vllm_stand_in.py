@@ -97,8 +97,9 @@ class StandIn(VllmServer):
         return entries
 
     def written_after(self, prompt: list[int], body: dict[str, Any]) -> tuple[list[int], str]:
-        """Greedy, a token at a time; the one that ends a text is among those returned."""
-        assert body["temperature"] == 0
+        """A token at a time; the one that ends a text is among those returned."""
+        if body["temperature"]:
+            return self.drawn_after(prompt, body), "length"
         ends = {*body.get("stop_token_ids", []), self.tokenizer.eos_token_id}
         written: list[int] = []
         while len(written) < body["max_tokens"]:
@@ -112,6 +113,20 @@ class StandIn(VllmServer):
             if written[-1] in ends or any(stop in text for stop in body.get("stop", [])):
                 return written, "stop"
         return written, "length"
+
+    def drawn_after(self, prompt: list[int], body: dict[str, Any]) -> list[int]:
+        """By the request's seed, from the whole distribution, whatever ends in it."""
+        everything = {"top_p": 1, "top_k": 0, "min_p": 0, "repetition_penalty": 1}
+        assert body["temperature"] == 1
+        assert body["ignore_eos"]
+        assert {key: body[key] for key in everything} == everything
+        generator = torch.Generator().manual_seed(body["seed"])
+        ids = list(prompt)
+        for _ in range(body["max_tokens"]):
+            with torch.no_grad():
+                chances_V = self.model(torch.tensor([ids])).logits[0, -1].softmax(-1)
+            ids.append(int(torch.multinomial(chances_V, 1, generator=generator)))
+        return ids[len(prompt) :]
 
 
 class _Listening(http.server.ThreadingHTTPServer):

@@ -16,6 +16,7 @@ import naive
 from places import place
 from shearling.cli import app
 from shearling.data import own_text
+from shearling.data.authors import ResidentAuthor
 from shearling.data.documents import documents
 from shearling.data.own_text import OwnText, OwnTextRun
 from shearling.data.store import Store
@@ -42,7 +43,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(model: Path, output: Path, **options: Any) -> OwnTextRun:
     wanted = OwnText(**{"tokens": 7 * LENGTH, "length": LENGTH} | options)
-    return OwnTextRun(Checkpoint.open(model), wanted, output, place())
+    return OwnTextRun(Checkpoint.open(model), wanted, output, ResidentAuthor(place()))
 
 
 def written(model: Path, output: Path, **options: Any) -> bytes:

@@ -22,11 +22,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import fake_engines
 from shearling.errors import ShearlingError
-from shearling.evaluate.engines import vllm_server
+from shearling.evaluate.engines import serving, vllm_server
+from shearling.evaluate.engines.serving import ServingOptions
 from shearling.evaluate.tasks import harness, served
 from shearling.evaluate.tasks.engine import TaskEngine, task_engine
 from shearling.evaluate.tasks.run import TaskRunner
-from shearling.evaluate.tasks.served import ServedScorer, ServingOptions
+from shearling.evaluate.tasks.served import ServedScorer
 from shearling.evaluate.tasks.suite import Task
 from shearling.model.loading import load_model
 from shearling.model.subject import open_subject
@@ -34,7 +35,8 @@ from tiny_tokenizer import VOCAB, byte_tokenizer
 from vllm_stand_in import StandIn
 
 POSITIONS = 160
-ENGINE = TaskEngine("vllm", "0.32.0", Path("vllm"))
+PROGRAM = Path("vllm")
+ENGINE = TaskEngine("vllm", "0.32.0", PROGRAM)
 WORDS = ["wool", "a ram", "hay and oats", "z", "the shears", "grass"]
 
 
@@ -77,7 +79,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[S
     monkeypatch.setenv("SHEARLING_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
     monkeypatch.setattr(vllm_server, "_ASK_SECONDS", 0.02)
-    monkeypatch.setattr(served, "VllmServer", StandIn)
+    monkeypatch.setattr(serving, "VllmServer", StandIn)
     StandIn.started.clear()
     yield StandIn.started
     assert not any(server.running for server in StandIn.started)
@@ -92,7 +94,7 @@ def scorer(place: Path) -> Iterator[ServedScorer]:
 
 def serve(path: Path, at_a_time: int = 4) -> ServedScorer:
     with harness.quiet():
-        return ServedScorer(open_subject(path), ServingOptions(ENGINE, at_a_time=at_a_time))
+        return ServedScorer(open_subject(path), ServingOptions(PROGRAM, at_a_time=at_a_time))
 
 
 def reference(path: Path) -> HFLM:
@@ -327,8 +329,7 @@ def test_a_gpu_is_shared_and_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert vllm_server.quiet_environment("cuda:1")["CUDA_VISIBLE_DEVICES"] == "1"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
     assert vllm_server.quiet_environment("cuda:1")["CUDA_VISIBLE_DEVICES"] == "5"
-    on_gpu = ServingOptions(TaskEngine("vllm", "0.32.0", Path("vllm"), "cuda"), "bfloat16")
-    options = served._arguments(on_gpu, 4096)
+    options = ServingOptions(PROGRAM, "cuda", "bfloat16").arguments(4096)
     assert options[options.index("--gpu-memory-utilization") + 1] == "0.850"
     assert options[options.index("--dtype") + 1] == "bfloat16"
 
@@ -337,7 +338,7 @@ def test_a_server_ends_with_whatever_stops_the_tasks(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A program of its own: one that dies says why, and Ctrl-C leaves none behind."""
-    monkeypatch.setattr(served, "VllmServer", vllm_server.VllmServer)
+    monkeypatch.setattr(serving, "VllmServer", vllm_server.VllmServer)
     program = fake_engines.vllm(tmp_path / "vllm")
     engine = task_engine("vllm", program)
     assert engine.label == "vllm 0.32.0"
@@ -359,7 +360,7 @@ def test_a_server_ends_with_whatever_stops_the_tasks(
         ShearlingError,
         match=r"^vllm could not serve dying \(exit code 1\): ValueError: Free memory is less",
     ):
-        ServedScorer(open_subject(dying), ServingOptions(engine))
+        ServedScorer(open_subject(dying), ServingOptions(program))
 
 
 def test_engines_that_ask_no_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,10 +14,20 @@ from shearling.commands.options import (
     ModelOptions,
     PlaceOptions,
     Seed,
+    VllmProgram,
     place_of,
     print_result,
+    tell_measured,
+    warn_ignored,
 )
 from shearling.commands.takes import takes_options
+from shearling.errors import ShearlingError
+
+if TYPE_CHECKING:
+    from shearling.data.authors import Author
+    from shearling.model.checkpoint import Checkpoint
+
+ENGINES = ("transformers", "vllm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +55,14 @@ class WriteOptions:
     length: Annotated[int, typer.Option(min=2, help="Tokens in each sequence.")] = 512
     batch: Annotated[
         int | None,
-        typer.Option(min=1, help="Sequences at a time; by default as many as memory allows."),
+        typer.Option(
+            min=1, help="Sequences at a time; by default as many as memory allows, with vllm 64."
+        ),
     ] = None
+    engine: Annotated[
+        str, typer.Option(help="What runs the model: transformers, or vllm on a server.")
+    ] = "transformers"
+    vllm: VllmProgram = None
     bos: Bos = None
     seed: Seed = 0
     place: PlaceOptions
@@ -63,7 +79,6 @@ def write(options: WriteOptions) -> None:
     Goes on by itself if it was stopped. An end of text begins another document.
     """
     from shearling.data.own_text import BYTES, OwnText, OwnTextRun
-    from shearling.engine.ranks import ALONE
     from shearling.files.terminal import progress_bars
     from shearling.model.checkpoint import Checkpoint
     from shearling.pruning.plan import parse_count
@@ -74,7 +89,7 @@ def write(options: WriteOptions) -> None:
         batch=options.batch,
     )  # fmt: skip
     source = Checkpoint.open(options.model.given())
-    run = OwnTextRun(source, wanted, options.output, place_of(source, options.place, ALONE))
+    run = OwnTextRun(source, wanted, options.output, _author(source, options))
     if options.dry_run:
         plan, done = run.begun, run.done
         tokens = plan.sequences * plan.length
@@ -83,11 +98,38 @@ def write(options: WriteOptions) -> None:
             f"would write {plan.sequences:,} sequences of {plan.length:,} tokens, {plan.batch:,} "
             f"at a time, {done:,} of them done already: about {tokens * BYTES / 1e6:,.1f} MB"
         ]
-        print_result(described, options.as_json, [*lines, *run.place.lines()])
+        print_result(described, options.as_json, [*lines, *run.author.lines()])
         return
     with progress_bars() as progress:
         written = run.write(progress)
     print_result(written, options.as_json, _lines(written, options))
+
+
+def _author(source: Checkpoint, options: WriteOptions) -> Author:
+    """What has the model write, on the engine that was named."""
+    from shearling.data.authors import ResidentAuthor
+    from shearling.engine.devices import measured_on
+    from shearling.engine.ranks import ALONE
+
+    if options.engine not in ENGINES:
+        raise ShearlingError(
+            f"--engine {options.engine} was given, but text is written with "
+            f"{' or '.join(ENGINES)}; give one of these."
+        )
+    if options.engine == "transformers":
+        warn_ignored({"--vllm": options.vllm}, "it is for --engine vllm")
+        return ResidentAuthor(place_of(source, options.place, ALONE))
+    from shearling.evaluate.engines.serving import AT_A_TIME, ServingOptions
+    from shearling.evaluate.engines.vllm import Vllm
+    from shearling.evaluate.engines.vllm_author import VllmAuthor
+
+    asked = options.place
+    ignored = {"--memory": asked.memory, "--stream": asked.stream}
+    warn_ignored(ignored, "vllm decides for itself what it holds where")
+    device, dtype = measured_on(asked.device, asked.dtype, [source.parameters], ours=False)
+    tell_measured(asked.device, device, dtype)
+    engine = Vllm(options.vllm)
+    return VllmAuthor(ServingOptions(engine.program, device, dtype, options.batch or AT_A_TIME))
 
 
 def _lines(written: dict[str, Any], options: WriteOptions) -> list[str]:

@@ -25,13 +25,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shearling.data.authors import Author, ResidentAuthor
 from shearling.data.documents import documents
 from shearling.data.results import OwnTextPlan
 from shearling.data.seeds import folded
 from shearling.data.starts import TextStarts
 from shearling.engine.place import Place
-from shearling.engine.sampling import sequences_at_once, writing
-from shearling.engine.stream import BlockStream
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
 from shearling.files.reading import read_json
@@ -80,16 +79,16 @@ class OwnTextRun:
         source: the model.
         wanted: what is to be written.
         output: the file; what is done waits in a directory beside it.
-        place: where the model runs.
+        author: what has the model write.
 
     Raises:
-        ShearlingError: a model that is not in memory as a whole, sequences longer than it reads,
+        ShearlingError: a model that the author cannot have write, sequences longer than it reads,
             beginnings that cannot be, an output that is taken or was begun otherwise.
     """
 
-    def __init__(self, source: Checkpoint, wanted: OwnText, output: Path, place: Place) -> None:
+    def __init__(self, source: Checkpoint, wanted: OwnText, output: Path, author: Author) -> None:
         """Check all that can be checked before any work is done."""
-        self.source, self.wanted, self.output, self.place = source, wanted, output, place
+        self.source, self.wanted, self.output, self.author = source, wanted, output, author
         self.kept_in = output.with_name(f"{output.name}.unfinished")
         self._check()
         texts = () if wanted.begin_from is None else documents(wanted.begin_from)
@@ -109,7 +108,7 @@ class OwnTextRun:
             version=OwnTextPlan.VERSION, model=source.name, fingerprint=source.fingerprint,
             sequences=wanted.sequences, length=wanted.length, seed=wanted.seed,
             head=self.openings.head, template=wanted.template, text_sha256=digest,
-            batch=wanted.batch or self._batch(),
+            batch=wanted.batch or self._batch(), engine=author.engine,
         )  # fmt: skip
 
     def _check(self) -> None:
@@ -121,12 +120,7 @@ class OwnTextRun:
             )
         if output.exists() and not self.kept_in.is_dir():
             raise ShearlingError(f"output {output} exists; name a new file, or remove it.")
-        if self.place.weights != "resident":
-            raise ShearlingError(
-                f"{source.name} takes {source.bytes / 1e9:.1f} GB and is not held in memory here, "
-                "but every token that is written takes all of it; free some memory, or try "
-                "--dtype bfloat16 or another device."
-            )
+        self.author.check(source)
         limit = getattr(source.config, "max_position_embeddings", None)
         if limit is not None and self.wanted.length > limit:
             raise ShearlingError(
@@ -135,8 +129,8 @@ class OwnTextRun:
             )
 
     def _batch(self) -> int:
-        """Sequences at a time: as many as memory allows, about as many each time."""
-        most = sequences_at_once(self.source, self.place, self.wanted.length)
+        """Sequences at a time: as many as the author takes, about as many each time."""
+        most = self.author.at_once(self.source, self.wanted.length)
         return -(-self.wanted.sequences // -(-self.wanted.sequences // most))
 
     @cached_property
@@ -206,7 +200,7 @@ class OwnTextRun:
 
     def _write_batches(self, plan: OwnTextPlan, progress: Progress) -> None:
         total = plan.sequences * plan.length
-        with writing(BlockStream(self.source, self.place)) as write_batch:
+        with self.author.writing(self.source, plan.length, plan.batch) as write_batch:
             for first in range(self.done, plan.sequences, plan.batch):
                 behind = min(first + plan.batch, plan.sequences)
                 ids_BS, at_BT = self.batch(first, behind)
@@ -262,7 +256,7 @@ def read_plan(file: Path) -> OwnTextPlan:
 
 
 def write_own_text(
-    source: Checkpoint, wanted: OwnText, output: Path, *, place: Place | None = None,
+    source: Checkpoint, wanted: OwnText, output: Path, *, author: Author | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:  # fmt: skip
     """Have a model write text; see :class:`OwnTextRun`.
@@ -271,7 +265,9 @@ def write_own_text(
         source: the model.
         wanted: what is to be written.
         output: a new .jsonl file, or that of a run to go on with.
-        place: where the model runs; chosen by the memory that is free, if not given.
+        author: what has the model write; by default the model in this process, at a place chosen
+            by the memory that is free.
         progress: told the tokens done.
     """
-    return OwnTextRun(source, wanted, output, place or Place.best(source)).write(progress)
+    author = author or ResidentAuthor(Place.best(source))
+    return OwnTextRun(source, wanted, output, author).write(progress)

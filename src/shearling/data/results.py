@@ -121,6 +121,7 @@ class OwnTextPlan(OwnFile):
     template: bool = entry("whether these are a chat template's")
     text_sha256: str | None = entry("of the text that lends beginnings", absent=None)
     batch: int = entry("sequences written at a time")
+    engine: str = entry("transformers or vllm", absent="transformers")
 
     def __post_init__(self) -> None:
         """Refuse another version, and what cannot be written."""

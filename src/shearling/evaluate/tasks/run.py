@@ -165,9 +165,14 @@ class TaskRunner:
         from shearling.evaluate.tasks.harness import Scorer, quiet
 
         if self.engine.served:
-            from shearling.evaluate.tasks.served import AT_A_TIME, ServedScorer, ServingOptions
+            from shearling.evaluate.engines.serving import AT_A_TIME, ServingOptions
+            from shearling.evaluate.tasks.served import ServedScorer
 
-            options = ServingOptions(self.engine, self.dtype, self.batch or AT_A_TIME, self.seed)
+            assert self.engine.program is not None
+            options = ServingOptions(
+                self.engine.program, self.engine.device, self.dtype, self.batch or AT_A_TIME,
+                self.seed,
+            )  # fmt: skip
             with quiet():
                 return ServedScorer(subject, options, progress=progress)
         model, tokenizer = load()

@@ -8,10 +8,8 @@ that comes before and after is the same code that runs a model in this process.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,32 +18,18 @@ from typing import Any
 import torch
 
 from shearling.errors import ShearlingError, in_words
-from shearling.evaluate.engines.base import ITEMSIZE, Candidate, candidate_of
-from shearling.evaluate.engines.vllm_server import VllmServer, quiet_environment
-from shearling.evaluate.tasks.engine import TaskEngine
+from shearling.evaluate.engines.base import candidate_of
+from shearling.evaluate.engines.serving import Question, ServingOptions, ask_all, written_tokens
+from shearling.evaluate.engines.vllm_server import VllmServer
 from shearling.evaluate.tasks.harness import CountedLM
 from shearling.files.progress import Progress, silent
 from shearling.model.loading import load_config
 from shearling.model.subject import OpenedModel
 
-AT_A_TIME = 64  # requests, unless a number is given
 CONTEXT = 4096  # tokens of a sequence that a server is made for, until a request is longer
 CHUNK = 4096  # requests that lm-eval hands over at once; its padded prompts are held together
-GPU_SHARE = 0.85  # of its memory; log-likelihoods of whole prompts need some beside the cache
-_TYPICAL = 1024  # tokens of a sequence, for which a CPU's KV cache has room
-_GIB = 2**30
 # What a task may ask of sampling, by the names that both sides share.
 _SAMPLING = ("top_p", "top_k", "min_p", "repetition_penalty")
-
-
-@dataclass(frozen=True)
-class ServingOptions:
-    """How a model is served: by which engine, in which type, and how much at a time."""
-
-    engine: TaskEngine
-    dtype: str = "float32"
-    at_a_time: int = AT_A_TIME
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,7 +68,7 @@ class ServedScorer(CountedLM):
     def _loglikelihood_tokens(
         self, requests: Any, disable_tqdm: bool = True, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        asked: list[tuple[Mapping[str, Any], Callable[[Any], Any]]] = []
+        asked: list[Question] = []
         for _, context, answer in requests:
             assert answer, "an answer without tokens cannot be scored"
             self._check_answer(answer)
@@ -113,7 +97,7 @@ class ServedScorer(CountedLM):
         }
         prompts = [row[kept].tolist() for row, kept in zip(context, mask, strict=True)]
         written = self._asked_of_server(
-            [(asked | {"prompt": prompt}, _written_tokens) for prompt in prompts]
+            [(asked | {"prompt": prompt}, written_tokens) for prompt in prompts]
         )
         longest = max(map(len, written))
         assert self.tokenizer is not None
@@ -124,23 +108,12 @@ class ServedScorer(CountedLM):
     def _detect_batch_size(self, requests: Any = None, pos: int = 0) -> int:
         return CHUNK
 
-    def _asked_of_server(
-        self, requests: Sequence[tuple[Mapping[str, Any], Callable[[Any], Any]]]
-    ) -> list[Any]:
+    def _asked_of_server(self, questions: Sequence[Question]) -> list[Any]:
         """What is read from the answer to each request, in their order."""
-        longest = max(len(body["prompt"]) + body["max_tokens"] for body, _ in requests)
+        longest = max(len(body["prompt"]) + body["max_tokens"] for body, _ in questions)
         server = self._server_for(longest)
-        self._count(len(requests), len(requests))
-        pool = ThreadPoolExecutor(self._options.at_a_time, thread_name_prefix="vllm")
-        try:
-            futures = [pool.submit(_ask, server, body, read) for body, read in requests]
-            for future in as_completed(futures):
-                future.result()
-                self._advance(1)
-            return [future.result() for future in futures]
-        finally:
-            # Those that are on their way end with the server, which whoever failed will close.
-            pool.shutdown(wait=False, cancel_futures=True)
+        self._count(len(questions), len(questions))
+        return ask_all(server, questions, self._options.at_a_time, lambda: self._advance(1))
 
     def _server_for(self, longest: int) -> VllmServer:
         """The server that runs, or a new one if it is made for shorter sequences."""
@@ -149,12 +122,7 @@ class ServedScorer(CountedLM):
         self.close()
         self._context = min(self.max_length, max(CONTEXT, 2 ** math.ceil(math.log2(longest))))
         self._listen("starting vllm", 0, 1)
-        options = self._options
-        assert options.engine.program is not None
-        server = VllmServer(
-            options.engine.program, self._candidate, _arguments(options, self._context),
-            _environment(options, self._candidate, self._context),
-        )  # fmt: skip
+        server = self._options.server(self._candidate, self._context)
         self._server = server.__enter__()
         self._listen("starting vllm", 1, 1)
         return server
@@ -191,19 +159,6 @@ class ServedScorer(CountedLM):
         return chosen
 
 
-def _ask(server: VllmServer, body: Mapping[str, Any], read: Callable[[Any], Any]) -> Any:
-    """What ``read`` makes of the best of the server's answers to one request."""
-    with server.posted(server.written(body)) as answer:
-        choices = json.loads(answer.read())["choices"]
-    try:
-        return read(min(choices, key=lambda choice: choice["index"]))
-    except (LookupError, TypeError, ValueError) as error:
-        missing = "prompt_logprobs" if "prompt_logprobs" in body else "token_ids"
-        raise server.failed(
-            f"its answer has no {missing} that can be read; vllm 0.11 and newer give them"
-        ) from error
-
-
 def _likelihood(choice: Any, prompt: Sequence[int], length: int) -> tuple[float, bool]:
     """Log-likelihood (nats) of a prompt's last tokens, and whether each was the likeliest."""
     total, greedy = 0.0, True
@@ -217,10 +172,6 @@ def _likelihood(choice: Any, prompt: Sequence[int], length: int) -> tuple[float,
     return total, greedy
 
 
-def _written_tokens(choice: Any) -> list[int]:
-    return [int(token) for token in choice["token_ids"]]
-
-
 def _generation_defaults(path: Path, config: Any) -> Any:
     """What transformers' ``generate`` takes where it is told nothing else."""
     from transformers import GenerationConfig
@@ -230,25 +181,3 @@ def _generation_defaults(path: Path, config: Any) -> Any:
         with in_words(lambda why: f"{file} is refused by transformers: {why}; repair it."):
             return GenerationConfig.from_pretrained(path, local_files_only=True)
     return GenerationConfig.from_model_config(config)
-
-
-def _arguments(options: ServingOptions, context: int) -> list[str]:
-    """Further options of ``vllm serve``."""
-    arguments = [
-        "--dtype", options.dtype, "--max-model-len", str(context),
-        "--max-num-seqs", str(options.at_a_time), "--seed", str(options.seed),
-        "--generation-config", "vllm",  # each request says all of it
-    ]  # fmt: skip
-    if options.engine.device != "cpu":
-        arguments += ["--gpu-memory-utilization", f"{GPU_SHARE:.3f}"]
-    return arguments
-
-
-def _environment(options: ServingOptions, candidate: Candidate, context: int) -> dict[str, str]:
-    """On a CPU it is told how much cache to set aside; what does not fit waits its turn."""
-    environment = quiet_environment(options.engine.device)
-    if options.engine.device == "cpu":
-        tokens = max(context, options.at_a_time * min(context, _TYPICAL))
-        size = candidate.cache_elements * tokens * ITEMSIZE[options.dtype]
-        environment["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, math.ceil(1.25 * size / _GIB)))
-    return environment
