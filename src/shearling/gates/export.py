@@ -7,7 +7,7 @@ cut to the units whose gates are highest, as any checkpoint is, proof included.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shearling.data.store import Store
 from shearling.engine.place import Place
 from shearling.engine.stream import BlockStream
 from shearling.files.progress import Progress, silent
@@ -33,9 +32,9 @@ from shearling.repair.refit import refit
 from shearling.table.values import Keep
 from shearling.train.finish import looks_at, manifest, move_into, save
 from shearling.train.log import read as read_log
-from shearling.train.parallel import World
 from shearling.train.reference import measure
 from shearling.train.results import Look
+from shearling.train.setup import Training
 
 RUN = "learning"  # in the output directory: checkpoints, logs and what the report shows
 FILE = "learning.json"
@@ -43,28 +42,21 @@ BINS = 20
 
 
 def export(
-    source: Checkpoint, model: nn.Module, learner: Learner, log: Path, output: Path,
-    options: LearnOptions, store: Store, ids_NS: Tensor,
-    reference: Mapping[str, float] | None, world: World, progress: Progress,
-    notify: Callable[[str], None],
-) -> None:  # fmt: skip
+    training: Training, model: nn.Module, learner: Learner, log: Path, output: Path, ids_NS: Tensor
+) -> None:
     """Write the cut model into ``output``, with its manifest and what the report shows.
 
     All ranks have to call this; the first one writes.
 
     Args:
-        source: what was trained.
+        training: the run, whose store's held-out part decides whether a repair is kept.
         model: live, gates attached.
         learner: of those gates.
         log: the folder of the run's log.
         output: holds ``learning/``.
-        options: the run's.
-        store: the data, whose held-out part decides whether a repair is kept.
         ids_NS: tokens for the repair.
-        reference: losses that a dynamic mix followed.
-        world: ranks.
-        progress, notify: told how far this is; told what a user should know.
     """
+    source, world = training.source, training.world
     learner.finish()
     name = output.resolve().name
     whole, staging = output / RUN / "gated", output / RUN / ".model.partial"
@@ -75,33 +67,43 @@ def export(
     looks = looks_at([log])
     # Of the trained model before the cut, whose child the result is.
     told = manifest(
-        "learn", f"{source.name}-gated", source, Checkpoint.open(whole), options, store, looks
-    )
+        "learn", f"{source.name}-gated", source, Checkpoint.open(whole), training.options,
+        training.store, looks,
+    )  # fmt: skip
     write_json(whole / MANIFEST, replace(told, probability_lost=lost, files=files).to_json())
     missed = {axis: share for axis, share in lost.items() if share > 0.02}
     if missed:
-        notify(
+        training.notify(
             "the gates had not settled when the run ended: the cut closes gates that hold "
             + ", ".join(f"{share:.0%} of what was open of {axis}" for axis, share in missed.items())
             + "; more tokens, or a smaller rise, would let them settle."
         )
     shutil.rmtree(staging, ignore_errors=True)
     gated = Checkpoint.open(whole)
-    cut_model = cut(gated, keep, staging, progress=progress)
-    if options.refit:
-        cut_model = _repaired(
-            source, gated, keep, cut_model, store, options, ids_NS, progress, notify
-        )
+    cut_model = cut(gated, keep, staging, progress=training.progress)
+    if _options(training).refit:
+        cut_model = _repaired(training, gated, keep, cut_model, ids_NS)
     made = ModelManifest.load(staging)  # of a cut, which was made under another name
     assert made is not None, "cut wrote it"
     write_json(staging / MANIFEST, replace(made, model=replace(made.model, name=name)).to_json())
     write_json(
         output / RUN / FILE,
-        _history(cut_model, learner, log, keep, looks, name)
-        | {"reference": dict(reference) if reference and options.mix == "dynamic" else None},
+        _history(cut_model, learner, log, keep, looks, name) | {"reference": _followed(training)},
     )
     shutil.rmtree(whole)
     move_into(output, staging)
+
+
+def _options(training: Training) -> LearnOptions:
+    options = training.options
+    assert isinstance(options, LearnOptions)
+    return options
+
+
+def _followed(training: Training) -> dict[str, float] | None:
+    """Losses that a dynamic mix followed."""
+    dynamic = training.options.mix == "dynamic"
+    return dict(training.reference) if training.reference and dynamic else None
 
 
 def _cut_and_repair(
@@ -119,24 +121,26 @@ def _cut_and_repair(
 
 
 def _repaired(
-    source: Checkpoint, gated: Checkpoint, keep: Keep, plain: Checkpoint, store: Store,
-    options: LearnOptions, ids_NS: Tensor, progress: Progress, notify: Callable[[str], None],
-) -> Checkpoint:  # fmt: skip
+    training: Training, gated: Checkpoint, keep: Keep, plain: Checkpoint, ids_NS: Tensor
+) -> Checkpoint:
     """The better on held-out text of the plain cut and a repaired one, where the plain one is."""
     place = plain.path.with_name(".repaired.partial")
     shutil.rmtree(place, ignore_errors=True)
     with torch.inference_mode():
-        other = _cut_and_repair(gated, keep, place, ids_NS, reference=source, progress=progress)
-    before, after = (_mean(measure(each, store, options.eval_sequences)) for each in (plain, other))
+        other = _cut_and_repair(
+            gated, keep, place, ids_NS, reference=training.source, progress=training.progress
+        )
+    sequences = training.options.eval_sequences
+    before, after = (_mean(measure(each, training.store, sequences)) for each in (plain, other))
     if after < before:
         shutil.rmtree(plain.path)
         place.replace(plain.path)
-        notify(
+        training.notify(
             f"the repair after the cut takes the held-out loss from {before:.4f} to {after:.4f}."
         )
         return Checkpoint.open(plain.path)
     shutil.rmtree(place)
-    notify(
+    training.notify(
         f"a repair after the cut would take the held-out loss from {before:.4f} to {after:.4f}, "
         "and is left out."
     )

@@ -114,10 +114,7 @@ def _by_gates(
     running.run()
     if running.stopped:  # at its last step too: what is left takes its time
         return Healed(None, running.step, running.steps)
-    export(
-        source, model, learner, running.folder, output, options, training.store, ids_NS,
-        training.reference, world, training.progress, training.notify,
-    )  # fmt: skip
+    export(training, model, learner, running.folder, output, ids_NS)
     return Healed(Checkpoint.open(output) if world.first else None, running.step, running.steps)
 
 
