@@ -4,7 +4,8 @@
         [--output FILE] [--limit SECONDS] [--jobs N] [--tokens N] [--only NAME,...] [--device cuda]
     python benchmarks/headline.py --model MODEL --store STORE --texts DIR --scratch DIR --reduced
     python benchmarks/headline.py --tiny          # a small random model on a CPU, two minutes
-    python benchmarks/headline.py --plot          # docs/headline.svg and the table of its page
+    python benchmarks/headline.py --plot          # docs/headline.svg and the table of its page;
+                                                  # with --reduced from the reduced runs
 
 A run is a cut (``shearling prune``) or gates (``shearling learn``), then ``shearling heal``, then
 ``shearling eval``, each a command line of its own, as a user gives it; headline_runs.py has them
@@ -315,10 +316,11 @@ def main() -> None:
     parser.add_argument("--plot", action="store_true", help="draw what there are results of")
     given = parser.parse_args()
     started = time.perf_counter()
+    file = "headline_reduced.json" if given.reduced else "headline.json"
     if given.plot:
         from plot_headline import main as plot
 
-        plot(given.output or RESULTS / "headline.json", Path(__file__).parents[1] / "docs")
+        plot(given.output or RESULTS / file, Path(__file__).parents[1] / "docs")
         return
     with tempfile.TemporaryDirectory() as temporary:
         scratch = given.scratch or Path(temporary)
@@ -341,7 +343,6 @@ def main() -> None:
             threads=1 if given.reduced else 2,
         )  # fmt: skip
         signal.signal(signal.SIGTERM, lambda *_: machine.hurry())
-        file = "headline_reduced.json" if given.reduced else "headline.json"
         output = given.output or (scratch if given.tiny else RESULTS) / file
         work(bench, machine, given.only.split(",") if given.only else None, output)
         if given.tiny and output.exists():
