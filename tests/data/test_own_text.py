@@ -209,7 +209,7 @@ def test_outputs_that_are_taken(plain: Path, tmp_path: Path) -> None:
     with pytest.raises(ShearlingError, match="written as .jsonl"):
         run(plain, tmp_path / "own.txt")
     with pytest.raises(ShearlingError, match="not held in memory"):
-        OwnTextRun(checkpoint, OwnText(tokens=9), output, place(resident=False))
+        OwnTextRun(checkpoint, OwnText(tokens=9), output, ResidentAuthor(place(resident=False)))
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
