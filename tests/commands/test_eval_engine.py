@@ -15,8 +15,7 @@ pytest.importorskip("lm_eval", reason="lm-eval is not installed")
 import fake_engines
 from shearling.commands.eval import evaluate
 from shearling.errors import ShearlingError
-from shearling.evaluate.engines import vllm_server
-from shearling.evaluate.tasks import served
+from shearling.evaluate.engines import serving, vllm_server
 from tiny_tokenizer import write_llama
 from vllm_stand_in import StandIn
 
@@ -52,7 +51,7 @@ def test_tasks_through_vllm_come_first_and_say_so(
     run: Callable[..., Result], place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vllm_server, "_ASK_SECONDS", 0.02)
-    monkeypatch.setattr(served, "VllmServer", StandIn)
+    monkeypatch.setattr(serving, "VllmServer", StandIn)
     program = fake_engines.vllm(tmp_path / "vllm")
     text = ("--text", place / "sheep.txt", "--window", 16, "--max-windows", 1)
     asked = ("--tasks", place / "flock.jsonl", *text, "--engine", "vllm", "--vllm", program)
