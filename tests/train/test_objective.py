@@ -58,9 +58,7 @@ def trainable(path: Path) -> Any:
     return naive.stock(path).requires_grad_(True)
 
 
-@pytest.mark.parametrize("ours", [False, True])
-def test_text(models: Models, variant: str, ours: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shearling.train.objective, "preferred", lambda: ours)
+def test_text(models: Models, variant: str) -> None:
     model, (ids_BS, labels_BS) = trainable(models(variant)), batch()
     plain = Checkpoint.open(models(variant)).plain_head
     assert plain == (variant not in ("gemma2", "granite", "granitemoehybrid", "cohere2"))
@@ -141,23 +139,6 @@ def test_chunks_are_the_whole(bias: bool, monkeypatch: pytest.MonkeyPatch) -> No
     for leaf, other in zip(leaves, others, strict=True):
         if leaf is not None and other is not None:
             torch.testing.assert_close(leaf.grad, other.grad, rtol=1e-12, atol=1e-12)
-
-
-def test_a_torch_without_linear_cross_entropy(
-    models: Models, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shearling.train.objective, "preferred", lambda: False)
-    ids_BS, labels_BS = batch()
-    losses, grads = [], []
-    for missing in (False, True):
-        if missing:
-            monkeypatch.delattr(functional, "linear_cross_entropy", raising=False)
-        model = trainable(models("llama"))
-        loss = Objective(model, plain_head=True)(ids_BS, labels_BS)
-        losses.append(loss.item())
-        grads.append(gradients(loss, model))
-    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
-    require_same(*grads)
 
 
 def test_heads_gradients_add_up_in_float32_under_autocast() -> None:
