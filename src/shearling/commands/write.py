@@ -119,17 +119,16 @@ def _author(source: Checkpoint, options: WriteOptions) -> Author:
     if options.engine == "transformers":
         warn_ignored({"--vllm": options.vllm}, "it is for --engine vllm")
         return ResidentAuthor(place_of(source, options.place, ALONE))
-    from shearling.evaluate.engines.serving import AT_A_TIME, ServingOptions
-    from shearling.evaluate.engines.vllm import Vllm
+    from shearling.evaluate.engines.serving import ServingOptions
     from shearling.evaluate.engines.vllm_author import VllmAuthor
+    from shearling.evaluate.engines.vllm_server import find_vllm
 
     asked = options.place
     ignored = {"--memory": asked.memory, "--stream": asked.stream}
     warn_ignored(ignored, "vllm decides for itself what it holds where")
     device, dtype = measured_on(asked.device, asked.dtype, [source.parameters], ours=False)
     tell_measured(asked.device, device, dtype)
-    engine = Vllm(options.vllm)
-    return VllmAuthor(ServingOptions(engine.program, device, dtype, options.batch or AT_A_TIME))
+    return VllmAuthor(ServingOptions(find_vllm(options.vllm), device, dtype))
 
 
 def _lines(written: dict[str, Any], options: WriteOptions) -> list[str]:

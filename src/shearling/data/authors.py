@@ -5,8 +5,7 @@ Shapes: B sequences of S tokens.
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -69,11 +68,11 @@ class ResidentAuthor:
         """As many sequences as memory allows."""
         return sequences_at_once(source, self.place, length)
 
-    @contextmanager
-    def writing(self, source: Checkpoint, length: int, batch: int) -> Generator[Writer]:
+    def writing(
+        self, source: Checkpoint, length: int, batch: int
+    ) -> AbstractContextManager[Writer]:
         """The model, opened once for all batches."""
-        with writing(BlockStream(source, self.place)) as write_batch:
-            yield write_batch
+        return writing(BlockStream(source, self.place))
 
     def lines(self) -> list[str]:
         """What its place says."""

@@ -251,9 +251,9 @@ def in_chunks(
 
     Differentiable in the first three. Nothing but one chunk's logits is ever in memory.
     """
-    if h_TD.device.type == "cpu":
-        return _InChunks.apply(loss, CHUNK, h_TD, weight_VD, bias_V, *others)
-    size = max(CHUNK, LOGITS_BYTES // (4 * len(weight_VD)))
+    size = CHUNK
+    if h_TD.device.type != "cpu":
+        size = max(CHUNK, LOGITS_BYTES // (4 * len(weight_VD)))
     if torch.is_grad_enabled():
         return _InChunks.apply(loss, size, h_TD, weight_VD, bias_V, *others)
     split = [each.split(size) for each in (h_TD, *others)]
