@@ -2,6 +2,7 @@
 
     python benchmarks/headline.py --model MODEL --store STORE --texts DIR --scratch DIR
         [--output FILE] [--limit SECONDS] [--jobs N] [--tokens N] [--only NAME,...] [--device cuda]
+        [--dtype bfloat16] [--real WINDOWS]
     python benchmarks/headline.py --model MODEL --store STORE --texts DIR --scratch DIR --reduced
     python benchmarks/headline.py --tiny          # a small random model on a CPU, two minutes
     python benchmarks/headline.py --plot          # docs/headline.svg and the table of its page;
@@ -86,6 +87,7 @@ class Bench:
     paths: Paths
     scale: Scale
     device: str
+    dtype: str = "auto"  # what training computes its products in
 
     def argv(self, command: Command, output: Path, cut: Path | None = None) -> tuple[str, ...]:
         """A command's words with what stands for paths in them."""
@@ -95,7 +97,9 @@ class Bench:
             "REFERENCE": str(self.paths.reference),
         }  # fmt: skip
         words = (places.get(word, word) for word in command.words)
-        return (*words, "--output", str(output), "--device", self.device)
+        trains = command.words[0] in ("learn", "heal")
+        dtype = ("--dtype", self.dtype) if trains and self.dtype != "auto" else ()
+        return (*words, "--output", str(output), "--device", self.device, *dtype)
 
     def jobs(self, wanted: list[str], table: dict[str, Run]) -> list[Job]:
         """What has to be done for some runs, in an order in which it can be."""
@@ -187,6 +191,7 @@ class Results:
         settings = {
             "tokens": scale.tokens, "tokens_a_step": scale.step, "length": scale.length,
             "sequences": scale.sequences, "windows": scale.windows, "jobs": self.machine.most_jobs,
+            "dtype": self.bench.dtype,
         }  # fmt: skip
         found = known.get("runs", {})
         if name in self.table:
@@ -311,6 +316,8 @@ def main() -> None:
     parser.add_argument("--most", type=float, default=900, help="seconds for one run")
     parser.add_argument("--rate", type=float, help="tokens a second that the device is thought of")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--real", type=int, help="windows, where nothing that is written is read")
+    parser.add_argument("--dtype", default="auto", help="of training's products")
     parser.add_argument("--tiny", action="store_true", help="a small model, to try the script")
     parser.add_argument("--reduced", action="store_true", help="what two cores give in two hours")
     parser.add_argument("--plot", action="store_true", help="draw what there are results of")
@@ -335,8 +342,12 @@ def main() -> None:
                 parser.error("give --model, --store and --texts, or --tiny")
             scale, device = (REDUCED, "cpu") if given.reduced else (Scale(), given.device)
             model, store, texts = given.model, given.store, given.texts
-        changed = {k: v for k in ("tokens", "micro") if (v := getattr(given, k)) is not None}
-        bench = Bench(Paths(model, store, texts, scratch), replace(scale, **changed), device)
+        changed = {
+            k: v for k in ("tokens", "micro", "real") if (v := getattr(given, k)) is not None
+        }
+        bench = Bench(
+            Paths(model, store, texts, scratch), replace(scale, **changed), device, given.dtype
+        )
         machine = Machine(
             scratch / "logs", given.jobs or (2 if device == "cpu" else 6), started + given.limit,
             given.most, given.rate or (2_000 if given.tiny else 50 if given.reduced else 300_000),

@@ -172,9 +172,22 @@ def _first(scale: Scale, size: str) -> Iterator[tuple[str, Run]]:
 
 
 def _rest(scale: Scale, size: str) -> Iterator[tuple[str, Run]]:
+    fifth = replace(scale, tokens=scale.tokens // 5)
+    distil = ("--recipe", "distill", "--teacher", "MODEL", f"lr={scale.rate}")
     both = ("--recipe", "distill", "--teacher", "MODEL", f"lr={scale.rate}", "text_share=0.5")
     yield "depth", _cut(scale, size, "depth", "depth repaired, CPT")
     yield "ours-real", _cut(scale, size, "ours-real", "ours, real text alone, CPT")
+    if scale.real * scale.window + scale.step <= fifth.tokens:  # something is left for healing
+        title = "ours, real text alone, a fifth of the tokens"
+        yield "ours-real-fifth", _cut(fifth, size, "ours-real", title)
+    yield (
+        "ours-real-distilled",
+        _cut(scale, size, "ours-real", "ours, real text alone, distilled", distil, 1.7),
+    )
+    yield (
+        "ours-real-both",
+        _cut(scale, size, "ours-real", "ours, real text alone, distilled and text", both, 1.7),
+    )
     yield "depth-real", _cut(scale, size, "depth-real", "depth repaired on real text, CPT")
     yield "ours-both", _cut(scale, size, "ours", "ours, distilled and text", both, 1.7)
     yield "warm", _gated(scale, size, "warm", "gates from scores")
