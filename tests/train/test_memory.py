@@ -14,11 +14,20 @@ from typer.testing import CliRunner
 import naive
 from shearling import cli
 from shearling.data.store import Store
+from shearling.engine.ranks import Ranks
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
-from shearling.train import setup
+from shearling.train import memory, parallel, setup
 from shearling.train.device import Numbers
-from shearling.train.memory import SHARE, MemoryBudget, fit, standing, token_bytes
+from shearling.train.memory import (
+    CONTEXT_BYTES,
+    SHARE,
+    MemoryBudget,
+    fit,
+    free_on_gpu,
+    standing,
+    token_bytes,
+)
 from shearling.train.options import Options
 from shearling.train.setup import Training, planned
 
@@ -88,7 +97,9 @@ def test_what_is_too_large_is_refused_with_what_would_do(model: Checkpoint) -> N
 def card(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """A GPU that is not there, and its free bytes."""
     free = {"bytes": 80 * GB}
-    monkeypatch.setattr(setup, "free_on_gpu", lambda device: free["bytes"])
+    monkeypatch.setattr(
+        setup, "free_on_gpu", lambda device, allowed: min(free["bytes"], allowed or 10**15)
+    )
     return free
 
 
@@ -131,7 +142,44 @@ def test_a_dry_run_says_what_fits_and_refuses_nothing(
         ran = CliRunner().invoke(cli.app, command)
         assert ran.exit_code == 0, ran.output
         assert "sequences at a time fit there" in ran.stdout
-        card["bytes"] = 4 * GB
-        ran = CliRunner().invoke(cli.app, command)
-        assert ran.exit_code == 0, ran.output
-        assert "does not fit here: " in ran.stdout
+        for less, options in ((4 * GB, []), (80 * GB, ["--memory", "4GB"])):
+            card["bytes"] = less
+            ran = CliRunner().invoke(cli.app, [*command, *options])
+            assert ran.exit_code == 0, ran.output
+            assert "does not fit here: 4.0 GB are free" in ran.stdout
+
+
+def test_what_is_allowed_of_a_card_counts_what_the_process_holds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    free = {"bytes": 50 * GB}
+    monkeypatch.setattr(memory, "free_bytes", lambda device: free["bytes"])
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 3 * GB)
+    cuda = torch.device("cuda", 0)
+    assert free_on_gpu(cuda) == 50 * GB
+    assert free_on_gpu(cuda, 20 * GB) == 17 * GB - CONTEXT_BYTES
+    assert free_on_gpu(cuda, 3 * GB) == 0
+    free["bytes"] = GB  # others have the rest
+    assert free_on_gpu(cuda, 20 * GB) == GB
+    assert free_on_gpu(torch.device("cpu"), 20 * GB) is None
+
+
+def test_a_cap_is_kept_from_joining_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[tuple[torch.device, int | None]] = []
+    cuda = torch.device("cuda", 0)
+    monkeypatch.setattr(parallel, "join_ranks", lambda device: Ranks(device=cuda))
+    monkeypatch.setattr(parallel, "hold_to", lambda device, most: held.append((device, most)))
+    assert parallel.join("cuda", 20 * GB).allowed == 20 * GB
+    assert held == [(cuda, 20 * GB)]
+
+
+def test_a_cap_on_a_processor_is_said_to_say_nothing(
+    model: Checkpoint, store: Store, tmp_path: Path
+) -> None:
+    words = ["heal", model.path, "--data", store.path, "--tokens", "1k", "--output", tmp_path / "o"]
+    ran = CliRunner().invoke(
+        cli.app, [*map(str, words), "--device", "cpu", "--memory", "1GB", "batch=8"]
+    )
+    assert ran.exit_code == 0, ran.output
+    assert "--memory is of a GPU, and says nothing here." in ran.stderr

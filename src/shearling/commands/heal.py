@@ -78,12 +78,13 @@ def heal(options: HealOptions) -> None:
     if given.dry_run:
         losses = references(given.reference, teacher, store, training)
         planning = Training(
-            source, store, training, teacher, cache, losses, World(device=own_device(given.device))
-        )
+            source, store, training, teacher, cache, losses,
+            World(device=own_device(given.device), allowed=given.allowed()),
+        )  # fmt: skip
         check(planning, output)
         _print_estimate(planning, given.device, options.as_json)
         return
-    with joined(given.device) as (world, heard):
+    with joined(given.device, given.allowed()) as (world, heard):
         losses = references(given.reference, teacher, store, training, world)
         check(Training(source, store, training, teacher, cache, losses), output)
         tell_device(world, training, given.device)
@@ -119,14 +120,18 @@ def tell_device(world: World, options: Options, asked: str) -> None:
 
 
 @contextmanager
-def joined(device: str = "auto") -> Generator[tuple[World, dict[str, Any]]]:
+def joined(
+    device: str = "auto", allowed: int | None = None
+) -> Generator[tuple[World, dict[str, Any]]]:
     """The ranks of this run, and the listeners of its work: only the first rank speaks."""
     from shearling.engine.ranks import leave
     from shearling.files.progress import silent
     from shearling.files.terminal import progress_bars
     from shearling.train.parallel import join
 
-    world = join(device)
+    world = join(device, allowed)
+    if allowed is not None and world.device.type == "cpu" and world.first:
+        note("--memory is of a GPU, and says nothing here.")
     try:
         with progress_bars() if world.first else nullcontext(silent) as progress:
             notify = warn if world.first else lambda sentence: None

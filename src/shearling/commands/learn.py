@@ -101,12 +101,13 @@ def learn(options: LearnCommandOptions) -> None:
     if given.dry_run:
         losses = references(given.reference, teacher, store, learning)
         planning = Training(
-            source, store, learning, teacher, None, losses, World(device=own_device(given.device))
-        )
+            source, store, learning, teacher, None, losses,
+            World(device=own_device(given.device), allowed=given.allowed()),
+        )  # fmt: skip
         check(planning, after, output)
         _print_plan(planning, after, distilled, given.device, options.as_json)
         return
-    with joined(given.device) as (world, heard):
+    with joined(given.device, given.allowed()) as (world, heard):
         losses = references(given.reference, teacher, store, learning, world)
         check(Training(source, store, learning, teacher, None, losses), after, output)
         tell_device(world, learning, given.device)

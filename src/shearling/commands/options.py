@@ -63,6 +63,10 @@ Precision = Annotated[
         "--dtype", help="What is computed in: auto (bfloat16 on a GPU), float32 or bfloat16."
     ),
 ]
+CardMemory = Annotated[
+    str | None,
+    typer.Option("--memory", help="Of a GPU's memory, use at most this, such as 20GB."),
+]
 MeasuredIn = Annotated[
     str,
     typer.Option(
@@ -149,10 +153,15 @@ class TrainingOptions:
     reference: References = None
     device: Computer = "auto"
     dtype: Precision = "auto"
+    memory: CardMemory = None
     bos: Bos = None
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it would take, and train nothing.")
     ] = False
+
+    def allowed(self) -> int | None:
+        """Bytes of a GPU that may be used at most."""
+        return None if self.memory is None else size_in_bytes(self.memory, "--memory")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,9 +176,7 @@ class PlaceOptions:
             "more on a GPU, else float32), float32 or bfloat16."
         ),
     ] = "auto"
-    memory: Annotated[
-        str | None, typer.Option(help="Of a GPU's memory, use at most this, such as 20GB.")
-    ] = None
+    memory: CardMemory = None
     stream: Stream = None
 
     @property

@@ -165,7 +165,9 @@ def _learner(
     told, trained = _told(training, options, after, ids_NS), output / RUN / GATES
     due = world.agreed(world.first and _is_due(file, _made_for(file), told, trained, training))
     if due and options.warm_start:  # all ranks score
-        place = Place.best(source, Wish(device=str(world.device), ranks=world))
+        place = Place.best(
+            source, Wish(device=str(world.device), memory=world.allowed, ranks=world)
+        )
         blocks, units = start.score(source, after, ids_NS, place=place, progress=training.progress)
         start.set_out(bank, blocks, units, options.spread)
     elif due:
@@ -276,7 +278,7 @@ def _by_scores(
                 (TextSource(store.path),), *sizes, options.seed, shares=(), written=0,
                 tokens=windows,
             )  # fmt: skip
-            wish = Wish(device=str(world.device), ranks=world)
+            wish = Wish(device=str(world.device), memory=world.allowed, ranks=world)
             where = Place.best(training.source, wish, repair_need(training.source, text))
             run = Run(training.source, text, place=where, progress=training.progress)
             choice = run.choose(Wanted(after, repaired=options.refit))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from shearling.engine.place import CONTEXT_BYTES
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.memory import free_bytes
@@ -64,12 +65,20 @@ class MemoryBudget:
     gated: bool = False
 
 
-def free_on_gpu(device: torch.device) -> int | None:
-    """Bytes that this process can still take on a GPU; None on a CPU."""
+def free_on_gpu(device: torch.device, allowed: int | None = None) -> int | None:
+    """Bytes that this process can still take on a GPU; None on a CPU.
+
+    Args:
+        device: the GPU.
+        allowed: bytes of it that the process may have at most, with what it has now.
+    """
     if device.type != "cuda":
         return None
     torch.cuda.empty_cache()
-    return free_bytes(str(device))
+    free = free_bytes(str(device))
+    if free is None or allowed is None:
+        return free
+    return min(free, max(0, allowed - CONTEXT_BYTES - torch.cuda.memory_allocated(device)))
 
 
 def fit(source: Checkpoint, options: Options, budget: MemoryBudget) -> Fit:

@@ -20,6 +20,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from shearling.engine.place import hold_to
 from shearling.engine.ranks import Ranks, join_ranks
 
 
@@ -30,9 +31,11 @@ class World(Ranks):
     Attributes:
         mesh: of FSDP: one dimension on one node; (nodes, ranks of a node) on several, so that
             weights are sharded inside a node and replicated between them; None for one process.
+        allowed: bytes of its GPU that each may use at most; None for all that are free.
     """
 
     mesh: DeviceMesh | None = None
+    allowed: int | None = None
 
     def summed(self, number: Tensor) -> Tensor:
         """The sum over ranks of a number on the device, which is not waited for."""
@@ -41,12 +44,15 @@ class World(Ranks):
         return number
 
 
-def join(device: str = "auto") -> World:
+def join(device: str = "auto", allowed: int | None = None) -> World:
     """The world that torchrun describes, or one process alone.
 
-    Arguments and errors are those of :func:`shearling.engine.ranks.join_ranks`.
+    Args and errors are those of :func:`shearling.engine.ranks.join_ranks`; ``allowed`` is kept to
+    from here on.
     """
     ranks = join_ranks(device)
+    if ranks.device.type == "cuda":
+        hold_to(ranks.device, allowed)
     mesh = None
     if ranks.size > 1:
         if ranks.size > ranks.local:
@@ -54,7 +60,7 @@ def join(device: str = "auto") -> World:
         else:
             names, sizes = ("ranks",), (ranks.size,)
         mesh = init_device_mesh(ranks.device.type, sizes, mesh_dim_names=names)
-    return World(ranks.rank, ranks.size, ranks.device, ranks.local, ranks.patient, mesh)
+    return World(ranks.rank, ranks.size, ranks.device, ranks.local, ranks.patient, mesh, allowed)
 
 
 def shard(

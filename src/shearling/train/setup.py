@@ -273,7 +273,7 @@ def planned(training: Training) -> Fit | None:
         ShearlingError: it will not, with what it takes and what would do.
     """
     world, arithmetic, source = training.world, training.numbers, training.source
-    free = free_on_gpu(world.device)
+    free = free_on_gpu(world.device, world.allowed)
     if free is None:
         return None
     divided = 1 if training.options.recipe == "lora" else world.size
@@ -297,7 +297,7 @@ def planned(training: Training) -> Fit | None:
 def fitted(training: Training, *, empty_still: bool, gated: bool) -> Fit:
     """How a step fits in the memory of the rank that has least, told where that decides."""
     world, options = training.world, training.options
-    free = free_on_gpu(world.device)
+    free = free_on_gpu(world.device, world.allowed)
     if free is not None:
         waiting = training.source.parameters * 4 // world.size if empty_still else 0
         free = int(world.least(free - waiting))
