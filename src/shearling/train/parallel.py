@@ -4,8 +4,8 @@ Who the ranks are and how they add up is in :mod:`shearling.engine.ranks`.
 
 Order, which is fixed: the model is built without storage, blocks and the whole are sharded
 (FSDP2), storage is made, weights are read straight from safetensors, each rank its own part.
-The GPU paths (NCCL, bfloat16, HSDP over nodes) were written from documentation and never run; two
-gloo processes on a CPU take the same code in tests.
+Several GPUs (NCCL, HSDP over nodes) were written from documentation and never run; two gloo
+processes on a CPU take the same code in tests.
 """
 
 from __future__ import annotations
