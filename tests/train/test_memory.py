@@ -18,7 +18,7 @@ from shearling.engine.ranks import Ranks
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
 from shearling.train import memory, parallel, setup
-from shearling.train.device import Numbers
+from shearling.train.device import Numbers, described
 from shearling.train.memory import (
     CONTEXT_BYTES,
     SHARE,
@@ -183,3 +183,18 @@ def test_a_cap_on_a_processor_is_said_to_say_nothing(
     )
     assert ran.exit_code == 0, ran.output
     assert "--memory is of a GPU, and says nothing here." in ran.stderr
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_processor_with_a_unit_for_bfloat16_is_named_and_not_taken_unasked(
+    there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capabilities = {"amx_bf16": there}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    processor = torch.device("cpu")
+    said = described(processor, "auto", "float32")
+    assert "products in float32, as on every CPU" in said
+    assert ("--dtype bfloat16" in said) == there
+    assert "--dtype" not in described(processor, "bfloat16", "float32")
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert "--dtype" not in described(processor, "auto", "float32")

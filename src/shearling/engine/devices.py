@@ -120,6 +120,12 @@ def has_bfloat16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
+def processor_has_bfloat16() -> bool:
+    """Whether the processor has a unit for products in bfloat16 (AMX), as far as torch tells."""
+    told = getattr(torch.cpu, "get_capabilities", dict)()  # older torch has none
+    return bool(told.get("amx_bf16"))
+
+
 def require_bfloat16(device: torch.device) -> None:
     """Raise ShearlingError unless a GPU computes in bfloat16."""
     if not has_bfloat16(device):

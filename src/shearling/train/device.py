@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from shearling.engine.devices import require_bfloat16
+from shearling.engine.devices import processor_has_bfloat16, require_bfloat16
 from shearling.model.memory import free_bytes
 
 
@@ -60,8 +60,12 @@ def described(device: torch.device, dtype: str, weight_dtype: str, asked: str = 
         reason = "as was asked for"
     elif half:
         reason = "which this GPU multiplies fastest"
+    elif device.type == "cuda":
+        reason = "since this GPU has no bfloat16"
     else:
-        reason = "since this GPU has no bfloat16" if device.type == "cuda" else "as on every CPU"
+        reason = "as on every CPU"
+        if processor_has_bfloat16():
+            reason += " (this one is faster with --dtype bfloat16)"
     kept = "bfloat16" if taken.kept == torch.bfloat16 else "float32"
     return (
         f"training on {where}, {why}; products in {in_numbers}, {reason}; weights kept in {kept}."
