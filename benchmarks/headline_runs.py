@@ -128,7 +128,7 @@ def parts(scale: Scale) -> dict[str, Command]:
         ("--calibration", "CALIBRATION", "--samples", str(n), "--length", str(scale.window))
         for n in (scale.samples, scale.real)
     )
-    real = (*real, "--copies", "0", "--written", "0")
+    as_much, real = real, (*real, "--copies", "0", "--written", "0")
     read, read_real = scale.samples * scale.window, scale.real * scale.window
     # The default repair also sees a rewritten copy of each window, and four that the model writes.
     repaired = 6 * read
@@ -141,6 +141,7 @@ def parts(scale: Scale) -> dict[str, Command]:
                 ("prune", "MODEL", "--params", str(size.params), *text), repaired
             ),
             f"perplexity-{name}": Command((*layers, *plain, *text), read),
+            f"perplexity-real-{name}": Command((*layers, *plain, *as_much), read_real),
             f"depth-{name}": Command((*layers, *text), repaired),
             f"ours-real-{name}": Command(
                 ("prune", "MODEL", "--params", str(size.params), *real), read_real
@@ -188,6 +189,8 @@ def _rest(scale: Scale, size: str) -> Iterator[tuple[str, Run]]:
         "ours-real-both",
         _cut(scale, size, "ours-real", "ours, real text alone, distilled and text", both, 1.7),
     )
+    title = "shortened, chosen on as much text as ours, CPT"
+    yield "shortened-real", _cut(scale, size, "perplexity-real", title)
     yield "depth-real", _cut(scale, size, "depth-real", "depth repaired on real text, CPT")
     yield "ours-both", _cut(scale, size, "ours", "ours, distilled and text", both, 1.7)
     yield "warm", _gated(scale, size, "warm", "gates from scores")
