@@ -161,9 +161,9 @@ def runs(scale: Scale) -> dict[str, Run]:
 
 
 def _first(scale: Scale, size: str) -> Iterator[tuple[str, Run]]:
-    distil = ("--recipe", "distill", "--teacher", "MODEL", f"lr={scale.rate}")
+    distil = _distilled(scale)
     yield "ours", _cut(scale, size, "ours", "ours, CPT")
-    fifth = replace(scale, tokens=scale.tokens // 5)
+    fifth = _a_fifth(scale)
     yield "ours-fifth", _cut(fifth, size, "ours", "ours, CPT, a fifth of the tokens")
     yield "ours-distilled", _cut(scale, size, "ours", "ours, distilled", distil, 1.7)
     yield "shortened-cpt", _cut(scale, size, "perplexity", "shortened, CPT")
@@ -173,9 +173,9 @@ def _first(scale: Scale, size: str) -> Iterator[tuple[str, Run]]:
 
 
 def _rest(scale: Scale, size: str) -> Iterator[tuple[str, Run]]:
-    fifth = replace(scale, tokens=scale.tokens // 5)
-    distil = ("--recipe", "distill", "--teacher", "MODEL", f"lr={scale.rate}")
-    both = ("--recipe", "distill", "--teacher", "MODEL", f"lr={scale.rate}", "text_share=0.5")
+    fifth = _a_fifth(scale)
+    distil = _distilled(scale)
+    both = (*distil, "text_share=0.5")
     yield "depth", _cut(scale, size, "depth", "depth repaired, CPT")
     yield "ours-real", _cut(scale, size, "ours-real", "ours, real text alone, CPT")
     if scale.real * scale.window + scale.step <= fifth.tokens:  # something is left for healing
@@ -195,6 +195,14 @@ def _rest(scale: Scale, size: str) -> Iterator[tuple[str, Run]]:
     yield "ours-both", _cut(scale, size, "ours", "ours, distilled and text", both, 1.7)
     yield "warm", _gated(scale, size, "warm", "gates from scores")
     yield "top-k", _gated(scale, size, "top-k", "top-k from scores")
+
+
+def _a_fifth(scale: Scale) -> Scale:
+    return replace(scale, tokens=scale.tokens // 5)
+
+
+def _distilled(scale: Scale) -> tuple[str, ...]:
+    return ("--recipe", "distill", "--teacher", "MODEL", f"lr={scale.rate}")
 
 
 def _cpt(scale: Scale) -> tuple[str, ...]:

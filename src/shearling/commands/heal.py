@@ -124,6 +124,7 @@ def joined(
     device: str = "auto", allowed: int | None = None
 ) -> Generator[tuple[World, dict[str, Any]]]:
     """The ranks of this run, and the listeners of its work: only the first rank speaks."""
+    from shearling.engine.place import IDLE_CAP
     from shearling.engine.ranks import leave
     from shearling.files.progress import silent
     from shearling.files.terminal import progress_bars
@@ -131,7 +132,7 @@ def joined(
 
     world = join(device, allowed)
     if allowed is not None and world.device.type == "cpu" and world.first:
-        note("--memory is of a GPU, and says nothing here.")
+        note(IDLE_CAP)
     try:
         with progress_bars() if world.first else nullcontext(silent) as progress:
             notify = warn if world.first else lambda sentence: None

@@ -36,6 +36,7 @@ LOGITS_BYTES = 16 * 2**20  # what a processor keeps close; more is slower
 GPU_BATCH_TOKENS = 16_384
 LEAST_TOKENS = 1024  # on a GPU; what does not fit is halved as it runs
 CONTEXT_BYTES = 600 * 2**20  # of a GPU: CUDA's own and its libraries', outside of torch's sight
+IDLE_CAP = "--memory is of a GPU, and says nothing here."
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # malloc.h
 
 
@@ -277,7 +278,7 @@ def _on_cpu(checkpoint: Checkpoint, dtype: torch.dtype, wish: Wish, need: Need) 
     where = "in memory" if resident else "read block by block"
     reasons = [f"cpu, {name_of(dtype)}, weights {where}: {told}.{_together(wish.ranks)}"]
     if wish.memory is not None:
-        reasons.append("--memory is of a GPU, and says nothing here.")
+        reasons.append(IDLE_CAP)
     scratch = None
     if not in_memory:
         place: Room = roomiest(need.bytes)
