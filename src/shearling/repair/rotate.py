@@ -166,7 +166,8 @@ def _covariance(stream: BlockStream, ids_NS: Tensor, norms: Norms, tell: Progres
     sum_DD = torch.zeros(width, width, dtype=torch.float64, device=stream.place.device)
 
     def add(h_BSD: Tensor) -> None:
-        h_TD = h_BSD.flatten(0, 1).float()
+        h_TD = h_BSD.flatten(0, 1)
+        h_TD = h_TD.to(torch.promote_types(h_TD.dtype, torch.float32))
         h_TD = h_TD / h_TD.norm(dim=-1, keepdim=True).clamp_min(1e-30)
         sum_DD.add_(h_TD.T @ h_TD)
 
