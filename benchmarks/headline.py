@@ -132,8 +132,10 @@ class Bench:
         output = paths.healed(name)
         steps.append(Step("healing", self.argv(run.heal, output, cut), _config(output)))
         steps.append(self._measured(name, str(output)))
-        needs = "reference" if run.part is None else _cut_job(run.part)
-        return Job(name, tuple(steps), (needs,), run.cost * run.tokens)
+        needs = () if run.part is None else (_cut_job(run.part),)
+        if run.part is None or "REFERENCE" in run.heal.words:
+            needs = (*needs, "reference")
+        return Job(name, tuple(steps), needs, run.cost * run.tokens)
 
     def _measured(self, name: str, model: str) -> Step:
         texts = [

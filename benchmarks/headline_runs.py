@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Gates = Literal["sheared", "warm", "top-k"]
+UPDATES = 12  # of a dynamic mix in a run of ours
 WORDS = ("MODEL", "STORE", "CALIBRATION", "REFERENCE")  # paths, put in when a command is run
 
 
@@ -178,9 +179,15 @@ def _rest(scale: Scale, size: str) -> Iterator[tuple[str, Run]]:
     both = (*distil, "text_share=0.5")
     yield "depth", _cut(scale, size, "depth", "depth repaired, CPT")
     yield "ours-real", _cut(scale, size, "ours-real", "ours, real text alone, CPT")
-    if scale.real * scale.window + scale.step <= fifth.tokens:  # something is left for healing
+    own = scale.real * scale.window
+    title = "ours, real text alone, CPT, dynamic mix"
+    balanced = _balanced(scale, scale.tokens - own)
+    yield "ours-real-balanced", _cut(scale, size, "ours-real", title, balanced)
+    if own + scale.step <= fifth.tokens:  # something is left for healing
         title = "ours, real text alone, a fifth of the tokens"
         yield "ours-real-fifth", _cut(fifth, size, "ours-real", title)
+        title, balanced = f"{title}, dynamic mix", _balanced(fifth, fifth.tokens - own)
+        yield "ours-real-balanced-fifth", _cut(fifth, size, "ours-real", title, balanced)
     yield (
         "ours-real-distilled",
         _cut(scale, size, "ours-real", "ours, real text alone, distilled", distil, 1.7),
@@ -207,6 +214,13 @@ def _distilled(scale: Scale) -> tuple[str, ...]:
 
 def _cpt(scale: Scale) -> tuple[str, ...]:
     return ("--recipe", "cpt", f"lr={scale.rate}")
+
+
+def _balanced(scale: Scale, tokens: int) -> tuple[str, ...]:
+    """CPT whose mix follows the losses, about as often in every run, however short it is."""
+    every = max(1, tokens // scale.step // UPDATES)
+    mixed = ("mix=dynamic", "--reference", "REFERENCE", f"update_every={every}")
+    return (*_cpt(scale), *mixed)
 
 
 def _cut(
