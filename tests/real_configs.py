@@ -42,12 +42,15 @@ class Published:
         dtype: that it is stored in.
         buffers: names of tensors that old checkpoints carry, a block's number in braces.
         shard_bytes: largest size of a weight file.
+        inputs_first: whether experts' matrices are stored the other way round than transformers
+            writes them.
     """
 
     raw: dict[str, Any]
     dtype: str = "bfloat16"
     buffers: tuple[str, ...] = ()
     shard_bytes: int = 10**9
+    inputs_first: bool = False
 
 
 def _raw(model_type: str, name: str, *parts: dict[str, Any], **more: Any) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from real_configs import _OLD, _SILU, Published, _raw
+from real_configs import _OLD, _QWEN_EYE, _QWEN_IDS, _SILU, _SIZES, Published, _raw
 
 _EXPERTS = {"num_experts_per_tok": 2, "output_router_logits": False}
 _ROUTED = {"n_routed_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
@@ -34,6 +34,24 @@ PUBLISHED_MIXTURES: dict[str, Published] = {
              rope_scaling=None, rope_theta=1000000.0, router_aux_loss_coef=0.001,
              sliding_window=None, tie_word_embeddings=False, torch_dtype="bfloat16",
              use_sliding_window=False),
+    ),
+    "Qwen/Qwen3-VL-30B-A3B-Instruct": Published(
+        {"architectures": ["Qwen3VLMoeForConditionalGeneration"], "model_type": "qwen3_vl_moe",
+         "tie_word_embeddings": False, "transformers_version": "4.57.0.dev0", **_QWEN_IDS,
+         "text_config": {"attention_bias": False, "bos_token_id": 1, "decoder_sparse_step": 1,
+                         "dtype": "bfloat16", "eos_token_id": 2, "head_dim": 6,
+                         "initializer_range": 0.02, "mlp_only_layers": [],
+                         "model_type": "qwen3_vl_moe_text", "moe_intermediate_size": 16,
+                         "norm_topk_prob": True, "num_experts": 5, "num_experts_per_tok": 2,
+                         "rms_norm_eps": 1e-06, "rope_theta": 5000000, "use_cache": True,
+                         "rope_scaling": {"mrope_interleaved": True, "mrope_section": [1, 1, 1],
+                                          "rope_type": "default"},
+                         **_SILU, **_SIZES},
+         "vision_config": _QWEN_EYE | {"deepstack_visual_indexes": [0, 1],
+                                       "hidden_act": "gelu_pytorch_tanh",
+                                       "initializer_range": 0.02, "model_type": "qwen3_vl_moe",
+                                       "num_position_embeddings": 16}},
+        inputs_first=True,
     ),
     "Qwen/Qwen1.5-MoE-A2.7B": Published(
         _raw("qwen2_moe", "Qwen2MoeForCausalLM", _OLD, _SILU, _EXPERTS, num_experts=5,

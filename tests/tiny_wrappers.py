@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
 _TEXT: dict[str, Any] = {
     "vocab_size": 101,
@@ -68,6 +70,10 @@ _GEMMA4_IDS = {
 def _rope(**more: Any) -> dict[str, Any]:
     return {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [1, 1, 1], **more}
 
+
+_EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+_QWEN3_VL_TEXT = _TEXT | {"head_dim": 6, "rope_parameters": _rope(mrope_interleaved=True)}
+_QWEN3_VL_EYE = _QWEN_EYE | {"num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1]}
 
 # name -> (config class, arguments, model type of the language model as it stands alone)
 WRAPPED: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -178,14 +184,29 @@ WRAPPED: dict[str, tuple[str, dict[str, Any], str]] = {
     "qwen3_vl": (
         "Qwen3VLConfig",
         {
-            "text_config": _TEXT
-            | {"head_dim": 6, "rope_parameters": _rope(mrope_interleaved=True)},
-            "vision_config": _QWEN_EYE
-            | {"num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1]},
+            "text_config": _QWEN3_VL_TEXT,
+            "vision_config": _QWEN3_VL_EYE,
             "tie_word_embeddings": True,
             **_QWEN_IDS,
         },
         "qwen3",
+    ),
+    "qwen3_vl_moe": (
+        "Qwen3VLMoeConfig",
+        {"text_config": _QWEN3_VL_TEXT | _EXPERTS, "vision_config": _QWEN3_VL_EYE, **_QWEN_IDS},
+        "qwen3_moe",
+    ),
+    "qwen3_vl_moe-mixed": (
+        "Qwen3VLMoeConfig",
+        {
+            "text_config": _QWEN3_VL_TEXT
+            | _EXPERTS
+            | {"mlp_only_layers": [1, 3], "attention_bias": True},
+            "vision_config": _QWEN3_VL_EYE,
+            "tie_word_embeddings": True,
+            **_QWEN_IDS,
+        },
+        "qwen3_moe",
     ),
     "qwen3_5": (
         "Qwen3_5Config",
@@ -200,16 +221,20 @@ WRAPPED: dict[str, tuple[str, dict[str, Any], str]] = {
     "qwen3_5_moe": (
         "Qwen3_5MoeConfig",
         {
-            "text_config": _TEXT
-            | _DELTA
-            | {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
-            | {"shared_expert_intermediate_size": 12},
+            "text_config": _TEXT | _DELTA | _EXPERTS | {"shared_expert_intermediate_size": 12},
             "vision_config": _QWEN_EYE | {"num_position_embeddings": 16},
             **_QWEN_IDS,
         },
         "qwen3_5_moe_text",
     ),
 }
+
+
+def inputs_first(path: Path) -> None:
+    """Turn the matrices of experts round in place, as hubs hold those of Qwen3-VL."""
+    tensors = load_file(path / "model.safetensors")
+    turned = {n: t.mT.contiguous() for n, t in tensors.items() if ".mlp.experts." in n}
+    save_file(tensors | turned, path / "model.safetensors", metadata={"format": "pt"})
 
 
 def tiny_wrapper(name: str) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
@@ -28,7 +29,7 @@ from shearling.train.build import loaded
 from shearling.train.finish import save
 from shearling.train.parallel import World
 from tiny_cuts import relative
-from tiny_wrappers import WRAPPED, tiny_wrapper
+from tiny_wrappers import WRAPPED, inputs_first, tiny_wrapper
 
 IDS = torch.randint(3, 80, (2, 17), generator=torch.Generator().manual_seed(1))
 Wrapped = Callable[[str], Path]
@@ -57,15 +58,19 @@ def whole(path: Path) -> tuple[Tensor, Any]:
 
 
 def keep_of(checkpoint: Checkpoint) -> Keep:
-    """Blocks 0, 2 and 3, 31 neurons of each, and groups where the whole lets them go.
+    """Blocks 0, 2 and 3, 31 neurons of each or 3 experts of 8, and groups where the whole lets go.
 
     Of Gemma 4, whose last block stays, that and block 0 and 3.
     """
     blocks: dict[str, Any] = {}
-    if "mlp" in checkpoint.shape:
+    if "mlp" in checkpoint.shape and not checkpoint.layout.axis["mlp"].rigid:
         blocks["mlp"] = tuple(tuple(range(n, n + 31)) for n in (0, 5, 19))
     if "experts" in checkpoint.shape:
         blocks["experts"] = ((0, 2, 3), (1, 2, 4), (0, 1, 2))
+        blocks["expert_mlp"] = tuple(
+            tuple(16 * expert + at for expert in kept for at in range(expert, expert + 8))
+            for kept in blocks["experts"]
+        )
     if "heads" not in checkpoint.family.frozen:
         blocks["kv_heads"] = ((0, 2), (1, 2), (0, 1))
     last = checkpoint.family.model_type == "gemma4_text"
@@ -116,7 +121,8 @@ def test_a_cut_is_what_it_was_in(wrapped: Wrapped, name: str, tmp_path: Path) ->
     assert relative(load_model(result.path)(input_ids=IDS, use_cache=False).logits, after) < 1e-6
     assert relative(after, before) > 1e-3
     assert result.shape["layers"] == 3
-    assert result.shape.get("mlp", 31) == 31
+    expected = checkpoint.layout.cut(keep_of(checkpoint), checkpoint.shape).after
+    assert result.shape == expected != checkpoint.shape
     left, kept = others(wrapped(name)), others(result.path)
     assert left.keys() == kept.keys()
     assert all(torch.equal(left[tensor], kept[tensor]) for tensor in left)
@@ -128,6 +134,7 @@ def test_a_cut_is_what_it_was_in(wrapped: Wrapped, name: str, tmp_path: Path) ->
     assert changed <= {
         "num_hidden_layers", "intermediate_size", "num_attention_heads", "num_key_value_heads",
         "layer_types", "head_dim", "num_experts", "mtp_num_hidden_layers", "per_layer_config",
+        "num_local_experts", "moe_intermediate_size", "mlp_only_layers",
     }  # fmt: skip
 
 
@@ -189,6 +196,64 @@ def test_names_of_both_years_are_read(wrapped: Wrapped, name: str, tmp_path: Pat
     stored = load_file(result.path / "model.safetensors")
     assert any(tensor.startswith(NEW) for tensor in stored)
     assert not any(tensor.startswith(OLD) for tensor in stored)
+
+
+def as_on_hubs(path: Path) -> Path:
+    """Experts turned round in place, and their number spelled, as hubs hold Qwen3-VL's."""
+    inputs_first(path)
+    raw = json.loads((path / "config.json").read_text())
+    raw["text_config"]["num_experts"] = raw["text_config"].pop("num_local_experts")
+    (path / "config.json").write_text(json.dumps(raw))
+    return path
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl_moe", "qwen3_vl_moe-mixed"])
+def test_experts_are_written_as_they_were_stored(
+    wrapped: Wrapped, name: str, tmp_path: Path
+) -> None:
+    own = Checkpoint.open(wrapped(name))
+    turned = as_on_hubs(Path(shutil.copytree(own.path, tmp_path / "turned")))
+    expected, _ = whole(own.path)
+    assert torch.equal(whole(turned)[0], expected)
+    assert relative(load_model(turned)(input_ids=IDS, use_cache=False).logits, expected) < 1e-6
+    source = Checkpoint.open(turned)
+    assert source.sizes == own.sizes
+    assert loaded_bytes(turned) == loaded_bytes(own.path)
+    before = dict(own.read(own.dtypes))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in source.read(source.dtypes))
+    assert source.fingerprint != own.fingerprint
+    cuts = [cut(one, keep_of(one), tmp_path / at).path for at, one in (("a", own), ("b", source))]
+    assert torch.equal(whole(cuts[0])[0], whole(cuts[1])[0])
+    raws = [json.loads((path / "config.json").read_text())["text_config"] for path in cuts]
+    counts = [{key: raw[key] for key in raw if key.endswith("l_experts")} for raw in raws]
+    counts += [{key: raw[key] for key in raw if key == "num_experts"} for raw in raws]
+    assert counts == [{"num_local_experts": 3}, {}, {}, {"num_experts": 3}]
+    stacks = [load_file(path / "model.safetensors") for path in cuts]
+    at = "model.language_model.layers.0.mlp.experts"
+    sizes = [[tuple(s[f"{at}.{of}"].shape) for of in ("gate_up_proj", "down_proj")] for s in stacks]
+    assert sizes == [[(3, 16, 36), (3, 36, 8)], [(3, 36, 16), (3, 8, 36)]]
+    save(source, loaded(source, World()), tmp_path / "saved", World())
+    again, stored = (load_file(at / "model.safetensors") for at in (tmp_path / "saved", turned))
+    assert again.keys() == stored.keys()
+    assert all(torch.equal(again[name], stored[name]) for name in stored)
+
+
+def test_square_stacks_are_written_as_transformers_reads_them(tmp_path: Path) -> None:
+    """Those with 32 inputs, of 16 neurons' gates and what they gate, were 48 by 32 before."""
+    kind, arguments, _ = WRAPPED["qwen3_vl_moe"]
+    text = arguments["text_config"] | {"hidden_size": 32, "moe_intermediate_size": 24}
+    eye = arguments["vision_config"] | {"out_hidden_size": 32}
+    config = getattr(transformers, kind)(**arguments | {"text_config": text, "vision_config": eye})
+    torch.manual_seed(0)
+    AutoModelForImageTextToText.from_config(config).save_pretrained(tmp_path / "source")
+    source = Checkpoint.open(as_on_hubs(tmp_path / "source"))
+    kept = tuple(24 * expert + at for expert in range(5) for at in range(16))
+    result = cut(source, Keep({}, {"expert_mlp": (kept,) * 5}), tmp_path / "out")
+    at = "model.language_model.layers.0.mlp.experts"
+    stored = load_file(result.path / "model.safetensors")
+    assert stored[f"{at}.gate_up_proj"].shape == (5, 32, 32)
+    assert stored[f"{at}.down_proj"].shape == (5, 16, 32)
+    whole(result.path)
 
 
 def test_flat_configurations_of_qwen_stay_flat(wrapped: Wrapped, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from shearling.train.build import loaded
 from shearling.train.finish import save
 from shearling.train.objective import Objective
 from shearling.train.parallel import World
+from tiny_wrappers import inputs_first
 
 IDS = torch.randint(5, 80, (2, 17), generator=torch.Generator().manual_seed(1))
 
@@ -48,6 +49,8 @@ def write(published: Published, path: Path) -> None:
     torch.manual_seed(0)
     model = auto(published.raw).from_config(AutoConfig.from_pretrained(path), dtype=dtype)
     model.save_pretrained(path, max_shard_size=published.shard_bytes)
+    if published.inputs_first:
+        inputs_first(path)
     (path / "config.json").write_text(json.dumps(published.raw))
     if published.buffers:
         add_buffers(published, path)
@@ -168,8 +171,8 @@ def test_a_published_checkpoint(name: str, tmp_path: Path) -> None:
         ({"model_type": "lfm2"}, "'lfm2', .*nearest, but most of its blocks are short convol"),
         ({"model_type": "abacus"}, r"'abacus', .*qwen3_5_moe_text, and CONTRIBUTING"),
         (
-            {"model_type": "qwen3_vl_moe", "text_config": {"model_type": "qwen3_vl_moe_text"}},
-            "'qwen3_vl_moe_text'. inside 'qwen3_vl_moe', .*CONTRIBUTING.md says how",
+            {"model_type": "glm4v_moe", "text_config": {"model_type": "glm4v_moe_text"}},
+            "'glm4v_moe_text'. inside 'glm4v_moe', .*CONTRIBUTING.md says how",
         ),
         ({"model_type": "qwen3_nex"}, r"it knows .* .qwen3\S* is the nearest by name., and CONTR"),
     ],

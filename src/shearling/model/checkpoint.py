@@ -24,13 +24,13 @@ from shearling.model.dtypes import torch_dtype
 from shearling.model.fingerprint import fingerprint
 from shearling.model.head import is_plain
 from shearling.model.loading import load_config, load_tokenizer
+from shearling.model.naming import unstacked
 from shearling.model.remote_code import check_config
 from shearling.model.sanity import check_numbers
 from shearling.model.stored import StoredTensor, stored_tensors
 from shearling.model.tensors import StoredTensors, Tensors
 from shearling.model.weight_files import INDEX, SINGLE, indexed_files, no_weights
 from shearling.model.wrapping import Wrapping, plain_config, wrapping_of
-from shearling.table.axes import EXPERTS
 from shearling.table.families import FAMILIES, Family, Home, family_of, refuse
 from shearling.table.families.wrappers import wrapper_of
 from shearling.table.layout import Layout
@@ -216,12 +216,16 @@ def _unwrapped(path: Path, model: str | Path) -> Checkpoint:
     family = wrapping.kind.within(family_of(wrapping.text.get("model_type"), where))
     config = plain_config(wrapping.text, path)
     layout, shape = table_of(family, config, path)
-    own = {inner: headers[name] for name in headers if (inner := wrapping.inside(name)) is not None}
+    own = {
+        inner: header.turned if name in wrapping.turned else header
+        for name, header in headers.items()
+        if (inner := wrapping.inside(name)) is not None
+    }
     own, homes = unstacked(own, layout, shape, family)
     files, dtypes = _match(layout, shape, own, family, path)
     inside = {name: homes[name].parameter if name in homes else name for name in files}
     stored = {name: wrapping.on_disk(inner) for name, inner in inside.items()}
-    tensors = StoredTensors(files, stored, homes)
+    tensors = StoredTensors(files, stored, homes, wrapping.turned)
     ahead = ahead_of(family, wrapping.others)
     others = {name: tensor for name, tensor in wrapping.others.items() if name not in ahead}
     return Checkpoint(
@@ -336,29 +340,6 @@ def _match(
 def ahead_of(family: Family, names: Iterable[str]) -> list[str]:
     """The names of tensors that lie beside the blocks and predict tokens further ahead."""
     return [name for name in names if family.predictors and name.startswith(family.predictors)]
-
-
-def unstacked(
-    headers: Mapping[str, StoredTensor], layout: Layout, shape: Shape, family: Family
-) -> tuple[dict[str, StoredTensor], dict[str, Home]]:
-    """Headers as if experts' tensors were stored one by one, and where these are, if they are not.
-
-    Some checkpoints hold those of all experts of a block in one, as transformers' models do.
-    """
-    apart, homes = dict(headers), dict[str, Home]()
-    for row in (row for row in layout.stored if row.name in family.stacked):
-        for block in range(shape["layers"]):
-            for name, home in family.homes(row, block, shape).items():
-                whole = headers.get(home.parameter)
-                if whole is None:
-                    break
-                experts, *sizes = whole.shape
-                if experts == shape[EXPERTS]:
-                    whole = replace(whole, shape=(sizes[0] // home.parts, *sizes[1:]))
-                apart[name], homes[name] = whole, home
-    for home in homes.values():
-        apart.pop(home.parameter, None)
-    return apart, homes
 
 
 def _is_behind(name: str, family: Family, depth: int) -> bool:

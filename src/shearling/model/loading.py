@@ -227,7 +227,8 @@ def _own_weights(path: Path, wrapping: Wrapping) -> dict[str, Tensor]:
         with safe_open(file, "pt") as shard:
             for name in names:
                 if (inner := wrapping.inside(name)) is not None:
-                    weights[inner] = shard.get_tensor(name)
+                    tensor = shard.get_tensor(name)
+                    weights[inner] = tensor.mT if name in wrapping.turned else tensor
     return weights
 
 

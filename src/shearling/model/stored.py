@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -26,6 +26,11 @@ class StoredTensor:
     file: Path
     dtype: str
     shape: tuple[int, ...]
+
+    @property
+    def turned(self) -> StoredTensor:
+        """The same with its last two dimensions in the other order."""
+        return replace(self, shape=(*self.shape[:-2], self.shape[-1], self.shape[-2]))
 
     @property
     def elements(self) -> int:

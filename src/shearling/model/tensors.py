@@ -7,7 +7,7 @@ as it is read.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -38,11 +38,13 @@ class StoredTensors:
         files: tensor name -> shard that holds it.
         stored: tensor name -> its name there, where that is another.
         parts: tensor name -> which part it is of what is stored, where it is one.
+        turned: names there of what is stored with its last two dimensions in the other order.
     """
 
     files: Mapping[str, Path]
     stored: Mapping[str, str] = field(default_factory=dict)
     parts: Mapping[str, Home] = field(default_factory=dict)
+    turned: Collection[str] = ()
     _checked: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
@@ -61,9 +63,12 @@ class StoredTensors:
         for file, wanted in by_file.items():
             with safe_open(file, "pt") as shard:
                 for name in wanted:
-                    tensor = shard.get_tensor(self.stored.get(name, name))
+                    stored = self.stored.get(name, name)
+                    tensor = shard.get_tensor(stored)
+                    if stored in self.turned:
+                        tensor = tensor.mT
                     if name in self.parts:
-                        tensor = self.parts[name].of(tensor)
+                        tensor = self.parts[name].of(tensor).contiguous()
                     if name not in self._checked:
                         check_numbers(name, tensor, file)
                         self._checked.add(name)

@@ -7,7 +7,7 @@ not of it is copied byte for byte into whatever is made of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ from shearling.errors import ShearlingError, in_words
 from shearling.files.reading import read_json
 from shearling.files.scratch import scratch
 from shearling.files.writer import write_json
+from shearling.model.naming import gathered
 from shearling.model.stored import StoredTensor
+from shearling.table.families import Home
 from shearling.table.families.wrappers import STYLES, Wrapper, wrapper_of
 
 TEXT = "text_config"
@@ -37,6 +39,9 @@ class Wrapping:
             stand alone.
         prefixes: beginnings of tensor names in the language model -> on disk.
         others: tensors that are not the language model's, by their names on disk.
+        turned: names on disk of what holds experts' matrices inputs first, where models have
+            outputs first.
+        aliases: keys of its configuration -> what transformers calls these.
     """
 
     kind: Wrapper
@@ -44,6 +49,8 @@ class Wrapping:
     text: Mapping[str, Any]
     prefixes: Mapping[str, str] = field(default_factory=dict)
     others: Mapping[str, StoredTensor] = field(default_factory=dict)
+    turned: frozenset[str] = frozenset()
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
     def on_disk(self, name: str) -> str:
         """What a tensor of the language model is called on disk."""
@@ -52,6 +59,18 @@ class Wrapping:
     def inside(self, stored: str) -> str | None:
         """What a stored tensor is called in the language model; None where it is not of it."""
         return _renamed(stored, {disk: own for own, disk in self.prefixes.items()})
+
+    def as_stored(self, name: str, tensor: Tensor) -> Tensor:
+        """A parameter of the language model the way round in which the source has it on disk."""
+        stacked = name.endswith(tuple(self.stacks))
+        if self.turned and stacked and tensor.shape[-1] != tensor.shape[-2]:
+            return tensor.mT.contiguous()
+        return tensor
+
+    @cached_property
+    def stacks(self) -> Mapping[str, tuple[int, int]]:
+        """What is stored for all experts of a block at once, if anything is; see ``kind``."""
+        return self.kind.stacks(self.text)
 
     def config(self, text: Mapping[str, Any]) -> dict[str, Any]:
         """The whole config.json around a language model of another configuration.
@@ -67,9 +86,11 @@ class Wrapping:
 
     def _with(self, changed: Mapping[str, Any]) -> dict[str, Any]:
         """config.json with some other keys of the language model, wherever it has these."""
-        if isinstance(self.raw.get(TEXT), Mapping):
-            return {**self.raw, TEXT: {**self.raw[TEXT], **changed}}
-        return {**self.raw, **changed}
+        nested = isinstance(self.raw.get(TEXT), Mapping)
+        before = self.raw[TEXT] if nested else self.raw
+        spelled = {self.aliases.get(key, key): key for key in before}
+        after = {**before, **{spelled.get(key, key): changed[key] for key in changed}}
+        return {**self.raw, TEXT: after} if nested else after
 
     @cached_property
     def bytes(self) -> int:
@@ -78,25 +99,36 @@ class Wrapping:
 
 
 def around(
-    wrapping: Wrapping | None, sizes: Mapping[str, int], load: Load
+    wrapping: Wrapping | None, homes: Mapping[str, Home], sizes: Mapping[str, int], load: Load
 ) -> tuple[Mapping[str, int], Load]:
     """Bytes by name on disk of all that is to be written, and what gives tensors by these.
 
     Args:
         wrapping: what lies around the language model; None where it stands alone.
-        sizes: bytes of the language model's tensors, in the order in which they are stored.
+        homes: where transformers' model holds the language model's tensors.
+        sizes: bytes of these, in the order in which they are stored.
         load: gives some of these by name.
     """
     if wrapping is None:
         return sizes, load
-    own, others = {wrapping.on_disk(name): name for name in sizes}, wrapping.others
-    whole = {disk: sizes[name] for disk, name in own.items()}
+    if not wrapping.stacks:
+        homes = {name: Home(name) for name in sizes}
+    own: dict[str, list[str]] = {}
+    for name in sizes:
+        own.setdefault(homes[name].parameter, []).append(name)
+    inside = {wrapping.on_disk(parameter): parameter for parameter in own}
+    others, as_stored = wrapping.others, wrapping.as_stored
+    whole = {disk: sum(sizes[name] for name in own[inner]) for disk, inner in inside.items()}
     whole |= {name: tensor.bytes for name, tensor in others.items()}
 
     def load_all(names: list[str]) -> dict[str, Tensor]:
-        inner = load([own[name] for name in names if name in own])
+        parts = load([part for name in names if name in inside for part in own[inside[name]]])
+        inner = gathered(((name, parts.pop(name)) for name in list(parts)), homes)
         return {
-            name: inner[own[name]] if name in own else _read(others[name], name) for name in names
+            name: as_stored(inside[name], inner.pop(inside[name]))
+            if name in inside
+            else _read(others[name], name)
+            for name in names
         }
 
     return whole, load_all
@@ -123,7 +155,10 @@ def wrapping_of(path: Path, headers: Mapping[str, StoredTensor] | None = None) -
     text = _text_of(kind, config)
     # Both places are in use, and the outer one counts; a head that is stored is a head.
     tied = bool(config.tie_word_embeddings or text.get("tie_word_embeddings"))
-    bare = Wrapping(kind, raw, text | {"tie_word_embeddings": tied})
+    bare = Wrapping(
+        kind, raw, text | {"tie_word_embeddings": tied},
+        aliases=config.get_text_config().attribute_map,
+    )  # fmt: skip
     return bare if headers is None else _named(bare, headers, path)
 
 
@@ -163,11 +198,14 @@ def _named(bare: Wrapping, headers: Mapping[str, StoredTensor], path: Path) -> W
             f"({STYLES[0]['model.']}layers or {STYLES[1]['model.']}layers were looked for); give "
             "the whole checkpoint."
         )
-    named = Wrapping(bare.kind, bare.raw, bare.text, style)
+    named = replace(bare, prefixes=style)
     others = {name: tensor for name, tensor in headers.items() if named.inside(name) is None}
     stored = named.on_disk("lm_head.weight") in headers
     text = {**bare.text, "tie_word_embeddings": bare.text["tie_word_embeddings"] and not stored}
-    return Wrapping(bare.kind, bare.raw, text, style, others)
+    turned = frozenset(
+        name for name, stored in headers.items() if bare.kind.inputs_first(text, name, stored.shape)
+    )
+    return replace(named, text=text, others=others, turned=turned)
 
 
 def _renamed(name: str, prefixes: Mapping[str, str]) -> str | None:

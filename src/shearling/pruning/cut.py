@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,8 @@ def cut(
         return _load(checkpoint, expanded, names, replaced)
 
     _check(checkpoint, expanded, output, replaced.keys() - sizes.keys())
-    sizes, load_all = around(checkpoint.wrapping, sizes, load)
+    result = replace(checkpoint, layout=checkpoint.layout.after(expanded), shape=expanded.after)
+    sizes, load_all = around(checkpoint.wrapping, result.homes, sizes, load)
     check_space(output, sum(sizes.values()))
     with new_directory(output, progress) as staging, ThreadPoolExecutor(1) as reader:
         _write_side_files(checkpoint, expanded, staging)

@@ -88,7 +88,7 @@ def save(
             for name, tensor in tensors
         }
 
-    sizes, load = around(source.wrapping, source.sizes, own)
+    sizes, load = around(source.wrapping, homes, source.sizes, own)
     if not world.first:
         for shard_names in plan_shards(sizes, SHARD_BYTES):
             load(shard_names)

@@ -40,7 +40,6 @@ NEAREST: dict[str, tuple[str, str]] = {
     "olmo": ("llama", "its norms have no weights"),
     "olmo_hybrid": ("qwen3_next", "its attention is OLMo 3's"),
     "phimoe": ("mixtral", "its router picks one expert after the other"),
-    "qwen3_vl_moe_text": ("qwen3_moe", "its experts are stored stacked, inputs first"),
     "stablelm": ("llama", "its norms are LayerNorms"),
     "starcoder2": ("gpt_neox", f"{_PLAIN_MLP}, and its heads share keys and values"),
     "vaultgemma": ("gemma2", "nothing norms what its blocks write"),

@@ -33,11 +33,15 @@ class Wrapper:
         plain: the language model's configuration, every key written out, as one that stands alone
             would have it.
         frozen: further axes that stay, and why.
+        stacks: ending of a name -> outputs and inputs of a matrix, of tensors that hold those of
+            all experts of a block, where transformers reads experts in no other form; from what
+            ``plain`` gives. On disk either may come first: transformers goes by the sizes.
     """
 
     model_type: str
     plain: Callable[[dict[str, Any]], dict[str, Any]] = lambda text: text
     frozen: Mapping[str, str] = field(default_factory=dict)
+    stacks: Callable[[Mapping[str, Any]], Mapping[str, tuple[int, int]]] = lambda text: {}
 
     def within(self, family: Family) -> Family:
         """A family of language models, as it can be cut inside this."""
@@ -48,15 +52,32 @@ class Wrapper:
         }
         return replace(family, frozen={**family.frozen, **frozen, **self.frozen})
 
+    def inputs_first(self, text: Mapping[str, Any], name: str, sizes: tuple[int, ...]) -> bool:
+        """Whether a stored tensor holds experts' matrices the other way round than a model does.
 
-def _named(model_type: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+        Square ones are read as they are, which is what transformers does.
+        """
+        return any(
+            name.endswith(ending) and outputs != inputs and sizes[1:] == (inputs, outputs)
+            for ending, (outputs, inputs) in self.stacks(text).items()
+        )
+
+
+def _named(model_type: str, **more: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """Text alone has one position a token: all of a multimodal rotary table's rows are alike."""
 
     def plain(text: dict[str, Any]) -> dict[str, Any]:
         rope = {k: v for k, v in (text.get("rope_parameters") or {}).items() if k not in _MROPE}
-        return {**text, "model_type": model_type, "rope_parameters": rope}
+        return {**text, "model_type": model_type, "rope_parameters": rope, **more}
 
     return plain
+
+
+def _two_stacks(text: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """Hubs hold the two of Qwen3-VL inputs first, transformers saves them outputs first."""
+    hidden, neurons = text["hidden_size"], text["moe_intermediate_size"]
+    at = ".mlp.experts."
+    return {f"{at}gate_up_proj": (2 * neurons, hidden), f"{at}down_proj": (hidden, neurons)}
 
 
 _WHOLE_HEADS = "its code computes the width of a head as hidden / heads"
@@ -77,6 +98,9 @@ WRAPPERS: dict[str, Wrapper] = {
             frozen={"heads": _WHOLE_HEADS, "kv_heads": _WHOLE_HEADS},
         ),
         Wrapper("qwen3_vl", plain=_named("qwen3")),
+        Wrapper(  # whose router has no such setting
+            "qwen3_vl_moe", plain=_named("qwen3_moe", norm_topk_prob=True), stacks=_two_stacks
+        ),
         Wrapper("qwen3_5"),
         Wrapper("qwen3_5_moe"),
     )
