@@ -28,8 +28,11 @@ from shearling.gates.options import LearnOptions
 from shearling.model.checkpoint import Checkpoint
 from shearling.recipes.read import read_recipe
 from shearling.recipes.run import RecipeRun
+from shearling.repair.experts import ExpertOptions
+from shearling.repair.refit import refit
 from shearling.scoring.score import score_tokens
 from shearling.scoring.score_units import score_units
+from shearling.table.values import Keep
 from shearling.train.heal import heal
 from shearling.train.options import Options
 from shearling.train.parallel import join
@@ -137,12 +140,24 @@ def everything(model: str, store: str, output: Path, ranks: Ranks) -> dict[str, 
     return found
 
 
+def merged(model: str, solved: Path, ranks: Ranks) -> list[float]:
+    """What experts lack when others were folded into them; each rank reads tokens of its own."""
+    checkpoint = Checkpoint.open(model)
+    place = Place.best(checkpoint, Wish(device="cpu", ranks=ranks))
+    stream = BlockStream(checkpoint, replace(place, batch_tokens=BATCH_TOKENS))
+    keep = Keep(blocks={"experts": ((0, 2),) * checkpoint.shape["layers"]})
+    repair = refit(stream, keep, tokens() % 101, solved, experts=ExpertOptions(merge=True))
+    return [step.error_before for step in repair.steps]
+
+
 def walk_rank(model: str, store: str, output: str, arguments: list[str]) -> None:
     """As one rank of a group, write down what the walks find; then run a command."""
     torch.set_num_threads(1)
     ranks = join_ranks("cpu")
     walked = everything(model, store, Path(output), ranks)
     Path(output, f"{ranks.rank}.json").write_text(json.dumps(walked))
+    sums = merged(str(Path(output).parent / "mixture"), Path(output) / "solved", ranks)
+    Path(output, f"{ranks.rank}-merged.json").write_text(json.dumps(sums))
     # The command goes on with this group: a second one at the same address would wait for ever.
     with Path(output, f"{ranks.rank}.txt").open("w") as said, redirect_stdout(said):
         app(arguments, standalone_mode=False)

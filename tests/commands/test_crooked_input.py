@@ -88,6 +88,33 @@ def refused(given: tuple[int, str, str], *parts: str) -> None:
         assert part in said
 
 
+# --- an output inside the source
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "prune {model} --shape layers=1 --calibration {text} --samples 4 --length 64",
+        "prune {model} --params 0.9x,0.8x --calibration {text} --samples 4 --length 64",
+        "heal {model} --data {store} --tokens 1k batch=2",
+        "quantize {model} --to int8",
+    ],
+)
+def test_nothing_is_begun_inside_a_source(
+    told: Told, model: Path, text: Path, tmp_path: Path, command: str
+) -> None:
+    """Not even a directory to be renamed in the end, and no hour of work before the refusal."""
+    store = tmp_path / "store"
+    if "heal" in command:
+        assert told("pack", text, "--tokenizer", model, "--output", store, "--length", 16)[0] == 0
+    before, began = sorted(model.rglob("*")), model.stat().st_mtime_ns
+    words = command.format(model=model, text=text, store=store).split()
+    code, out, said = told(*words, "--output", model / "a" / "b")
+    refused((code, out, said), "lies inside the source", "name a directory elsewhere")
+    assert sorted(model.rglob("*")) == before
+    assert model.stat().st_mtime_ns == began
+
+
 # --- Ctrl-C
 
 

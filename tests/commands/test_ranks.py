@@ -20,6 +20,7 @@ from processes import ended, started
 from shearling.cli import app
 from shearling.engine.ranks import ALONE, Ranks
 from shearling.errors import ShearlingError
+from tiny_models import tiny_model
 from tiny_store import write_store
 from tiny_tokenizer import write_llama
 
@@ -45,7 +46,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "text.txt").write_text(
         "\n\n".join(" ".join(draw.choices(words, k=40)) for _ in range(40))
     )
-    (root / "two").mkdir()
+    tiny_model("mixtral").save_pretrained(root / "mixture")
+    (root / "two" / "solved").mkdir(parents=True)
     said = root / "said"
     places = [str(root / name) for name in ("model", "store", "two")]
     given = arguments(root / "model", root / "text.txt", root / "two" / "cut")
@@ -108,6 +110,13 @@ def test_a_cut_does_not_depend_on_the_number_of_processes(folder: Path) -> None:
     assert "model.norm.weight" in manifests[0]["repaired"]
     for name, expected in weights[0].items():
         torch.testing.assert_close(weights[1][name], expected, atol=1e-5, rtol=1e-5, msg=name)
+
+
+def test_processes_merge_the_same_experts(folder: Path) -> None:
+    """Each would fold others, by its own tokens, and wait for ever for those that do not."""
+    lacks = [json.loads((folder / "two" / f"{n}-merged.json").read_text()) for n in range(2)]
+    assert len(lacks[0]) == 10
+    assert lacks[0] == pytest.approx(lacks[1])
 
 
 def test_one_process_speaks(folder: Path) -> None:

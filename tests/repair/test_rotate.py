@@ -36,7 +36,7 @@ from shearling.table.axes import Row
 from shearling.table.families.base import Affine
 from shearling.table.values import Keep, Shape
 from tiny_cuts import relative
-from tiny_models import LEADING, tiny_config, tiny_model
+from tiny_models import HYBRIDS, LEADING, MIXTURES, tiny_config, tiny_model
 from tiny_tokenizer import VOCAB, byte_tokenizer, write_llama
 
 Models = Callable[[str], Path]
@@ -141,6 +141,24 @@ def test_a_rotated_model_is_the_source(
         ]  # fmt: skip
         sizes = torch.cat(readers).square().sum(0)
         assert torch.allclose(sizes, sizes.mean().expand(36), rtol=1e-4)
+
+
+@pytest.mark.parametrize("variant", [v for v in (*MIXTURES, *HYBRIDS) if "gemma4" not in v])
+def test_every_reader_of_a_mixture_is_turned_by_its_own_norm(
+    models: Models, variant: str, ids: Tensor, tmp_path: Path
+) -> None:
+    """Experts' stacks, routers, latent projections, linear attention; routing is the same too."""
+    width = 32  # of whole 16 bytes in any type, as products of all experts at once want rows
+    source = BlockStream(Checkpoint.open(models(variant)), place())
+    found = rotate(source, ids, width, tmp_path / "r")
+    with torch.no_grad():
+        expected, rotated = (
+            stock(path)(input_ids=ids, use_cache=False).logits
+            for path in (models(variant), tmp_path / "r")
+        )
+    assert relative(rotated, expected) < 1e-4
+    if variant not in ("qwen2_moe", "olmoe"):  # whose heads are as wide as the stream says
+        cut(found.cuttable, Keep({"hidden": tuple(range(width))}), tmp_path / "out")  # and proof
 
 
 @pytest.mark.parametrize("variant", ["llama", "qwen2-tied"])

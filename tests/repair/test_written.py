@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from shearling.engine import sampling
 from shearling.engine.stream import BlockStream
 from shearling.model.checkpoint import Checkpoint
 from shearling.repair.written import PREFIX
+from tiny_models import LEADING, OF_TWO_WIDTHS
 
 Models = Callable[[str], Path]
 
@@ -130,3 +132,18 @@ def test_what_it_tells(models: Models) -> None:
     checkpoint = Checkpoint.open(models("llama"))
     write(BlockStream(checkpoint, place()), windows(), 2, progress=lambda *each: told.append(each))
     assert told == [("writing calibration text", n, 13) for n in range(1, 14)]
+
+
+@pytest.mark.parametrize("variant", [*LEADING, "qwen3_5", "qwen3_5-tied", *OF_TWO_WIDTHS])
+def test_blocks_in_bfloat16_write_in_every_family(models: Models, variant: str) -> None:
+    """Norms and heads in single precision take what such blocks give, whatever type they ask."""
+    narrow = dataclasses.replace(place(), dtype=torch.bfloat16)
+    stream = BlockStream(Checkpoint.open(models(variant)), narrow)
+    found = write(stream, windows(), 4, seed=1)
+    assert found.shape == (4, 17)
+    with stream.whole() as model, torch.no_grad():
+        logits = model(input_ids=found).logits
+    expected = naive.stock(models(variant), torch.bfloat16)(input_ids=found).logits
+    exact = naive.stock(models(variant))(input_ids=found).logits
+    assert logits.dtype == torch.float32
+    assert (logits - exact).norm() < 1.25 * (expected - exact).norm()

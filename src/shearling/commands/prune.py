@@ -216,7 +216,7 @@ def prune(options: PruneOptions) -> None:
 
 
 def _run(options: PruneOptions, ranks: Ranks) -> None:
-    from shearling.files.writer import check_output
+    from shearling.files.writer import check_output, check_outside
 
     sizes = _sizes(options.size, options.target)
     if len(sizes) > 1 or options.size.nested:
@@ -226,6 +226,7 @@ def _run(options: PruneOptions, ranks: Ranks) -> None:
 
     check_output(options.output)
     source = _source(options)
+    check_outside(options.output, source.path)
     size = sizes[0] if sizes else _met(source, options, ranks)
     pruning = Pruning.of(source, size, **_asked(options, ranks))
     _tell_preference(options)

@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+from torch.utils.hooks import RemovableHandle
 
 from shearling.engine.branches import Branch, Entrance, branches, run_until, watching
 from shearling.engine.calls import Call, cast
@@ -284,17 +286,38 @@ class BlockStream:
     def whole(self) -> Generator[nn.Module]:
         """The stock model itself, all blocks in their places; only where it is resident."""
         assert self.place.weights == "resident", "a model that is streamed is never whole"
-        self._put([self._weights.held(index) for index in range(self.depth)])
-        # Blocks of a narrower type take their input, and the tables made after it, in that type.
-        embedding: Any = self._model
-        hook = embedding.get_input_embeddings().register_forward_hook(
-            lambda _, args, h_BSD: h_BSD.to(self.place.dtype)
-        )
+        blocks = [self._weights.held(index) for index in range(self.depth)]
+        self._put(blocks)
+        hooks = self._bridges(blocks)
         try:
             yield self._model
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
             self._put(self._stand_ins)
+
+    def _bridges(self, blocks: list[nn.Module]) -> list[RemovableHandle]:
+        """Hooks by which blocks of a narrower type stand in a model whose rest is wider.
+
+        All that enters a block is given its type, and what leaves the last is given the model's:
+        norms and heads differ in what they make of two types.
+        """
+        outer_dtype = torch.promote_types(self.place.dtype, torch.float32)
+        if outer_dtype == self.place.dtype:
+            return []
+
+        def narrowed(tensor: Tensor) -> Tensor:
+            return tensor.to(self.place.dtype) if tensor.is_floating_point() else tensor
+
+        hooks = [
+            block.register_forward_pre_hook(
+                lambda _, args, kwargs: tree_map_only(Tensor, narrowed, (args, kwargs)),
+                with_kwargs=True,
+            )
+            for block in blocks
+        ]
+        widened = blocks[-1].register_forward_hook(lambda *told: told[-1].to(outer_dtype))
+        return [*hooks, widened]
 
     def _put(self, blocks: list[Any]) -> None:
         parent, _, leaf = self.checkpoint.family.blocks.rpartition(".")

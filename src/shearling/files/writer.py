@@ -40,6 +40,15 @@ def check_output(output: Path) -> None:
         raise ShearlingError(f"output {output} is a file; name a new directory.")
 
 
+def check_outside(output: Path, source: Path) -> None:
+    """Raise ShearlingError if ``output`` lies in a source's directory, before any work is done."""
+    if output.resolve().is_relative_to(source.resolve()):
+        raise ShearlingError(
+            f"output {output} lies inside the source {source}, which is never written to; "
+            "name a directory elsewhere."
+        )
+
+
 @contextmanager
 def claimed(output: Path) -> Generator[None]:
     """Have a new directory to oneself from before the work until it is made, or the work fails.

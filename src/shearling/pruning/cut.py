@@ -23,6 +23,7 @@ from shearling.files.progress import Progress, silent
 from shearling.files.reading import read_json
 from shearling.files.writer import (
     check_output,
+    check_outside,
     check_space,
     new_directory,
     write_json,
@@ -144,11 +145,7 @@ def _check(checkpoint: Checkpoint, cut: Cut, output: Path, unknown: Collection[s
             "name tensors as the result does, blocks counted after the cut."
         )
     check_output(output)
-    if output.resolve().is_relative_to(checkpoint.path.resolve()):
-        raise ShearlingError(
-            f"output {output} lies inside the source {checkpoint.path}, which is never written to; "
-            "name a directory elsewhere."
-        )
+    check_outside(output, checkpoint.path)
     files = [file.name for file in tokenizer_files(checkpoint.path)]
     if "vocab" in cut.keep.model and files and "tokenizer.json" not in files:
         raise ShearlingError(

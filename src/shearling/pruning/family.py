@@ -20,7 +20,7 @@ from shearling.engine.peak import Peak
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
 from shearling.files.remembered import known_digest
-from shearling.files.writer import claimed, write_json
+from shearling.files.writer import check_outside, claimed, write_json
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.manifest import ModelManifest, SourceFacts, describe
 from shearling.pruning.nested import check_shapes
@@ -103,6 +103,7 @@ class FamilyPruning:
         """Check and settle, before any work; arguments and errors as :func:`prune_family`."""
         _check_sizes(sizes, nested=nested)
         _check_directory(directory)
+        check_outside(directory, source.path)
         settled = prunings(
             source, sizes, calibration=calibration, criteria=criteria, repairs=repairs,
             running=running,

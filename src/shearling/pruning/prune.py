@@ -17,7 +17,7 @@ from shearling.engine.peak import Peak, shortage
 from shearling.engine.place import Place, Wish
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
-from shearling.files.writer import check_output, claimed
+from shearling.files.writer import check_output, check_outside, claimed
 from shearling.model.checkpoint import Checkpoint
 from shearling.pruning.choices import Wanted
 from shearling.pruning.cut import SHARD_BYTES
@@ -149,6 +149,7 @@ def prune(
             that cannot be cut, or a cut whose proof fails.
     """
     check_output(output)
+    check_outside(output, source.path)
     pruning = Pruning.of(
         source, size, calibration=calibration, criteria=criteria, repairs=repairs, running=running
     )

@@ -19,7 +19,7 @@ from shearling.engine.ranks import Ranks
 from shearling.engine.stream import BlockStream
 from shearling.model.naming import gathered
 from shearling.repair.experts import SHARED, Mended, apply
-from shearling.repair.merging import averaged, folds, sample_of
+from shearling.repair.merging import Fold, averaged, folds, sample_of
 from shearling.table.axes import Row
 from shearling.table.families.base import ExpertModules
 
@@ -102,7 +102,12 @@ class MixtureBlock:
             load_E += before.loads(everyone.count)
         ranks.add(load_E)
         sample_TD = sample_of(torch.cat([r.x_TD for r in routings]), everyone.count)
-        folded = folds(everyone, kept, sample_TD)
+        # Each rank has a sample of its own, by which others might fold otherwise.
+        mine = [(f.expert, f.into, f.partner_K.tolist()) for f in folds(everyone, kept, sample_TD)]
+        folded = [
+            Fold(expert, into, torch.tensor(partner_K, device=sample_TD.device))
+            for expert, into, partner_K in ranks.agreed(mine)
+        ]
         for row in self._rows():
             parts = whole._by_expert(row)
             merged = averaged(parts, row, whole.stream.checkpoint.shape, folded, load_E)

@@ -26,6 +26,7 @@ from shearling.files.quiet import no_progress_bars
 from shearling.files.reading import read_json
 from shearling.files.writer import (
     check_output,
+    check_outside,
     check_space,
     file_digest,
     new_directory,
@@ -170,6 +171,7 @@ def check(source: Checkpoint, output: Path, wanted: QuantizePlan) -> None:
         )
     require_torchao(f"--to {wanted.to} needs torchao")
     check_output(output)
+    check_outside(output, source.path)
     check_space(output, wanted.bytes)
     # The source and its quantised copy are never alive together.
     check_fits(source.path, wanted.dtype)

@@ -29,6 +29,8 @@ Role = Literal["linear", "conv", "bias", "norm", "embedding", "head"]
 EXPERTS, EXPERT_MLP = "experts", "expert_mlp"
 # Units of the half of a block that mixes tokens: query heads, or heads of linear attention.
 MIXERS = ("heads", "linear_heads")
+# Units of the other half: neurons, of one MLP or of experts, and what a router chooses among.
+MLPS = ("mlp", EXPERTS, EXPERT_MLP, "shared_mlp")
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, processes, silent
 from shearling.files.staging import check_writable
 from shearling.files.unfinished import alone
+from shearling.files.writer import check_outside
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.lineage import blocks_in
 from shearling.train import adapters
@@ -84,6 +85,9 @@ def check(training: Training, output: Path, run: str = RUN) -> None:
     check_installed(options, max(training.world.size, processes()))
     store.check_tokenizer(source.path, options.bos)
     check_output(output, run)
+    for model in (source, training.teacher):
+        if model is not None:
+            check_outside(output, model.path)
     if training.cache is not None:
         _check_cache(training.cache, source, store, options, training.teacher)
     elif options.recipe == "distill":

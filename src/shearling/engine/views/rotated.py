@@ -25,7 +25,7 @@ from shearling.files.writer import check_space, new_directory, write_json, write
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.dtypes import torch_dtype
 from shearling.model.tensors import StoredTensors, Tensors
-from shearling.table.axes import MIXERS, Dim, Row
+from shearling.table.axes import MLPS, Dim, Row
 from shearling.table.families.base import Affine
 from shearling.table.layout import Layout
 from shearling.table.values import Shape
@@ -47,11 +47,24 @@ class Norms:
         """The norm whose output a reader reads."""
         if not row.in_block:
             return self.head
-        return self.heads if row.output.axes & {*MIXERS, "kv_heads"} else self.mlp
+        # A router and a shared expert's gate write no axis; latent projections are attention's.
+        axes = row.output.axes
+        return self.mlp if row.of_experts or not axes or axes & {*MLPS} else self.heads
 
     def names(self, layers: int) -> list[str]:
         """All of them, in every block."""
         return [n.format(i) for n in (self.heads, self.mlp) for i in range(layers)] + [self.head]
+
+
+def reads(row: Row) -> bool:
+    """Whether a tensor is multiplied with the stream behind a norm."""
+    matrix = row.role not in ("norm", "bias", "embedding")
+    return matrix and STREAM in row.dims and row.output != STREAM
+
+
+def stream_last(row: Row, tensor: Tensor) -> Tensor:
+    """A tensor, experts' stacked ones too, with the stream's dimension as the last."""
+    return tensor.movedim(row.dims.index(STREAM), -1)
 
 
 def norms_of(layout: Layout) -> Norms | None:
@@ -108,13 +121,10 @@ class TurnedTensors:
             name = row.name.format(block)
             sizes_D = self.sizes_D.get(name, torch.ones_like(tensor.double()))
             return (sizes_D - self.offset).to(tensor.device, dtype)
-        if row.role == "bias":
-            return (tensor.double() @ self.basis_DD.to(tensor.device)).to(dtype)
-        if row.output == STREAM and row.role != "embedding":  # a writer
-            return self._product(tensor.T, None, dtype).T.contiguous()
-        reads = row.role != "embedding"
-        norm = self.norms.before(row).format(block) if reads else None
-        return self._product(tensor, norm, dtype)
+        norm = self.norms.before(row).format(block) if reads(row) else None
+        x = stream_last(row, tensor)
+        turned = self._product(x.reshape(-1, x.shape[-1]), norm, dtype).view(x.shape)
+        return turned.movedim(-1, row.dims.index(STREAM)).contiguous()
 
     def _product(self, x_RD: Tensor, norm: str | None, dtype: torch.dtype) -> Tensor:
         """x diag(g) Q / h, some rows at a time; x Q where there is no norm."""
@@ -163,11 +173,11 @@ def _column_sizes(turned: TurnedTensors) -> dict[str, Tensor]:
     """Root mean square of the columns of what reads each norm, over that of all; some rows do."""
     sums: dict[str, Tensor] = {}
     for name, (row, block) in turned.places.items():
-        if row.role in ("norm", "bias", "embedding") or STREAM not in row.dims[1:]:
+        if not reads(row):
             continue
         norm = turned.norms.before(row).format(block)
         for _, tensor in turned.read([name]):
-            found_D = tensor[:_ROWS].double().square().sum(0)
+            found_D = stream_last(row, tensor).flatten(0, -2)[:_ROWS].double().square().sum(0)
             sums[norm] = sums[norm] + found_D if norm in sums else found_D
     return {norm: (sum_D / sum_D.mean()).sqrt().clamp_min(1e-4) for norm, sum_D in sums.items()}
 
