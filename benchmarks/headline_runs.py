@@ -196,6 +196,9 @@ def _rest(scale: Scale, size: str) -> Iterator[tuple[str, Run]]:
         "ours-real-both",
         _cut(scale, size, "ours-real", "ours, real text alone, distilled and text", both, 1.7),
     )
+    balanced = _balanced(scale, scale.tokens - scale.samples * scale.window)
+    title = "shortened, CPT, dynamic mix"
+    yield "shortened-balanced", _cut(scale, size, "perplexity", title, balanced)
     title = "shortened, chosen on as much text as ours, CPT"
     yield "shortened-real", _cut(scale, size, "perplexity-real", title)
     yield "depth-real", _cut(scale, size, "depth-real", "depth repaired on real text, CPT")

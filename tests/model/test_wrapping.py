@@ -289,7 +289,7 @@ def test_heads_that_predict_further_are_dropped(wrapped: Wrapped, tmp_path: Path
     save_file(tensors | ahead, source / "model.safetensors", metadata={"format": "pt"})
     checkpoint = Checkpoint.open(source)
     (note,) = checkpoint.notes(checkpoint.shape.with_(layers=3))
-    assert "predict tokens further ahead, are not copied" in note
+    assert "predict tokens further ahead are not copied" in note
     result = cut(checkpoint, keep_of(checkpoint), tmp_path / "out")
     whole(result.path)
     assert "mtp.fc.weight" not in load_file(result.path / "model.safetensors")

@@ -479,7 +479,7 @@ def test_llama_becomes_mistral_only_where_it_must(models: Models) -> None:
         checkpoint, raw = narrowed(models, "llama", **sizes)
         assert raw["model_type"] == model_type
         assert raw["architectures"] == [f"{model_type.title()}ForCausalLM"]
-        notes = checkpoint.family.notes(checkpoint.config, checkpoint.shape.with_(**sizes))
+        notes = checkpoint.family.remarks(checkpoint.config, checkpoint.shape.with_(**sizes))
         assert bool(notes) == (model_type == "mistral")
     assert narrowed(models, "llama-biases", hidden=27)[1]["model_type"] == "llama"
 
@@ -545,9 +545,9 @@ def test_opt_s_embeddings_follow_the_hidden_size(models: Models) -> None:
 def test_notes(models: Models, variant: str, sizes: dict[str, int], word: str) -> None:
     checkpoint = Checkpoint.open(models(variant))
     family, config = checkpoint.family, checkpoint.config
-    (note,) = family.notes(config, checkpoint.shape.with_(**sizes))
+    (note,) = family.remarks(config, checkpoint.shape.with_(**sizes))
     assert re.search(word, note)
-    assert family.notes(config, checkpoint.shape.with_(layers=2)) == []
+    assert family.remarks(config, checkpoint.shape.with_(layers=2)) == []
 
 
 def test_a_norm_without_parameters_is_in_the_table(models: Models) -> None:
@@ -568,5 +568,5 @@ def test_families_say_nothing_of_what_does_not_change() -> None:
     plain = Family("x", "", lambda _: None, {}, lambda _: {})
     shape = Shape({"hidden": 3})
     assert plain.rescale(None, shape, shape) is None
-    assert (plain.rules(None), plain.notes(None, shape)) == ((), [])
+    assert (plain.rules(None), plain.remarks(None, shape)) == ((), [])
     assert plain.adapt({"a": 1}, None, shape) == {"a": 1}

@@ -100,7 +100,7 @@ class Checkpoint:
         config = load_config(path)
         layout, shape = table_of(family, config, path)
         headers = stored_tensors(path, _shards(path))
-        ahead = ahead_of(family, headers)
+        ahead = ahead_of(family, headers, shape["layers"])
         headers, homes = unstacked(headers, layout, shape, family)
         files, dtypes = _match(layout, shape, headers, family, path)
         _check_tied(layout, headers, path)
@@ -192,14 +192,13 @@ class Checkpoint:
 
     def notes(self, after: Shape) -> list[str]:
         """Sentences on what writing a cut to ``after`` entails that a user would not expect."""
-        said, key = self.family.notes(self.config, after), self.family.predicting
-        if not self.ahead or (key and getattr(self.config, key, 0)):  # said by the family
-            return said
+        remarks = self.family.remarks(self.config, after)
+        if not self.ahead:
+            return remarks
         return [
-            f"the {self.ahead} tensors of heads that predict tokens further ahead "
-            f"({self.family.predictors}*) are not copied: they were trained on what the whole "
-            "model gives.",
-            *said,
+            f"the {self.ahead} tensors that predict tokens further ahead are not copied: they were "
+            "trained on what the whole model gives.",
+            *remarks,
         ]
 
     def tokenizer(self) -> Any:
@@ -226,7 +225,7 @@ def _unwrapped(path: Path, model: str | Path) -> Checkpoint:
     inside = {name: homes[name].parameter if name in homes else name for name in files}
     stored = {name: wrapping.on_disk(inner) for name, inner in inside.items()}
     tensors = StoredTensors(files, stored, homes, wrapping.turned)
-    ahead = ahead_of(family, wrapping.others)
+    ahead = ahead_of(family, wrapping.others, shape["layers"])
     others = {name: tensor for name, tensor in wrapping.others.items() if name not in ahead}
     return Checkpoint(
         path, dict(wrapping.text), config, family, layout, shape, dtypes, tensors,
@@ -317,14 +316,14 @@ def _match(
             )
         torch_dtype(headers[name].dtype)
     tied = {row.name for row in layout.rows if row.tied_to}
+    ahead = set(ahead_of(family, headers, shape["layers"]))
     unknown = [
         name
         for name in headers
         if name not in expected
         and name not in tied
         and not name.endswith(family.ignored)
-        and not (family.predictors and name.startswith(family.predictors))
-        and not (family.predicting and _is_behind(name, family, shape["layers"]))
+        and name not in ahead
     ]
     if unknown:
         raise ShearlingError(
@@ -337,9 +336,14 @@ def _match(
     )
 
 
-def ahead_of(family: Family, names: Iterable[str]) -> list[str]:
-    """The names of tensors that lie beside the blocks and predict tokens further ahead."""
-    return [name for name in names if family.predictors and name.startswith(family.predictors)]
+def ahead_of(family: Family, names: Iterable[str], depth: int) -> list[str]:
+    """The names of tensors that lie beside or behind the blocks and predict further ahead."""
+    return [
+        name
+        for name in names
+        if (family.predictors and name.startswith(family.predictors))
+        or (family.predicting and _is_behind(name, family, depth))
+    ]
 
 
 def _is_behind(name: str, family: Family, depth: int) -> bool:

@@ -82,10 +82,12 @@ def _around(wrapping: Wrapping | None) -> dict[str, Any] | None:
 def lines(found: dict[str, Any]) -> list[str]:
     """The same for a person."""
     count, blocks = found["parameters"], found["parameters_in_blocks"]
+    each = found["parameters_per_block"]
+    most = "" if each * found["shape"]["layers"] == blocks else "at most "
     text = [
         f"{found['name']} ({found['architecture']}, {'/'.join(found['dtypes'])})",
         f"  shape        {', '.join(f'{axis}={size}' for axis, size in found['shape'].items())}",
-        f"  parameters   {count:,} ({blocks:,} in blocks, {found['parameters_per_block']:,} each)",
+        f"  parameters   {count:,} ({blocks:,} in blocks, {most}{each:,} each)",
         f"  on disk      {found['bytes'] / 1e6:,.1f} MB",
         f"  per token    {found['flops_per_token'] / 1e9:.3f} GFLOP at {CONTEXT} tokens of context",
         f"  KV cache     {found['kv_cache_bytes_per_token'] / 1024:.2f} KiB a token in 16 bits",

@@ -226,17 +226,6 @@ class Family:
             self.model_type, self.layout(config), self.legality(config), self.shape(config), after
         )
 
-    def notes(self, config: Any, after: Shape) -> list[str]:
-        """Sentences on what writing ``after`` entails that a user would not expect."""
-        ahead = getattr(config, self.predicting, 0) if self.predicting else 0
-        if not ahead:
-            return self.remarks(config, after)
-        return [
-            f"the {ahead} blocks behind the last, which predict tokens further ahead, are not "
-            "copied: they were trained on what the whole model gives.",
-            *self.remarks(config, after),
-        ]
-
     def write(
         self, raw: Mapping[str, Any], config: Any, shape: Shape, layers: tuple[int, ...]
     ) -> dict[str, Any]:
