@@ -361,8 +361,15 @@ def test_what_was_mended_is_done_again_and_no_more(
     for name in "abcd":
         write_texts(tmp_path / "web" / f"{name}.jsonl", [f"{name} {i}" for i in range(40)])
     whole = (tmp_path / "web" / "c.jsonl").read_text()
+
+    def interrupt(stage: str, done: float, total: float) -> None:
+        if stage == "tokenising":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pack(plan(tmp_path / "web"), tmp_path / "s", workers=1, progress=interrupt)
     (tmp_path / "web" / "c.jsonl").write_text(whole + "{}\n")
-    with pytest.raises(ShearlingError, match="Line 41 of .*c.jsonl"):
+    with pytest.raises(ShearlingError, match="Line 41 of .*c.jsonl"):  # what was there stays
         pack(plan(tmp_path / "web"), tmp_path / "s", workers=1)
     (tmp_path / "web" / "c.jsonl").write_text(whole)
     # A finished one that has changed is done again, though nothing was wrong with it.
@@ -596,6 +603,22 @@ def test_a_wrong_line_is_named_and_leaves_nothing(tmp_path: Path, workers: int) 
     refused(run, "Line 21")
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_what_is_refused_when_all_is_tokenised_leaves_nothing(
+    web: Path, tmp_path: Path, there: bool
+) -> None:
+    """So that other options are no others, and nobody calls it half-written."""
+    tiny, output = write_texts(tmp_path / "tiny.jsonl", ["baa"]), tmp_path / "s"
+    if there:
+        output.mkdir()
+    for workers in (1, 2):
+        refused(lambda n=workers: pack(plan(web, tiny), output, workers=n), "'tiny'", "too little")
+        assert output.exists() == there
+        assert not there or list(output.iterdir()) == []
+    refused(lambda: Store.open(output), "pack`")
+    pack(plan(web, length=6), output)
+
+
 def test_conversations_that_will_not_do(tmp_path: Path) -> None:
     chat = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
     file = write_lines(tmp_path / "chat.jsonl", [{"text": "a"}, chat])
@@ -680,6 +703,19 @@ def test_a_killed_worker(web: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(shards, "_work", die)
     run = lambda: pack(plan(web), tmp_path / "s", workers=2, shard_bytes=100)  # noqa: E731
     refused(run, "worker process was killed", "fewer --workers")
+
+
+def test_what_is_refused_stays_if_an_earlier_run_began_it(web: Path, tmp_path: Path) -> None:
+    tiny, output = write_texts(tmp_path / "tiny.jsonl", ["baa"]), tmp_path / "s"
+
+    def stop(stage: str, done: float, total: float) -> None:
+        if stage == "tokenising" and done == total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pack(plan(web, tiny), output, workers=1, progress=stop)
+    refused(lambda: pack(plan(web, tiny), output), "too little")
+    refused(lambda: Store.open(output), "still being written")
 
 
 def test_equal_texts_have_equal_digests_in_every_domain() -> None:

@@ -54,6 +54,21 @@ def choose_held_out(documents: np.ndarray, share: float, length: int) -> np.ndar
     return held[inverse]
 
 
+def choose_tail(documents: np.ndarray, share: float, length: int) -> tuple[int, int] | None:
+    """A document to be cut in two, and the tokens at its end to be held out; None if none can be.
+
+    For text that does not come in documents, such as one .txt. The longest is cut (the first of
+    several): of its tokens ``share`` are held out, at least a sequence, and one at least is left.
+    Where it comes twice nothing is cut, as its other copy would be trained on whole.
+    """
+    at = int(documents["tokens"].argmax())
+    tokens = int(documents["tokens"][at])
+    copies = int((documents["digest"] == documents["digest"][at]).sum())
+    if not share or copies > 1 or tokens < 2 * length:
+        return None
+    return at, min(max(round(share * tokens), length), tokens - length)
+
+
 def merge(
     domain: str, shards: Sequence[Path], output: Path, *, length: int, share: float,
     dtype: np.dtype, bos: int | None = None,

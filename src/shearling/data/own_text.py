@@ -35,7 +35,7 @@ from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
 from shearling.files.reading import read_json
 from shearling.files.staging import check_file
-from shearling.files.unfinished import alone, kept_on_a_full_disk
+from shearling.files.unfinished import alone, kept_on_a_full_disk, withdrawn
 from shearling.files.writer import check_space, sync, write_json, write_text
 from shearling.model.checkpoint import Checkpoint
 
@@ -188,12 +188,13 @@ class OwnTextRun:
         """
         with kept_on_a_full_disk(self.output), alone(self.kept_in, self.output):
             plan = self.begun
-            left = plan.sequences - self.done
-            check_space(self.output, 2 * left * plan.length * BYTES)
-            write_json(self.kept_in / PLAN, plan.to_json())
-            if left:
-                self._write_batches(plan, progress)
-            result = plan.to_json() | {"tokens": plan.sequences * plan.length} | self._joined()
+            with withdrawn(self.kept_in, keep=lambda no: not no or bool(self._batches())):
+                left = plan.sequences - self.done
+                check_space(self.output, 2 * left * plan.length * BYTES)
+                write_json(self.kept_in / PLAN, plan.to_json())
+                if left:
+                    self._write_batches(plan, progress)
+                result = plan.to_json() | {"tokens": plan.sequences * plan.length} | self._joined()
             shutil.rmtree(self.kept_in)
         sync(self.output.absolute().parent)
         return result

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -30,7 +30,7 @@ from shearling.data.store import MANIFEST, UNFINISHED, tokenizer_hash
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
 from shearling.files.reading import read_json
-from shearling.files.unfinished import alone, kept_on_a_full_disk
+from shearling.files.unfinished import alone, kept_on_a_full_disk, withdrawn
 from shearling.files.writer import check_output, file_digest, write_json
 from shearling.model.manifest import versions
 
@@ -138,7 +138,8 @@ def pack(
     Raises:
         ShearlingError: the output is taken, or was begun with other options or other files; a
             file cannot be read or a record is none; a domain is too small; the disk ran full; or
-            a worker was killed.
+            a worker was killed. Only of the last two, and of what an earlier run began, is
+            something left to go on with.
     """
     _check(output)
     unfinished = output / UNFINISHED
@@ -150,10 +151,10 @@ def pack(
             manifest = _kept(output / MANIFEST)
             _require_same(output, described, manifest)
         else:
-            if (unfinished / PLAN).is_file():
+            if begun := (unfinished / PLAN).is_file():
                 _require_same(output, described, _kept(unfinished / PLAN), begun=True)
             write_json(unfinished / PLAN, described.to_json())
-            with _nothing_for_nothing(unfinished):
+            with _withdrawn(plan, output, begun):
                 tasks = _tasks(plan, described, unfinished, shard_bytes)
                 tokenise(tasks, plan.encoder, workers, progress)
                 domains = _merge(tasks, plan, output, workers, progress)
@@ -240,16 +241,17 @@ def _tasks(
     return tasks
 
 
-@contextmanager
-def _nothing_for_nothing(unfinished: Path) -> Generator[None]:
-    """Should it fail before a shard was finished, there is nothing to keep."""
-    try:
-        yield
-    except BaseException:
-        if not any(unfinished.glob("*/*.json")):
-            shutil.rmtree(unfinished)
-            unfinished.mkdir()
-        raise
+def _withdrawn(plan: PackPlan, output: Path, begun: bool) -> AbstractContextManager[None]:
+    """Keep nothing where no shard was finished, nor of a run that its text refuses.
+
+    What an earlier run began stays. One that was interrupted goes on when it is called again.
+    """
+    unfinished = output / UNFINISHED
+
+    def keep(refused: bool) -> bool:
+        return any(unfinished.glob("*/*.json")) and (begun or not refused)
+
+    return withdrawn(unfinished, *(output / domain for domain in plan.domains), keep=keep)
 
 
 def _merge(

@@ -22,6 +22,7 @@ from shearling.data.records import Document, Record, Shard, digest, read
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress
 from shearling.files.reading import read_json
+from shearling.files.unfinished import StoppedError
 from shearling.files.writer import write_json
 
 # Tokenised at a time.
@@ -114,7 +115,7 @@ def _results(tasks: list[ShardTask], encoder: Encoder, workers: int) -> Generato
                 future.result()
                 yield futures[future]
         except BrokenProcessPool as error:
-            raise ShearlingError(
+            raise StoppedError(
                 "a worker process was killed, most likely for want of memory; what is finished is "
                 "kept, so give the same command again with fewer --workers."
             ) from error

@@ -170,8 +170,8 @@ def _remove(path: Path) -> None:
 
 def remove_empty(directories: list[Path]) -> None:
     """Remove directories, the innermost first, as far as nothing lies in them."""
-    with suppress(OSError):
-        for directory in directories:
+    for directory in directories:
+        with suppress(OSError):
             directory.rmdir()
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Generator
+import shutil
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -41,6 +42,28 @@ def alone(directory: Path, output: Path | None = None) -> Generator[None]:
         os.close(handle)
 
 
+class StoppedError(ShearlingError):
+    """A run ended for no fault of what it was given: what it finished stays, and it can go on."""
+
+
+@contextmanager
+def withdrawn(*begun: Path, keep: Callable[[bool], bool]) -> Generator[None]:
+    """Remove what a run began if it ends early and nothing of it is worth keeping.
+
+    Args:
+        begun: directories that it fills.
+        keep: whether they stay, given whether it was refused for what it was given.
+    """
+    try:
+        yield
+    except BaseException as error:
+        refused = isinstance(error, ShearlingError) and not isinstance(error, StoppedError)
+        if not keep(refused):
+            for directory in begun:
+                shutil.rmtree(directory, ignore_errors=True)
+        raise
+
+
 @contextmanager
 def kept_on_a_full_disk(output: Path) -> Generator[None]:
     """Turn a full disk into one sentence: what is finished stays, and the command goes on."""
@@ -49,7 +72,7 @@ def kept_on_a_full_disk(output: Path) -> Generator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        raise ShearlingError(
+        raise StoppedError(
             f"the disk ran full while writing {output}; what is finished is kept, so free some "
             "space and give the same command again."
         ) from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from shearling.engine.walk import last_states
 from shearling.errors import ShearlingError
 from shearling.files.progress import Progress, silent
 from shearling.files.reading import read_json
-from shearling.files.unfinished import alone, kept_on_a_full_disk
+from shearling.files.unfinished import alone, kept_on_a_full_disk, withdrawn
 from shearling.files.writer import (
     check_output,
     check_space,
@@ -146,7 +147,7 @@ def _lead(
     """What the first process does, which is also what one process alone does."""
     plan = _plan(teacher, store, top)
     unfinished = output / UNFINISHED
-    with kept_on_a_full_disk(output), alone(unfinished):
+    with kept_on_a_full_disk(output), alone(unfinished), _withdrawn(output):
         begun = any(output.glob("[!.]*/*.safetensors"))
         for file in (output / caches.MANIFEST, unfinished / PLAN):
             if begun and file.is_file():
@@ -168,6 +169,15 @@ def _lead(
             whole = replace(plan, versions=versions(), files=files)
             write_json(output / caches.MANIFEST, whole.to_json())
         shutil.rmtree(unfinished)
+
+
+def _withdrawn(output: Path) -> AbstractContextManager[None]:
+    """Keep the plan of a run that is refused only where a shard was finished."""
+
+    def keep(refused: bool) -> bool:
+        return not refused or any(output.glob("[!.]*/*.safetensors"))
+
+    return withdrawn(output / UNFINISHED, keep=keep)
 
 
 def _follow(teacher: Checkpoint, store: Store, output: Path, top: int, place: Place) -> None:
