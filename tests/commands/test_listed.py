@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from shearling import commands
 from shearling.cli import app
@@ -23,10 +24,19 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", SUMMARIES)
-def test_a_summary_is_the_docstrings_first_sentence(name: str) -> None:
+def test_a_summary_says_what_the_docstring_says(name: str) -> None:
     group: Any = typer.main.get_command(app)
-    first = inspect.cleandoc(group.commands[name].help).split("\n\n")[0]
-    assert " ".join(first.split()) == SUMMARIES[name]
+    assert inspect.cleandoc(group.commands[name].help).split()[0] == SUMMARIES[name].split()[0]
+
+
+@pytest.mark.parametrize("name", SUMMARIES)
+def test_a_summary_is_a_whole_sentence_on_one_line_of_80_columns(name: str) -> None:
+    shown = CliRunner().invoke(app, ["--help"], terminal_width=80).output.splitlines()
+    (line,) = (line for line in shown if line.startswith(f"  {name} "))
+    assert line.removeprefix(f"  {name} ").strip() == SUMMARIES[name]
+    assert line.endswith(".")
+    assert "..." not in line
+    assert len(line) <= 80
 
 
 def test_every_command_is_listed() -> None:
@@ -46,4 +56,4 @@ def test_help_imports_no_command() -> None:
     assert done.stderr.strip() == "['shearling.commands.listed']"
     for name, summary in SUMMARIES.items():
         assert f"  {name} " in done.stdout
-        assert summary.split()[0] in done.stdout
+        assert summary in done.stdout

@@ -116,6 +116,29 @@ def naive_split(texts: Sequence[str], share: float, length: int, seed: int) -> l
     return [text in held for text in texts]
 
 
+def check_tail(
+    manifest: dict[str, Any], output: Path, texts: Sequence[str], held: Sequence[bool], longest: str
+) -> None:
+    """The end of the longest text is held out, and nothing is lost or comes twice."""
+    length, tail = manifest["length"], manifest["domains"]["web"]["held_out_end"]
+    tokens = len(byte_ids(longest)) + 1
+    assert tail == min(max(round(manifest["held_out"] * tokens), length), tokens - length)
+    streams: list[list[int]] = [[], []]
+    for text, side in zip(texts, held, strict=True):
+        ids = [*byte_ids(text), EOS]
+        if text == longest:
+            streams[0] += ids[:-tail]
+            streams[1] += ids[-tail:]
+        else:
+            streams[side] += ids
+    store = Store.open(output)
+    for part, stream in zip(("train", "held_out"), streams, strict=True):
+        whole = [stream[i : i + length] for i in range(0, len(stream) - length + 1, length)]
+        assert rows(store, "web", part) == whole
+    parts = manifest["domains"]["web"]
+    assert parts["train"]["documents"] + parts["held_out"]["documents"] == len(texts)
+
+
 def naive_rows(texts: Sequence[str], length: int) -> list[list[int]]:
     ids = [i for text in texts for i in [*byte_ids(text), EOS]]
     return [ids[i : i + length] for i in range(0, len(ids) - length + 1, length)]
@@ -147,6 +170,10 @@ def test_a_store_holds_what_a_plain_loop_makes(
     planned = plan(folder / "web", length=length, held_out=share, seed=seed)
     wanted = ("train", "held_out") if share else ("train",)
     if not all(naive_rows(expected[part], length) for part in wanted):
+        longest = max(texts, key=lambda text: len(text.encode()), default="")
+        if share and texts.count(longest) == 1 and len(longest.encode()) + 1 >= 2 * length:
+            check_tail(pack(planned, folder / "out"), folder / "out", texts, held, longest)
+            return
         with pytest.raises(ShearlingError, match="'web'"):
             pack(planned, folder / "out", shard_bytes=shard_bytes)
         with pytest.raises(ShearlingError):
@@ -578,13 +605,37 @@ def web(tmp_path: Path) -> Path:
     return write_texts(tmp_path / "web.jsonl", [f"{i} sheep" for i in range(50)])
 
 
+@pytest.mark.parametrize("bos", [None, True])
+def test_a_text_alone_has_its_end_held_out(tmp_path: Path, bos: bool | None) -> None:
+    text = " ".join(map(str, range(999)))
+    (tmp_path / "book.txt").write_text(text)
+    planned = plan(tmp_path / "book.txt", length=64, held_out=0.1, bos=bos)
+    described = pack(planned, tmp_path / "s")["domains"]["book"]
+    tokens = len(text) + (1 if bos is None else 2)
+    assert described["held_out_end"] == round(0.1 * tokens)
+    assert (described["train"]["documents"], described["held_out"]["documents"]) == (1, 0)
+    store = Store.open(tmp_path / "s")
+    said = [
+        [i for row in rows(store, "book", part) for i in row if i != BOS]
+        for part in ("train", "held_out")
+    ]
+    ids = [*byte_ids(text), EOS]
+    train, held = (len(ids) - described["held_out_end"], described["held_out_end"])
+    assert said[0] == ids[: len(said[0])]
+    assert said[1] == ids[train : train + len(said[1])]
+    assert train - 64 < len(said[0]) <= train
+    assert held - 64 < len(said[1]) <= held
+
+
 def test_domains_that_are_too_small(tmp_path: Path) -> None:
     output = tmp_path / "s"
     empty = write_texts(tmp_path / "empty.jsonl", [" ", "\n"])
     refused(lambda: pack(plan(empty), output), "'empty'", "no text")
     (tmp_path / "book.txt").write_text("one long document " * 9)
-    book = plan(tmp_path / "book.txt")
-    refused(lambda: pack(book, tmp_path / "b"), "1 different documents", "--held-out 0")
+    book = plan(tmp_path / "book.txt", length=82)
+    refused(lambda: pack(book, tmp_path / "b"), "163 tokens in 1 document, too", "--held-out 0")
+    twice = write_texts(tmp_path / "twice.jsonl", ["one long document " * 9] * 2)
+    refused(lambda: pack(plan(twice), tmp_path / "t"), "326 tokens in 1 document, which are not")
     whole = plan(tmp_path / "book.txt", held_out=0)
     assert pack(whole, tmp_path / "c")["domains"]["book"]["held_out"]["sequences"] == 0
     short = plan(tmp_path / "book.txt", held_out=0, length=1000)

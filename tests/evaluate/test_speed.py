@@ -58,7 +58,7 @@ def test_turns_alternate_within_a_round_and_from_round_to_round():
             parts[name].append(part)
         assert parts == {"A": [0, 1, 2], "B": [0, 1, 2]}
     assert [len(each) for each in measured.timings] == [2, 2]
-    assert [done for _, done, _ in steps] == [0, 2, 4, 6]
+    assert [done for _, done, _ in steps] == [0, 1, 2, 3, 4, 5, 6, 6]
 
 
 def test_a_model_of_fewer_parts_ends_earlier_and_keeps_its_place():
@@ -172,6 +172,7 @@ def test_models_take_turns_on_transformers(model_directory, smaller_directory):
         assert found["rounds"] == 2
     assert [(found["batch"], found["new"]) for found in result["ratios"]] == grid
     assert [done for _, done, _ in steps][-1] == 4 * 3 * 2
+    assert steps[:2] == [("opening models", 0, 1), ("opening models", 1, 1)]
     assert set(multiprocessing.active_children()) <= others
     lines = bench_lines(result)
     assert len(lines) == 1 + 8 + 1 + 4

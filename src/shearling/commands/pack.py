@@ -61,7 +61,8 @@ class PackOptions:
 def pack(options: PackOptions) -> None:
     """Turn text and instruction data into a store of tokens to heal a model with.
 
-    Every domain gets a train and a held-out part that share no document. A record is {"text": …},
+    Every domain gets a train and a held-out part that share no document; a .txt is one document,
+    and where whole ones do not do, the end of the longest is held out. A record is {"text": …},
     {"messages": …} or a prompt with its answer ("instruction" and "output", "question" and
     "answer"); of the last two only answers are learned.
     """
@@ -114,6 +115,8 @@ def _lines(manifest: dict[str, Any]) -> list[str]:
         documents, tokens = (sum(part[key] for part in parts) for key in ("documents", "tokens"))
         sizes = " ".join(f"{part['sequences']:>10,}" for part in parts)
         rows.append(f"{domain:<{width}} {sizes} {documents:>12,} {tokens:>16,}")
+        if end := described.get("held_out_end"):
+            rows[-1] += f"; held out: the last {end:,} tokens of its longest document"
         learned = sum(part["learned_tokens"] for part in parts)
         if learned < tokens:
             rows[-1] += f", {learned:,} of them in answers"

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shearling.data.results import PackedPart
+from shearling.data.results import PackedDomain, PackedPart
 from shearling.data.store import MASK, PARTS, TOKENS
 from shearling.errors import ShearlingError
 
@@ -54,25 +54,44 @@ def choose_held_out(documents: np.ndarray, share: float, length: int) -> np.ndar
     return held[inverse]
 
 
-def choose_tail(documents: np.ndarray, share: float, length: int) -> tuple[int, int] | None:
-    """A document to be cut in two, and the tokens at its end to be held out; None if none can be.
+def choose_tail(
+    documents: np.ndarray, held: np.ndarray, share: float, length: int
+) -> tuple[int, int] | None:
+    """A document to be cut in two, and how many tokens of its end are held out; None for none.
 
-    For text that does not come in documents, such as one .txt. The longest is cut (the first of
-    several): of its tokens ``share`` are held out, at least a sequence, and one at least is left.
-    Where it comes twice nothing is cut, as its other copy would be trained on whole.
+    Only where whole documents do not give both parts a sequence, as of a single .txt. The longest
+    is cut (the first of several): of its tokens ``share`` are held out, at least a sequence, and
+    one at least is left. One that comes twice is not cut: its copy would be trained on whole.
     """
-    at = int(documents["tokens"].argmax())
-    tokens = int(documents["tokens"][at])
-    copies = int((documents["digest"] == documents["digest"][at]).sum())
-    if not share or copies > 1 or tokens < 2 * length:
+    sizes = documents["tokens"].astype(np.int64)
+    if not share or min(sizes[held].sum(), sizes[~held].sum()) >= length:
+        return None
+    at = int(sizes.argmax())
+    tokens, copies = int(sizes[at]), int((documents["digest"] == documents["digest"][at]).sum())
+    if copies > 1 or tokens < 2 * length:
         return None
     return at, min(max(round(share * tokens), length), tokens - length)
+
+
+def _cut(
+    tables: list[np.ndarray], held: np.ndarray, at: int, tail: int
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """The tables of all shards, and who is held out, with the end of a document held out."""
+    starts = np.cumsum([0, *map(len, tables)])
+    shard = int(np.searchsorted(starts, at, side="right")) - 1
+    row = at - int(starts[shard])
+    table = np.insert(tables[shard], row + 1, tables[shard][row])
+    table["tokens"][row] -= tail
+    table["tokens"][row + 1] = tail
+    held = np.insert(held, at + 1, True)
+    held[at] = False
+    return [*tables[:shard], table, *tables[shard + 1 :]], held
 
 
 def merge(
     domain: str, shards: Sequence[Path], output: Path, *, length: int, share: float,
     dtype: np.dtype, bos: int | None = None,
-) -> dict[str, PackedPart]:  # fmt: skip
+) -> PackedDomain:  # fmt: skip
     """Write a domain's parts from what its shards hold, and describe them.
 
     Args:
@@ -96,6 +115,10 @@ def merge(
         )
     held = choose_held_out(documents, share, length)
     masked = any(Path(f"{shard}.mask").exists() for shard in shards)
+    # An answer is not cut in two.
+    cut = None if masked else choose_tail(documents, held, share, length)
+    if cut is not None:
+        tables, held = _cut(tables, held, *cut)
     writers = [_Part(output / domain / part, length, masked, bos) for part in PARTS]
     try:
         first = 0
@@ -106,10 +129,13 @@ def merge(
     finally:
         for writer in writers:
             writer.close()
-    for part, chosen in (("train", ~held), ("held_out", held)):
-        parts[part] = replace(parts[part], documents=int(chosen.sum()))
     _require(domain, parts, documents, length, share)
-    return parts
+    ends = 0 if cut is None else 1  # no document of its own
+    return PackedDomain(
+        train=replace(parts["train"], documents=int((~held).sum())),
+        held_out=replace(parts["held_out"], documents=int(held.sum()) - ends),
+        held_out_end=None if cut is None else cut[1],
+    )
 
 
 def _require(
@@ -122,9 +148,12 @@ def _require(
     count = len(np.unique(documents["digest"]))
     needed = "a sequence to train on and one held out" if share else "a sequence"
     advice = ", or --held-out 0 to hold nothing out" if share else ""
+    short = total < length * (2 if share else 1)
+    why = "too little" if short else "which are not cut and do not give enough"
+    different = "1 document" if count == 1 else f"{count:,} different documents"
     raise ShearlingError(
-        f"the domain {domain!r} has {total:,} tokens in {count:,} different documents, too little "
-        f"for {needed} of {length:,} tokens each; give more documents, a smaller --length{advice}."
+        f"the domain {domain!r} has {total:,} tokens in {different}, {why} for {needed} of "
+        f"{length:,} tokens each; give more documents, a smaller --length{advice}."
     )
 
 

@@ -261,11 +261,11 @@ def _merge(
 
     def one(domain: str) -> PackedDomain:
         own = [task for task in tasks if task.domain == domain]
-        parts = merge(
+        packed = merge(
             domain, [task.path for task in own], output,
             length=plan.length, share=plan.held_out, dtype=plan.dtype, bos=plan.bos,
         )  # fmt: skip
-        return PackedDomain(**parts, left_out=sum(task.left_out() for task in own))
+        return replace(packed, left_out=sum(task.left_out() for task in own))
 
     packed: dict[str, PackedDomain] = {}
     with ThreadPoolExecutor(workers) as pool:

@@ -46,6 +46,10 @@ class PackedDomain:
     train: PackedPart = entry()
     held_out: PackedPart = entry()
     left_out: int | None = entry("blank records", absent=None, omit=True)
+    held_out_end: int | None = entry(
+        "tokens at the end of its longest document that are held out, where whole documents do "
+        "not do", absent=None, omit=True,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

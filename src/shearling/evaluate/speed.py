@@ -6,7 +6,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -147,10 +147,12 @@ class BenchPlan:
         for number, one in enumerate(self.engines):
             if whole is not None:
                 budgets.append(TimeBudget(max(whole.left, 1) / (len(self.engines) - number)))
+            by = "" if len(self.engines) == 1 else f" with {one.name}"
+            progress(f"opening models{by}", 0, 1)
             with one.open(self.candidates, self.setting) as runners:
-                stage = STAGE if len(self.engines) == 1 else f"{STAGE} with {one.name}"
+                progress(f"opening models{by}", 1, 1)
                 for measured in measure(
-                    runners, cells, self.repeats, stage=stage, progress=progress,
+                    runners, cells, self.repeats, stage=f"{STAGE}{by}", progress=progress,
                     budget=budgets[-1] if budgets else None,
                 ):  # fmt: skip
                     runs += _runs(one, self.candidates, runners, measured)
@@ -248,15 +250,18 @@ def measure(
         share = budget.left / (len(cells) - number) if budget is not None else math.inf
         begun = time.perf_counter()
         progress(stage, done, total)
-        warm = _round(runners, asked if budget is None else budget.probe(asked), 0)
+
+        def tell(run: int, before: int = done) -> None:
+            progress(stage, before + run, total)
+
+        warm = _round(runners, asked if budget is None else budget.probe(asked), 0, tell)
         share -= time.perf_counter() - begun
         cell, rounds = (
             (asked, repeats) if budget is None else budget.fit(asked, repeats, warm, share)
         )
         timings: list[list[Timing]] = [[] for _ in runners]
         for i in range(1, 1 + rounds):
-            progress(stage, done + i * len(runners), total)
-            for taken, timing in zip(timings, _round(runners, cell, i), strict=True):
+            for taken, timing in zip(timings, _round(runners, cell, i, tell), strict=True):
                 taken.append(timing)
         done += (1 + repeats) * len(runners)
         progress(stage, done, total)
@@ -265,8 +270,10 @@ def measure(
         progress(stage, total, total)
 
 
-def _round(runners: Sequence[Runner], cell: Cell, i: int) -> list[Timing]:
-    """Every model once, in turns; round 0 warms up."""
+def _round(
+    runners: Sequence[Runner], cell: Cell, i: int, tell: Callable[[int], None] = lambda _: None
+) -> list[Timing]:
+    """Every model once, in turns; round 0 warms up. Told are the runs of this cell that ended."""
     running = {n: runner.parts(cell, fresh=i == 0) for n, runner in enumerate(runners)}
     timings: dict[int, Timing] = {}
     turn = i
@@ -278,6 +285,7 @@ def _round(runners: Sequence[Runner], cell: Cell, i: int) -> list[Timing]:
             except StopIteration as end:
                 timings[n] = end.value
                 del running[n]
+                tell(i * len(runners) + len(timings))
         turn += 1
     return [timings[n] for n in range(len(runners))]
 
