@@ -86,13 +86,24 @@ def _run() -> None:
     end the other ranks, the one that still writes among them.
     """
     try:
-        app()
+        sys.exit(_called())
     except SystemExit as stop:
         if stop.code or processes() == 1:
             raise
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
+
+
+def _called() -> Any:
+    """Call the command; what its parser refuses is raised, to be told as everything else."""
+    try:
+        return app(standalone_mode=False)
+    except Exception as error:
+        if type(error).__name__ != "NoArgsIsHelpError":
+            raise
+        print(error, file=sys.stderr)
+        return 2
 
 
 def main() -> None:
@@ -161,8 +172,14 @@ def _interrupts() -> Generator[Callable[[], bool]]:
 
 def _told(error: BaseException) -> tuple[int, str]:
     """The exit code and the sentence for an error."""
+    from shearling.commands.asked_wrong import is_refusal, refusal
+
     if isinstance(error, ShearlingError):
         return 2, str(error)
+    if isinstance(error, typer.Abort):
+        return 2, "the input ended before all was answered; answer the questions, or give options."
+    if is_refusal(error):
+        return 2, refusal(error)
     lost = ("closed by peer", "reset by peer", "NCCL", "gloo")
     if processes() > 1 and any(word in str(error) for word in lost):
         return 2, f"another process is gone, which has said why ({reason(error)[:120]})."

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
+from typing import Any
 
 LONGEST = 400  # characters of a reason that a sentence shows
 WORD = 500  # characters of a word: a reason's, and what stands around it
@@ -58,6 +59,38 @@ def nearest(given: str, known: Iterable[str]) -> str:
     """``"; the nearest is mlp"`` where a name that is not known is like one that is, else ""."""
     close = get_close_matches(given, list(known), n=1, cutoff=0.6)
     return f"; the nearest is {close[0]}" if close else ""
+
+
+# What pydantic calls a mistake: by the first word of its name, and by the whole of it.
+_KINDS = {
+    "int": "a whole number", "float": "a number", "finite": "a finite number",
+    "bool": "true or false", "string": "a text", "list": "a list", "tuple": "a list",
+    "dict": "keys with values", "literal": "{expected}",
+    "greater_than_equal": "at least {ge}", "greater_than": "more than {gt}",
+    "less_than_equal": "at most {le}", "less_than": "less than {lt}",
+}  # fmt: skip
+
+
+def misfit(mistake: Mapping[str, Any], given: str | None = None) -> str:
+    """What pydantic finds wrong: ``2.5 was given, but a whole number was expected``.
+
+    Args:
+        mistake: one of a ValidationError's errors.
+        given: what was given, in words; by default the value.
+    """
+    kind, facts = (
+        mistake["type"],
+        {
+            name: int(bound) if isinstance(bound, float) and bound.is_integer() else bound
+            for name, bound in (mistake.get("ctx") or {}).items()
+        },
+    )
+    wanted = _KINDS.get(kind, _KINDS.get(kind.partition("_")[0]))
+    if kind == "value_error" or wanted is None:
+        said = mistake["msg"].removeprefix("Value error, ").rstrip(".")
+        return said if given is None else f"{given} was given, but {said[:1].lower()}{said[1:]}"
+    value = told(mistake["input"]) if given is None else given
+    return f"{value} was given, but {wanted.format(**facts)} was expected"
 
 
 def lacks_memory(error: BaseException) -> bool:

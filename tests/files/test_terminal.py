@@ -76,13 +76,14 @@ def test_a_log_of_a_long_stage_gets_a_line_a_minute(
 ) -> None:
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
         monkeypatch.delenv(name, raising=False)
-    now = 0.0
-    monkeypatch.setattr(terminal, "time", SimpleNamespace(monotonic=lambda: now))
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(terminal, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    writing = ((0, 0), (59, 10), (60, 20), (119, 35), (180, 45), (250, 90), (280, 100))
+    reading = ((300, 0), (360, 0), (480, 2), (490, 100))
     with progress_bars() as listen:
-        for now, done in ((0, 0), (59, 10), (60, 20), (119, 35), (180, 45), (250, 90), (280, 100)):
-            listen("writing text", done, 100)
-        for now, done in ((300, 0), (360, 0), (480, 2), (490, 100)):
-            listen("reading", done, 100)
+        for stage, steps in (("writing text", writing), ("reading", reading)):
+            for clock.now, done in steps:
+                listen(stage, done, 100)
     assert capsys.readouterr().err.splitlines() == [
         "writing text: 20 %, 4 min left", "writing text: 45 %, 4 min left",
         "writing text: 90 %, under 1 min left", "writing text: done",

@@ -168,7 +168,7 @@ def test_a_second_prompt_is_refused_politely():
         ({"prompt": "x", "top_p": 2}, r"top_p is 2\.0"),
         ({"prompt": "x", "max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"prompt": "x", "seed": -1}, "seed is -1"),
-        ({"prompt": "x", "seed": "one"}, "seed: Input should be a valid integer"),
+        ({"prompt": "x", "seed": "one"}, "seed: 'one' was given, but a whole number was expected"),
         ({"prompt": "x", "sed": 1}, "sed: Extra inputs are not permitted"),
         ({"temperature": 1}, "prompt: Field required"),
         ({"prompt": "x" * MOST_BYTES}, "shorten the prompt"),

@@ -77,7 +77,7 @@ class EvalOptions:
         typer.Option("--degeneration", help="Measure how continuations of each --text repeat."),
     ] = False
     window: Annotated[
-        int | None, typer.Option(min=1, help="Tokens in a window of --text; default 512.")
+        int | None, typer.Option(min=2, help="Tokens in a window of --text; default 512.")
     ] = None
     max_windows: Annotated[
         int | None, typer.Option(min=1, help="Use the first so many windows; default all.")

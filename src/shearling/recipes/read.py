@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from shearling.errors import ShearlingError, nearest
+from shearling.errors import ShearlingError, misfit, nearest
 from shearling.files.reading import check_size, parse_yaml
 from shearling.recipes.schema import VERSION, WholeRecipe
 from shearling.train.options import pairs_into
@@ -150,9 +150,7 @@ def _sentence(error: ValidationError, name: str) -> str:
         )
     if first["type"] == "missing":
         return f"The recipe {name} lacks the key {where}."
-    why = first["msg"].removeprefix("Value error, ").rstrip(".")
-    given = "" if first["type"] == "value_error" else f" ({str(first['input'])[:60]!r} was given)"
-    return f"The recipe {name} cannot be used{f' at {where}' if where else ''}: {why}{given}."
+    return f"The recipe {name} cannot be used{f' at {where}' if where else ''}: {misfit(first)}."
 
 
 def _fields(path: Sequence[str]) -> list[str]:

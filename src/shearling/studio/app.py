@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from shearling.errors import ShearlingError
+from shearling.errors import ShearlingError, misfit
 from shearling.evaluate.generation import Sampling
 from shearling.studio.conversation import Busy, Conversation
 from shearling.studio.guard import Guard
@@ -98,7 +98,7 @@ async def _body(request: Request, kind: type[T]) -> T:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "The request"
-        raise ShearlingError(f"{field}: {first['msg']}.") from error
+        raise ShearlingError(f"{field}: {misfit(first)}.") from error
 
 
 async def _lines(events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:

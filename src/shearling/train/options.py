@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from shearling.data.seeds import LARGEST
-from shearling.errors import ShearlingError, nearest
+from shearling.errors import ShearlingError, misfit, nearest
 from shearling.files.reading import parse_yaml
 
 Recipe = Literal["cpt", "lora", "cpt-then-lora", "distill"]
@@ -190,9 +190,7 @@ def validated(values: Mapping[str, Any], kind: type[_Kind]) -> _Kind:
                 f"{key} is not an option of {kind.what}; the options are "
                 f"{', '.join(kind.model_fields)}{nearest(key, kind.model_fields)}."
             ) from error
-        given = f" ({_shown(repr(first['input']))} was given)" if key else ""
-        reason = first["msg"].removeprefix("Value error, ")
-        raise ShearlingError(f"{key + ': ' if key else ''}{reason}{given}.") from error
+        raise ShearlingError(f"{key + ': ' if key else ''}{misfit(first)}.") from error
 
 
 def _shown(text: str) -> str:

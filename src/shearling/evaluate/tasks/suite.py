@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from shearling.errors import ShearlingError
+from shearling.errors import ShearlingError, misfit
 from shearling.files.reading import check_size, parse_yaml
 
 BUILT_IN = ("abilities", "retention", "shortened", "sheared")
@@ -214,9 +214,8 @@ def _validated(values: dict[str, Any], what: str) -> Suite:
                 f"{what} has the key {'.'.join(path)}, which is not known; the keys there are "
                 f"{', '.join(kind.model_fields)}."
             ) from error
-        reason = first["msg"].removeprefix("Value error, ")
         where = f" at {'.'.join(path)}" if path else ""
-        raise ShearlingError(f"{what} cannot be used{where}: {reason}.") from error
+        raise ShearlingError(f"{what} cannot be used{where}: {misfit(first)}.") from error
 
 
 def _relative_to(suite: Suite, directory: Path) -> Suite:
