@@ -155,6 +155,20 @@ def test_abilities_of_two_models(run: Run, tmp_path: Path, monkeypatch: pytest.M
     assert other["asked_sha256"] != files[0]["asked_sha256"]
 
 
+@pytest.mark.parametrize("prompt", ["One sheep", ""])
+def test_a_prompt_alone_is_enough(run: Run, place: Path, prompt: str) -> None:
+    """An empty one is continued from BOS."""
+    found = run(place / "llama-1", "--prompt", prompt, "--max-new-tokens", 2, "--json")
+    result = json.loads(found.out)
+    assert result["kind"] == "generations"
+    assert [one["prompt"] for one in result["samples"]] == [prompt]
+
+
+def test_a_served_engine_without_tasks_is_ignored(run: Run, place: Path) -> None:
+    found = run(place / "llama-1", "--prompt", "x", "--max-new-tokens", 2, "--engine", "vllm")
+    assert "--engine ignored: it is for tasks" in found.err
+
+
 def test_what_is_ignored_is_said(run: Run, place: Path) -> None:
     found = run(place / "llama-1", "--prompt", "x", "--max-new-tokens", 2, "--text",
                 place / "sheep.jsonl", "--window", 16, "--max-windows", 1, "--shots", 2,
@@ -166,7 +180,7 @@ def test_what_is_ignored_is_said(run: Run, place: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "nothing to measure; give --text FILE, --tasks NAME"),
+        ((), "nothing to measure; give --text FILE, --tasks NAME,…, --suite NAME or --prompt"),
         (("--degeneration",), "--degeneration continues a text"),
         (("--suite", "absent"), "--suite absent is neither built in"),
         (("--suite", "abilities"), "more than the model's 64 positions"),

@@ -52,7 +52,7 @@ def test_half_a_surrogate_pair_is_replaced(tmp_path):
     ("name", "content", "message"),
     [
         ("a.jsonl", jsonl("fine").encode() + b"{oops\n", "Line 2 of .*a.jsonl is not JSON"),
-        ("a.jsonl", b'{"text": 3}\n', 'Line 1 of .* has no string "text"'),
+        ("a.jsonl", b'{"text": 3}\n', 'Line 1 of .* has a number as "text", where a string was'),
         ("a.jsonl", b'\n["text"]\n', 'Line 2 of .* has no string "text"'),
         ("a.jsonl", b'{"text": "\xff"}\n', "Line 1 of .* is not UTF-8"),
         ("a.txt", b"\xff", "^/.*a.txt is not UTF-8"),

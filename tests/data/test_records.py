@@ -124,7 +124,27 @@ def test_rows_of_a_parquet_are_numbered_through(tmp_path: Path) -> None:
     places = [shard.where(n) for shard in split(file, 1) for n, _ in read(shard)]
     assert places == [f"Row {n} of {file}" for n in range(1, 6)]
     values[3] = {"text": None}
-    assert refusal(write(file, values), 1).startswith(f"Row 4 of {file} has the keys text")
+    assert refusal(write(file, values), 1).startswith(
+        f'Row 4 of {file} has null as "text", where a string was expected; each must be'
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ({"text": 5}, 'has a number as "text", where a string was expected'),
+        ({"text": ["a"]}, 'has a list as "text", where a string was expected'),
+        ({"messages": "a"}, 'has a string as "messages", where a list was expected'),
+        ({"question": "a", "answer": True}, 'has true or false as "answer", where a string was'),
+        ({"prompt": {}, "answer": "a"}, 'has an object as "prompt", where a string was expected'),
+        (5, "is a number; each must be"),
+        ({"question": "a"}, "has the keys question; each must be"),
+    ],
+)
+def test_a_key_of_another_kind_is_named(tmp_path: Path, value: Any, said: str) -> None:
+    assert f"Line 1 of {tmp_path / 'a.jsonl'} {said}" in refusal(
+        write(tmp_path / "a.jsonl", [value])
+    )
 
 
 def test_columns_that_are_not_known_are_named(tmp_path: Path) -> None:
@@ -185,7 +205,7 @@ def test_messages_of_a_parquet(tmp_path: Path) -> None:
         (lines({"text": "a"}, {"txt": "b"}), ("Line 2", "has the keys txt", '"messages"')),
         (lines({"text": "a"}, {"text": 3}), ("Line 2", '"text"')),
         (lines({"text": "a"}, {}), ("Line 2", "(none)")),
-        (lines({"text": "a"}, "b"), ("Line 2", "type str")),
+        (lines({"text": "a"}, "b"), ("Line 2", "is a string")),
         (lines({"text": "a"}) + b"\n\xff\n", ("Line 3", "UTF-8")),
         (lines({"text": "a"}) + b"[" * 100_000, ("Line 2", "not JSON")),
         (lines({"messages": [{"role": "user"}]}), ("Line 1", "message 1", '"content"')),

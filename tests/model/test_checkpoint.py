@@ -533,8 +533,16 @@ def test_a_hub_id_offline(name: str) -> None:
 
 def test_a_plain_file(llama: Path) -> None:
     sentence = refusal(llama / WEIGHTS)
-    assert f"{llama / WEIGHTS} is a file" in sentence
+    assert f"{llama / WEIGHTS} is a file; give the directory it lies in" in sentence
     assert ".gguf" in sentence
+
+
+def test_a_file_that_is_no_model_and_an_empty_name(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").touch()
+    expected = "a model directory, a .gguf file or a hub id was expected"
+    sentence = refusal(tmp_path / "empty.txt")
+    assert f"{tmp_path / 'empty.txt'} is a file that is no model; {expected}" in sentence
+    assert f"An empty name was given for a model, but {expected}" in refusal("")
 
 
 @pytest.mark.parametrize("data", [b"", b"GGUF", b"GGUF\x03\x00\x00\x00" + bytes(40), b"x" * 4096])

@@ -131,11 +131,11 @@ def test_steps_inherit(tmp_path: Path) -> None:
         ("method: {kind: gates}", "lacks the key method.tokens"),
         ("method: {kind: magic}", "at method: .*'scores', 'blocks', 'gates'"),
         ("evaluate: {windws: 3}", "key evaluate.windws, .* the nearest is windows"),
-        ("bench: {batches: [0]}", "at bench.batches.0: .*greater than or equal to 1"),
+        ("bench: {batches: [0]}", "at bench.batches.0: 0 was given, but at least 1 was"),
         ("data: {length: 8}", "at data: give either text .files. or store"),
         ("steps: [{target: {layers: 1}}]", "give either target .one cut. or steps"),
         ("target: {size: 2}", "key target.size, which is not known; .*there are shape, params"),
-        ("device: [1]", "at device: .*valid string"),
+        ("device: [1]", "at device: .*a text was expected"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_sentence(tmp_path: Path, change: str, sentence: str) -> None:

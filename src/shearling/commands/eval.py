@@ -84,7 +84,7 @@ class EvalOptions:
     ] = None
     bos: Bos = None
     prompt: Annotated[
-        list[str] | None, typer.Option(help="Also continue this prompt; may be repeated.")
+        list[str] | None, typer.Option(help="Continue this prompt; may be repeated.")
     ] = None
     max_new_tokens: Annotated[
         int | None,
@@ -145,9 +145,10 @@ def _plan(options: EvalOptions) -> EvalPlan:
     from shearling.model.subject import open_subject
 
     name, suite = _suite(options)
-    if suite.empty:
+    if suite.empty and not options.prompt:
         raise ShearlingError(
-            "There is nothing to measure; give --text FILE, --tasks NAME,… or --suite NAME."
+            "There is nothing to measure; give --text FILE, --tasks NAME,…, --suite NAME or "
+            "--prompt TEXT."
         )
     _warn_of_ignored(options, suite)
     subjects = [open_subject(model) for model in options.models.given()]

@@ -46,6 +46,7 @@ SHARD_BYTES = 32_000_000
 # Rows of a parquet file turned into Python values at a time.
 ROWS = 256
 
+_WANTED = ("text", "messages", "conversations", *PROMPTS, *ANSWERS)
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _SHAREGPT = {"human": "user", "user": "user", "gpt": "assistant", "system": "system"}
 
@@ -315,12 +316,28 @@ def _record(value: Any, shard: Shard, number: int) -> Record | None:
         if has_text:
             text = _LONE_SURROGATE.sub("\ufffd", value["text"])
             return Document(text) if text.strip() else None
-    kind = f"is of type {type(value).__name__}"
-    if isinstance(value, dict):
-        kind = f"has the keys {', '.join(map(str, value)) or '(none)'}"
-    if shard.texts:
-        kind = f'has no string "text", but {kind}'
+    kind = _misfit(value, shard)
     raise ShearlingError(f"{shard.where(number)} {kind}; each must be {shard.expected}.")
+
+
+def _misfit(value: Any, shard: Shard) -> str:
+    """What is wrong with what is no record."""
+    if isinstance(value, dict):
+        for key in ("text",) if shard.texts else _WANTED:
+            wanted = "a list" if key in ("messages", "conversations") else "a string"
+            if key in value and _called(value[key]) != wanted:
+                return f'has {_called(value[key])} as "{key}", where {wanted} was expected'
+        kind = f"has the keys {', '.join(map(str, value)) or '(none)'}"
+    else:
+        kind = f"is {_called(value)}"
+    return f'has no string "text", but {kind}' if shard.texts else kind
+
+
+def _called(value: Any) -> str:
+    """What a value of JSON is, in words."""
+    names = {bool: "true or false", int: "a number", float: "a number", str: "a string",
+             list: "a list", dict: "an object", type(None): "null"}  # fmt: skip
+    return names.get(type(value), f"of type {type(value).__name__}")
 
 
 def _exchange(value: Mapping[str, Any], prompt: str, answer: str) -> Exchange | None:

@@ -12,6 +12,8 @@ from shearling.files.writer import file_digest, new_directory
 from shearling.model import adapters
 from shearling.model.side_files import HUB, HUB_NEVER
 
+# How files end that lie in a model's directory.
+OF_A_MODEL = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth", "config.json")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -35,14 +37,24 @@ def resolve(model: str | Path, *, merge_adapter: bool = False) -> Path:
 
 def locate(model: str | Path) -> Path:
     """The same, whether or not an adapter lies in the directory."""
+    if model == "":
+        raise ShearlingError(
+            "An empty name was given for a model, but a model directory, a .gguf file or a hub id "
+            "was expected."
+        )
     path = Path(model)
     if path.is_dir():
         return path
     if path.is_file() and path.suffix == ".gguf":
         return _converted(path)
-    if path.is_file():
+    if path.is_file() and path.name.endswith(OF_A_MODEL):
         raise ShearlingError(
             f"{model} is a file; give the directory it lies in, a .gguf file or a hub id."
+        )
+    if path.is_file():
+        raise ShearlingError(
+            f"{model} is a file that is no model; a model directory, a .gguf file or a hub id was "
+            "expected."
         )
     if not path.is_absolute() and HUB_ID.fullmatch(str(model)):
         return _download(str(model))
