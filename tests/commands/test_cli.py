@@ -1045,7 +1045,7 @@ def test_traceback_when_asked(run: Run, tmp_path: Path) -> None:
         (("prune", "{model}", "--layers", "many", "--output", "out"), "--layers"),
         (("eval", "{model}"), "--text"),
         (("eval", "{model}", "--text", "t", "--top-p", "2"), "--top-p"),
-        (("inspect",), "model"),
+        (("inspect",), "MODEL"),
         (("shave", "{model}"), "shave"),
     ],
 )
