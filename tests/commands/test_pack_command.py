@@ -61,6 +61,16 @@ def test_pack(tokenizer: Path, corpus: Path, tmp_path: Path) -> None:
     assert json.loads(again.stdout) == json.loads((output / "store.json").read_text())
 
 
+def test_a_text_alone_is_packed_and_what_is_held_out_is_said(
+    tokenizer: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "book.txt").write_text("a long book\n\n" * 2000)
+    output = tmp_path / "s"
+    shown = run(tmp_path / "book.txt", "--tokenizer", tokenizer, "--output", output)
+    assert shown.exit_code == 0, shown.output
+    assert "; held out: the last 2,048 tokens of its longest document" in shown.stdout
+
+
 def test_dry_run(tokenizer: Path, corpus: Path, tmp_path: Path) -> None:
     output = tmp_path / "store"
     common = (corpus, "--tokenizer", tokenizer, "--output", output, "--dry-run")

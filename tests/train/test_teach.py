@@ -194,6 +194,18 @@ def test_a_start_that_kept_nothing_binds_to_nothing(
     assert teach(teacher, store, tmp_path / "cache", top=3).top == 3
 
 
+def test_what_is_refused_at_the_start_leaves_nothing(
+    teacher: Checkpoint, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ShearlingError("baa")
+
+    monkeypatch.setattr(shearling.train.teach, "_compute", refuse)
+    with pytest.raises(ShearlingError, match="baa"):
+        teach(teacher, store, tmp_path / "cache", top=4)
+    assert not (tmp_path / "cache").exists()
+
+
 def test_what_cannot_be_kept(
     model: Checkpoint, teacher: Checkpoint, store: Store, tmp_path: Path, models: Models
 ) -> None:
