@@ -22,6 +22,8 @@ from shearling.train import adapters
 from shearling.train.estimate import check_host_memory, estimate
 from shearling.train.heal import heal
 from shearling.train.options import Options
+from tiny_cuts import relative
+from tiny_models import HYBRIDS, MIXTURES, OF_TWO_WIDTHS, tiny_model
 from tiny_tokenizer import write_llama
 
 
@@ -105,6 +107,33 @@ def test_adapters_merge_as_peft_does(model: Checkpoint) -> None:
     merged = adapted.merge_and_unload().state_dict()
     for name in names:
         torch.testing.assert_close(found[name], merged[name])
+
+
+@pytest.mark.parametrize("variant", [*MIXTURES, *HYBRIDS, *OF_TWO_WIDTHS])
+def test_adapters_of_mixtures_are_merged(tmp_path: Path, variant: str) -> None:
+    """Beside attention, dense MLPs and shared experts; stock logits are those with adapters."""
+    torch.manual_seed(0)
+    tiny_model(variant).save_pretrained(tmp_path / "m")
+    source = Checkpoint.open(tmp_path / "m")
+    adapted = adapters.add(naive.stock(tmp_path / "m"), source, rank=3, alpha=7)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+    owners = {n.rpartition(".lora_A")[0] for n, _ in adapted.named_parameters() if "lora_A" in n}
+    rows = adapters.adapted_rows(source)
+    places = source.layout.places(source.shape)
+    assert len(owners) == sum(row in rows for row, _ in places.values())
+    assert not any(".experts" in owner for owner in owners)
+    read, merged = adapters.reader(adapted), naive.stock(tmp_path / "m")
+    ids = torch.randint(3, 60, (2, 9))
+    with torch.no_grad():
+        expected = adapted(input_ids=ids, use_cache=False).logits
+        assert relative(merged(input_ids=ids, use_cache=False).logits, expected) > 0.01
+        for name, parameter in merged.named_parameters():
+            parameter.copy_(read(name))
+        found = merged(input_ids=ids, use_cache=False).logits
+    assert relative(found, expected) < 1e-4  # 3e-5 with linear attention
 
 
 def test_activations_computed_anew_change_nothing(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 from torch import Tensor, nn
 
@@ -29,13 +31,36 @@ def add(model: Any, checkpoint: Checkpoint, *, rank: int, alpha: int) -> Any:
         r=rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM",
         target_modules=projections(checkpoint),
     )  # fmt: skip
-    return get_peft_model(model, config)
+    with _named_as_they_are():
+        return get_peft_model(model, config)
+
+
+@contextmanager
+def _named_as_they_are() -> Generator[None]:
+    """Keep peft from taking a name such as ``mlp.up_proj`` for that of a block's fused experts.
+
+    For mixtures it rewrites what is asked for as if every MLP were made of experts, so that these
+    get adapters and dense MLPs and shared experts get none.
+    """
+    try:
+        from peft.utils import transformers_weight_conversion as conversion
+    except ImportError:  # an older peft, which rewrites nothing
+        yield
+        return
+    rewrite = "convert_peft_config_for_transformers"
+    with mock.patch.object(conversion, rewrite, return_value=None, create=True):
+        yield
 
 
 def projections(checkpoint: Checkpoint) -> list[str]:
-    """Names of the matrices in a block that multiply states, as the table has them."""
-    rows = adapted_rows(checkpoint)
-    return sorted({row.name.removesuffix(".weight").rsplit(".", 1)[-1] for row in rows})
+    """Full names of the modules in blocks that multiply states, without those of experts."""
+    adapted, homes = {row.name for row in adapted_rows(checkpoint)}, checkpoint.homes
+    places = checkpoint.layout.places(checkpoint.shape)
+    return [
+        homes[name].parameter.removesuffix(".weight")
+        for name, (row, _) in places.items()
+        if row.name in adapted
+    ]
 
 
 def adapted_rows(checkpoint: Checkpoint) -> list[Row]:
