@@ -93,6 +93,11 @@ def misfit(mistake: Mapping[str, Any], given: str | None = None) -> str:
     return f"{value} was given, but {wanted.format(**facts)} was expected"
 
 
+def count_of(number: int, noun: str) -> str:
+    """1, "block" -> "1 block"; 6, "block" -> "6 blocks"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def lacks_memory(error: BaseException) -> bool:
     """Whether an error, torch's RuntimeError among them, means that memory was refused."""
     if isinstance(error, MemoryError):

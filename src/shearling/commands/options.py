@@ -15,6 +15,7 @@ import typer
 
 from shearling.data.seeds import LARGEST
 from shearling.errors import ShearlingError
+from shearling.files.amounts import BYTES, amount, pointed
 from shearling.files.progress import first_process, processes
 from shearling.scoring.registry import PLUS, by_help
 
@@ -287,23 +288,26 @@ def check_file(output: Path | None) -> None:
 
 def size_in_bytes(text: str, option: str) -> int:
     """Bytes that a user writes as 20GB, 512MB or 16GiB."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]i?)B?", text.strip(), re.ASCII | re.IGNORECASE)
-    if match is None:
+    given = amount(text, BYTES)
+    if given is None:
         raise ShearlingError(
-            f"{option} {text!r} was given, but a size such as 20GB or 16GiB was expected."
+            f"{option} {text!r} was given, but a size such as 20GB or 16GiB was expected"
+            f"{pointed(text)}."
         )
-    power = "KMGT".index(match[2][0].upper()) + 1
-    return int(float(match[1]) * (1024 if len(match[2]) > 1 else 1000) ** power)
+    number, unit = given
+    return int(number * BYTES[unit])
 
 
 def seconds(text: str, option: str) -> float:
     """Seconds that a user writes as 90s, 90, 2m or 1.5h."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip(), re.ASCII)
-    if match is None or float(match[1]) == 0:
+    units = {"": 1, "s": 1, "m": 60, "h": 3600}
+    given = amount(text, units)
+    if given is None or not given[0]:
         raise ShearlingError(
-            f"{option} {text!r} was given, but a time such as 90s or 2m was expected."
+            f"{option} {text!r} was given, but a time such as 90s or 2m was expected"
+            f"{pointed(text)}."
         )
-    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+    return float(given[0] * units[given[1]])
 
 
 def numbers(text: str, option: str) -> list[int]:

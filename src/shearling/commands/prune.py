@@ -18,13 +18,13 @@ from shearling.commands.options import (
     Seed,
     TextOptions,
     note,
-    numbers,
     print_result,
     warn,
 )
 from shearling.commands.prune_lines import family_lines, plan_of, print_pruned
+from shearling.commands.size_options import SizeOptions, sizes_of
 from shearling.commands.takes import takes_options
-from shearling.commands.target_options import TargetOptions, met, spent, tell_preference
+from shearling.commands.target_options import TargetOptions, met, tell_preference
 from shearling.scoring.registry import KINDS, default_for
 
 if TYPE_CHECKING:
@@ -43,34 +43,6 @@ NewModel = Annotated[
         "for each."
     ),
 ]
-Sizes = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="Sizes after the cut, such as layers=24,mlp=1024; keys are layers, hidden, heads, "
-        "kv_heads, linear_heads, mlp, experts, expert_mlp (of one expert) and vocab; what is not "
-        "named stays. May be repeated, for several models at once."
-    ),
-]
-Params = Annotated[
-    str | None,
-    typer.Option(
-        help="Parameters of the result, such as 0.8x or 113M; we choose the shape. Several, such "
-        "as 0.9x,0.8x,0.7x, make as many models at once."
-    ),
-]
-ActiveParams = Annotated[
-    str | None,
-    typer.Option(help="Of a mixture of experts: parameters that one token meets; as --params."),
-]
-Nested = Annotated[
-    bool,
-    typer.Option(
-        "--nested",
-        help="Of several sizes: each keeps only blocks and units that the next larger one keeps.",
-    ),
-]
-Layers = Annotated[int | None, typer.Option(help="Blocks to keep; as --shape layers=N.")]
-Remove = Annotated[str | None, typer.Option(help="Blocks to remove, separated by commas, from 0.")]
 _DEFAULT = f"Default {','.join(default_for(of, repaired=True) for of in KINDS)}."
 By = Annotated[str | None, typer.Option(help=f"{BY_HELP} {_DEFAULT}")]
 OfBlocks = Annotated[Path | None, typer.Option(help="Scores of blocks from `shearling score`.")]
@@ -155,18 +127,6 @@ DryRun = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class SizeOptions:
-    """How much goes."""
-
-    shape: Sizes = None
-    params: Params = None
-    active_params: ActiveParams = None
-    layers: Layers = None
-    remove: Remove = None
-    nested: Nested = False
-
-
-@dataclass(frozen=True, kw_only=True)
 class ModelTextOptions:
     """What the source model makes of the calibration text."""
 
@@ -218,7 +178,7 @@ def prune(options: PruneOptions) -> None:
 def _run(options: PruneOptions, ranks: Ranks) -> None:
     from shearling.files.writer import check_output, check_outside
 
-    sizes = _sizes(options.size, options.target)
+    sizes = sizes_of(options.size, options.target)
     if len(sizes) > 1 or options.size.nested:
         _run_family(options, sizes, ranks)
         return
@@ -309,33 +269,6 @@ def _met(source: Checkpoint, options: PruneOptions, ranks: Ranks) -> Size:
         text.settled(source, options.place.wish(ranks), lambda sentence: None)
     budget = {"params": options.size.params, "active_params": options.size.active_params}
     return met(source, budget, options.target, options.place, ranks, options.text)
-
-
-def _sizes(given: SizeOptions, target: TargetOptions) -> list[Size]:
-    """What is to be left, in one model or several; none where a shape has to be searched for."""
-    from shearling.pruning.size import Size
-
-    params, active, shapes = _listed(given.params), _listed(given.active_params), given.shape or []
-    remove = None if given.remove is None else tuple(numbers(given.remove, "--remove"))
-    named = {"--shape": given.shape, "--layers": given.layers, "--remove": given.remove}
-    several = [*params[1:], *active[1:], *(["nested"] if given.nested else [])]
-    how = spent(target, named, several=bool(several))
-    if target.asked:
-        return []
-
-    def size(number: int) -> Size:
-        several: list[list[str]] = [params, active, shapes]
-        one = [given[min(number, len(given) - 1)] if given else None for given in several]
-        return Size(
-            params=one[0], active_params=one[1], shape=one[2], layers=given.layers,
-            remove=remove, **how,
-        )  # fmt: skip
-
-    return [size(number) for number in range(max(map(len, (params, active, shapes, [None]))))]
-
-
-def _listed(text: str | None) -> list[str]:
-    return [] if text is None else text.split(",")
 
 
 def _asked(options: PruneOptions, ranks: Ranks) -> dict[str, Any]:

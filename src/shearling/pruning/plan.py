@@ -9,10 +9,10 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import partial
 
-from shearling.errors import ShearlingError
+from shearling.errors import ShearlingError, count_of
+from shearling.files.amounts import COUNTS, amount, pointed
 from shearling.model.checkpoint import Checkpoint
 from shearling.pruning.preferences import DEFAULT_PREFERENCE, PREFERENCES
 from shearling.table.families import legal
@@ -25,9 +25,7 @@ AXES = (
 WIDTH_FLOOR = 0.5  # of the neurons stay; beyond, more blocks go
 BUDGET_AXES = ("layers", "mlp", "experts", "expert_mlp", "vocab")
 MULTIPLES = {"mlp": 8, "expert_mlp": 8, "experts": 1}  # of neurons: what matrix kernels like
-_NUMBER = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([xXkKmMbB]?)")
 _MOST = 10**15
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 
 
 def parse_shape(text: str, checkpoint: Checkpoint) -> Shape:
@@ -82,18 +80,23 @@ def parse_params(text: str, total: int, option: str = "--params") -> int:
     Raises:
         ShearlingError: not of that form, or not fewer than the model has.
     """
-    match = _NUMBER.fullmatch(text.strip())
-    if match is None:
+    given = amount(text, {"x": total, **COUNTS})
+    if given is None:
         raise ShearlingError(
             f"{option} {text!r} was given, but a share such as 0.8x or a number such as 113M "
-            "was expected."
+            f"was expected{pointed(text)}."
         )
-    unit = match[2].upper()
-    wanted = int(Fraction(match[1]) * (total if unit == "X" else _UNITS[unit]))
+    number, unit = given
+    if not unit and number.denominator > 1:
+        raise ShearlingError(
+            f"{option} {text} was read as a count of parameters, which is a whole number; a share "
+            f"of the model's has an x behind it: {text.strip()}x."
+        )
+    wanted = int(number * (total if unit == "x" else COUNTS[unit]))
     if not 0 < wanted < total:
         raise ShearlingError(
-            f"{option} {text} asks for {wanted:,} parameters, but the model has {total:,}; "
-            "give fewer, such as 0.8x."
+            f"{option} {text} asks for {count_of(wanted, 'parameter')}, but the model has "
+            f"{total:,}; give {'fewer' if wanted else 'more'}, such as 0.8x."
         )
     return wanted
 
@@ -115,12 +118,13 @@ def parse_count(text: str, option: str) -> int:
     Raises:
         ShearlingError: not of that form, or not above 0.
     """
-    match = _NUMBER.fullmatch(text.strip())
-    if match is None or match[2].upper() == "X":
+    given = amount(text, COUNTS)
+    if given is None:
         raise ShearlingError(
-            f"{option} {text!r} was given, but a number such as 200k, 1.5M or 2B was expected."
+            f"{option} {text!r} was given, but a number such as 200k, 1.5M or 2B was expected"
+            f"{pointed(text)}."
         )
-    count = int(Fraction(match[1]) * _UNITS[match[2].upper()])
+    count = int(given[0] * COUNTS[given[1]])
     if count > _MOST:
         raise ShearlingError(
             f"{option} {text} is more than there is text for; give at most {_MOST // 10**9:,}B."

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from fractions import Fraction
 from typing import Any
 
 from shearling.engine.place import Wish
 from shearling.errors import ShearlingError
+from shearling.files.amounts import amount
 from shearling.files.progress import Progress, silent
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.dtypes import name_of
@@ -132,13 +131,13 @@ def _sizes(shape: Mapping[str, int | str], source: Checkpoint) -> dict[str, int]
         if isinstance(size, int):
             sizes[axis] = size
             continue
-        match = re.fullmatch(r"([01](?:\.[0-9]{1,9})?)x", size.strip())
-        if match is None or axis not in source.shape:
+        share = amount(size, ("x",))
+        if share is None or share[0] > 1 or axis not in source.shape:
             raise ShearlingError(
                 f"shape has {axis}: {size!r}, but a size such as 24 or a share such as 0.75x of "
                 f"one of {', '.join(source.shape)} was expected."
             )
-        sizes[axis] = int(Fraction(match[1]) * source.shape[axis])
+        sizes[axis] = int(share[0] * source.shape[axis])
     return sizes
 
 

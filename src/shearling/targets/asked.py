@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field, fields
-from fractions import Fraction
 from functools import partial
 
 from shearling.errors import ShearlingError
 from shearling.evaluate.engines import NAMES, Places
+from shearling.files.amounts import BYTES, amount, pointed
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.dtypes import torch_dtype
 from shearling.model.loading import check_positive, check_threads, longest_input
@@ -18,8 +17,6 @@ from shearling.table.values import Shape
 from shearling.targets.search import Limit
 
 MOST_CONTEXT = 4096  # tokens whose keys and values are counted, unless the user says
-_NUMBER = r"([0-9]{1,9}(?:\.[0-9]{1,9})?)"
-_BYTES = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,24 +133,24 @@ class Targets:
 
 def parse_speed(text: str) -> float:
     """Read ``1.3x`` (ShearlingError unless it is that, and above 1)."""
-    match = re.fullmatch(_NUMBER + r"\s*[xX]", text.strip())
-    if match is None or not float(match[1]) > 1:
+    given = amount(text, ("x",))
+    if given is None or not given[0] > 1:
         raise ShearlingError(
             f"--speed {text!r} was given, but a factor above 1 of the source's decode speed was "
-            "expected, such as 1.3x."
+            f"expected, such as 1.3x{pointed(text)}."
         )
-    return float(match[1])
+    return float(given[0])
 
 
 def parse_latency(text: str) -> float:
     """Read ``20ms`` or ``0.02s`` as seconds (ShearlingError for anything else)."""
-    match = re.fullmatch(_NUMBER + r"\s*(ms|s)", text.strip())
-    if match is None or float(match[1]) == 0:
+    given = amount(text, ("ms", "s"))
+    if given is None or not given[0]:
         raise ShearlingError(
             f"--latency {text!r} was given, but a time for each new token was expected, such as "
-            "20ms."
+            f"20ms{pointed(text)}."
         )
-    return float(match[1]) * (1e-3 if match[2] == "ms" else 1)
+    return float(given[0] / (1000 if given[1] == "ms" else 1))
 
 
 def parse_footprint(text: str, whole: int) -> int:
@@ -162,22 +159,19 @@ def parse_footprint(text: str, whole: int) -> int:
     Raises:
         ShearlingError: not of that form, or no less than the source takes.
     """
-    match = re.fullmatch(_NUMBER + r"\s*(?:([xX])|([kKmMgGtT])(i?)B?)", text.strip())
-    if match is None:
+    units = {"x": whole, **BYTES}
+    given = amount(text, units)
+    if given is None:
         raise ShearlingError(
             f"--footprint {text!r} was given, but a size such as 8GB or a share such as 0.7x was "
-            "expected."
+            f"expected{pointed(text)}."
         )
-    unit: int | float = whole
-    if match[3]:
-        unit = _BYTES[match[3].upper()]
-        if match[4]:
-            unit = 1024 ** (1 + "KMGT".index(match[3].upper()))
-    most = int(Fraction(match[1]) * unit)
+    number, unit = given
+    most = int(number * units[unit])
     if not 0 < most < whole:
         raise ShearlingError(
             f"--footprint {text} asks for {named_bytes(most)}, but the model takes "
-            f"{named_bytes(whole)} already; give less, such as 0.7x."
+            f"{named_bytes(whole)} already; give {'less' if most else 'more'}, such as 0.7x."
         )
     return most
 
