@@ -9,7 +9,7 @@ from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
 from shearling.pruning.plan import Spending
 from shearling.table.values import Shape
-from shearling.targets.asked import TargetLoad, Targets
+from shearling.targets.asked import TargetLoad, Targets, footprint
 from shearling.targets.meet import first_shapes, meet
 from shearling.targets.say import target_lines
 
@@ -122,7 +122,46 @@ def test_the_nearest_is_named(source: Checkpoint) -> None:
         meet(source, Targets(speed="50x"), Spending(), timer=timer)
 
 
-def test_what_the_source_meets_already(source: Checkpoint) -> None:
+def test_a_latency_that_the_source_has(source: Checkpoint) -> None:
     timer = FakeTimer(source.shape, plain)
-    with pytest.raises(ShearlingError, match="meets what was asked for as it is"):
-        meet(source, Targets(latency="9s"), Spending(), timer=timer)
+    said = r"--latency 20s was given, but .*llama.* takes 14 ms a token already; .* such as 11ms"
+    with pytest.raises(ShearlingError, match=said):
+        meet(source, Targets(latency="20s"), Spending(), timer=timer)
+    assert timer.asked == [([], None)]  # the source alone
+
+
+def test_times_that_make_no_sense_are_said(source: Checkpoint) -> None:
+    """Every other shape a hundred times as fast, which no sum of parts explains."""
+    timer = FakeTimer(source.shape, lambda shape, batch: 1 if shape == source.shape else 0.01)
+    said = (
+        r"--speed 1.3x needs 769 ms a token, and .* promise that of .*llama.* as it is "
+        r"\(\d+\S* ms\), which was measured at 1000 ms.*more --repeats, more --new or a quieter"
+    )
+    with pytest.raises(ShearlingError, match=said):
+        meet(source, Targets(speed="1.3x"), Spending(), timer=timer)
+
+
+def test_a_shape_that_was_tried_is_kept_where_times_then_make_no_sense(source: Checkpoint) -> None:
+    known = [source.shape, *first_shapes(source, "mlp", Spending())]
+    seconds = lambda shape, batch: plain(shape) * (1 if shape in known else 0.3)  # noqa: E731
+    plan = meet(source, Targets(speed="1.3x"), Spending(), timer=FakeTimer(source.shape, seconds))
+    assert [one.shape for one, _ in plan.tries] == [plan.shape]
+    assert plan.shape != source.shape
+
+
+def test_a_context_beyond_the_positions(source: Checkpoint) -> None:
+    asked = Targets(footprint="0.8x", load=TargetLoad(context=99999))
+    with pytest.raises(ShearlingError, match="--context 99999 was given, but .* at most 64"):
+        meet(source, asked, Spending())
+
+
+def test_a_footprint_out_of_reach_names_another_that_can_be_met(source: Checkpoint) -> None:
+    load = TargetLoad(context=8)
+    with pytest.raises(ShearlingError, match=r"gives --footprint (\S+), which") as raised:
+        meet(source, Targets(footprint="0.0001MB", load=load), Spending())
+    nearest = str(raised.value).split("gives --footprint ")[1].split(",")[0]
+    meet(source, Targets(footprint=nearest, load=load), Spending())
+    least = footprint(source, source.shape.with_(layers=1, mlp=32), load)
+    below = f"{(least - 1) / 1e6:.6f}MB"
+    with pytest.raises(ShearlingError, match=f"{least / 1e6:.6f}MB, which is the nearest"):
+        meet(source, Targets(footprint=below, load=load), Spending())

@@ -35,7 +35,7 @@ def headed(variant: str) -> Any:
 
 
 def limit(of: Callable[[Shape], float], most: float, name: str = "--speed") -> Limit:
-    return Limit(name, "1x", most, of, lambda cost: f"{cost:.3f}")
+    return Limit(name, "1x", most, of, lambda cost, more: f"{cost:.{3 + more}f}")
 
 
 def time(block: float, unit: float) -> Callable[[Shape], float]:
@@ -106,3 +106,10 @@ def test_what_cannot_be_met_is_named_with_the_nearest() -> None:
     assert "layers=1, mlp=32" in str(raised.value)
     assert "gives --speed 2.320, which is the nearest" in str(raised.value)
     assert "--params" not in str(raised.value)
+
+
+def test_the_nearest_is_told_from_what_was_asked() -> None:
+    source = headed("llama")
+    space = SearchSpace(source, "mlp", Spending())
+    with pytest.raises(ShearlingError, match=r"gives --speed 2\.320001, which is the nearest"):
+        search(space, [limit(lambda shape: time(1.0, 0.01)(shape) + 1e-6, 2.32)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 from functools import partial
 
@@ -58,8 +59,18 @@ class TargetLoad:
         check_threads(self.threads)
 
     def context_of(self, source: Checkpoint) -> int:
-        """Tokens of each sequence that memory is counted for."""
-        return self.context or min(longest_input(source.config) or MOST_CONTEXT, MOST_CONTEXT)
+        """Tokens of each sequence that memory is counted for.
+
+        Raises:
+            ShearlingError: more than the model has positions for.
+        """
+        limit = longest_input(source.config)
+        if self.context is not None and limit is not None and self.context > limit:
+            raise ShearlingError(
+                f"--context {self.context} was given, but {source.name} has {limit} positions; "
+                f"give at most {limit}."
+            )
+        return self.context or min(limit or MOST_CONTEXT, MOST_CONTEXT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,12 +117,13 @@ class Targets:
 
     def counted(self, source: Checkpoint) -> list[Limit]:
         """The limits that follow from the table alone (ShearlingError for unreadable ones)."""
+        self.load.context_of(source)
         limits = []
         if self.footprint is not None:
             whole = footprint(source, source.shape, self.load)
             most = parse_footprint(self.footprint, whole)
             of = partial(footprint, source, load=self.load)
-            limits.append(Limit("--footprint", self.footprint, most, of, named_bytes))
+            limits.append(Limit("--footprint", self.footprint, most, of, _bytes_up))
         if self.params is not None:
             most, text = parse_params(str(self.params), source.parameters), str(self.params)
             limits.append(Limit("--params", text, most, partial(_count, source, False), _whole))
@@ -200,9 +212,26 @@ def named_bytes(size: float) -> str:
     return f"{size / 1e9:.2f}GB" if size >= 1e9 else f"{size / 1e6:.1f}MB"
 
 
+def named_ms(seconds: float) -> str:
+    """Seconds as milliseconds, in three digits or more."""
+    return f"{1e3 * seconds:.3g}" if seconds < 1 else f"{1e3 * seconds:.0f}"
+
+
+def rounded(value: float, digits: int, *, up: bool) -> str:
+    """A number that a user may ask for where ``value`` is what can be had: on its safe side."""
+    scale = 10**digits
+    return f"{(math.ceil if up else math.floor)(value * scale) / scale:.{digits}f}"
+
+
 def _count(source: Checkpoint, active: bool, shape: Shape) -> int:
     return source.layout.heaviest(shape, active=active).count(shape, active=active)
 
 
-def _whole(number: float) -> str:
+def _bytes_up(size: float, more: int) -> str:
+    if size >= 1e9:
+        return f"{rounded(size / 1e9, 2 + more, up=True)}GB"
+    return f"{rounded(size / 1e6, 1 + more, up=True)}MB"
+
+
+def _whole(number: float, more: int) -> str:
     return f"{number:,.0f}"

@@ -17,7 +17,14 @@ from shearling.pruning.plan import MULTIPLES, Spending, width_floor
 from shearling.pruning.vocabulary.price import Documents, begin_with_words, hint
 from shearling.table.cost import flops_per_token
 from shearling.table.values import Shape
-from shearling.targets.asked import Targets, footprint, parse_speed
+from shearling.targets.asked import (
+    Targets,
+    footprint,
+    named_ms,
+    parse_latency,
+    parse_speed,
+    rounded,
+)
 from shearling.targets.costs import CostModel, TimedShape, fitted
 from shearling.targets.say import unbought
 from shearling.targets.search import Limit, SearchSpace, search
@@ -136,7 +143,7 @@ def meet(
     if not targets.timed:
         start, words = _begin(source, spending, documents, limits)
         space = SearchSpace(source, width, replace(spending, start=start))
-        return Plan(source, targets, space, _smaller(search(space, limits), source), words=words)
+        return Plan(source, targets, space, search(space, limits), words=words)
     assert timer is not None, "shapes are timed"
     return _Measuring(source, targets, spending, width, timer, notify).plan(limits, documents)
 
@@ -155,6 +162,7 @@ class _Measuring:
     def plan(self, limits: list[Limit], documents: Documents | None) -> Plan:
         """Time, fit, search, and time what was found, at most three times."""
         _require_convertible(self.targets, self.spending)
+        self._refuse_met()
         shapes = first_shapes(self.source, self.width, self.spending)
         table = self.timer(shapes)
         other = MANY if self.targets.load.batch < MANY else 1
@@ -194,7 +202,11 @@ class _Measuring:
                 break
             if shape in [one.shape for one, _ in tries]:
                 break
-            _, timed = self.timer([_smaller(shape, self.source)])
+            if shape == self.source.shape:
+                if not tries:
+                    raise self._noise(costs.seconds(shape), whole, most)
+                break
+            _, timed = self.timer([shape])
             timed = replace(timed, seconds=whole / timed.speed)  # of the table's source
             tries.append((timed, costs.seconds(shape)))
             if abs(timed.seconds / most - 1) <= WITHIN:
@@ -210,15 +222,36 @@ class _Measuring:
             self.notify(
                 f"{_asked(self.targets)} was not reached within {WITHIN:.0%}: the nearest that was "
                 f"timed runs {timed.speed:.2f}x as fast as the source, at "
-                f"{1e3 * timed.seconds:.3g} ms a token."
+                f"{named_ms(timed.seconds)} ms a token."
             )
         return replace(plan, shape=timed.shape, tries=tuple(tries), costs=costs)
 
+    def _refuse_met(self) -> None:
+        """Time the source alone, and refuse a latency that it has (ShearlingError)."""
+        if self.targets.latency is None:
+            return
+        (whole,) = self.timer([])
+        if whole.seconds <= parse_latency(self.targets.latency):
+            raise ShearlingError(
+                f"--latency {self.targets.latency} was given, but {self.source.name} takes "
+                f"{named_ms(whole.seconds)} ms a token already; give less, such as "
+                f"{float(f'{800 * whole.seconds:.2g}'):g}ms."
+            )
+
+    def _noise(self, promised: float, whole: float, most: float) -> ShearlingError:
+        """What was timed says that the source, which is too slow, is fast enough."""
+        return ShearlingError(
+            f"{_asked(self.targets)} needs {named_ms(most)} ms a token, and the times of other "
+            f"shapes promise that of {self.source.name} as it is ({named_ms(promised)} "
+            f"ms), which was measured at {named_ms(whole)} ms: they scatter too much; more "
+            "--repeats, more --new or a quieter machine would help."
+        )
+
     def _of_time(self, costs: CostModel, whole: float) -> list[Limit]:
         """Limits on the seconds of a step, by a cost model."""
-        says: dict[str, Callable[[float], str]] = {
-            "speed": lambda seconds: f"{whole / seconds:.2f}x",
-            "latency": lambda seconds: f"{1e3 * seconds:.3g}ms",
+        says: dict[str, Callable[[float, int], str]] = {
+            "speed": lambda seconds, more: f"{rounded(whole / seconds, 2 + more, up=False)}x",
+            "latency": lambda seconds, more: f"{rounded(1e3 * seconds, 2 + more, up=True)}ms",
         }
         return [
             Limit(f"--{name}", self.targets.wanted[name], most, costs.seconds, says[name])
@@ -240,7 +273,7 @@ def promised_shape(source: Checkpoint, targets: Targets, spending: Spending) -> 
     limits = targets.counted(source)
     if targets.speed is not None:
         most = flops(source.shape) / parse_speed(targets.speed)
-        limits.append(Limit("--speed", targets.speed, most, flops, str))
+        limits.append(Limit("--speed", targets.speed, most, flops, lambda cost, more: str(cost)))
     try:
         return search(SearchSpace(source, _width(source, targets), spending), limits)
     except ShearlingError:
@@ -284,15 +317,6 @@ def _width(source: Checkpoint, targets: Targets) -> str:
     if not source.layout.routed:
         return "mlp"
     return "expert_mlp" if targets.timed or targets.active_params is not None else "experts"
-
-
-def _smaller(shape: Shape, source: Checkpoint) -> Shape:
-    """``shape``, unless the source meets all targets as it is (ShearlingError)."""
-    if shape == source.shape:
-        raise ShearlingError(
-            f"{source.name} meets what was asked for as it is; ask for more, such as --speed 1.3x."
-        )
-    return shape
 
 
 def _asked(targets: Targets) -> str:

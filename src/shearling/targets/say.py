@@ -9,7 +9,7 @@ from typing import Any
 from shearling.model.checkpoint import Checkpoint
 from shearling.table.cost import flops_per_token
 from shearling.table.values import Shape
-from shearling.targets.asked import TargetLoad, named_bytes
+from shearling.targets.asked import TargetLoad, named_bytes, named_ms
 from shearling.targets.costs import TimedShape
 
 LITTLE = 0.5  # of the speed-up that operations promise
@@ -69,7 +69,7 @@ def target_lines(account: Mapping[str, Any], before: Mapping[str, int]) -> list[
         lines.insert(
             0,
             f"timed       {load['engine']}, batch {load['batch']}, {load['prompt']}+{load['new']} "
-            f"tokens: the source takes {1e3 * whole:.3g} ms a token",
+            f"tokens: the source takes {named_ms(whole)} ms a token",
         )
         lines.append(_costs(account["costs"]))
     wanted = ", ".join(
@@ -80,7 +80,7 @@ def target_lines(account: Mapping[str, Any], before: Mapping[str, int]) -> list[
         lines.append(
             f"planned     {account['predicted']['speed']:.2f}x predicted, {measured['speed']:.2f}x "
             f"timed ({measured['speed_min']:.2f}-{measured['speed_max']:.2f}): "
-            f"{1e3 * measured['seconds_per_token']:.3g} ms a token"
+            f"{named_ms(measured['seconds_per_token'])} ms a token"
         )
     lines.append(
         f"footprint   {named_bytes(measured['footprint_bytes'])} of weights and KV cache (in 16 "
@@ -105,7 +105,7 @@ def _row(row: Mapping[str, Any], before: Mapping[str, int]) -> str:
     changed = ", ".join(f"{axis}={size}" for axis, size in shape.items() if size != before[axis])
     return (
         f"  {changed}: {row['speed']:.2f}x ({row['slowest']:.2f}-{row['fastest']:.2f}), "
-        f"{1e3 * row['seconds']:.3g} ms a token"
+        f"{named_ms(row['seconds'])} ms a token"
     )
 
 

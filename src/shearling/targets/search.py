@@ -20,6 +20,8 @@ from shearling.model.checkpoint import Checkpoint
 from shearling.pruning.plan import MULTIPLES, Spending, width_floor
 from shearling.table.values import Shape
 
+_DIGITS = 9  # more than usual, at most
+
 
 @dataclass(frozen=True, slots=True)
 class Limit:
@@ -30,18 +32,26 @@ class Limit:
         asked: what the user gave.
         most: of the unit that ``of`` counts in.
         of: what a shape costs; no larger shape costs less.
-        named: a cost as the user would have given it.
+        named: a cost as the user would have given it, with so many digits more than usual.
     """
 
     option: str
     asked: str
     most: float
     of: Callable[[Shape], float]
-    named: Callable[[float], str]
+    named: Callable[[float, int], str]
 
     def holds(self, shape: Shape) -> bool:
         """Whether a shape keeps within it."""
         return self.of(shape) <= self.most
+
+    def missed_by(self, shape: Shape) -> str:
+        """What a shape costs that does not hold, in as many digits as tell it from the limit."""
+        cost = self.of(shape)
+        for more in range(_DIGITS):
+            if (said := self.named(cost, more)) not in (self.named(self.most, more), self.asked):
+                return said
+        return self.named(cost, _DIGITS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +144,7 @@ def _unreachable(space: SearchSpace, limits: Sequence[Limit]) -> ShearlingError:
     least = next(filter(legal, smallest), space.start)
     missed = [limit for limit in limits if not limit.holds(least)]
     asked = " and ".join(f"{limit.option} {limit.asked}" for limit in missed)
-    given = " and ".join(f"{limit.option} {limit.named(limit.of(least))}" for limit in missed)
+    given = " and ".join(f"{limit.option} {limit.missed_by(least)}" for limit in missed)
     changed = ", ".join(f"{axis}={least[axis]}" for axis in ("layers", space.width, "vocab"))
     left = space.source.layout.heaviest(least).count(least)
     return ShearlingError(
