@@ -21,7 +21,7 @@ TEXT = ("--samples", 8, "--length", 32)
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("dry")
     write_llama(root / "model", layers=4)
-    (root / "text.txt").write_text("the sheep went through the gate. " * 200)
+    (root / "text.txt").write_text("the sheep went through the gate. " * 400)
     return root
 
 
@@ -76,3 +76,46 @@ def test_writing_says_where(here: Path, tmp_path: Path) -> None:
     written = run("write", here / "model", "--tokens", 64, "--length", 32, "--output",
                   tmp_path / "own.jsonl")  # fmt: skip
     assert "weights in memory" in written
+
+
+CALIBRATED = ("--calibration", "text.txt", "--samples", 4)
+
+
+@pytest.mark.parametrize("dry", [True, False])
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (("--by", "influence"), "criterion influence runs the model on text; give --calibration"),
+        (("--params", "0.7x", "--by", "magnitude,flap"), "criterion flap runs the model on text"),
+        ((*CALIBRATED, "--length", 100), "100 tokens are longer than the 64 positions of model"),
+        ((*CALIBRATED, "--length", 32, "--protect-first", 2, "--protect-last", 2), "leaves none"),
+        ((*CALIBRATED, "--length", 32, "--protect-first", 3), "1 block is not protected"),
+        (("--calibration", "text.txt", "--samples", 900, "--length", 64), "ask for fewer samples"),
+        (("--params", "0.9x,0.5x", "--by", "influence"), "criterion influence runs the model"),
+    ],
+)
+def test_prune_refuses_dry_what_it_refuses_wet(
+    here: Path, tmp_path: Path, monkeypatch, given: tuple, words: str, *, dry: bool
+) -> None:
+    """Both before a model is opened, which would fail here, and with nothing written."""
+    monkeypatch.chdir(here)
+    size = () if "--params" in given else ("--layers", 2)
+    asked = ("prune", "model", "--output", tmp_path / "out", "--no-refit", *size, *given)
+    ran = CliRunner().invoke(cli.app, [*map(str, asked), *(["--dry-run"] if dry else [])])
+    assert isinstance(ran.exception, ShearlingError), ran.output
+    assert words in str(ran.exception)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_says_that_nothing_will_be_repaired(here: Path, tmp_path: Path) -> None:
+    asked = ("prune", here / "model", "--output", tmp_path / "out", "--layers", 3, "--dry-run")
+    asked += ("--calibration", here / "text.txt", "--length", 32)
+    ran = CliRunner().invoke(cli.app, [*map(str, asked), "--samples", "2"])
+    assert "the repair is left out, as it needs at least 4" in ran.stderr
+
+
+@pytest.mark.parametrize("further", [("--dry-run",), ()])
+def test_score_refuses_windows_beyond_the_positions(here: Path, further: tuple[str, ...]) -> None:
+    asked = ("score", here / "model", "--by", "perplexity", "--calibration", here / "text.txt")
+    ran = CliRunner().invoke(cli.app, [*map(str, asked), "--length", "100", *further])
+    assert "100 tokens are longer than the 64 positions" in str(ran.exception)

@@ -18,6 +18,7 @@ from shearling.model.checkpoint import Checkpoint
 from shearling.model.manifest import read_manifest
 from shearling.targets import timing
 
+WEIGHTS = ("--by", "magnitude,magnitude-l2")  # criteria that need no text
 app = typer.Typer()
 app.command()(prune)
 
@@ -64,12 +65,15 @@ def test_a_speed_is_met_and_written_down(models, timers, tmp_path: Path) -> None
     (load,) = timers
     assert (load.engine, load.batch, load.prompt, load.new, load.threads) == ("vllm", 2, 8, 4, 1)
     assert "planned     1.2" in ran.stdout
-    assert "--prefer balanced: blocks give a third" in ran.stderr
+    assert re.search(
+        r"--prefer balanced: of what goes, whole blocks give \d+% and neurons the rest", ran.stderr
+    )
 
 
 def test_a_dry_run_has_the_table_and_writes_nothing(models, timers, tmp_path: Path) -> None:
     output = tmp_path / "smaller"
     arguments = [models("llama"), "--latency", "9ms", "--params", "0.9x", "--output", output]
+    arguments += ["--by", "magnitude,magnitude-l2"]
     told = json.loads(run(*arguments, "--dry-run", "--json").stdout)
     assert told["targets"]["measured"]["seconds_per_token"] <= 0.009 * 1.05
     assert told["targets"]["predicted"].keys() == {"speed", "seconds_per_token"}
@@ -98,7 +102,7 @@ def test_a_footprint_is_kept_by_what_is_written(models, tmp_path: Path) -> None:
     [
         (["--speed", "0.9x"], "a factor above 1"),
         (["--speed", "1.2x", "--layers", 4], "--speed chooses a shape and --layers names one"),
-        (["--speed", "90x"], "--speed 90x cannot be met.*the nearest"),
+        ([*WEIGHTS, "--speed", "90x"], "--speed 90x cannot be met.*the nearest"),
         (["--speed", "1.2x", "--engine", "onnx"], "one of transformers, llama.cpp, vllm"),
         (["--footprint", "99GB"], "already"),
         (["--speed", "1.2x", "--params", "0.9x,0.8x"], "--speed chooses one shape.*one size"),
@@ -119,26 +123,74 @@ def test_what_cannot_be(models, timers, tmp_path: Path, arguments: list, said: s
     assert re.search(said, told), told
 
 
-@pytest.mark.parametrize("arguments", [["--by", "taste"], ["--calibration", "nowhere.jsonl"]])
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--by", "taste"], "taste"),
+        (["--calibration", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--by", "influence"], "criterion influence runs the model on text"),
+        (["--axes", "mlp", "--by", "flap"], "criterion flap runs the model on text"),
+        (["--protect-first", 3, "--protect-last", 2], "leaves none to remove"),
+        (["--refit"], "--refit runs the model on text"),
+    ],
+)
 def test_what_is_wrong_elsewhere_is_said_before_anything_is_timed(
-    models, timers, tmp_path: Path, arguments: list[str]
+    models, timers, tmp_path: Path, arguments: list, said: str
 ) -> None:
     told = refused(models("llama"), "--output", tmp_path / "out", "--speed", "1.2x", *arguments)
-    assert arguments[1] in told
+    assert said in told
     assert timers == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [*WEIGHTS, "--params", "0.9x", "--axes", "mlp"],  # no block goes
+        [*WEIGHTS, "--params", "0.9x", "--prefer", "speed", "--axes", "layers"],
+        ["--params", "0.7x", "--by", "flap"],  # refused
+    ],
+)
+def test_a_preference_is_told_only_where_blocks_and_neurons_go(
+    models, tmp_path: Path, arguments: list[str]
+) -> None:
+    ran = run(models("llama"), "--output", tmp_path / "out", "--dry-run", *arguments)
+    assert "--prefer" not in ran.stderr
+
+
+def test_a_preference_is_told_with_figures_of_this_plan(models, tmp_path: Path) -> None:
+    asked = (models("llama"), "--output", tmp_path / "out", "--dry-run", *WEIGHTS, "--params")
+    one = run(*asked, "0.7x").stderr
+    assert re.search(r"--prefer balanced: of what goes, whole blocks give \d+%", one)
+    assert "SmolLM2" not in one
+    assert re.search(r"0\.7x: --prefer balanced: of what goes", run(*asked, "0.7x,0.5x").stderr)
 
 
 def test_an_engine_that_is_not_installed(models, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("LLAMA_CPP", raising=False)
     told = refused(
-        models("llama"), "--output", tmp_path / "out", "--speed", "1.2x", "--engine", "llama.cpp"
+        models("llama"),
+        "--output",
+        tmp_path / "out",
+        "--speed",
+        "1.2x",
+        "--engine",
+        "llama.cpp",
+        *WEIGHTS,
     )
     assert "llama-bench was looked for on the PATH and is not there" in told
 
 
 def test_a_load_without_a_target_is_said(models, tmp_path: Path) -> None:
     ran = run(
-        models("llama"), "--output", tmp_path / "out", "--layers", 4, "--batch", 8, "--dry-run"
+        models("llama"),
+        "--output",
+        tmp_path / "out",
+        "--layers",
+        4,
+        "--batch",
+        8,
+        "--dry-run",
+        *WEIGHTS,
     )
     assert "--batch ignored: no target of speed" in ran.stderr

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,7 +25,7 @@ from shearling.commands.options import (
 from shearling.commands.prune_lines import family_lines, plan_of, print_pruned
 from shearling.commands.size_options import SizeOptions, sizes_of
 from shearling.commands.takes import takes_options
-from shearling.commands.target_options import TargetOptions, met, tell_preference
+from shearling.commands.target_options import TargetOptions, met, slight_cut, tell_preference
 from shearling.scoring.registry import KINDS, default_for
 
 if TYPE_CHECKING:
@@ -189,13 +190,13 @@ def _run(options: PruneOptions, ranks: Ranks) -> None:
     check_outside(options.output, source.path)
     size = sizes[0] if sizes else _met(source, options, ranks)
     pruning = Pruning.of(source, size, **_asked(options, ranks))
-    _tell_preference(options)
     _run_one(options, pruning, ranks)
 
 
-def _tell_preference(options: PruneOptions) -> None:
+def _tell_preference(options: PruneOptions, pruning: Pruning, name: str = "") -> None:
     given = options.size
-    tell_preference(options.target, budgeted=bool(given.params or given.active_params))
+    if options.target.asked or given.params or given.active_params:
+        tell_preference(options.target, pruning.source, pruning.wanted.after, name)
 
 
 def _run_one(options: PruneOptions, pruning: Pruning, ranks: Ranks) -> None:
@@ -207,6 +208,8 @@ def _run_one(options: PruneOptions, pruning: Pruning, ranks: Ranks) -> None:
     chosen_by_text = options.by is not None and pruning.calibration is not None
     named = wanted.keep_blocks is not None or wanted.scores is not None
     if options.dry_run and not (named or chosen_by_text):
+        pruning.check()
+        _tell_preference(options, pruning)
         _print_plan(pruning, {}, options)
         return
     writes = ranks.first and not options.dry_run
@@ -214,6 +217,7 @@ def _run_one(options: PruneOptions, pruning: Pruning, ranks: Ranks) -> None:
     with alone, progress_bars() as progress:
         run = pruning.run(progress, note)
         choice = run.choose(wanted)
+        _tell_preference(options, pruning)
         if ranks.first:
             tell_pattern(pruning.source, choice.keep, warn)
         if not options.dry_run:
@@ -236,9 +240,10 @@ def _run_family(options: PruneOptions, sizes: list[Size], ranks: Ranks) -> None:
     family = FamilyPruning.of(
         source, options.output, sizes, nested=options.size.nested, **_asked(options, ranks)
     )
-    _tell_preference(options)
     missing = family.missing()
     if options.dry_run:
+        family.check()
+        _tell_preferences(options, family)
         _print_plans(family, [member.name for member in missing], options.as_json)
         return
     for member in family.members:
@@ -247,10 +252,16 @@ def _run_family(options: PruneOptions, sizes: list[Size], ranks: Ranks) -> None:
     running = Running(notify=warn, shard_bytes=int(options.shard_size * 1e9))
     with progress_bars() as progress:
         made = family.write(progress, running=running, tell=note)
+    _tell_preferences(options, family)
     if ranks.first:
         page = write_report([options.output], options.output / "report.html")
         lines = [*family_lines(made), f"wrote {options.output} and {page}"]
         print_result(made.to_json(), options.as_json, lines)
+
+
+def _tell_preferences(options: PruneOptions, family: FamilyPruning) -> None:
+    for member in family.members:
+        _tell_preference(options, member.pruning, f"{member.name}: ")
 
 
 def _source(options: PruneOptions) -> Checkpoint:
@@ -261,14 +272,27 @@ def _source(options: PruneOptions) -> Checkpoint:
 
 def _met(source: Checkpoint, options: PruneOptions, ranks: Ranks) -> Size:
     """The size that meets targets, which is searched for once all else is known to be possible."""
+    budget = {"params": options.size.params, "active_params": options.size.active_params}
+    check = partial(_check_slight, source, options, ranks)
+    return met(source, budget, options.target, options.place, ranks, options.text, check)
+
+
+def _check_slight(source: Checkpoint, options: PruneOptions, ranks: Ranks) -> None:
+    """Refuse what would be refused of a cut of any size (ShearlingError)."""
+    from shearling.pruning.prune import Pruning, Running
+    from shearling.pruning.size import Size
     from shearling.scoring.registry import criteria_for
 
-    text = _calibration(options)
-    criteria_for(options.by, source, repaired=text is not None)
-    if text is not None:
-        text.settled(source, options.place.wish(ranks), lambda sentence: None)
-    budget = {"params": options.size.params, "active_params": options.size.active_params}
-    return met(source, budget, options.target, options.place, ranks, options.text)
+    asked = _asked(options, ranks)
+    criteria_for(options.by, source, repaired=asked["calibration"] is not None)
+    slight = slight_cut(source, options.target)
+    if slight == source.shape:
+        return
+    silent = Running(wish=options.place.wish(ranks), notify=lambda sentence: None)
+    criteria = replace(asked["criteria"], keep_pattern=False)  # of another depth
+    changed = {axis: size for axis, size in slight.items() if size != source.shape[axis]}
+    asked |= {"criteria": criteria, "running": silent}
+    Pruning.of(source, Size(shape=changed), **asked).check()
 
 
 def _asked(options: PruneOptions, ranks: Ranks) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shearling.commands.options import print_result, warn
+from shearling.errors import count_of
 
 if TYPE_CHECKING:
     from shearling.model.checkpoint import Checkpoint
@@ -101,7 +102,7 @@ def _repair_line(repair: dict[str, Any] | None, tensors: int, words_alone: bool)
     gone = 1 - sum(step["error_after"] for step in repair["steps"]) / max(before, 1e-300)
     left = "" if repair["final_norm"] else "; the final norm as it was (--no-final-norm)"
     return (
-        f"repaired    {tensors} tensors on {repair['tokens']:,} tokens in "
+        f"repaired    {count_of(tensors, 'tensor')} on {repair['tokens']:,} tokens in "
         f"{repair['seconds']:.0f} s: {gone:.0%} of the held-out error gone{left}"
     )
 

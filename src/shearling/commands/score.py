@@ -106,6 +106,7 @@ def _print_plan(source: Checkpoint, by: str, options: ScoreOptions, *, of_blocks
     """What would be scored, and where it would run."""
     from shearling.data.calibration import check_sources
     from shearling.engine.ranks import ALONE
+    from shearling.model.loading import check_length
     from shearling.scoring.score import checked, no_text, states_kept
 
     text, ends = options.text, options.protect
@@ -114,6 +115,7 @@ def _print_plan(source: Checkpoint, by: str, options: ScoreOptions, *, of_blocks
     if not criterion.textless:
         if text.sources is None:
             raise no_text(by)
+        check_length(text.length, source.config, source.name)
         check_sources(text.sources, source.tokenizer)
     tokens = 0 if criterion.textless else text.samples * text.length
     place = place_of(source, options.place, ALONE, states_kept(source, by, options.axis, tokens))

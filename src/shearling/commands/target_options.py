@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from shearling.engine.ranks import Ranks
     from shearling.model.checkpoint import Checkpoint
     from shearling.pruning.size import Size
+    from shearling.table.values import Shape
     from shearling.targets.asked import Targets
 
 _TIMING = "Of --speed and --latency:"
@@ -144,6 +145,7 @@ def met(
     place: PlaceOptions,
     ranks: Ranks,
     text: TextOptions,
+    check: Callable[[], None],
 ) -> Size:
     """The size that meets targets, as ``pruning`` takes it.
 
@@ -154,6 +156,7 @@ def met(
         place: what computes.
         ranks: processes that share the work.
         text: that words are chosen by.
+        check: refuses what else cannot be, before anything is timed.
 
     Raises:
         ShearlingError: targets that cannot be met, or an engine that is not installed.
@@ -166,6 +169,8 @@ def met(
     from shearling.targets.meet import meet
 
     targets = _targets(source, budget, options, place, ranks)
+    targets.counted(source)  # raises
+    check()
     axes = None if options.axes is None else parse_axes(options.axes, source)
     read = None if text.sources is None else partial(_documents, text, source)
     with progress_bars() as progress:
@@ -184,19 +189,47 @@ def _documents(text: TextOptions, source: Checkpoint) -> list[str]:
     return all_documents(text.sources or (), source.tokenizer(), bos=text.bos)
 
 
-def tell_preference(options: TargetOptions, *, budgeted: bool) -> None:
-    """One line on what a preference costs, where it decides something.
+def slight_cut(source: Checkpoint, options: TargetOptions) -> Shape:
+    """The source with one block and a step of neurons less, as far as targets may take these.
+
+    What refuses this cut refuses every other, so that nothing has to be timed to say so.
+    """
+    from shearling.pruning.plan import MULTIPLES, parse_axes
+    from shearling.table.kinds import most_removable
+
+    before, layout = source.shape, source.layout
+    axes = ("layers", "expert_mlp" if layout.routed else "mlp")
+    if options.axes is not None:
+        axes = tuple(axis for axis in parse_axes(options.axes, source) if axis in axes)
+    stays = {axis.name for axis in layout.axes if axis.rigid}
+    if not most_removable(layout.kinds, before["layers"], ()):
+        stays.add("layers")
+    less = {axis: before[axis] - MULTIPLES.get(axis, 1) for axis in axes if axis not in stays}
+    slight = before.with_(**{axis: size for axis, size in less.items() if size > 0})
+    rules = source.family.legality(source.config)
+    return slight if all(rule.holds(slight) for rule in rules) else before
+
+
+def tell_preference(
+    options: TargetOptions, source: Checkpoint, after: Shape, name: str = ""
+) -> None:
+    """One line on what a preference did, where both blocks and neurons go.
 
     Args:
-        options: targets.
-        budgeted: whether a number of parameters is given.
+        options: with the preference.
+        source: the model.
+        after: the sizes that were chosen.
+        name: what the line begins with.
     """
-    if not (options.asked or budgeted):
-        return
+    from shearling.pruning.plan import blocks_gave
     from shearling.pruning.preferences import require_preference
 
-    name = require_preference(options.prefer)
-    note(f"--prefer {name}: {PREFERENCES[name].costs}.")
+    share, prefer = blocks_gave(source, after), require_preference(options.prefer)
+    if 0 < share < 1:
+        note(
+            f"{name}--prefer {prefer}: of what goes, whole blocks give {share:.0%} and neurons the "
+            f"rest{PREFERENCES[prefer].costs}."
+        )
 
 
 def _targets(

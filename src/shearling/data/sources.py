@@ -19,7 +19,7 @@ import numpy as np
 from shearling.data.records import SUFFIXES, suffix_of
 from shearling.data.results import DOMAIN
 from shearling.engine.moments import HELD_OUT
-from shearling.errors import ShearlingError
+from shearling.errors import ShearlingError, count_of
 
 TOLERANCE = 1e-6  # by which shares may miss 1
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
@@ -128,9 +128,9 @@ def dealt(sources: Sequence[TextSource], samples: int) -> list[int]:
         least = sources[counts.index(0)]
         enough = math.ceil(1 / min(shares))
         raise ShearlingError(
-            f"of {samples} calibration windows none would be of {least.name}, whose share is "
-            f"{least.share:g}; give every source at least one, with --samples {enough} or more, "
-            "or a larger share."
+            f"of {count_of(samples, 'calibration window')} none would be of {least.name}, "
+            f"whose share is {least.share:g}; give every source at least one, "
+            f"with --samples {enough} or more, or a larger share."
         )
     return counts
 

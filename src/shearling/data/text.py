@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from shearling.data.bos import TokenWindows, opening
-from shearling.errors import ShearlingError
+from shearling.errors import ShearlingError, count_of
 
 # Characters of text taken for each token wanted, where not all of a text is tokenised: four times
 # what English needs; a denser text only means that more is tokenised.
@@ -78,8 +78,9 @@ def calibration_windows(
     ids = _enough_tokens(shuffled, tokenizer, need, budget, rng)
     if len(ids) < need:
         raise ShearlingError(
-            f"The text has {len(ids):,} tokens, but {samples} samples of {length} tokens need "
-            f"{need:,}; ask for fewer samples or a shorter length, or give more text."
+            f"The text has {count_of(len(ids), 'token')}, but {count_of(samples, 'sample')} of "
+            f"{length} tokens {'needs' if samples == 1 else 'need'} {need:,}; "
+            "ask for fewer samples or a shorter length, or give more text."
         )
     rows_NT = ids[: len(ids) // length * length].reshape(-1, length)
     drawn_NT = rows_NT[rng.permutation(len(rows_NT))[:samples]]
@@ -126,8 +127,8 @@ def evaluation_windows(
             break
     if tokens < window:
         raise ShearlingError(
-            f"The text has {tokens:,} tokens, but one window needs {window:,}; give more text or "
-            f"a smaller window."
+            f"The text has {count_of(tokens, 'token')}, but one window needs {window:,}; "
+            "give more text or a smaller window."
         )
     ids = np.concatenate(ids_by_piece)
     rows_NT = torch.from_numpy(ids[: tokens // window * window].reshape(-1, window)[:max_windows])

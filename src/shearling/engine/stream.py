@@ -27,9 +27,8 @@ from shearling.engine.place import Place
 from shearling.engine.ranks import ALONE, Ranks
 from shearling.engine.weights import BlockWeights, ordinary_tensors
 from shearling.engine.words import HEAD_ROWS, Words, asked, chances, is_large
-from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
-from shearling.model.loading import build_model
+from shearling.model.loading import build_model, check_length
 from shearling.model.sanity import check_ids
 
 
@@ -335,12 +334,7 @@ class BlockStream:
                 stand_in.state = None
 
     def _check_tokens(self, ids_BS: Tensor) -> None:
-        limit = getattr(self.checkpoint.config, "max_position_embeddings", None)
-        if limit is not None and ids_BS.shape[1] > limit:
-            raise ShearlingError(
-                f"sequences of {ids_BS.shape[1]} tokens are longer than the {limit} positions "
-                f"of {self.checkpoint.name}; give a --length of at most {limit}."
-            )
+        check_length(ids_BS.shape[1], self.checkpoint.config, self.checkpoint.name)
         check_ids(ids_BS, self.checkpoint.shape["vocab"], self.checkpoint.name)
 
 

@@ -261,6 +261,16 @@ def longest_input(config: PretrainedConfig) -> int | None:
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
+def check_length(length: int, config: PretrainedConfig, name: str) -> None:
+    """Refuse sequences of more tokens than a model has positions for (ShearlingError)."""
+    limit = longest_input(config)
+    if limit is not None and length > limit:
+        raise ShearlingError(
+            f"sequences of {length} tokens are longer than the {limit} positions of {name}; give a "
+            f"--length of at most {limit}."
+        )
+
+
 def check_positive(**values: int | None) -> None:
     """Raise a ShearlingError that names the first of ``values`` that is given and is below 1."""
     for name, value in values.items():

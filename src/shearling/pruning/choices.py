@@ -100,7 +100,7 @@ def choose_all(run: Run, wanted: Sequence[Wanted], *, nested: bool = False) -> l
             choices that cannot be nested.
     """
     started = time.perf_counter()
-    cuts = [_Chosen(run, one) for one in wanted]
+    cuts = check_all(run, wanted)
     _score_blocks(run, [cut for cut in cuts if cut.scoring])
     within: Keep | None = None
     for cut in cuts:
@@ -116,6 +116,15 @@ def choose_all(run: Run, wanted: Sequence[Wanted], *, nested: bool = False) -> l
         within = cut.keep if nested else None
     seconds = round(time.perf_counter() - started, 2)
     return [cut.choice(seconds) for cut in cuts]
+
+
+def check_all(run: Run, wanted: Sequence[Wanted]) -> list[_Chosen]:
+    """Cuts to be chosen, checked: what can be refused before the model is read is refused here.
+
+    Raises:
+        ShearlingError: as :func:`choose_all`.
+    """
+    return [_Chosen(run, one) for one in wanted]
 
 
 class _Chosen:

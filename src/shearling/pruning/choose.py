@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shearling.errors import ShearlingError
+from shearling.errors import ShearlingError, count_of
 from shearling.pruning.nested import Within, removal_order
 from shearling.pruning.pattern import Pattern, removal_words
 from shearling.scoring.scores import Scores
@@ -23,8 +23,8 @@ def check_layers(layers: int, depth: int) -> None:
     """Raise ShearlingError unless ``layers`` of ``depth`` blocks can be kept."""
     if not 1 <= layers < depth:
         raise ShearlingError(
-            f"--layers {layers} was given, but the model has {depth} blocks; "
-            f"keep between 1 and {depth - 1}."
+            f"--layers {layers} was given, but the model has {count_of(depth, 'block')}; "
+            + (f"keep between 1 and {depth - 1}." if depth > 1 else "none of them can go.")
         )
 
 
@@ -50,13 +50,13 @@ def keep_layers(
     removable = [*gone, *one_by_one(kinds, removal_order(scores, gone), gone)]
     if depth - layers > len(removable):
         why = (
-            "are not protected"
+            "not protected"
             if len(removable) == len(scores.order)
-            else (f"are neither protected nor the last of their kind ({described(kinds)})")
+            else f"neither protected nor the last of their kind ({described(kinds)})"
         )
         raise ShearlingError(
             f"--layers {layers} would remove {depth - layers} of {depth} blocks, but only "
-            f"{len(removable)} {why}; keep at least {depth - len(removable)}, "
+            f"{_are(len(removable))} {why}; keep at least {depth - len(removable)}, "
             "or protect fewer."
         )
     if pattern is None:
@@ -75,6 +75,10 @@ def keep_layers(
             "--keep-pattern."
         )
     return Keep({"layers": kept})
+
+
+def _are(number: int) -> str:
+    return f"{count_of(number, 'block')} {'is' if number == 1 else 'are'}"
 
 
 def check_pattern(pattern: Pattern, layers: int, removed: Sequence[int] | None = None) -> None:
@@ -133,8 +137,9 @@ def without(removed: Iterable[int], depth: int) -> Keep:
         raise ShearlingError(f"--remove {','.join(map(str, removed))} names a block twice.")
     if not removed or len(removed) == depth:
         raise ShearlingError(
-            f"{len(removed)} of {depth} blocks were named for removal; name between 1 "
-            f"and {depth - 1}."
+            f"{len(removed)} of {count_of(depth, 'block')} "
+            f"{'was' if len(removed) == 1 else 'were'} named for removal; "
+            + (f"name between 1 and {depth - 1}." if depth > 1 else "the only one cannot go.")
         )
     return Keep({"layers": tuple(block for block in range(depth) if block not in removed)})
 

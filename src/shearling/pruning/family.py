@@ -134,6 +134,11 @@ class FamilyPruning:
         """Those that are not made yet (ShearlingError if something else is in a place)."""
         return [member for member in self.members if not member.is_made()]
 
+    def check(self) -> None:
+        """Refuse all that the cuts would refuse before the model is opened (ShearlingError)."""
+        run = self.members[0].pruning.run()
+        run.check([member.pruning.wanted for member in self.members])
+
     def write(
         self,
         progress: Progress = silent,

@@ -224,6 +224,19 @@ def shape_for(
     )
 
 
+def blocks_gave(checkpoint: Checkpoint, after: Shape) -> float:
+    """The share that whole blocks gave of what goes from blocks and the neurons of those that stay.
+
+    Words and whole experts do not count; 0 where nothing else goes.
+    """
+    layout = checkpoint.layout.heaviest(checkpoint.shape)
+    kept = {axis: after[axis] for axis in ("vocab", "experts") if axis in after}
+    before = checkpoint.shape.with_(**kept)
+    blocks = layout.count(before) - layout.count(before.with_(layers=after["layers"]))
+    every = layout.count(before) - layout.count(after)
+    return blocks / every if every else 0.0
+
+
 def width_floor(checkpoint: Checkpoint, width: str, spending: Spending) -> int:
     """The fewest units that a budget leaves on an axis: all, where it may not shrink."""
     return _floor(checkpoint, width) if spending.may_shrink(width) else checkpoint.shape[width]

@@ -18,7 +18,7 @@ class Preference:
 
     Attributes:
         blocks_give: the share of what goes that whole blocks give.
-        costs: what that costs, in words.
+        costs: what that costs, in words that follow a figure.
     """
 
     blocks_give: float
@@ -26,23 +26,12 @@ class Preference:
 
 
 DEFAULT_PREFERENCE = "balanced"
-# By the names of --prefer. Measured on SmolLM2-135M-Instruct, one draw of calibration text.
+# By the names of --prefer.
+_SPEED = "; --prefer speed takes blocks alone, which decodes faster and costs more quality"
 PREFERENCES: Mapping[str, Preference] = {
-    "quality": Preference(
-        BLOCKS_GIVE,
-        "blocks give a third of what goes, where perplexity is least (51.7 on WikiText-2 at -20 % "
-        "of SmolLM2), which decodes slower than the same parameters in blocks alone",
-    ),
-    "balanced": Preference(
-        BLOCKS_GIVE,
-        "blocks give a third of what goes: 51.7 on WikiText-2 at -20 % of SmolLM2 and 1.10x its "
-        "decode speed, where blocks alone give 62.7 and 1.18x",
-    ),
-    "speed": Preference(
-        1.0,
-        "blocks give all that goes: 1.18x the decode speed at -20 % of SmolLM2 and 62.7 on "
-        "WikiText-2, where a third from blocks gives 1.10x and 51.7",
-    ),
+    "quality": Preference(BLOCKS_GIVE, _SPEED),
+    "balanced": Preference(BLOCKS_GIVE, _SPEED),
+    "speed": Preference(1.0, ""),
 }
 
 

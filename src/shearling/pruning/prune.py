@@ -204,6 +204,10 @@ class Pruning:
             scored=0 if text is None else text.samples * text.length, repaired=wanted.repaired,
         )  # fmt: skip
 
+    def check(self) -> None:
+        """Refuse all that the cut would refuse before the model is opened (ShearlingError)."""
+        self.run().check([self.wanted])
+
     def run(self, progress: Progress = silent, tell: Notify | None = None) -> Run:
         """The model and the text, ready to choose and to write; ``tell`` is told the place."""
         place = replace(self.place, tell=tell)

@@ -25,7 +25,7 @@ from shearling.files.progress import Progress, silent
 from shearling.files.scratch import scratch
 from shearling.files.writer import check_output, check_space, claimed
 from shearling.model.checkpoint import Checkpoint
-from shearling.pruning.choices import Choice, Wanted, choose_all
+from shearling.pruning.choices import Choice, Wanted, check_all, choose_all
 from shearling.pruning.cut import SHARD_BYTES, cut, written_bytes
 from shearling.repair.by_source import Apart
 from shearling.repair.calibration import Calibration, repair_text
@@ -130,6 +130,10 @@ class Run:
     def choose_all(self, wanted: Sequence[Wanted], *, nested: bool = False) -> list[Choice]:
         """Choose what survives of each of several cuts; see there."""
         return choose_all(self, wanted, nested=nested)
+
+    def check(self, wanted: Sequence[Wanted]) -> None:
+        """Refuse what choosing these would refuse, before the model is opened (ShearlingError)."""
+        check_all(self, wanted)
 
     def write(
         self, choice: Choice, output: Path, *, repaired: bool = True, shard_bytes: int = SHARD_BYTES

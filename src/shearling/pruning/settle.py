@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
 from shearling.pruning.choose import check_pattern
+from shearling.pruning.missed import missed
 from shearling.pruning.pattern import Pattern, pattern_of
 from shearling.pruning.vocabulary.price import Documents, begin_with_words, hint
 from shearling.repair.calibration import Calibration
@@ -49,7 +50,11 @@ def settle_size(
     if not active and spending.axes is None and (said := hint(source, read)):
         notify(said)
     account = {"vocabulary": words} if words else {}
-    return size.after(source, replace(spending, start=start)), account
+    after = size.after(source, replace(spending, start=start))
+    of = partial(source.layout.heaviest(source.shape, active=active).count, active=active)
+    if short := missed(source, after, size.asked, params, of, "{:,.0f} parameters".format):
+        notify(short)
+    return after, account
 
 
 def settle_words(

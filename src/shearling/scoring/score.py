@@ -16,9 +16,10 @@ from shearling.data.calibration import Drawing, mixed_windows
 from shearling.data.sources import TextSource, described_sources, settled_sources
 from shearling.engine.place import Need, Place
 from shearling.engine.stream import BlockStream
-from shearling.errors import ShearlingError
+from shearling.errors import ShearlingError, count_of
 from shearling.files.progress import Progress, silent
 from shearling.model.checkpoint import Checkpoint
+from shearling.model.loading import check_length
 from shearling.model.manifest import stamp
 from shearling.scoring.registry import Criterion, Kind, find, names
 from shearling.scoring.score_experts import EXPERT_AXES, score_experts
@@ -78,6 +79,7 @@ def score(
     if not criterion.textless:
         if calibration is None:
             raise no_text(by)
+        check_length(length, checkpoint.config, checkpoint.name)
         sources = settled_sources(calibration)
         drawing = Drawing(samples=samples, length=length, seed=seed, bos=bos)
         windows = mixed_windows(sources, checkpoint.tokenizer(), drawing)
@@ -225,16 +227,18 @@ def protected_blocks(
     first, last = find(by, "blocks").protects if protect is None else protect
     if first < 0 or last < 0 or first + last >= depth:
         raise ShearlingError(
-            f"protecting the first {first} and the last {last} of {depth} blocks leaves none to "
-            "remove; protect fewer (--protect-first, --protect-last)."
+            f"protecting the first {first} and the last {last} of "
+            f"{count_of(depth, 'block')} leaves none to remove; "
+            "protect fewer (--protect-first, --protect-last)."
         )
     protected = (*range(first), *range(depth - last, depth))
     most = most_removable(kinds, depth, protected)
     if remove is not None and remove > most:
         stays = f", as one of each kind stays ({described(kinds)})" if kinds else ""
         raise ShearlingError(
-            f"{remove} of {depth} blocks were to be removed, but only {most} are not "
-            f"protected{stays}; remove fewer, or protect fewer (--protect-first, --protect-last)."
+            f"{remove} of {count_of(depth, 'block')} were to be removed, but only "
+            f"{count_of(most, 'block')} {'is' if most == 1 else 'are'} not protected{stays}; "
+            "remove fewer, or protect fewer (--protect-first, --protect-last)."
         )
     return protected
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from shearling.errors import ShearlingError
+from shearling.errors import ShearlingError, count_of
 from shearling.files.reading import read_json
 from shearling.files.results import UnfitFile
 from shearling.model.refs import ModelRef
@@ -122,9 +122,9 @@ class Scores:
         if self.axis == "layers":
             blocks = [i for i, value in enumerate(self.values) if not math.isfinite(value)]
             raise ShearlingError(
-                f"{by} gives no finite score for {len(blocks)} of {len(self.values)} blocks of "
-                f"{model}, the first being {blocks[0]}; its weights hold NaN or infinity, or "
-                "overflow: fetch the checkpoint again."
+                f"{by} gives no finite score for {len(blocks)} of "
+                f"{count_of(len(self.values), 'block')} of {model}, the first being {blocks[0]}; "
+                "its weights hold NaN or infinity, or overflow: fetch the checkpoint again."
             )
         where = f"in block {broken.index(True)}" if len(self.rows) > 1 else "of the model"
         raise ShearlingError(

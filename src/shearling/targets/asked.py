@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields
+from fractions import Fraction
 from functools import partial
 
 from shearling.errors import ShearlingError
@@ -217,10 +218,10 @@ def named_ms(seconds: float) -> str:
     return f"{1e3 * seconds:.3g}" if seconds < 1 else f"{1e3 * seconds:.0f}"
 
 
-def rounded(value: float, digits: int, *, up: bool) -> str:
+def rounded(value: float | Fraction, digits: int, *, up: bool) -> str:
     """A number that a user may ask for where ``value`` is what can be had: on its safe side."""
     scale = 10**digits
-    return f"{(math.ceil if up else math.floor)(value * scale) / scale:.{digits}f}"
+    return f"{(math.ceil if up else math.floor)(Fraction(value) * scale) / scale:.{digits}f}"
 
 
 def _count(source: Checkpoint, active: bool, shape: Shape) -> int:
@@ -229,8 +230,8 @@ def _count(source: Checkpoint, active: bool, shape: Shape) -> int:
 
 def _bytes_up(size: float, more: int) -> str:
     if size >= 1e9:
-        return f"{rounded(size / 1e9, 2 + more, up=True)}GB"
-    return f"{rounded(size / 1e6, 1 + more, up=True)}MB"
+        return f"{rounded(Fraction(size) / 10**9, 2 + more, up=True)}GB"
+    return f"{rounded(Fraction(size) / 10**6, 1 + more, up=True)}MB"
 
 
 def _whole(number: float, more: int) -> str:

@@ -143,7 +143,11 @@ def meet(
     if not targets.timed:
         start, words = _begin(source, spending, documents, limits)
         space = SearchSpace(source, width, replace(spending, start=start))
-        return Plan(source, targets, space, search(space, limits), words=words)
+        shape = search(space, limits)
+        nearest = max(limits, key=lambda limit: limit.of(shape) / limit.most)
+        if short := nearest.short(source, shape):
+            notify(short)
+        return Plan(source, targets, space, shape, words=words)
     assert timer is not None, "shapes are timed"
     return _Measuring(source, targets, spending, width, timer, notify).plan(limits, documents)
 

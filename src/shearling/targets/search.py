@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
+from shearling.pruning.missed import missed
 from shearling.pruning.plan import MULTIPLES, Spending, width_floor
 from shearling.table.values import Shape
 
@@ -44,6 +45,11 @@ class Limit:
     def holds(self, shape: Shape) -> bool:
         """Whether a shape keeps within it."""
         return self.of(shape) <= self.most
+
+    def short(self, source: Checkpoint, shape: Shape) -> str | None:
+        """A sentence on a shape that stays well below, or None."""
+        asked = f"{self.option} {self.asked}"
+        return missed(source, shape, asked, self.most, self.of, lambda cost: self.named(cost, 0))
 
     def missed_by(self, shape: Shape) -> str:
         """What a shape costs that does not hold, in as many digits as tell it from the limit."""

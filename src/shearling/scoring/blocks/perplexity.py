@@ -13,7 +13,7 @@ from torch import Tensor
 
 from shearling.engine.removals import Removed, removal_nll
 from shearling.engine.stream import BlockStream
-from shearling.errors import ShearlingError
+from shearling.errors import ShearlingError, count_of
 from shearling.files.progress import Progress, silent
 from shearling.scoring.registry import criterion
 from shearling.scoring.scores import Scores
@@ -64,7 +64,7 @@ def greedy(
     remove = max(1, free // 2) if remove is None else remove
     if not 1 <= remove < stream.depth or remove > free:
         raise ShearlingError(
-            f"greedy removal was asked to remove {remove} blocks, but at most "
+            f"greedy removal was asked to remove {count_of(remove, 'block')}, but at most "
             f"{min(free, stream.depth - 1)} of {stream.depth} may go."
         )
     gone: Removed = frozenset()
