@@ -86,7 +86,7 @@ CALIBRATED = ("--calibration", "text.txt", "--samples", 4)
     ("given", "words"),
     [
         (("--by", "influence"), "criterion influence runs the model on text; give --calibration"),
-        (("--params", "0.7x", "--by", "magnitude,flap"), "criterion flap runs the model on text"),
+        (("--shape", "mlp=40", "--by", "flap"), "criterion flap runs the model on text"),
         ((*CALIBRATED, "--length", 100), "100 tokens are longer than the 64 positions of model"),
         ((*CALIBRATED, "--length", 32, "--protect-first", 2, "--protect-last", 2), "leaves none"),
         ((*CALIBRATED, "--length", 32, "--protect-first", 3), "1 block is not protected"),
@@ -99,7 +99,7 @@ def test_prune_refuses_dry_what_it_refuses_wet(
 ) -> None:
     """Both before a model is opened, which would fail here, and with nothing written."""
     monkeypatch.chdir(here)
-    size = () if "--params" in given else ("--layers", 2)
+    size = () if {"--params", "--shape"} & set(given) else ("--layers", 2)
     asked = ("prune", "model", "--output", tmp_path / "out", "--no-refit", *size, *given)
     ran = CliRunner().invoke(cli.app, [*map(str, asked), *(["--dry-run"] if dry else [])])
     assert isinstance(ran.exception, ShearlingError), ran.output

@@ -129,7 +129,8 @@ def test_a_number_of_blocks_that_no_removal_leaves_in_order(models: Models) -> N
 
 
 def test_a_command_tells_it_before_any_work(models: Models, tmp_path: Path) -> None:
-    arguments = ["prune", models("qwen2"), "--output", tmp_path / "out", "--shape", "heads=6"]
+    arguments = ["prune", models("qwen2"), "--output", tmp_path / "out"]
+    arguments += ["--by", "magnitude,magnitude-l2", "--shape", "heads=6"]
     ran = CliRunner().invoke(cli.app, [*map(str, arguments), "--dry-run"])
     assert ran.exit_code == 0, ran.output
     assert f"shearling: warning: {FIRST}llama.cpp's code for qwen2 wants hidden" in ran.stderr
