@@ -89,9 +89,12 @@ CALIBRATED = ("--calibration", "text.txt", "--samples", 4)
         (("--shape", "mlp=40", "--by", "flap"), "criterion flap runs the model on text"),
         ((*CALIBRATED, "--length", 100), "100 tokens are longer than the 64 positions of model"),
         ((*CALIBRATED, "--length", 32, "--protect-first", 2, "--protect-last", 2), "leaves none"),
-        ((*CALIBRATED, "--length", 32, "--protect-first", 3), "1 block is not protected"),
+        ((*CALIBRATED, "--length", 32, "--protect-first", 3), "only 1 is not protected"),
         (("--calibration", "text.txt", "--samples", 900, "--length", 64), "ask for fewer samples"),
-        (("--params", "0.9x,0.5x", "--by", "influence"), "criterion influence runs the model"),
+        (
+            ("--params", "0.9x,0.5x", "--by", "influence,magnitude-l2"),
+            "criterion influence runs the model",
+        ),
     ],
 )
 def test_prune_refuses_dry_what_it_refuses_wet(

@@ -312,7 +312,7 @@ def test_no_choice_takes_the_last_of_a_kind(models: Models, ids: Tensor) -> None
         ),
         (
             lambda c: protected_blocks(c, "greedy", (1, 1), 3),
-            "3 of 5 blocks were to be removed, but only 2 blocks are not protected, as one of each kind",
+            "3 of 5 blocks were to be removed, but only 2 are not protected, as one of each kind",
         ),
         (lambda c: parse_shape("linear_heads=4", c), "between 1 and the source's 3"),
         (lambda c: parse_shape("linear_key_dim=4", c), "linear_key_dim .* cannot be cut"),

@@ -115,8 +115,8 @@ def _print_plan(source: Checkpoint, by: str, options: ScoreOptions, *, of_blocks
     if not criterion.textless:
         if text.sources is None:
             raise no_text(by)
-        check_length(text.length, source.config, source.name)
         check_sources(text.sources, source.tokenizer)
+        check_length(text.length, source.config, source.name)
     tokens = 0 if criterion.textless else text.samples * text.length
     place = place_of(source, options.place, ALONE, states_kept(source, by, options.axis, tokens))
     plan = {

@@ -78,7 +78,7 @@ def keep_layers(
 
 
 def _are(number: int) -> str:
-    return f"{count_of(number, 'block')} {'is' if number == 1 else 'are'}"
+    return f"{number} {'is' if number == 1 else 'are'}"
 
 
 def check_pattern(pattern: Pattern, layers: int, removed: Sequence[int] | None = None) -> None:

@@ -25,6 +25,7 @@ from shearling.files.progress import Progress, silent
 from shearling.files.scratch import scratch
 from shearling.files.writer import check_output, check_space, claimed
 from shearling.model.checkpoint import Checkpoint
+from shearling.model.loading import check_length
 from shearling.pruning.choices import Choice, Wanted, check_all, choose_all
 from shearling.pruning.cut import SHARD_BYTES, cut, written_bytes
 from shearling.repair.by_source import Apart
@@ -80,9 +81,11 @@ class Run:
 
     @cached_property
     def windows(self) -> TokenWindows:
-        """Calibration tokens (samples, length)."""
+        """Calibration tokens (samples, length), no longer than the model has positions for."""
         assert self.calibration is not None
-        return self.calibration.windows(self.source)
+        windows = self.calibration.windows(self.source)
+        check_length(windows.ids_NS.shape[1], self.source.config, self.source.name)
+        return windows
 
     @property
     def seed(self) -> int:

@@ -11,7 +11,6 @@ from shearling.data.sources import TextSource, dealt, settled_sources
 from shearling.engine.place import Place, Wish
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
-from shearling.model.loading import check_length
 from shearling.pruning.run import repair_need
 from shearling.pruning.settle import Notify, tell_ignored
 from shearling.repair.calibration import Calibration
@@ -74,7 +73,6 @@ class CalibrationText:
             ShearlingError: text that will not do, as far as its first records show, or a place
                 that is not there.
         """
-        check_length(self.length, source.config, source.name)
         check_sources(self.settled_sources, source.tokenizer)
         dealt(self.settled_sources, self.samples)
         shares = rewritten_shares(1)

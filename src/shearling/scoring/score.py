@@ -79,11 +79,11 @@ def score(
     if not criterion.textless:
         if calibration is None:
             raise no_text(by)
-        check_length(length, checkpoint.config, checkpoint.name)
         sources = settled_sources(calibration)
         drawing = Drawing(samples=samples, length=length, seed=seed, bos=bos)
         windows = mixed_windows(sources, checkpoint.tokenizer(), drawing)
         ids_NS = windows.ids_NS
+        check_length(ids_NS.shape[1], checkpoint.config, checkpoint.name)
         used = described_sources(sources, samples)
         used |= {"samples": samples, "length": length, "seed": seed, "bos": windows.bos is not None}
     if axis == "layers" and criterion.textless:  # reads tensors alone, and no model is built
@@ -237,7 +237,7 @@ def protected_blocks(
         stays = f", as one of each kind stays ({described(kinds)})" if kinds else ""
         raise ShearlingError(
             f"{remove} of {count_of(depth, 'block')} were to be removed, but only "
-            f"{count_of(most, 'block')} {'is' if most == 1 else 'are'} not protected{stays}; "
+            f"{most} {'is' if most == 1 else 'are'} not protected{stays}; "
             "remove fewer, or protect fewer (--protect-first, --protect-last)."
         )
     return protected
