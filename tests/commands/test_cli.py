@@ -787,10 +787,10 @@ def test_prune_refuses(
         (("--layers", 5, "--refit", "--samples", 3), ("--samples 3", "at least 4", "--no-refit")),
         (("--layers", 5, "--by", "repair", "--no-refit", "--samples", 3), ("3 cal", "raise --sam")),
         (("--layers", 2, "--by", "repair", "--protect-first", 1, "--protect-last", 2), ("only 5",)),
-        (("--layers", 5, "--protect-first", 4, "--protect-last", 3), ("only 1 are not protected",)),
+        (("--layers", 5, "--protect-first", 4, "--protect-last", 3), ("only 1 is not protected",)),
         (("--shape", "vocab=257"), ("257 tokens", "258 must stay")),
         (("--shape", "layers=5,vocab=259", "--by", "magnitude"), ("259 tokens", "258 must stay")),
-        (("--layers", 5, "--by", "magnitude", "--samples", 9999), ("9999 samples of 16",)),
+        (("--layers", 5, "--by", "magnitude", "--samples", 9999), ("9,999 samples of 16",)),
     ],
 )
 @pytest.mark.usefixtures("nothing_is_run")
