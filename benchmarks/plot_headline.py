@@ -71,9 +71,10 @@ def _figure(runs: dict[str, Run], source: dict[str, float] | None) -> Figure:
     for axes in rows[:, 0]:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(str(label), handle)
+    longest = max(map(len, handles), default=1)
     figure.legend(
         list(handles.values()), list(handles), frameon=False, loc="outside upper left",
-        ncols=min(len(handles), 4), fontsize=9,
+        ncols=max(1, min(len(handles), 4, 130 // longest)), fontsize=9,
     )  # fmt: skip
     return figure
 
