@@ -88,6 +88,9 @@ def test_what_is_missing_is_measured_once(
     # a prompt more is continued alone
     more = run(*options, "--prompt", "The dog", "--dry-run")["jobs"]
     assert [one["what"] for one in more] == ["1 prompts continued by up to 4 tokens"] * 2
+    # and all anew in another type
+    options = ("--prompt", "The sheep", "--max-new-tokens", 4, "--dtype", "bfloat16", "--dry-run")
+    assert [one["kind"] for one in run(*options)["jobs"]] == ["generations"] * 2
     # another text of the same name is another text
     (tmp_path / "fell.txt").write_text("Rain fell on the fell. " * 30)
     other = run("--text", tmp_path / "fell.txt", "--window", 16, "--dry-run")["jobs"]
@@ -181,7 +184,8 @@ def test_all_are_timed_together(
             for model in models
             for batch in workload.batches
         ]
-        machine = {"cpu": "a", "threads": workload.threads}
+        machine: dict[str, Any] = {"cpu": "a", "threads": workload.threads}
+        machine |= {"dtype": workload.dtype, "device": workload.device}
         return {"kind": "bench", "created": "2026-11-22", "machine": machine, "runs": runs}
 
     monkeypatch.setattr(shearling.evaluate.benchmark, "bench_models", timed)
@@ -189,7 +193,9 @@ def test_all_are_timed_together(
     assert found["measured"] == 1
     assert found["fastest"] == "large"  # as fast as the other, and the first
     assert run("--bench", "--threads", 1)["measured"] == 0
-    assert run("--bench", "--batch", "1,2", "--dry-run")["jobs"][0]["kind"] == "bench"
+    for other in (("--batch", "1,2"), ("--threads", 2), ("--dtype", "bfloat16")):
+        planned = run("--bench", "--threads", 1, *other, "--dry-run")["jobs"]
+        assert [one["kind"] for one in planned] == ["bench"], other
 
 
 def test_another_baseline(run: Callable[..., Any], place: Path) -> None:

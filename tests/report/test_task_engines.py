@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from shearling.evaluate.results import TaskResult, TaskResults
+from shearling.evaluate.tasks.suite import Suite, Task
 from shearling.model.refs import ModelRef
 from shearling.report import measured
 from shearling.report.decide.accuracy import by_task, means
@@ -18,7 +19,8 @@ MODELS = [ModelRef(name=name, fingerprint=name * 64) for name in "ab"]
 
 def asked(model: ModelRef, value: float, **engine: Any) -> Tasks:
     result = TaskResult(metrics={"acc": value, "acc_stderr": 0.01}, primary="acc", samples=9)
-    file = TaskResults(model=model, suite="mine", tasks={"flock": result}, **engine)
+    how = {"dtype": "float32", "seed": 0} | engine
+    file = TaskResults(model=model, suite="mine", tasks={"flock": result}, **how)
     return tasks_of(TaskResults.from_json(file.to_json(), Path("tasks.json")), Path("tasks.json"))
 
 
@@ -44,9 +46,10 @@ def test_what_another_engine_answered_is_asked_again_unless_all_were() -> None:
     first, second = MODELS
 
     def known(*records: Tasks) -> list[bool]:
-        suite = SimpleNamespace(tasks=("flock",))
+        suite = Suite(tasks=(Task(name="flock"),))
         missing: Any = SimpleNamespace(
-            wanted=SimpleNamespace(name="mine", suite=suite, limit=None),
+            wanted=measured.WantedResults("mine", suite),
+            _data={"flock": None},
             subjects=MODELS,
             elsewhere=SimpleNamespace(tasks=records),
         )

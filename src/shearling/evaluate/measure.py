@@ -11,7 +11,7 @@ from shearling.evaluate.perplexity import LOGITS_BYTES, Windows, evaluate, perpl
 from shearling.evaluate.results import Degeneration, Evaluation, Generations, Repetition, Sample
 from shearling.files.progress import Progress, silent
 from shearling.model.checkpoint import Checkpoint
-from shearling.model.dtypes import dtype_of
+from shearling.model.dtypes import dtype_of, name_of
 from shearling.model.loading import load_model
 from shearling.model.manifest import ref
 from shearling.model.memory import check_fits, loaded_bytes
@@ -93,6 +93,7 @@ def generate_samples(
         model=ref(checkpoint),
         sampling=sampling.as_json(),
         max_new_tokens=sampling.max_new_tokens,
+        dtype=name_of(model.dtype),
         samples=tuple(Sample(**sample) for sample in samples),
     ).to_json()
 

@@ -47,6 +47,7 @@ class Generations(ResultFile):
     model: ModelRef = entry()
     sampling: Any = entry('`{"method": "greedy"}`, or `temperature`, `top_p`, `seed`', absent=None)
     max_new_tokens: int | None = entry(absent=None)
+    dtype: str | None = entry("that the model computed in", absent=None)
     samples: tuple[Sample, ...] = entry()
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, field
+from functools import cached_property
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from shearling.files.writer import file_digest, write_json
 from shearling.model.loading import check_threads
 from shearling.model.subject import OpenedModel
 from shearling.report.decide.selection import ComparedModel
+from shearling.report.known import all_timed, data_digests, same_tasks, tasks_key
 from shearling.report.records.collect import read_directory
 from shearling.report.records.records import Records
 from shearling.report.records.results import measurements
@@ -153,8 +155,8 @@ class Missing:
                 windows = f"{text.max_windows} windows" if text.max_windows else "all windows"
                 what = f"perplexity on {text.label}, {windows} of {text.window} tokens"
                 missing.append(Measurement(subject, "evaluation", what, file, text))
-        tasks = [task.model_dump(mode="json") for task in wanted.suite.tasks]
-        file = self._file(subject, f"tasks-{wanted.name}", [tasks, wanted.limit, wanted.seed])
+        tasks = wanted.suite.tasks
+        file = self._file(subject, f"tasks-{wanted.name}", tasks_key(wanted, self._data))
         if tasks and not (file.is_file() or self._has_tasks(subject)):
             few = f", {wanted.limit} questions each" if wanted.limit else ""
             what = f"{len(tasks)} tasks of {wanted.name}{few}"
@@ -172,7 +174,7 @@ class Missing:
                 missing.append(Measurement(subject, "degeneration", what, file, each))
         prompts = [one for one in wanted.prompts if one not in self._said(subject)]
         if prompts:
-            key = [prompts, wanted.max_new_tokens]
+            key = [prompts, wanted.max_new_tokens, wanted.dtype]
             file = self._file(subject, "generations", key)
             what = f"{len(prompts)} prompts continued by up to {wanted.max_new_tokens} tokens"
             missing.append(Measurement(subject, "generations", what, file, prompts))
@@ -190,6 +192,10 @@ class Missing:
         """What a result of a text depends on, its content included."""
         content = self._digest(part.file) if part.file else part.hub
         return [part.model_dump(mode="json", exclude={"file"}), content, self.wanted.dtype]
+
+    @cached_property
+    def _data(self) -> dict[str, str | None]:
+        return data_digests(self.wanted.suite.tasks)
 
     def _digest(self, path: Path) -> str:
         if path not in self._digests:
@@ -220,11 +226,7 @@ class Missing:
         wanted = self.wanted
         alike: dict[str, set[str]] = {}
         for one in self.elsewhere.tasks:
-            if (
-                one.suite == wanted.name
-                and len(one.tasks) >= len(wanted.suite.tasks)
-                and all(task.limit == wanted.limit for task in one.tasks)
-            ):
+            if same_tasks(one, wanted, self._data):
                 for engine in {task.engine for task in one.tasks}:
                     alike.setdefault(engine, set()).add(one.model.fingerprint)
         everyone = {one.fingerprint for one in self.subjects}
@@ -239,8 +241,8 @@ class Missing:
     def _has_abilities(self, subject: OpenedModel, asking: Asking) -> bool:
         return any(
             one.model.fingerprint == subject.fingerprint
-            and (one.asked_sha256, one.limit, one.bos)
-            == (asking.digest(), asking.limit, asking.bos)
+            and (one.asked_sha256, one.limit, one.bos, one.dtype)
+            == (asking.digest(), asking.limit, asking.bos, self.wanted.dtype)
             for one in self.elsewhere.abilities
         )
 
@@ -261,7 +263,7 @@ class Missing:
             sample.prompt
             for one in self.known.generations
             if one.model.fingerprint == subject.fingerprint
-            and one.max_new_tokens == self.wanted.max_new_tokens
+            and (one.max_new_tokens, one.dtype) == (self.wanted.max_new_tokens, self.wanted.dtype)
             and _temperature(one.sampling) == 0
             for sample in one.samples
         }
@@ -272,14 +274,8 @@ class Missing:
         if load is None:
             return None
         everyone = {one.fingerprint for one in self.subjects}
-        timed: dict[tuple[str, str], dict[int, set[str]]] = {}
-        for run in measurements(self.known).runs:
-            if (run.prompt, run.new) == (load.prompt, load.new):
-                batches = timed.setdefault((run.machine, run.created), {})
-                batches.setdefault(run.batch, set()).add(run.model.fingerprint)
-        for batches in timed.values():
-            if all(everyone <= batches.get(batch, set()) for batch in load.batches):
-                return None
+        if all_timed(measurements(self.known).runs, everyone, load, self.wanted):
+            return None
         key = [sorted(everyone), load.__dict__, self.wanted.dtype, self.wanted.device]
         sizes = ", ".join(map(str, load.batches))
         what = (

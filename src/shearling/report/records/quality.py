@@ -30,6 +30,7 @@ class TaskFigure:
     limit: int | None
     samples: int | None
     engine: str = "transformers"
+    data_sha256: str | None = None  # of a file of questions
 
     @property
     def asked(self) -> Asked:
@@ -45,6 +46,8 @@ class Tasks:
     suite: str
     tasks: tuple[TaskFigure, ...]
     created: str
+    dtype: str | None = None
+    seed: int | None = None
 
 
 def tasks_of(results: TaskResults, path: Path) -> Tasks:
@@ -56,7 +59,7 @@ def tasks_of(results: TaskResults, path: Path) -> Tasks:
     engine = results.engine
     figures = [_figure(name, result, engine, path) for name, result in results.tasks.items()]
     known = tuple(one for one in figures if one is not None)
-    return Tasks(results.model, results.suite, known, results.created)
+    return Tasks(results.model, results.suite, known, results.created, results.dtype, results.seed)
 
 
 def _figure(name: str, result: TaskResult, engine: str, path: Path) -> TaskFigure | None:
@@ -80,4 +83,5 @@ def _figure(name: str, result: TaskResult, engine: str, path: Path) -> TaskFigur
         limit=result.limit,
         samples=result.samples,
         engine=engine,
+        data_sha256=result.data_sha256,
     )

@@ -113,6 +113,9 @@ class TimedRun:
     created: str
     budget_notes: tuple[str, ...] = ()  # sentences on what a budget of time left out
     engine: str = "transformers"  # what ran it: runs of two engines are never compared
+    dtype: str | None = None
+    device: str | None = None
+    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -206,6 +209,7 @@ def scores_of(file: BlockScoresFile, path: Path) -> BlockScores:
 def runs_of(bench: Bench) -> list[TimedRun]:
     """The runs of one file, each with the machine that all were timed on."""
     machine = describe(bench.machine)
+    told = bench.machine if isinstance(bench.machine, dict) else {}
     return [
         TimedRun(
             model=run.model,
@@ -220,6 +224,9 @@ def runs_of(bench: Bench) -> list[TimedRun]:
             created=bench.created,
             budget_notes=bench.budget_notes,
             engine=run.engine,
+            dtype=told.get("dtype"),
+            device=told.get("device"),
+            threads=told.get("threads"),
         )
         for run in bench.runs
     ]
