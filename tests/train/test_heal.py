@@ -219,6 +219,36 @@ def test_what_no_memory_holds_is_refused_before_it_is_loaded(
     check_host_memory(model, options(recipe="lora"), ranks=1, teacher=None)
 
 
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_ranks_of_one_machine_share_its_memory(
+    model: Checkpoint, ranks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = estimate(model, options(), 1)
+    standing = needed.weights + needed.gradients + needed.moments
+    monkeypatch.setattr("shearling.train.estimate.free_bytes", lambda: standing)
+    check_host_memory(model, options(), ranks=ranks, teacher=None)
+    asked: list[float] = []
+    with pytest.raises(ShearlingError, match=r"adamw8bit with weight_dtype=bfloat16") as error:
+        check_host_memory(
+            model, options(), ranks=ranks, teacher=None,
+            least=lambda free: asked.append(free) or 0.9 * free,
+        )  # fmt: skip
+    assert asked == [standing]
+    assert ("in one process" in str(error.value)) is (ranks > 1)
+    # adapters alone are divided: each rank has the whole model
+    lora = options(recipe="lora")
+    monkeypatch.setattr("shearling.train.estimate.free_bytes", lambda: int(1.9 * needed.weights))
+    if ranks == 1:
+        check_host_memory(model, lora, ranks=ranks, teacher=None)
+    else:
+        with pytest.raises(ShearlingError, match="memory are free"):
+            check_host_memory(model, lora, ranks=ranks, teacher=None)
+
+
+def test_what_is_advised_where_memory_is_short_is_accepted() -> None:
+    options(optimizer="adamw8bit", weight_dtype="bfloat16")
+
+
 def test_estimates(model: Checkpoint, teacher: Checkpoint) -> None:
     found = estimate(model, options(), 24, ranks=2)
     total = sum(p.numel() for p in naive.stock(model.path).parameters())

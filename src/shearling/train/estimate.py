@@ -9,6 +9,7 @@ input alone is kept.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -69,22 +70,31 @@ class Estimate:
 
 
 def check_host_memory(
-    source: Checkpoint, options: Options, *, ranks: int, teacher: Checkpoint | None
-) -> None:
+    source: Checkpoint, options: Options, *, ranks: int, teacher: Checkpoint | None,
+    least: Callable[[float], float] = float,
+) -> None:  # fmt: skip
     """Refuse a model whose training cannot fit in the memory of the machine that trains it.
 
     Activations are not counted: how many there are at a time can be changed.
+
+    Args:
+        source: the model.
+        options: of its training.
+        ranks: of this machine, which all take their share of its memory.
+        teacher: a model that is in memory besides.
+        least: the least of all ranks' numbers, so that none loads before all have looked.
 
     Raises:
         ShearlingError: it needs more than is free, with both figures.
     """
     needed = estimate(source, options, 1, ranks=ranks, teacher=teacher)
-    standing, free = needed.total - needed.activations, free_bytes()
-    if free is not None and standing > free:
+    standing, free = ranks * (needed.total - needed.activations), free_bytes()
+    if free is not None and standing > least(free):
         raise ShearlingError(
             f"{free / 1e9:.1f} GB of memory are free, but weights, gradients and the optimiser's "
             f"moments of {source.parameters:,} parameters take {standing / 1e9:.1f} GB without any "
-            "activations; use --recipe lora, weight_dtype=bfloat16, or a machine with more memory."
+            "activations; use --recipe lora, optimizer=adamw8bit with weight_dtype=bfloat16"
+            f"{' in one process' if ranks > 1 else ''}, or a machine with more memory."
         )
 
 
@@ -96,9 +106,9 @@ def estimate(
     shape, parameters = source.shape, source.parameters
     steps = options.steps(length)
     tokens = steps * options.batch * length
-    trained = parameters
-    if options.recipe == "lora":
-        trained = adapter_parameters(source, options.rank)
+    trained, divided = parameters, ranks
+    if options.recipe == "lora":  # every rank reads all of the model
+        trained, divided = adapter_parameters(source, options.rank), 1
     rows = min(options.micro or max(1, MICRO_TOKENS // length), max(1, options.batch // ranks))
     kept = 4 if options.checkpointing else 68
     activations = rows * length * shape["hidden"] * shape["layers"] * kept
@@ -110,6 +120,7 @@ def estimate(
     # Two for a product forward, four back; without weights' gradients, two of these four.
     flops = (6 if trained == parameters else 4) * parameters + 2 * wise
     return Estimate(
-        parameters, ranks, steps, tokens, kept_in * parameters // ranks, kept_in * trained // ranks,
+        parameters, ranks, steps, tokens, kept_in * parameters // divided,
+        kept_in * trained // ranks,
         moments * trained // ranks, activations, kept_in * wise // ranks, float(flops) * tokens,
     )  # fmt: skip

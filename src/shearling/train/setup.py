@@ -198,7 +198,9 @@ def prepared(training: Training, before: Any) -> nn.Module:
     source, phase, world = training.source, training.options, training.world
     model = before
     if before is None and world.device.type == "cpu":
-        check_host_memory(source, phase, ranks=world.size, teacher=training.present)
+        check_host_memory(
+            source, phase, ranks=world.local, teacher=training.present, least=world.least
+        )
     if before is None:
         planned(training)
     if before is not None:
