@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ from shearling.data.store import Store
 from shearling.engine.ranks import Ranks
 from shearling.errors import ShearlingError
 from shearling.model.checkpoint import Checkpoint
-from shearling.train import memory, parallel, setup
+from shearling.train import adapters, memory, parallel, setup
 from shearling.train.device import Numbers, described
 from shearling.train.memory import (
     CONTEXT_BYTES,
     SHARE,
     MemoryBudget,
+    adapter_parameters,
     fit,
     free_on_gpu,
     standing,
@@ -198,3 +200,14 @@ def test_a_processor_with_a_unit_for_bfloat16_is_named_and_not_taken_unasked(
     assert "--dtype" not in described(processor, "bfloat16", "float32")
     monkeypatch.delattr(torch.cpu, "get_capabilities")
     assert "--dtype" not in described(processor, "auto", "float32")
+
+
+@pytest.mark.parametrize("variant", ["llama", "qwen2_moe", "gemma4", "gemma4-experts", "qwen3_5"])
+def test_adapters_are_counted_as_peft_makes_them(
+    models: Callable[[str], Path], variant: str
+) -> None:
+    """Blocks of several kinds have each only their own projections."""
+    source = Checkpoint.open(models(variant))
+    adapted = adapters.add(naive.stock(source.path), source, rank=3, alpha=7)
+    made = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    assert adapter_parameters(source, 3) == made

@@ -140,6 +140,6 @@ def token_bytes(source: Checkpoint, numbers: Numbers, *, checkpointing: bool) ->
 
 def adapter_parameters(source: Checkpoint, rank: int) -> int:
     """Of LoRA beside every projection."""
-    shape = source.shape
-    rows = adapted_rows(source)
-    return shape["layers"] * sum(rank * sum(dim.size(shape) for dim in row.dims) for row in rows)
+    adapted, shape = set(adapted_rows(source)), source.shape
+    rows = (row for row, _ in source.layout.places(shape).values() if row in adapted)
+    return sum(rank * sum(dim.size(shape) for dim in row.dims) for row in rows)
