@@ -70,6 +70,30 @@ def test_dry_run(
     assert not (tmp_path / "out").exists()
 
 
+def test_the_plan_of_a_cut_at_once_is_of_what_is_left(
+    model: Checkpoint, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    small = model.layout.count(model.shape.with_(layers=2, hidden=20, heads=6, mlp=20))
+    fitted: list[int] = []
+
+    def lines(planning: Any) -> list[str]:
+        fitted.append(planning.source.parameters)
+        return []
+
+    monkeypatch.setattr("shearling.commands.learn.fitting_lines", lines)
+    for recipe, gates, trained in (("scores", False, small), ("warm", True, model.parameters)):
+        learn(model, store, tmp_path / "out", "--recipe", recipe, "--dry-run", "--json")
+        plan = json.loads(capsys.readouterr().out)
+        assert bool(plan["gates"]) is gates
+        assert plan["training"]["parameters"] == trained == fitted.pop()
+        assert plan["training"]["weights"] == 4 * trained
+        assert (plan["source_parameters"], plan["parameters"]) == (model.parameters, small)
+    learn(model, store, tmp_path / "out", "--recipe", "scores", "--dry-run")
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == f"{model.parameters:,} -> {small:,} parameters"
+
+
 def test_distillation_while_learning(
     model: Checkpoint, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

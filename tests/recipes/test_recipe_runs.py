@@ -18,6 +18,7 @@ import process_work
 import processes
 from shearling.data.store import Store
 from shearling.errors import ShearlingError
+from shearling.model.checkpoint import Checkpoint
 from shearling.recipes import run as running
 from shearling.recipes import work
 from shearling.recipes.read import read_recipe
@@ -289,6 +290,21 @@ def test_steps_are_shares_of_the_source(farm: Farm) -> None:
     sizes = [stage.options["size"]["params"] for stage in run.stages if stage.kind.name == "prune"]
     count = AutoModelForCausalLM.from_pretrained(farm.model).num_parameters()
     assert sizes == [int(count * share) for share in (0.85, 0.72, 0.6)]
+
+
+def test_a_cut_at_once_costs_what_training_the_smaller_model_does(farm: Farm) -> None:
+    def cost(recipe: str) -> Any:
+        gates = f"method={{kind: gates, recipe: {recipe}, tokens: 600, batch: 2}}"
+        stages = farm.run("no", "target={shape: {layers: 2, mlp: 40}}", gates).stages
+        return next(stage.cost for stage in stages if stage.kind.name == "learn")
+
+    at_once, gated = cost("scores"), cost("warm")
+    assert at_once.seconds < gated.seconds
+    assert at_once.least < gated.least
+    assert at_once.says == gated.says
+    source = Checkpoint.open(farm.model)
+    small = source.layout.count(source.shape.with_(layers=2, mlp=40))
+    assert at_once.least == 16 * small
 
 
 def test_gates_and_a_dynamic_mix(farm: Farm) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -123,11 +123,14 @@ def _print_plan(
     planning: Training, after: Shape, teacher: Checkpoint | None, device: str, as_json: bool
 ) -> None:
     from shearling.gates.bank import lay_out
+    from shearling.gates.options import trained
     from shearling.train.estimate import estimate
 
     source, options = planning.source, planning.options
-    training = estimate(source, options, planning.store.length, ranks=processes(), teacher=teacher)
-    rows = lay_out(source.layout, source.shape, after)
+    healed = trained(source, after, options)
+    training = estimate(healed, options, planning.store.length, ranks=processes(), teacher=teacher)
+    # Where the model is cut at once, there are no gates.
+    rows = () if healed is not source else lay_out(source.layout, source.shape, after)
     count = source.layout.count
     plan: dict[str, Any] = {
         "parameters": count(after), "source_parameters": count(source.shape),
@@ -135,11 +138,15 @@ def _print_plan(
         "training": training.as_json(),
     }  # fmt: skip
     lines = [
-        f"{count(source.shape):,} -> {count(after):,} parameters; "
-        + "; ".join(f"{r.axis}: {r.target} of {r.units} in each of {r.rows}" for r in rows),
+        "; ".join(
+            [
+                f"{count(source.shape):,} -> {count(after):,} parameters",
+                *(f"{r.axis}: {r.target} of {r.units} in each of {r.rows}" for r in rows),
+            ]
+        ),
         training.as_text(),
         where(options, device),
-        *fitting_lines(planning),
+        *fitting_lines(replace(planning, source=healed)),
     ]
     print_result(plan, as_json, lines)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from shearling.errors import ShearlingError
+from shearling.model.checkpoint import Checkpoint
 from shearling.train.options import Options, pairs_into, validated
 
 # Sheared LLaMA (2310.06694), section 3.1 and the released code; the lengths are shares of the run.
@@ -76,3 +78,13 @@ def parse(recipe: str, tokens: int, pairs: Sequence[str], *, distil: bool) -> Le
         raise ShearlingError(f"--recipe {recipe} is not known; choose one of {', '.join(RECIPES)}.")
     values = RECIPES[recipe] | {"recipe": "distill" if distil else "cpt", "tokens": tokens}
     return validated(pairs_into(values, pairs), LearnOptions)
+
+
+def trained(source: Checkpoint, after: Mapping[str, int], options: Options) -> Checkpoint:
+    """The model that is trained on its way to the sizes ``after``: by scores, the one cut before.
+
+    Of that only the shape is its own; all else is the source's.
+    """
+    if isinstance(options, LearnOptions) and options.gates == "scores":
+        return replace(source, shape=source.shape.with_(**after))
+    return source

@@ -12,6 +12,7 @@ from typing import Any
 
 from shearling.data.domains import find_domains
 from shearling.data.records import suffix_of
+from shearling.gates.options import trained
 from shearling.model.checkpoint import Checkpoint
 from shearling.recipes.schema import ScoresMethod
 from shearling.train.estimate import SPEEDS, estimate
@@ -96,7 +97,7 @@ class Costs:
         teacher: Checkpoint | None,
     ) -> StageCost:  # fmt: skip
         """Of training ``model``, which ends with the sizes ``after``."""
-        needed = estimate(model, options, length, teacher=teacher)
+        needed = estimate(trained(model, after, options), options, length, teacher=teacher)
         parameters = model.layout.count(model.shape.with_(**after))
         kept = (options.keep + 1) * (needed.moments + needed.gradients)  # as large as weights
         said = f"{needed.tokens:,} tokens in {needed.steps:,} steps"
