@@ -21,7 +21,7 @@ pytest.importorskip("lm_eval", reason="lm-eval is not installed")
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from shearling.errors import ShearlingError
-from shearling.evaluate.tasks import cache, harness, run
+from shearling.evaluate.tasks import cache, harness, names, run
 from shearling.evaluate.tasks.harness import Scorer
 from shearling.evaluate.tasks.run import TaskRunner
 from shearling.evaluate.tasks.suite import Task
@@ -354,3 +354,23 @@ def test_without_lm_eval(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ShearlingError, match=r"pip install 'shearling\[tasks\]'"):
         TaskRunner("mine", [flock(place)])
     TaskRunner("mine", [])  # nothing needs it
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("hellaswga", r"has no task 'hellaswga'; the nearest are hellaswag, \w+, \w+; give one"),
+        ("nopetask", r"has no task 'nopetask'; give one"),
+    ],
+)
+def test_a_task_that_stands_nowhere_is_refused_before_all_are_read(
+    place: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
+) -> None:
+    monkeypatch.setattr(run, "_manager", lambda default: pytest.fail("the index was read"))
+    with pytest.raises(ShearlingError, match=message):
+        measured(place, Task(name=name))
+
+
+def test_names_of_lm_eval_are_known_by_its_files() -> None:
+    """Of groups and tags, of included files, and those with quotes."""
+    names.check_known(["mmlu", "sciq", "acp_bench", "afrimgsm_cot_tasks_prompt_1", "scrolls"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -11,7 +10,7 @@ from typing import Any
 
 from shearling.errors import ShearlingError
 from shearling.evaluate.results import TaskResult, TaskResults
-from shearling.evaluate.tasks import cache, questions
+from shearling.evaluate.tasks import cache, names, questions
 from shearling.evaluate.tasks.engine import TaskEngine
 from shearling.evaluate.tasks.suite import Task
 from shearling.files.progress import Progress, silent
@@ -97,6 +96,7 @@ class TaskRunner:
                 does not have; a data set that cannot be fetched.
         """
         wanted = [task for task in self.tasks if task.label in labels]
+        names.check_known(t.label for t in wanted if not (t.file or t.label in self._built))
         manager = None
         for i, task in enumerate(wanted):
             if task.label in self._built:
@@ -209,7 +209,7 @@ class TaskRunner:
         from shearling.evaluate.tasks.harness import quiet
 
         if task.file is None and task.label not in manager.all_tasks:
-            raise ShearlingError(_unknown(task.label, manager.all_tasks))
+            raise names.unknown(task.label, manager.all_tasks)
         try:
             with quiet():
                 loaded = manager.load([self._configs.get(task.label, task.label)])
@@ -276,15 +276,6 @@ def _check_metric(built: Any, task: Task) -> None:
             f"The task {task.label} has no metric {task.metric}; it has "
             f"{', '.join(filters or names)}."
         )
-
-
-def _unknown(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
-    nearest = f"; the nearest are {', '.join(near)}" if near else ""
-    return (
-        f"lm-eval {version('lm_eval')} has no task {name!r}{nearest}; give one that it has, or a "
-        ".jsonl file of questions."
-    )
 
 
 def _unbuilt(task: Task, error: Exception) -> ShearlingError:
