@@ -109,7 +109,7 @@ def test_a_dry_run_says_what_would_be_timed_and_runs_nothing(models, programs, t
         (["--batch", "one"], "--batch 'one' was given, but whole numbers"),
         (["--prompt", "1;2"], "--prompt '1;2' was given, but whole numbers"),
         (["--new", "2.5"], "--new '2.5' was given, but whole numbers"),
-        (["--prompt", "0"], "prompt is 0, but it must be at least 1"),
+        (["--prompt", "0"], "--prompt 0 was given, but numbers of at least 1 were expected"),
         (["--prompt", "60", "--new", "5"], "60 tokens and 5 new ones are longer than the 64 pos"),
         (["--prompt", "4", "--new", "4", "--engine", "llama.cpp", "--llama-cpp", "."],
          "llama-bench was looked for in"),
@@ -125,3 +125,12 @@ def test_refuses(models, tmp_path, monkeypatch, arguments, message):
 
 def test_engines_are_those_there_are():
     assert ENGINES == NAMES
+
+
+@pytest.mark.parametrize("option", ["--batch", "--prompt", "--new"])
+def test_a_number_below_one_is_refused_before_any_work(
+    option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shearling.commands.bench._workload", lambda *_: pytest.fail("work"))
+    said = refused("no-model", option, "4,-1")
+    assert said.startswith(f"{option} -1 was given, but numbers of at least 1 were expected")

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from shearling.commands.eval import evaluate
 from shearling.errors import ShearlingError
+from shearling.evaluate.tasks.lines import told_apart
 from shearling.model import memory
 from tiny_tokenizer import write_llama
 
@@ -205,3 +206,12 @@ def test_a_model_that_does_not_fit_is_refused_with_the_estimate(
     monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: free)
     with pytest.raises(ShearlingError, match=r"llama-1 needs about 0\.5 GB .* but 0\.3 GB of mem"):
         run(place / "llama-1", "--text", place / "sheep.jsonl", "--window", 16)
+
+
+def test_models_of_one_name_are_told_apart() -> None:
+    names = ["m", "m", "n", "m"]
+    assert told_apart(names, ["a/b/m", "a/c/m", "n", "x/b/m"]) == ["a/b/m", "a/c/m", "n", "x/b/m"]
+    assert told_apart(["m", "m"], ["b/m", "c/m"]) == ["b/m", "c/m"]
+    assert told_apart(["m", "m", "m"], ["b/m", "b/m", "c/m"]) == ["b/m (1)", "b/m (2)", "c/m"]
+    assert told_apart(["m", "m"], ["m", "m"]) == ["m (1)", "m (2)"]
+    assert told_apart(["m", "n"], ["m", "n"]) == ["m", "n"]

@@ -69,13 +69,13 @@ def bench(options: BenchOptions) -> None:
     file runs as it is with llama.cpp; a directory is converted once, into the cache.
     """
     check_file(options.output)
-    engines = _engines(options.engine)
+    engines, grid = _engines(options.engine), _grid(options)
     from shearling.evaluate.benchmark import bench_lines, bench_models, plan_lines
     from shearling.evaluate.speed import plan_bench
     from shearling.files.terminal import progress_bars
     from shearling.files.writer import write_json
 
-    workload, models = _workload(options, engines), options.models.given()
+    workload, models = _workload(options, engines, grid), options.models.given()
     if options.dry_run:
         planned = plan_bench(models, workload).as_json()
         print_result(planned, options.as_json, plan_lines(planned))
@@ -99,7 +99,18 @@ def _engines(given: str) -> tuple[str, ...]:
     return engines
 
 
-def _workload(options: BenchOptions, engines: tuple[str, ...]) -> Workload:
+def _grid(options: BenchOptions) -> dict[str, tuple[int, ...]]:
+    """Batch sizes and lengths (ShearlingError for one below 1)."""
+    return {
+        "batches": tuple(numbers(options.batch, "--batch", 1)),
+        "prompts": tuple(numbers(options.prompt, "--prompt", 1)),
+        "news": tuple(numbers(options.new, "--new", 1)),
+    }
+
+
+def _workload(
+    options: BenchOptions, engines: tuple[str, ...], grid: dict[str, tuple[int, ...]]
+) -> Workload:
     """What is run on every model."""
     from shearling.evaluate.engines import Places
     from shearling.evaluate.speed import Workload
@@ -107,9 +118,7 @@ def _workload(options: BenchOptions, engines: tuple[str, ...]) -> Workload:
     return Workload(
         engines=engines,
         places=Places(options.llama_cpp, options.vllm),
-        batches=tuple(numbers(options.batch, "--batch")),
-        prompts=tuple(numbers(options.prompt, "--prompt")),
-        news=tuple(numbers(options.new, "--new")),
+        **grid,
         repeats=options.repeats,
         dtype=options.dtype,
         device=options.device,

@@ -151,7 +151,7 @@ def _wanted(options: CompareOptions) -> WantedResults:
 
     bench = None
     if options.bench:
-        bench = Load(tuple(numbers(options.batch, "--batch")), threads=options.threads)
+        bench = Load(tuple(numbers(options.batch, "--batch", 1)), threads=options.threads)
     prompts = [*(options.prompt or []), *_prompts(options.prompts)]
     return WantedResults(
         *_suite(options),

@@ -113,7 +113,7 @@ def evaluate(options: EvalOptions) -> None:
     that was stopped goes on with the task it was at. With --engine vllm a server answers them,
     many at a time; all else is measured with transformers.
     """
-    from shearling.evaluate.tasks.lines import all_lines, plan_lines
+    from shearling.evaluate.tasks.lines import all_lines, plan_lines, told_apart
     from shearling.files.staging import check_writable
     from shearling.files.terminal import progress_bars
 
@@ -134,7 +134,8 @@ def evaluate(options: EvalOptions) -> None:
             plan.measure(subject, _writer(output, subject, subjects), progress)
             for subject in subjects
         ]
-    lines = all_lines([subject.name for subject in subjects], results)
+    heads = told_apart([subject.name for subject in subjects], options.models.models)
+    lines = all_lines(heads, results)
     print_result(_joined(results), options.as_json, lines)
 
 

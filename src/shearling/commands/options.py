@@ -310,8 +310,8 @@ def seconds(text: str, option: str) -> float:
     return float(given[0] * units[given[1]])
 
 
-def numbers(text: str, option: str) -> list[int]:
-    """Whole numbers separated by commas."""
+def numbers(text: str, option: str, least: int | None = None) -> list[int]:
+    """Whole numbers separated by commas, none below ``least``."""
     parts = [part.strip() for part in text.split(",")]
     if not all(re.fullmatch("-?[0-9]{1,18}", part) for part in parts):
         shown = text if len(text) <= 60 else text[:57] + "..."
@@ -319,7 +319,13 @@ def numbers(text: str, option: str) -> list[int]:
             f"{option} {shown!r} was given, but whole numbers separated by commas were expected, "
             "such as 1,8."
         )
-    return [int(part) for part in parts]
+    given = [int(part) for part in parts]
+    if least is not None and (few := [one for one in given if one < least]):
+        raise ShearlingError(
+            f"{option} {few[0]} was given, but numbers of at least {least} were expected, such as "
+            "1,8."
+        )
+    return given
 
 
 def unit_lines(scores: Any, output: Path | None) -> list[str]:

@@ -24,6 +24,26 @@ def all_lines(names: Sequence[str], results: Sequence[Sequence[dict[str, Any]]])
     return lines
 
 
+def told_apart(names: Sequence[str], given: Sequence[str]) -> list[str]:
+    """Models' names; of two that are alike as much of the path given as tells them apart.
+
+    One that was given twice is numbered.
+    """
+    heads = list(names)
+    for name in set(names):
+        alike = [n for n, other in enumerate(names) if other == name]
+        parts = [Path(given[n]).resolve().parts for n in alike]
+        shown = [name] * len(alike)
+        for count in range(1, max(map(len, parts)) + 1):
+            if len(set(shown)) == len(set(parts)):
+                break
+            shown = ["/".join(one[-count:]) for one in parts]
+        for at, (n, head) in enumerate(zip(alike, shown, strict=True)):
+            earlier = shown[:at].count(head)
+            heads[n] = f"{head} ({earlier + 1})" if shown.count(head) > 1 else head
+    return heads
+
+
 def result_lines(name: str | None, files: Sequence[dict[str, Any]]) -> list[str]:
     """The results of one model, of whatever kind; ``name`` where there are several models."""
     lines = [f"{name}:"] if name else []
