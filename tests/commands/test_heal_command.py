@@ -107,7 +107,7 @@ def test_a_dynamic_mix(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_dry_run(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     heal(place, "nothing", "--dry-run")
-    assert "GB a rank" in capsys.readouterr().out
+    assert "B a rank" in capsys.readouterr().out
     heal(place, "nothing", "--dry-run", "--json")
     assert json.loads(capsys.readouterr().out)["steps"] == 7
     assert not (place / "nothing").exists()

@@ -49,7 +49,7 @@ def test_lines_for_a_person(models: Models) -> None:
     assert text.startswith("llama-tied (llama, F32)\n")
     assert "layers=5, hidden=36, vocab=101, heads=9, kv_heads=3, mlp=50, head_dim=4" in text
     assert f"{checkpoint.parameters:,} (" in text
-    assert f"{checkpoint.bytes / 1e6:.1f} MB" in text
+    assert f"{checkpoint.bytes / 1e3:.1f} kB" in text
     assert checkpoint.fingerprint[:16] in text
     assert "tied: one storage, counted once" in text
     assert "made from" not in text

@@ -10,6 +10,7 @@ import typer
 
 from shearling.commands.options import Json, MergeAdapter, note, print_result, with_adapter
 from shearling.commands.takes import takes_options
+from shearling.files.sizes import in_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -99,7 +100,7 @@ def _time(seconds: float | None) -> str:
 
 
 def _size(size: int | None) -> str:
-    return "-" if size is None else f"{size / 1e9:.2f} GB"
+    return "-" if size is None else in_bytes(size, 2)
 
 
 def _lines(result: Mapping[str, Any]) -> list[str]:

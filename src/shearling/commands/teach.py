@@ -18,6 +18,7 @@ from shearling.commands.options import (
     print_result,
 )
 from shearling.commands.takes import takes_options
+from shearling.files.sizes import in_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ def teach(options: TeachOptions) -> None:
             )
         described = cache.manifest.to_json() | {"fingerprint": cache.fingerprint}
         lines = [
-            f"{expected.sequences:,} sequences, {expected.bytes / 1e9:,.2f} GB",
+            f"{expected.sequences:,} sequences, {in_bytes(expected.bytes, 2)}",
             f"wrote {options.output}",
         ]
     else:

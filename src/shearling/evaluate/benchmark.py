@@ -9,6 +9,7 @@ from typing import Any
 from shearling.evaluate.ratios import sentence
 from shearling.evaluate.speed import Workload, bench
 from shearling.files.progress import Progress, silent
+from shearling.files.sizes import in_bytes
 from shearling.model.subject import OpenedModel
 
 
@@ -30,7 +31,7 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
         f"models: {names}",
         *(
             f"with {one['engine']} {one['engine_version']}: {runs} runs, at least "
-            f"{one['bytes'] / 1e9:,.1f} GB of memory"
+            f"{in_bytes(one['bytes'])} of memory"
             for one in plan["engines"]
         ),
         *(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from shearling.files.sizes import in_bytes, scaled
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.manifest import MANIFEST, ModelManifest, describe, read_manifest
 from shearling.model.wrapping import Wrapping
@@ -82,14 +83,15 @@ def _around(wrapping: Wrapping | None) -> dict[str, Any] | None:
 def lines(found: dict[str, Any]) -> list[str]:
     """The same for a person."""
     count, blocks = found["parameters"], found["parameters_in_blocks"]
-    each = found["parameters_per_block"]
-    most = "" if each * found["shape"]["layers"] == blocks else "at most "
+    per_block = found["parameters_per_block"]
+    most = "" if per_block * found["shape"]["layers"] == blocks else "at most "
+    operations = scaled(found["flops_per_token"], "FLOP", 3)
     text = [
         f"{found['name']} ({found['architecture']}, {'/'.join(found['dtypes'])})",
         f"  shape        {', '.join(f'{axis}={size}' for axis, size in found['shape'].items())}",
-        f"  parameters   {count:,} ({blocks:,} in blocks, {most}{each:,} each)",
-        f"  on disk      {found['bytes'] / 1e6:,.1f} MB",
-        f"  per token    {found['flops_per_token'] / 1e9:.3f} GFLOP at {CONTEXT} tokens of context",
+        f"  parameters   {count:,} ({blocks:,} in blocks, {most}{per_block:,} each)",
+        f"  on disk      {in_bytes(found['bytes'])}",
+        f"  per token    {operations} at {CONTEXT} tokens of context",
         f"  KV cache     {found['kv_cache_bytes_per_token'] / 1024:.2f} KiB a token in 16 bits",
         f"  fingerprint  {found['fingerprint'][:16]}",
     ]
@@ -111,7 +113,7 @@ def lines(found: dict[str, Any]) -> list[str]:
         around = found["wrapper"]
         text.append(
             f"  inside       a {around['architecture']}, whose other {around['tensors']} tensors "
-            f"({around['bytes'] / 1e6:,.1f} MB) are copied as they are"
+            f"({in_bytes(around['bytes'])}) are copied as they are"
         )
     for why in dict.fromkeys(found["frozen_axes"].values()):
         axes = [axis for axis, reason in found["frozen_axes"].items() if reason == why]
@@ -159,7 +161,7 @@ def comparison(
             f"blocks      {source.shape['layers']} -> {shape['layers']}",
             f"parameters  {before:,} -> {most}{after:,} ({after / before - 1:+.1%})",
             *_active((layout, left), source.shape, shape),
-            f"per token   {flops[0] / 1e9:.3f} -> {flops[1] / 1e9:.3f} GFLOP "
+            f"per token   {scaled(flops[0], 'FLOP', 3)} -> {scaled(flops[1], 'FLOP', 3)} "
             f"({flops[1] / flops[0] - 1:+.1%}) at {CONTEXT} tokens of context",
         ],
     }

@@ -10,6 +10,7 @@ import torch
 
 from shearling.errors import ShearlingError
 from shearling.files.reading import read_json
+from shearling.files.sizes import in_bytes
 from shearling.model.dtypes import STORED, dtype_of, name_of
 from shearling.model.stored import StoredTensor, stored_tensors
 from shearling.model.wrapping import disk_names, plain_config, wrapping_of
@@ -95,9 +96,9 @@ def check_fits(
     if free is None or needed <= free:
         return
     half = loaded_bytes(path, torch.bfloat16) + extra_bytes
-    smaller = f"use bfloat16 ({half / 1e9:.1f} GB), " if half < free else ""
+    smaller = f"use bfloat16 ({in_bytes(half)}), " if half < free else ""
     raise ShearlingError(
-        f"The model in {path} needs about {needed / 1e9:.1f} GB in {name_of(kind)}, but "
-        f"{free / 1e9:.1f} GB of memory on {device} are free; {smaller}free some, or give a "
+        f"The model in {path} needs about {in_bytes(needed)} in {name_of(kind)}, but "
+        f"{in_bytes(free)} of memory on {device} are free; {smaller}free some, or give a "
         "smaller model."
     )

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from shearling.errors import ShearlingError
+from shearling.files.sizes import in_bytes
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.memory import free_bytes
 from shearling.train.memory import MICRO_TOKENS, adapter_parameters
@@ -61,8 +62,8 @@ class Estimate:
         """A few lines for a person."""
         parts = ("weights", "gradients", "moments", "activations", "teacher")
         lines = [f"{self.parameters:,} parameters on {self.ranks} rank(s), {self.steps:,} steps"]
-        lines += [f"{part:<12} {getattr(self, part) / 1e9:8.2f} GB a rank" for part in parts]
-        lines.append(f"{'in all':<12} {self.total / 1e9:8.2f} GB a rank")
+        lines += [f"{part:<12} {in_bytes(getattr(self, part), 2):>11} a rank" for part in parts]
+        lines.append(f"{'in all':<12} {in_bytes(self.total, 2):>11} a rank")
         for name, speed in self.tokens_per_s().items():
             hours = self.tokens / speed / 3600
             lines.append(f"at {speed:,.0f} tokens/s ({name}, assumed): {hours:,.1f} h")
@@ -91,8 +92,8 @@ def check_host_memory(
     standing, free = ranks * (needed.total - needed.activations), free_bytes()
     if free is not None and standing > least(free):
         raise ShearlingError(
-            f"{free / 1e9:.1f} GB of memory are free, but weights, gradients and the optimiser's "
-            f"moments of {source.parameters:,} parameters take {standing / 1e9:.1f} GB without any "
+            f"{in_bytes(free)} of memory are free, but weights, gradients and the optimiser's "
+            f"moments of {source.parameters:,} parameters take {in_bytes(standing)} without any "
             "activations; use --recipe lora, optimizer=adamw8bit with weight_dtype=bfloat16"
             f"{' in one process' if ranks > 1 else ''}, or a machine with more memory."
         )

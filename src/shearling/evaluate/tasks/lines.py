@@ -8,6 +8,7 @@ from typing import Any
 
 from shearling.evaluate.abilities.results import Abilities
 from shearling.evaluate.abilities.shares import Share, mean_share, moved, shares
+from shearling.files.sizes import in_bytes
 
 
 def all_lines(names: Sequence[str], results: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
@@ -68,7 +69,7 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
         lines.append(f"  repetition in {each['prompts']} continuations of {each['file']}")
     for model in plan["models"]:
         cached = ", ".join(model["cached"]) or "no task"
-        lines.append(f"{model['name']}: about {model['bytes'] / 1e9:.2f} GB; cached: {cached}")
+        lines.append(f"{model['name']}: about {in_bytes(model['bytes'], 2)}; cached: {cached}")
     return lines
 
 
