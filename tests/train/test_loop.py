@@ -245,6 +245,29 @@ def test_a_loss_that_is_not_finite(model: Checkpoint, store: Store, tmp_path: Pa
     assert list((tmp_path / "out").iterdir()) == [tmp_path / "out" / "healing"]
 
 
+def test_a_model_that_diverged_is_not_handed_over(
+    model: Checkpoint, store: Store, tmp_path: Path
+) -> None:
+    """The last step's weights are judged by held-out text alone."""
+    given = options(tokens=BATCH * 24, lr=1e18, warmup=0.0, eval_every=50)
+    with pytest.raises(ShearlingError, match=r"the held-out loss is not .* at step 1 .*lower lr"):
+        heal(model, store, given, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["healing"]
+    text = (tmp_path / "out" / "healing" / "cpt" / "log.jsonl").read_text()
+    assert "NaN" not in text
+
+
+def test_weights_that_diverged_are_not_kept(
+    model: Checkpoint, store: Store, tmp_path: Path
+) -> None:
+    """No checkpoint holds them, and none is called good."""
+    given = options(lr=1e18, warmup=0.0, eval_every=50, save_every=1)
+    for _ in range(2):
+        with pytest.raises(ShearlingError, match="no checkpoint was due yet"):
+            heal(model, store, given, tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("step-*"))
+
+
 @pytest.mark.parametrize("changed", [{"lr": 1e-3}, {"seed": 4}, {"batch": 3}])
 def test_a_checkpoint_of_another_run(
     model: Checkpoint, store: Store, tmp_path: Path, changed: dict[str, Any]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Generator, Mapping, Sequence
@@ -16,6 +15,7 @@ import typer
 from shearling.data.seeds import LARGEST
 from shearling.errors import ShearlingError
 from shearling.files.amounts import BYTES, amount, pointed
+from shearling.files.json_text import json_text
 from shearling.files.progress import first_process, processes
 from shearling.scoring.registry import PLUS, by_help
 
@@ -364,5 +364,5 @@ def print_result(result: Any, as_json: bool, lines: Sequence[str]) -> None:
     """
     if not first_process():
         return
-    print(json.dumps(result, indent=2, ensure_ascii=False) if as_json else "\n".join(lines))
+    print(json_text(result, indent=2) if as_json else "\n".join(lines))
     sys.stdout.flush()

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from shearling.errors import ShearlingError
+from shearling.files.json_text import json_text
 from shearling.files.locks import lock, owner, still_there
 from shearling.files.progress import Progress, silent
 from shearling.files.staging import check_regular, make_directory, partial, reserved
@@ -109,8 +110,12 @@ def sync_tree(directory: Path, progress: Progress = silent) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as JSON, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Write ``value`` as JSON, whole or not at all.
+
+    Raises:
+        ShearlingError: a number that is not finite; what :func:`write_text` raises.
+    """
+    write_text(path, json_text(value, indent=2) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shearling.errors import ShearlingError
+from shearling.files.json_text import json_text
 from shearling.files.reading import json_object, read_bytes
 from shearling.files.results import entry, read_object, refuse
 from shearling.train.installed import no_tracker
@@ -39,7 +40,7 @@ class Log:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """One line; it has a ``step`` and a ``kind``."""
-        self._stream.write(json.dumps(record) + "\n")
+        self._stream.write(json_text(record, ascii_only=True) + "\n")
         self._stream.flush()
         for tracker in self._trackers:
             tracker(record)

@@ -15,11 +15,10 @@ from __future__ import annotations
 
 import gc
 import math
-import signal
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,9 +42,10 @@ from shearling.train.memory import MICRO_TOKENS
 from shearling.train.mixture import Mixture
 from shearling.train.objective import Objective
 from shearling.train.options import Options
-from shearling.train.parallel import World, sharded, whole
+from shearling.train.parallel import World, reshard, sharded, whole
 from shearling.train.readings import Reading
 from shearling.train.schedule import factor
+from shearling.train.stopping import terminated
 from shearling.train.weights import Weights
 
 STAGE = "training"
@@ -111,6 +111,7 @@ class Trainer:
         self._behind = 1 if self.world.device.type == "cuda" else 0
         self._begun = time.perf_counter(), 0
         self._saved = -1
+        self._found: tuple[int, dict[str, float]] | None = None
 
     def run(self) -> None:
         """Train to the end, or until SIGTERM; goes on from the newest checkpoint there is.
@@ -125,7 +126,7 @@ class Trainer:
             self._log = Log(self.folder, after=self.step, trackers=self.options.trackers)
         self._begun = time.perf_counter(), self.step
         try:
-            with _terminated() as stopping, fast_products():
+            with terminated() as stopping, fast_products():
                 while self.step < self.steps:
                     self._look()
                     self.advance()
@@ -148,6 +149,7 @@ class Trainer:
         self.settle()
         if self._saved == self.step:
             return
+        self._judged()  # what is kept can be gone on with
         held = saving.tensors(self.objective, self.optimiser)
         state = {
             "identity": dict(self.identity),
@@ -164,7 +166,9 @@ class Trainer:
         """Mean nats a token on the held-out part of each domain; gates, if any, without chance."""
         learner = self.objective.learner
         with nullcontext() if learner is None else learner.settled(self.step):
-            return {domain: self._held_out(domain) for domain in self.store.domains}
+            losses = {domain: self._held_out(domain) for domain in self.store.domains}
+        reshard(self.objective)  # or a checkpoint would be of what was gathered, without moments
+        return losses
 
     def advance(self) -> None:
         """One update; its numbers are logged when they have arrived."""
@@ -200,7 +204,7 @@ class Trainer:
             made = self._made.popleft()
             values = made.reading.read()
             if not (math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"])):
-                raise self._not_finite(made)
+                raise self._not_finite("the loss or its gradient", made.step, made.domains)
             if self.objective.learner is not None:
                 self.objective.learner.check(values.pop("largest"))
             seconds, done = time.perf_counter() - self._begun[0], made.step - self._begun[1]
@@ -267,7 +271,7 @@ class Trainer:
         if not (update or last or self.step % self.options.eval_every == 0):
             return
         self.settle()
-        losses = self.losses()
+        losses = self._judged()
         if update and 0 < self.step < self.steps:
             self.weights.update(losses, self.step)
         self._log.write(
@@ -276,6 +280,20 @@ class Trainer:
                 "losses": losses, "weights": dict(self.weights.current),
             }
         )  # fmt: skip
+
+    def _judged(self) -> dict[str, float]:
+        """Held-out losses of this step's weights, measured once.
+
+        Raises:
+            ShearlingError: one is not finite; it is named, and so is the last good checkpoint.
+        """
+        if self._found is None or self._found[0] != self.step:
+            self._found = self.step, self.losses()
+        losses = self._found[1]
+        diverged = tuple(domain for domain, loss in losses.items() if not math.isfinite(loss))
+        if diverged:
+            raise self._not_finite("the held-out loss", self.step, diverged)
+        return losses
 
     def _updates(self, step: int) -> bool:
         return self.options.mix == "dynamic" and step % self.options.update_every == 0
@@ -369,12 +387,12 @@ class Trainer:
             return nullcontext()
         return torch.autocast(device.type, taken.computed)
 
-    def _not_finite(self, made: _Made) -> ShearlingError:
-        newest = saving.last(self.folder)
-        kept = f"the last good state is {newest}" if newest else "no checkpoint was due yet"
+    def _not_finite(self, what: str, step: int, domains: tuple[str, ...]) -> ShearlingError:
+        good = [path for path in saving.newest_first(self.folder) if saving.step_of(path) < step]
+        kept = f"the last good state is {good[0]}" if good else "no checkpoint was due yet"
         return ShearlingError(
-            f"the loss or its gradient is not a finite number at step {made.step} (sequences of "
-            f"{', '.join(made.domains)}); {kept}: lower lr, or look at that data, and start again."
+            f"{what} is not a finite number at step {step} (sequences of {', '.join(domains)}); "
+            f"{kept}: lower lr, or look at that data, and start again."
         )
 
     def _too_large(self) -> ShearlingError:
@@ -389,23 +407,3 @@ class Trainer:
 def _step_seed(seed: int, step: int, rank: int) -> int:
     """Of what a step draws (dropout in adapters): a function of seed, step and rank alone."""
     return folded((seed * 1_000_003 + step) * 65_537 + rank)
-
-
-@contextmanager
-def _terminated() -> Generator[Callable[[], bool]]:
-    """Whether SIGTERM has come since; a run then ends at a step's end, saved."""
-    came = False
-
-    def note(*_: object) -> None:
-        nonlocal came
-        came = True
-
-    try:
-        before = signal.signal(signal.SIGTERM, note)
-    except ValueError:  # not the main thread: whoever runs us sees to signals
-        yield lambda: False
-        return
-    try:
-        yield lambda: came
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -86,6 +86,12 @@ def sharded(module: nn.Module) -> bool:
     return isinstance(module, FSDPModule)
 
 
+def reshard(module: nn.Module) -> None:
+    """Give back what a forward pass without a backward one left gathered of a sharded module."""
+    if isinstance(module, FSDPModule):
+        module.reshard()
+
+
 def whole(tensor: Tensor) -> Tensor:
     """A parameter put together from all ranks, which all have to ask for it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -88,7 +88,7 @@ def _superseded(checkpoints: list[Path], keep: int, every: int) -> list[Path]:
     the same in the end whether it was stopped or not.
     """
     *old, newest = checkpoints
-    due = [path for path in old if _step(path) % every == 0]
+    due = [path for path in old if step_of(path) % every == 0]
     kept = {*due[len(due) - (keep - 1) :], newest}
     return [path for path in checkpoints if path not in kept]
 
@@ -221,7 +221,8 @@ def _check_headers(checkpoint: Path) -> None:
             ) from error
 
 
-def _step(checkpoint: Path) -> int:
+def step_of(checkpoint: Path) -> int:
+    """The step after which a checkpoint was written."""
     return int(checkpoint.name.removeprefix("step-"))
 
 
