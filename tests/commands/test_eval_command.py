@@ -176,6 +176,12 @@ def test_what_is_ignored_is_said(run: Run, place: Path) -> None:
                 "--limit", 3)  # fmt: skip
     assert "--shots ignored" in found.err
     assert "--limit ignored" in found.err
+    assert "--max-new-tokens ignored" not in found.err
+    found = run(place / "llama-1", "--text", place / "sheep.jsonl", "--window", 16,
+                "--max-windows", 1, "--temperature", 0.7, "--top-p", 0.5, "--max-new-tokens",
+                9)  # fmt: skip
+    told = "--temperature, --top-p, --max-new-tokens ignored: they are for --prompt and --degen"
+    assert told in found.err
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shearling import cli
 from shearling.errors import ShearlingError
+from shearling.train import steering
+from shearling.train.loop import Trainer
 from shearling.train.reference import Reference
 from tiny_tokenizer import write_llama
 
@@ -103,6 +105,74 @@ def test_a_dynamic_mix(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = [json.loads((place / n / "shearling.json").read_text()) for n in ("mixed", "measured")]
     assert found[0]["final_weights"] == pytest.approx(found[1]["final_weights"], rel=1e-3)
     assert found[0]["final_weights"]["fell"] != pytest.approx(0.5, abs=1e-3)
+
+
+def test_a_measured_reference_is_the_run_s(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other threads give other last digits; a run goes on with what it began with."""
+    write_llama(tmp_path / "other", layers=3)
+    arguments = (
+        "mixed", "mix=dynamic", "update_every=2", "save_every=2", "--teacher", place / "source",
+    )  # fmt: skip
+    (tmp_path / "one").mkdir()
+    for name in ("model", "source", "store"):
+        (tmp_path / "one" / name).symlink_to(place / name)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_look", lambda trainer: _stop_at(trainer, 3))
+        with pytest.raises(_Stopped):
+            heal(tmp_path / "one", *arguments)
+    measure = steering.measure
+    monkeypatch.setattr(
+        steering, "measure", lambda *a, **k: {d: x + 1e-7 for d, x in measure(*a, **k).items()}
+    )
+    with pytest.raises(ShearlingError, match="another teacher and reference"):
+        heal(tmp_path / "one", *arguments[:-1], tmp_path / "other")
+    heal(tmp_path / "one", *arguments)
+    manifest = json.loads((tmp_path / "one" / "mixed" / "shearling.json").read_text())
+    assert manifest["teacher"]["name"] == "source"
+
+
+def test_a_reference_file_is_compared(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ("mix=dynamic", "save_every=2", "--reference")
+    for name, loss in (("first", 1.0), ("second", 1.0 + 1e-7)):
+        Reference({"fell": loss, "pen": 1.0}, {"method": "given"}).save(tmp_path / name)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_look", lambda trainer: _stop_at(trainer, 3))
+        with pytest.raises(_Stopped):
+            heal(place, "filed", *given, tmp_path / "first")
+    with pytest.raises(ShearlingError, match="a run with another reference"):
+        heal(place, "filed", *given, tmp_path / "second")
+
+
+class _Stopped(Exception):
+    pass
+
+
+def _stop_at(trainer: Trainer, step: int) -> None:
+    if trainer.step == step:
+        raise _Stopped
+
+
+def test_what_is_ignored_is_told(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And the manifest names no teacher that taught nothing."""
+    Reference({"fell": 1.0, "pen": 1.0}, {"method": "given"}).save(place / "given.json")
+    heal(
+        place, "plain", "--reference", place / "given.json", "--teacher", place / "source",
+        "temperature=3", "text_share=0.9", "rank=64", "floor=0.3", "update_every=50",
+    )  # fmt: skip
+    told = capsys.readouterr().err
+    assert "--reference ignored: only mix=dynamic" in told
+    assert "--teacher ignored: nothing is distilled" in told
+    assert "temperature, text_share ignored: of use with recipe=distill alone." in told
+    assert "rank ignored: of use with recipe=lora alone." in told
+    assert "floor ignored: of use with mix=dynamic alone." in told
+    manifest = json.loads((place / "plain" / "shearling.json").read_text())
+    assert manifest.get("teacher") is None
+    heal(place, "steered", "mix=dynamic", "floor=0.3", "--reference", place / "given.json")
+    assert "ignored" not in capsys.readouterr().err
 
 
 def test_dry_run(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -206,6 +206,13 @@ def _warn_of_ignored(options: EvalOptions, suite: Suite) -> None:
     if not options.text:
         windows = {"--window": options.window, "--max-windows": options.max_windows}
         warn_ignored(windows, "they are for --text, and a suite says its own")
+    if not (options.prompt or options.degeneration):
+        sampled = {
+            "--temperature": options.temperature or None,
+            "--top-p": None if options.top_p == 1 else options.top_p,
+            "--max-new-tokens": options.max_new_tokens,
+        }
+        warn_ignored(sampled, "they are for --prompt and --degeneration")
     if not options.tasks:
         warn_ignored({"--shots": options.shots}, "it is for --tasks, and a suite says its own")
     if options.engine == "transformers":

@@ -17,6 +17,7 @@ from shearling.commands.options import (
     note,
     print_result,
     warn,
+    warn_ignored,
 )
 from shearling.commands.takes import takes_options
 from shearling.errors import ShearlingError
@@ -60,6 +61,7 @@ def heal(options: HealOptions) -> None:
     from shearling.engine.devices import own_device
     from shearling.model.checkpoint import Checkpoint
     from shearling.pruning.plan import parse_count
+    from shearling.train.finish import RUN
     from shearling.train.heal import heal as run
     from shearling.train.options import parse
     from shearling.train.parallel import World
@@ -72,7 +74,7 @@ def heal(options: HealOptions) -> None:
     source, store = Checkpoint.open(options.model.given()), Store.open(given.data)
     training = inherited(training, source, store, warn)
     check_output(output)  # before references are measured
-    named = options.teacher
+    named = used_teacher(options.teacher, training, given)
     teacher = None if named is None else Checkpoint.open(options.model.beside(named))
     cache = None if options.teacher_cache is None else Cache.open(options.teacher_cache)
     if given.dry_run:
@@ -85,7 +87,7 @@ def heal(options: HealOptions) -> None:
         _print_estimate(planning, given.device, options.as_json)
         return
     with joined(given.device, given.allowed()) as (world, heard):
-        losses = references(given.reference, teacher, store, training, world)
+        losses = references(given.reference, teacher, store, training, world, run=output / RUN)
         check(Training(source, store, training, teacher, cache, losses), output)
         tell_device(world, training, given.device)
         healed = run(
@@ -94,6 +96,19 @@ def heal(options: HealOptions) -> None:
         )  # fmt: skip
     if world.first:
         _print_result(healed, output, options.as_json)
+
+
+def used_teacher(named: str | None, options: Options, given: TrainingOptions) -> str | None:
+    """The teacher that was named, if it has anything to do; says so where it or a file has not."""
+    if options.mix != "dynamic":
+        warn_ignored({"--reference": given.reference}, "only mix=dynamic follows reference losses")
+    measured = options.mix == "dynamic" and given.reference is None
+    if options.recipe == "distill" or measured:
+        return named
+    warn_ignored(
+        {"--teacher": named}, "nothing is distilled from it, and no reference measured on it"
+    )
+    return None
 
 
 def settings(pairs: list[str] | None, options: TrainingOptions) -> list[str]:

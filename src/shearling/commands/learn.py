@@ -14,6 +14,7 @@ from shearling.commands.heal import (
     print_stopped,
     settings,
     tell_device,
+    used_teacher,
     where,
 )
 from shearling.commands.options import (
@@ -91,13 +92,15 @@ def learn(options: LearnCommandOptions) -> None:
     learning = parse(options.recipe, tokens, pairs, distil=options.distil)
     source, store = Checkpoint.open(options.model.given()), Store.open(given.data)
     after = parse_shape(options.shape, source)
-    check_output(output, HEALING if learning.gates == "scores" else RUN)
+    folder = HEALING if learning.gates == "scores" else RUN
+    check_output(output, folder)
     tell_limits(source, after, warn)
-    named = options.teacher
+    named = used_teacher(options.teacher, learning, given)
     teacher = None if named is None else Checkpoint.open(options.model.beside(named))
     if teacher is None and learning.mix == "dynamic" and given.reference is None:
         teacher = source  # the second of the paper's two references: the source's own losses
     distilled = teacher if options.distil else None
+    followed = teacher if named else None  # the run is then of that teacher
     if given.dry_run:
         losses = references(given.reference, teacher, store, learning)
         planning = Training(
@@ -108,11 +111,14 @@ def learn(options: LearnCommandOptions) -> None:
         _print_plan(planning, after, distilled, given.device, options.as_json)
         return
     with joined(given.device, given.allowed()) as (world, heard):
-        losses = references(given.reference, teacher, store, learning, world)
+        losses = references(
+            given.reference, teacher, store, learning, world, run=output / folder,
+            named=named is not None,
+        )  # fmt: skip
         check(Training(source, store, learning, teacher, None, losses), after, output)
         tell_device(world, learning, given.device)
         learned = run(
-            source, after, store, learning, output, teacher=distilled, reference=losses,
+            source, after, store, learning, output, teacher=followed, reference=losses,
             world=world, **heard,
         )  # fmt: skip
     if world.first:

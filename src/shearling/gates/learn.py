@@ -45,6 +45,7 @@ from shearling.table.values import Shape
 from shearling.train import heal as healing
 from shearling.train import saving
 from shearling.train.heal import Healed
+from shearling.train.options import tell_idle
 from shearling.train.parallel import World
 from shearling.train.setup import Training, at_work, mixed, prepared, trainer
 from shearling.train.setup import check as check_training
@@ -97,6 +98,7 @@ def learn(
     )
     if options.gates == "scores":
         return _by_scores(training, options, after, output, windows)
+    tell_idle(options, notify)
     with at_work(output, RUN, training.world):
         return _by_gates(training, options, after, output, windows.ids_NS)
 

@@ -18,7 +18,7 @@ from shearling.files.results import plain
 from shearling.model.checkpoint import Checkpoint
 from shearling.model.manifest import describe
 from shearling.train.finish import RUN, write
-from shearling.train.options import Options
+from shearling.train.options import Options, tell_idle
 from shearling.train.parallel import World
 from shearling.train.setup import Training, at_work, check, prepared, trainer
 
@@ -53,7 +53,7 @@ def heal(
         options: the recipe and its numbers.
         output: a new directory, or one that a stopped run left.
         teacher: for ``distill``: the model whose distribution is learned, such as the source
-            that was cut.
+            that was cut; for a dynamic mix: the model that ``reference`` was measured on.
         cache: for ``distill``: what a teacher said of the store, instead of the teacher itself.
         reference: domain -> reference loss (nats), for a dynamic mix.
         world: ranks; one process alone if not given.
@@ -69,6 +69,7 @@ def heal(
         world or World(), progress, notify,
     )  # fmt: skip
     check(training, output)
+    tell_idle(options, notify)
     with at_work(output, RUN, training.world):
         return _healed(training, output)
 
@@ -89,7 +90,7 @@ def _healed(training: Training, output: Path) -> Healed:
     assert model is not None
     write(
         training.source, model, output, options, training.store,
-        _taught_by(training.teacher, training.cache), world, training.reference,
+        _taught_by(training), world, training.reference,
     )  # fmt: skip
     return Healed(Checkpoint.open(output) if world.first else None, step, steps)
 
@@ -106,8 +107,11 @@ def phases(options: Options) -> list[Options]:
     ]
 
 
-def _taught_by(teacher: Checkpoint | None, cache: Cache | None) -> dict[str, Any] | None:
-    """The teacher, for the manifest."""
+def _taught_by(training: Training) -> dict[str, Any] | None:
+    """The teacher, for the manifest, where it taught or its losses were followed."""
+    teacher, cache, options = training.teacher, training.cache, training.options
     if cache is not None:
         return plain(cache.teacher) | {"cache": cache.fingerprint, "top": cache.top}
-    return None if teacher is None else describe(teacher)
+    if teacher is None or (options.recipe != "distill" and options.mix != "dynamic"):
+        return None
+    return describe(teacher)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -124,6 +124,29 @@ class Options(BaseModel):
     def steps(self, length: int) -> int:
         """Optimiser steps, for sequences of ``length`` tokens."""
         return -(-self.tokens // (self.batch * length))
+
+
+# Options that mean nothing elsewhere, and where they mean something.
+_OF = {
+    "recipe=distill": ("temperature", "text_share", "hidden_share"),
+    "recipe=lora": ("rank", "alpha"),
+    "mix=dynamic": ("floor", "cap", "update_every"),
+}
+
+
+def tell_idle(options: Options, notify: Callable[[str], None]) -> None:
+    """Say which options were given another value than their own, and change nothing."""
+    at_work = {f"recipe={options.recipe}", f"mix={options.mix}"}
+    if options.recipe == "cpt-then-lora":
+        at_work.add("recipe=lora")
+    for where, names in _OF.items():
+        idle = [name for name in names if _changed(options, name)]
+        if idle and where not in at_work:
+            notify(f"{', '.join(idle)} ignored: of use with {where} alone.")
+
+
+def _changed(options: Options, name: str) -> bool:
+    return getattr(options, name) != type(options).model_fields[name].default
 
 
 _Kind = TypeVar("_Kind", bound=Options)
