@@ -92,6 +92,8 @@ def test_prompts_are_documents_beginnings_or_spread_windows(tokenizer):
     [text] = ["".join(chr(97 + i // 10) for i in range(200))]
     spread = [tokenizer.decode(row) for row in held_out([text], tokenizer, 5, 10)]
     assert spread == ["a" * 10, "e" * 10, "i" * 10, "m" * 10, "q" * 10]
+    spread = [tokenizer.decode(row)[0] for row in held_out([text], tokenizer, 11, 10)]
+    assert "".join(spread) == "abdfhjkmoqs", "over the whole text, not its first half"
 
 
 def test_a_models_loops_beside_the_texts_own(model, tokenizer):

@@ -118,8 +118,8 @@ def held_out(
         if len(beginnings) == count:
             return torch.tensor(beginnings)
     windows_WS = evaluation_windows(documents, tokenizer, window=length, bos=False).ids_NS
-    step = max(1, len(windows_WS) // count)
-    return windows_WS[::step][:count]
+    taken = min(count, len(windows_WS))
+    return windows_WS[[number * len(windows_WS) // taken for number in range(taken)]]
 
 
 @torch.inference_mode()
