@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +15,9 @@ from shearling.gates.learn import learn
 from shearling.gates.options import LearnOptions
 from shearling.model.checkpoint import Checkpoint
 from shearling.report.records.collect import collect
+from shearling.train.finish import _elapsed
 from shearling.train.heal import heal
-from shearling.train.log import read
+from shearling.train.log import Log, read
 from shearling.train.options import Options
 
 GIVEN: dict[str, Any] = {
@@ -67,6 +70,43 @@ def test_seconds_before_an_interruption_count(
     assert seconds[2] < 60
     assert seconds[4] == 3600
     assert 3600 < seconds[6] < seconds[8] < 3660
+
+
+def test_a_short_first_part_counts(model: Checkpoint, store: Store, tmp_path: Path) -> None:
+    """Although the seconds of the second part never fall below its own."""
+
+    def fail(stage: str, done: float, total: float, /) -> None:
+        if stage == "training" and done == 5:
+            raise KeyboardInterrupt
+
+    options = Options(save_every=4, **GIVEN)
+    with pytest.raises(KeyboardInterrupt):
+        heal(model, store, options, tmp_path / "out", progress=fail)
+    folder = tmp_path / "out" / "healing" / "cpt"
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    quick = [line | ({"seconds": 1e-4} if "seconds" in line else {}) for line in lines]
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in quick))
+    heal(model, store, options, tmp_path / "out")
+    assert [r["step"] for r in trained(folder) if r.get("resumed")] == [5]
+    seconds = trained(folder)[-1]["seconds"]
+    assert _elapsed(read(folder))[-1] == pytest.approx(1e-4 + seconds, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_trackers_know_the_run_and_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    told: list[Any] = []
+    library = SimpleNamespace(
+        init=lambda **given: told.append(given["name"]) or SimpleNamespace(),
+        log=lambda record, step: told.append((step, record["loss"])),
+        finish=lambda: told.append("finished"),
+    )
+    monkeypatch.setitem(sys.modules, name, library)
+    log = Log(tmp_path / "lambs" / "healing" / "2-lora", after=0, trackers=[name])
+    log.write({"kind": "train", "step": 1, "loss": 2.0})
+    log.close()
+    assert told == ["lambs 2-lora", (1, 2.0), "finished"]
 
 
 @pytest.mark.parametrize("mix", ["dynamic", "proportional"])

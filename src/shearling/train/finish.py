@@ -186,13 +186,16 @@ def _seconds(folder: Path) -> float:
 def _elapsed(records: list[dict[str, Any]]) -> list[float]:
     """Seconds of training at each record of a phase.
 
-    A run that was taken up again counts from zero; what was done before counts as well.
+    A run that was taken up again counts from zero; what was done before counts as well. Its
+    first step says so; in an older log, only seconds that fall tell of it.
     """
     elapsed = []
     total = last = 0.0
     for record in records:
         seconds = record.get("seconds", last)
-        total += seconds - last if seconds >= last else seconds
+        if seconds < last or record.get("resumed"):
+            last = 0.0
+        total += seconds - last
         last = seconds
         elapsed.append(total)
     return elapsed

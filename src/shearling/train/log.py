@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
@@ -43,11 +43,13 @@ class Log:
         self._stream.write(json_text(record, ascii_only=True) + "\n")
         self._stream.flush()
         for tracker in self._trackers:
-            tracker(record)
+            tracker.write(record)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, and have trackers finish what they were told."""
         self._stream.close()
+        for tracker in self._trackers:
+            tracker.close()
 
 
 class NoLog(Log):
@@ -128,8 +130,16 @@ def _flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     return numbers
 
 
-def _tracker(name: str, folder: Path) -> Any:
-    """A function that takes records; libraries are imported only when they are asked for."""
+@dataclass(frozen=True)
+class _Tracker:
+    """What takes records, and what ends it."""
+
+    write: Callable[[Mapping[str, Any]], None]
+    close: Callable[[], None]
+
+
+def _tracker(name: str, folder: Path) -> _Tracker:
+    """A tracker of a run; libraries are imported only when they are asked for."""
     try:
         if name == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
@@ -140,13 +150,15 @@ def _tracker(name: str, folder: Path) -> Any:
                 for key, value in _flat(record).items():
                     writer.add_scalar(key, value, record["step"])
 
-            return to_tensorboard
+            return _Tracker(to_tensorboard, writer.close)
         library: Any = __import__(name)
     except ImportError as error:
         raise no_tracker(name) from error
-    run = library.init(project="shearling", name=folder.parent.name)
+    output = folder.resolve().parent.parent  # the folder is that of a phase of OUTPUT/healing
+    run = library.init(project="shearling", name=f"{output.name} {folder.name}")
+    told = run if hasattr(run, "log") else library
 
     def to_run(record: Mapping[str, Any]) -> None:
-        (run if hasattr(run, "log") else library).log(_flat(record), step=record["step"])
+        told.log(_flat(record), step=record["step"])
 
-    return to_run
+    return _Tracker(to_run, run.finish if hasattr(run, "finish") else library.finish)

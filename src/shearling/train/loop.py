@@ -208,11 +208,12 @@ class Trainer:
             if self.objective.learner is not None:
                 self.objective.learner.check(values.pop("largest"))
             seconds, done = time.perf_counter() - self._begun[0], made.step - self._begun[1]
+            again = {"resumed": True} if done == 1 and self._begun[1] else {}
             self._log.write(
                 {
                     "kind": "train", "step": made.step, "tokens": self._tokens(made.step),
                     "lr": self.options.lr * made.share, **values, "seconds": round(seconds, 3),
-                    "tokens_per_s": round(self._tokens(done) / seconds, 2),
+                    "tokens_per_s": round(self._tokens(done) / seconds, 2), **again,
                 }
             )  # fmt: skip
 
