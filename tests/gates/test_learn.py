@@ -36,7 +36,7 @@ def options(**changed: Any) -> LearnOptions:
 
 
 def log(output: Path) -> list[dict[str, Any]]:
-    timed = ("seconds", "tokens_per_s")
+    timed = ("seconds", "tokens_per_s", "resumed")
     return [
         {key: value for key, value in record.items() if key not in timed}
         for record in read(output / "learning" / "gates")
