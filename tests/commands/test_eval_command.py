@@ -210,7 +210,7 @@ def test_a_model_that_does_not_fit_is_refused_with_the_estimate(
 ) -> None:
     free = SimpleNamespace(available=300_000_000)
     monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: free)
-    with pytest.raises(ShearlingError, match=r"llama-1 needs about 0\.5 GB .* but 0\.3 GB of mem"):
+    with pytest.raises(ShearlingError, match=r"-1 needs about 537\.0 MB .* but 300\.0 MB of m"):
         run(place / "llama-1", "--text", place / "sheep.jsonl", "--window", 16)
 
 

@@ -19,7 +19,7 @@ from shearling.commands.listed import SUMMARIES
 # Files beside the commands that are none.
 OTHERS = {
     "asked_wrong", "demo_run", "demo_text", "eval_plan", "listed", "options", "prune_lines",
-    "takes", "target_options",
+    "size_options", "takes", "target_options",
 }  # fmt: skip
 
 
