@@ -33,6 +33,19 @@ def trained(folder: Path) -> list[dict[str, Any]]:
     return [record for record in read(folder) if record["kind"] == "train"]
 
 
+def interrupted(model: Checkpoint, store: Store, output: Path) -> tuple[Options, Path]:
+    """A run that ends in its fifth step, one behind its checkpoint: its options and its folder."""
+
+    def fail(stage: str, done: float, total: float, /) -> None:
+        if stage == "training" and done == 5:
+            raise KeyboardInterrupt
+
+    options = Options(save_every=4, **GIVEN)
+    with pytest.raises(KeyboardInterrupt):
+        heal(model, store, options, output, progress=fail)
+    return options, output / "healing" / "cpt"
+
+
 def test_seconds_of_two_phases(model: Checkpoint, store: Store, tmp_path: Path) -> None:
     """Those of the last step before each look, the second phase's after all of the first's."""
     output = tmp_path / "out"
@@ -53,14 +66,7 @@ def test_seconds_of_two_phases(model: Checkpoint, store: Store, tmp_path: Path) 
 def test_seconds_before_an_interruption_count(
     model: Checkpoint, store: Store, tmp_path: Path
 ) -> None:
-    def fail(stage: str, done: float, total: float, /) -> None:
-        if stage == "training" and done == 5:
-            raise KeyboardInterrupt
-
-    options = Options(save_every=4, **GIVEN)
-    with pytest.raises(KeyboardInterrupt):
-        heal(model, store, options, tmp_path / "out", progress=fail)
-    folder = tmp_path / "out" / "healing" / "cpt"
+    options, folder = interrupted(model, store, tmp_path / "out")
     # An hour went by until the checkpoint.
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     slow = [line | ({"seconds": 3600.0} if line["step"] == 4 else {}) for line in lines]
@@ -74,15 +80,7 @@ def test_seconds_before_an_interruption_count(
 
 def test_a_short_first_part_counts(model: Checkpoint, store: Store, tmp_path: Path) -> None:
     """Although the seconds of the second part never fall below its own."""
-
-    def fail(stage: str, done: float, total: float, /) -> None:
-        if stage == "training" and done == 5:
-            raise KeyboardInterrupt
-
-    options = Options(save_every=4, **GIVEN)
-    with pytest.raises(KeyboardInterrupt):
-        heal(model, store, options, tmp_path / "out", progress=fail)
-    folder = tmp_path / "out" / "healing" / "cpt"
+    options, folder = interrupted(model, store, tmp_path / "out")
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     quick = [line | ({"seconds": 1e-4} if "seconds" in line else {}) for line in lines]
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in quick))
